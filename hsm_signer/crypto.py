@@ -1,0 +1,71 @@
+"""What it means to sign and to verify: the algorithms, the public key, and the seam a signer fills."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+MINIMUM_BITS = 2048
+"""Entra refuses RSA keys shorter than this (AADSTS700027)."""
+
+
+class Algorithm(StrEnum):
+    """The JWS algorithms Entra accepts for client assertions (RFC 7518 section 3.1)."""
+
+    RS256 = "RS256"
+    PS256 = "PS256"
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """An RSA public key. Two are equal when modulus and exponent are."""
+
+    modulus: int
+    exponent: int
+
+    @property
+    def bits(self) -> int:
+        """Length of the modulus."""
+        return self.modulus.bit_length()
+
+    def verify(self, algorithm: Algorithm, message: bytes, signature: bytes) -> bool:
+        """Tell whether `signature` over `message` is this key's, by `algorithm` (RFC 7518 sections 3.3 and 3.5)."""
+        try:
+            self._rsa.verify(signature, message, _PADDING[algorithm], _SHA256)
+        except InvalidSignature:
+            return False
+        return True
+
+    @cached_property
+    def _rsa(self) -> rsa.RSAPublicKey:
+        return rsa.RSAPublicNumbers(self.exponent, self.modulus).public_key()
+
+
+class Signer(Protocol):
+    """Whatever holds a private key and signs with it."""
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The public half of the key."""
+        ...
+
+    @property
+    def algorithms(self) -> frozenset[Algorithm]:
+        """What `sign` can do."""
+        ...
+
+    def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
+        """Return the signature over `message`, verified with `public_key` before it is returned."""
+        ...
+
+
+_SHA256 = hashes.SHA256()
+# RFC 7518 section 3.5: the salt is as long as the hash.
+_PADDING: dict[Algorithm, padding.AsymmetricPadding] = {
+    Algorithm.RS256: padding.PKCS1v15(),
+    Algorithm.PS256: padding.PSS(mgf=padding.MGF1(_SHA256), salt_length=32),
+}
