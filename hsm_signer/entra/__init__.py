@@ -1,0 +1,1 @@
+"""The exchange: where Entra listens, how it is asked, and what its refusals mean."""

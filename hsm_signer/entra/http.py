@@ -1,0 +1,378 @@
+"""The one HTTP client: posts a form over verified TLS, within a deadline, and tries again where that can help.
+
+An attempt runs on a daemon thread of its own while the caller waits for as long as is left: httpx's timeouts are for
+single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. The
+attempt that overruns is abandoned; it has its own connection, so nothing it does afterwards reaches a later one.
+
+Failures inside an attempt come back as values, not as exceptions: an httpx exception carries the request, and with it
+the assertion, and must not hang in the chain of an error that somebody logs.
+"""
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urljoin, urlsplit
+
+from hsm_signer import __version__
+from hsm_signer.entra.authority import is_loopback
+from hsm_signer.errors import ConfigError, NetworkError
+
+# What takes long to import is imported where it is used: a program that only signs must not pay for it.
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+MAXIMUM_BODY = 1024 * 1024
+"""Bytes; a token response is a few kilobytes."""
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """What a server answered.
+
+    Args:
+        status: HTTP status; neither a redirect, nor 429, nor 5xx, which are errors.
+        headers: names are in lower case.
+        body: at most `MAXIMUM_BODY` bytes; not in the repr, for it may hold a token.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+class HttpClient:
+    """Posts forms.
+
+    Args:
+        timeout: seconds for one `post_form`, all its attempts and waits included.
+        ca_bundle: PEM file of authorities to trust beside the system's. Verification cannot be turned off.
+        sleep: waits for that many seconds.
+        monotonic: seconds on a clock that is never set.
+        now: seconds since the epoch.
+        jitter: a number from 0 up to 1, evenly spread.
+
+    Raises:
+        ConfigError: the CA bundle cannot be read or holds no certificate.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        ca_bundle: Path | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._timeout = timeout
+        self._trust = _load_trust(ca_bundle)
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._now = now
+        self._jitter = jitter
+        self._closed = False
+
+    def post_form(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> HttpResponse:
+        """Post `form` to `url` and return the answer.
+
+        Connection errors, 429 and 5xx are tried again with the same form, up to four attempts in all.
+
+        Raises:
+            NetworkError: no usable answer arrived in time; the message names the last cause.
+            ConfigError: a proxy variable of the environment is unusable.
+        """
+        if self._closed:
+            raise RuntimeError("this HttpClient is closed")
+        deadline = self._monotonic() + self._timeout
+        post = _Post(url, form, headers, self._trust, _proxy_for(url), lambda: deadline - self._monotonic())
+        host = _host_of(url)
+        last: _Failure | None = None
+        retries = 0
+        while True:
+            answer = _within(post.left(), post.run)
+            if isinstance(answer, HttpResponse):
+                if (failure := _judge(answer, url, self._now())) is None:
+                    return answer
+                answer = failure
+            if answer is None or post.left() <= 0:
+                raise self._overrun(host, answer or last)
+            # A server that asks for a second's peace still gets the longer wait of a later attempt.
+            pause = max(answer.retry_after or 0, 2**retries * (0.5 + self._jitter() / 2))
+            if retries == _RETRIES or not answer.retry or pause >= post.left():
+                raise self._give_up(answer)
+            self._sleep(pause)
+            last = answer
+            retries += 1
+
+    def close(self) -> None:
+        """Refuse further requests. No connection outlives a call, so there is nothing else to let go."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _overrun(self, host: str, last: "_Failure | None") -> NetworkError:
+        seen = f" Last seen: {last.message}" if last else ""
+        return NetworkError(
+            f"{host} gave no complete answer within {self._timeout:g} seconds.{seen}",
+            hint="Check the network and any proxy between here and there, or allow more with --network-timeout.",
+        )
+
+    def _give_up(self, failure: "_Failure") -> NetworkError:
+        if not failure.retry_after:
+            return NetworkError(failure.message, hint=failure.hint)
+        when = datetime.fromtimestamp(self._now() + failure.retry_after, UTC)
+        return NetworkError(
+            f"{failure.message} It asks to be left alone until {when:%Y-%m-%d %H:%M:%S} UTC.",
+            hint="Try again then, or allow a longer wait with --network-timeout.",
+        )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, or None without a usable one (RFC 9110 section 10.2.3).
+
+    A date is measured from the answer's own `Date`, so that a wrong clock here does no harm.
+    """
+    value = headers.get("retry-after", "").strip()
+    # More digits than this, some thirty years, are no wait but a mistake, and overflow the calendar.
+    if re.fullmatch("[0-9]{1,9}", value):
+        return float(value)
+    if (when := parse_http_date(value)) is None:
+        return None
+    sent = parse_http_date(headers.get("date", ""))
+    return min(max(when - (now if sent is None else sent), 0), 999_999_999)
+
+
+def parse_http_date(text: str) -> float | None:
+    """Return an HTTP-date as seconds since the epoch, or None for anything else (RFC 9110 section 5.6.7)."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why an attempt brought no answer, in sentences that hold nothing of the request."""
+
+    message: str
+    hint: str | None = None
+    retry: bool = True
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class _Post:
+    """One attempt, on a connection of its own."""
+
+    url: str
+    form: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
+    trust: "ssl.SSLContext"
+    proxy: str | None = field(repr=False)
+    left: Callable[[], float]
+
+    def run(self) -> "HttpResponse | _Failure":
+        import httpx
+
+        host = _host_of(self.url)
+        # The caller's deadline ends the wait. These limits end this thread, soon after, and leave room for another
+        # address or another attempt where packets to the first one vanish.
+        limits = httpx.Timeout(self.left() + 5, connect=min(self.left() + 5, 10))
+        headers = {
+            "User-Agent": f"hsm-signer/{__version__}",
+            "Accept": "application/json",
+            # What is not compressed cannot swell past the size limit.
+            "Accept-Encoding": "identity",
+            **self.headers,
+        }
+        try:
+            # Left to itself, httpx would verify a proxy that is reached over TLS against certifi's authorities.
+            secured = self.trust if self.proxy and urlsplit(self.proxy).scheme == "https" else None
+            proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
+            with (
+                httpx.Client(verify=self.trust, proxy=proxy, trust_env=False, timeout=limits) as client,
+                client.stream("POST", self.url, data=dict(self.form), headers=headers) as response,
+            ):
+                body = bytearray()
+                for chunk in response.iter_raw():
+                    body += chunk
+                    if len(body) > MAXIMUM_BODY:
+                        return _Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", _WRONG_SERVER, retry=False)
+                    if self.left() <= 0:
+                        return _Failure(f"{host} sent its answer too slowly.", retry=False)
+                lower = {name.lower(): value for name, value in response.headers.items()}
+                return HttpResponse(response.status_code, lower, bytes(body))
+        except httpx.HTTPError as error:
+            return _explain(error, host, self.proxy)
+        except (httpx.InvalidURL, UnicodeError):
+            return _Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
+
+
+_WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is no token endpoint of Entra."
+_RETRIES = 3
+
+
+def _within(seconds: float, run: Callable[[], "HttpResponse | _Failure"]) -> "HttpResponse | _Failure | None":
+    """Return what `run` returns, or None when it takes longer than that; it is then left to itself."""
+    future: Future[HttpResponse | _Failure] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(run())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="hsm-signer-http", daemon=True).start()
+    wait([future], timeout=max(seconds, 0))
+    return future.result() if future.done() else None
+
+
+def _judge(response: HttpResponse, url: str, now: float) -> _Failure | None:
+    """Return why this answer is none to be passed on, or None when it is."""
+    status, host = response.status, _host_of(url)
+    if 300 <= status < 400:
+        location = response.headers.get("location")
+        # The rest of the address is not shown: a server may put into it what it was sent.
+        target = (_host_of(urljoin(url, location)) if location else "") or "nowhere"
+        return _Failure(
+            f"{host} answered {status} and points to {target}; an assertion does not follow redirects.",
+            _WRONG_SERVER,
+            retry=False,
+        )
+    if status == 429 or status >= 500:
+        state = "is throttling" if status == 429 else "is unwell"
+        return _Failure(
+            f"{host} {state}: it answered {status}.", "Try again later.", retry_after=retry_after(response.headers, now)
+        )
+    return None
+
+
+def _explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> _Failure:
+    """Put a failed attempt into words, from the types in the exception's chain; its texts are not ours to show."""
+    import socket
+    import ssl
+
+    import httpx
+
+    way = f"{host} through the proxy {_host_of(proxy)}" if proxy else host
+    chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _Failure(
+                f"The certificate of {way} is not trusted: {cause.verify_message}.",
+                _certificate_hint(cause.verify_code),
+                retry=False,
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            reason = (cause.reason or "unknown reason").replace("_", " ").lower()
+            return _Failure(f"There is no TLS with {way}: {reason}.", _WRONG_SERVER, retry=False)
+        if isinstance(cause, socket.gaierror):
+            looked_for = _host_of(proxy) if proxy else host
+            return _Failure(
+                f"The name {looked_for} could not be resolved.", "Check its spelling, and this machine's DNS."
+            )
+        if isinstance(cause, ConnectionRefusedError):
+            return _Failure(f"The connection to {way} was refused.", "Check host and port, and any firewall.")
+    if isinstance(error, httpx.ProxyError):
+        # httpcore's text is the status of the proxy's answer to CONNECT.
+        status = str(error)[:3] if re.match("[1-5][0-9]{2}", str(error)) else "no usable answer"
+        return _Failure(
+            f"The proxy {_host_of(proxy or '')} did not connect to {host}: {status}.",
+            "Check HTTPS_PROXY and NO_PROXY, and whether the proxy needs a user name.",
+            retry=not status.startswith("4"),
+        )
+    if isinstance(error, httpx.ConnectTimeout):
+        return _Failure(f"No connection to {way} came about in time.", "Check the network, and any firewall or proxy.")
+    if isinstance(error, httpx.RemoteProtocolError):
+        return _Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.")
+    reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
+    return _Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.")
+
+
+def _certificate_hint(verify_code: int) -> str:
+    # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+    if verify_code in (9, 10):
+        return "Check this machine's clock; if it is right, the server's certificate must be renewed."
+    # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+    if verify_code in (62, 64):
+        return "Use a host name that the server's certificate names."
+    return (
+        "If a private authority or an inspecting proxy issued it, give that authority's certificate with --ca-bundle."
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
+    import ssl
+
+    trust = ssl.create_default_context()
+    if ca_bundle is not None:
+        try:
+            trust.load_verify_locations(cafile=ca_bundle)
+        except OSError as error:
+            # An ssl.SSLError is an OSError whose text is about OpenSSL's insides.
+            reason = "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+            raise ConfigError(
+                f"The CA bundle {ca_bundle} {reason}.", hint="Give --ca-bundle a PEM file of certificates."
+            ) from None
+    return trust
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the URL of the proxy that the environment names for `url`, or None. Loopback never has one."""
+    from urllib.request import getproxies, proxy_bypass
+
+    split = urlsplit(url)
+    host = split.hostname or ""
+    if is_loopback(host) or proxy_bypass(split.netloc):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(split.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if urlsplit(proxy).scheme not in ("http", "https") or not _host_of(proxy):
+        # Not shown: there may be a password in it.
+        raise ConfigError(
+            f"The proxy that the environment names for {host} is not an http or https URL.",
+            hint="Set HTTPS_PROXY to a URL like http://proxy.example.com:3128, or NO_PROXY to go without.",
+        )
+    return proxy
+
+
+def _host_of(url: str) -> str:
+    """Return the host of a URL, with its port where it names one, and nothing else of it: for messages."""
+    try:
+        split = urlsplit(url)
+        port = split.port
+    except ValueError:
+        return ""
+    host = "".join(character for character in split.hostname or "" if character.isprintable())[:253]
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"

@@ -1,0 +1,74 @@
+"""Entra's error numbers: found, parsed, and explained in sentences somebody can act on."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsm_signer.entra.aadsts import TABLE, AadstsError, lookup, parse_code
+from hsm_signer.errors import ConfigError
+
+DOCUMENTED = [
+    700027, 700024, 700023, 700021, 50027, 1000502, 5002738, 700016, 700011, 90002, 900023, 500011, 70011, 1002012,
+    7000215, 7000222, 700025, 7000112, 700030, 53003, 50196, 90055,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", DOCUMENTED)
+def test_every_number_a_certificate_client_meets_is_explained(code: int) -> None:
+    assert lookup(code) is not None
+
+
+def test_an_unknown_number_has_no_explanation() -> None:
+    assert lookup(123456) is None
+
+
+def test_no_number_is_explained_twice() -> None:
+    assert len({entry.code for entry in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("entry", TABLE, ids=lambda entry: str(entry.code))
+def test_explanations_are_whole_sentences(entry: AadstsError) -> None:
+    assert all(re.fullmatch(r"[A-Z].{10,}\.", text) for text in (entry.meaning, entry.cause, entry.fix))
+
+
+@pytest.mark.parametrize("entry", TABLE, ids=lambda entry: str(entry.code))
+def test_explanations_name_only_commands_that_exist(entry: AadstsError) -> None:
+    named = set(re.findall(r"`hsm-signer (\w+)", f"{entry.meaning} {entry.cause} {entry.fix}"))
+    assert named <= {"token", "assertion", "decode", "verify", "explain", "emulator"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AADSTS700027",
+        "aadsts700027",
+        "700027",
+        " 700027\n",
+        "AADSTS700027:",
+        "AADSTS 700027",
+        "AADSTS700027: Client assertion failed.\r\nTrace ID: 1",
+    ],
+)
+def test_a_number_is_read_as_people_write_it(text: str) -> None:
+    assert parse_code(text) == 700027
+
+
+@pytest.mark.parametrize(
+    "text", ["", "AADSTS", "hello", "AADSTS12", "AADSTS700027x", "1234567890123", "AADSTS-1", "٧٠٠٠٢٧"]
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="no Entra error number"):
+        parse_code(text)
+
+
+def test_a_refusal_repeats_only_the_beginning_of_a_long_text() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_code("x" * 1000)
+    assert len(caught.value.message) < 100
+
+
+@given(code=st.integers(1000, 999_999_999), prefix=st.sampled_from(["", "AADSTS", "aadsts", "AADSTS "]))
+def test_every_number_survives_writing_and_reading(code: int, prefix: str) -> None:
+    assert parse_code(f"{prefix}{code}") == code
