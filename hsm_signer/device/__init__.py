@@ -1,0 +1,1 @@
+"""Everything that touches PKCS#11. Nothing outside this package does."""

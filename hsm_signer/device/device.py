@@ -1,0 +1,255 @@
+"""Find one device, log in once, and hold the session: PKCS#11 logs in a process, not a caller."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import pkcs11
+from pkcs11 import PROTECTED_AUTH, Attribute, ObjectClass, TokenFlag
+from pkcs11.types import Session, Slot, Token
+
+from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
+from hsm_signer.device.match import DeviceInfo, select_device
+from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.signer import DeviceSigner, find_signer
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateNotFound, DeviceError, DeviceNotFound, HsmSignerError, KeyAmbiguous
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True)
+class KeyReference:
+    """Where a key is, and how to get to it.
+
+    Attributes:
+        uri: the device and the key in it.
+        pin: asked for a PIN when the device wants a login.
+        module: the PKCS#11 module, or None to find it as `find_module` does.
+        module_environment: variables set before the module loads.
+        timeout: seconds one call into the device may take.
+        allow_last_try: log in although one PIN try is left.
+        writable: open a session that may change the device.
+    """
+
+    uri: Pkcs11Uri
+    pin: PinSource
+    module: Path | None = None
+    module_environment: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 60.0
+    allow_last_try: bool = False
+    writable: bool = False
+
+
+def open_device(reference: KeyReference) -> "Device":
+    """Find the one device `reference` means and log in to it.
+
+    The PIN is asked for in the caller's thread, once, and only after the device was found and says that a try is safe.
+
+    Raises:
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to talk to.
+        PinError: the login did not succeed; nothing is tried a second time.
+        DeviceTimeout: a call into the module did not come back.
+    """
+    path = find_module(reference.module, reference.uri)
+    module = load_module(path, reference.module_environment, reference.timeout)
+    found = _find(module, reference)
+    login = _ask_for_login(found, reference)
+    session = module.call("logging in", lambda: _open_session(found, login, reference), reference.timeout)
+    logger.debug("opened %s through %s", found.info, path)
+    return Device(reference, module, found.info, session, login if isinstance(login, Pin) else None)
+
+
+class Device:
+    """An open session with a device. Made by `open_device`; safe to use from several threads.
+
+    A context manager: `close` ends the session and with it the login.
+
+    Attributes:
+        info: what the device says of itself.
+    """
+
+    def __init__(
+        self, reference: KeyReference, module: Module, info: DeviceInfo, session: Session, pin: Pin | None
+    ) -> None:
+        self.info = info
+        self._reference = reference
+        self._module = module
+        self._session: Session | None = session
+        self._pin = pin
+        self._process = os.getpid()
+        module.acquire()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def signer(self) -> DeviceSigner:
+        """Return the signer for the one private key the URI means.
+
+        Raises:
+            KeyNotFound, KeyAmbiguous: none, or several, match.
+            KeyUnfit: it is not an RSA key for signing.
+        """
+        key = self.call("looking up the key", lambda session: find_signer(session, self._reference.uri, self.info))
+        # The PIN is kept only for a key that wants it again with each signature.
+        pin, self._pin = self._pin, None
+        return DeviceSigner(self, key, pin if key.always_authenticate else None)
+
+    def certificate(self, signer: DeviceSigner) -> bytes:
+        """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID.
+
+        Raises:
+            CertificateNotFound: there is none.
+            KeyAmbiguous: there are several, and which one is registered only the operator knows.
+        """
+        found = self.call("looking up the certificate", lambda session: _certificates(session, signer.key.info.id))
+        if not found:
+            raise CertificateNotFound(
+                f"{self.info} holds no certificate with the id of the key ({signer.key.info}).",
+                hint="Give the certificate with --certificate FILE.",
+            )
+        if len(found) > 1:
+            raise KeyAmbiguous(
+                f"{self.info} holds {len(found)} certificates with the id of the key ({signer.key.info}).",
+                hint="Say which one is registered with --certificate FILE.",
+            )
+        return found.pop()
+
+    def call(self, doing: str, function: Callable[[Session], T]) -> T:
+        """Run `function` with the session, on the lane.
+
+        Raises:
+            DeviceError: what the module returned, explained; or the device is closed, or belongs to another process.
+            DeviceTimeout: the call did not come back.
+        """
+        session = self._session
+        if session is None:
+            raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
+        if self._process != os.getpid():
+            raise DeviceError(
+                f"{self.info} was opened by the parent of this process.", hint="Open it anew after the fork."
+            )
+        try:
+            return self._module.call(doing, lambda: function(session), self._reference.timeout)
+        except pkcs11.PKCS11Error as error:
+            raise explain_failure(error, doing, str(self.info)) from error
+
+    def close(self) -> None:
+        """End the session. Never raises and never waits long: what it cannot end, the end of the process does."""
+        session, self._session, self._pin = self._session, None, None
+        if session is None or self._process != os.getpid():
+            return
+        self._module.release()
+        if not self._module.is_busy:
+            with contextlib.suppress(HsmSignerError, pkcs11.PKCS11Error):
+                self._module.call("closing the session", session.close, _CLOSE_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class _Found:
+    slot: Slot
+    info: DeviceInfo
+    flags: TokenFlag
+
+
+def _find(module: Module, reference: KeyReference) -> _Found:
+    def look() -> _Found:
+        try:
+            present = [_describe(module, token) for token in _tokens(module)]
+        except pkcs11.PKCS11Error as error:
+            raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
+        return present[select_device(reference.uri, [found.info for found in present], str(module.path))]
+
+    try:
+        return module.call("looking for the device", look, reference.timeout)
+    except DeviceNotFound:
+        # Some modules see only the devices that were there when they were initialised.
+        if not module.reinitialize(reference.timeout):
+            raise
+        return module.call("looking for the device", look, reference.timeout)
+
+
+def _tokens(module: Module) -> list[Token]:
+    tokens = []
+    for slot in module.library.get_slots(token_present=True):
+        with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+            tokens.append(slot.get_token())
+    # SoftHSM always shows one more slot, empty and waiting to be initialised.
+    return [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
+
+
+def _describe(module: Module, token: Token) -> _Found:
+    slot = token.slot
+    info = DeviceInfo(
+        label=token.label,
+        manufacturer=token.manufacturer_id,
+        model=token.model,
+        serial=token.serial.decode("utf-8", errors="replace").strip("\0 "),
+        slot_id=slot.slot_id,
+        slot_description=slot.slot_description,
+        slot_manufacturer=slot.manufacturer_id,
+        library_manufacturer=module.library.manufacturer_id,
+        library_description=module.library.library_description,
+        library_version=module.library.library_version,
+    )
+    return _Found(slot, info, token.flags)
+
+
+def _ask_for_login(found: _Found, reference: KeyReference) -> Login:
+    if not found.flags & TokenFlag.LOGIN_REQUIRED:
+        return None
+    warning = require_pin_tries(str(found.info), found.flags, allow_last_try=reference.allow_last_try)
+    if warning is not None:
+        logger.warning("%s: %s", found.info, warning)
+    pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+    last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
+    return reference.pin(PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad))
+
+
+def _open_session(found: _Found, login: Login, reference: KeyReference) -> Session:
+    device = str(found.info)
+    try:
+        # Fresh flags: somebody may have been typing for minutes.
+        token = found.slot.get_token()
+        if login is None:
+            return token.open(rw=reference.writable)
+        require_pin_tries(device, token.flags, allow_last_try=reference.allow_last_try)
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, "opening a session", device) from error
+    try:
+        pin = PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
+        return token.open(rw=reference.writable, user_pin=pin)
+    except pkcs11.UserAlreadyLoggedIn:
+        # The login is the process's: another device object of ours holds it, and its sessions may all use it.
+        return token.open(rw=reference.writable)
+    except pkcs11.PKCS11Error as error:
+        raise explain_login_failure(error, device, _flags_after(found.slot, token)) from error
+
+
+def _flags_after(slot: Slot, token: Token) -> TokenFlag:
+    try:
+        return slot.get_token().flags
+    except pkcs11.PKCS11Error:
+        return token.flags
+
+
+def _certificates(session: Session, key_id: bytes) -> set[bytes]:
+    if not key_id:
+        return set()
+    template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
+    return {bytes(found[Attribute.VALUE]) for found in list(session.get_objects(template))}

@@ -1,0 +1,172 @@
+"""Which device and which key a URI means, and how to name them; pure.
+
+Exactly one device and one key must match. Guessing among several is how the wrong card is locked.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceAmbiguous, DeviceNotFound, KeyAmbiguous, KeyNotFound
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device, its slot and its module say of themselves (PKCS#11 v3.1 section 3.2)."""
+
+    label: str
+    manufacturer: str
+    model: str
+    serial: str
+    slot_id: int
+    slot_description: str
+    slot_manufacturer: str
+    library_manufacturer: str
+    library_description: str
+    library_version: tuple[int, int]
+
+    def __str__(self) -> str:
+        name = self.label or self.model or self.slot_description
+        return f"{name!r} ({', '.join(part for part in (self.manufacturer, self.model, self.serial) if part)})"
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What tells one private key of a device from another: CKA_LABEL and CKA_ID."""
+
+    label: str
+    id: bytes
+
+    def __str__(self) -> str:
+        return f"{self.label or 'without a label'!r}, id {self.id.hex() or 'none'}"
+
+
+def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) -> int:
+    """Return the index of the one device `uri` means.
+
+    Args:
+        uri: where to look; with no device attribute it means the only device there is.
+        devices: all that are present.
+        module: where they were found, for messages.
+
+    Raises:
+        DeviceNotFound: none matches.
+        DeviceAmbiguous: several match; the message lists a URI for each.
+    """
+    matching = [index for index, device in enumerate(devices) if matches_device(uri, device)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        wanted = device_uri_text(uri)
+        if not devices:
+            raise DeviceNotFound(
+                f"{module} sees no device; looked for {wanted}.",
+                hint="Plug the device in, or check that its daemon (pcscd, tpm2-abrmd) runs and that you may use it.",
+            )
+        raise DeviceNotFound(
+            f"No device matches {wanted}; {module} sees {_listing(device_uris(devices))}.",
+            hint="Plug the device in, or use one of the URIs listed for --key.",
+        )
+    candidates = device_uris([devices[index] for index in matching])
+    raise DeviceAmbiguous(
+        f"{len(matching)} devices match {device_uri_text(uri)}: {_listing(candidates)}.",
+        hint="Choose one of these URIs for --key.",
+    )
+
+
+def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> int:
+    """Return the index of the one private key `uri` means among those of `device`.
+
+    Raises:
+        KeyNotFound: none matches.
+        KeyAmbiguous: several match; the message lists a URI for each.
+    """
+    matching = [index for index, key in enumerate(keys) if matches_key(uri, key)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        wanted = str(Pkcs11Uri(object=uri.object, id=uri.id))
+        present = _listing(key_uris(device, keys)) if keys else "none"
+        raise KeyNotFound(
+            f"No private key on {device} matches {wanted}; it has {present}.",
+            hint="Use one of the URIs listed for --key."
+            if keys
+            else "Generate a key on the device first; with --pin-source none, log in: private keys may be hidden.",
+        )
+    candidates = key_uris(device, [keys[index] for index in matching])
+    raise KeyAmbiguous(
+        f"{len(matching)} private keys on {device} match: {_listing(candidates)}.",
+        hint="Choose one of these URIs for --key.",
+    )
+
+
+def matches_device(uri: Pkcs11Uri, device: DeviceInfo) -> bool:
+    """Whether every device, slot and library attribute `uri` has is this device's (RFC 7512 section 2.5)."""
+    pairs: tuple[tuple[object, object], ...] = (
+        (uri.token, device.label),
+        (uri.manufacturer, device.manufacturer),
+        (uri.model, device.model),
+        (uri.serial, device.serial),
+        (uri.slot_id, device.slot_id),
+        (uri.slot_description, device.slot_description),
+        (uri.slot_manufacturer, device.slot_manufacturer),
+        (uri.library_manufacturer, device.library_manufacturer),
+        (uri.library_description, device.library_description),
+        (uri.library_version, device.library_version),
+    )
+    return all(wanted is None or wanted == found for wanted, found in pairs)
+
+
+def matches_key(uri: Pkcs11Uri, key: KeyInfo) -> bool:
+    """Whether label and id, as far as `uri` has them, are this key's."""
+    return (uri.object is None or uri.object == key.label) and (uri.id is None or uri.id == key.id)
+
+
+def device_uris(devices: Sequence[DeviceInfo]) -> list[Pkcs11Uri]:
+    """Return for each device the shortest URI that no other of them matches."""
+    return [_shortest(device, devices) for device in devices]
+
+
+def key_uris(device: DeviceInfo, keys: Sequence[KeyInfo]) -> list[Pkcs11Uri]:
+    """Return a URI for each key of a device."""
+    return [
+        Pkcs11Uri(token=device.label, serial=device.serial, object=key.label or None, id=key.id or None) for key in keys
+    ]
+
+
+def device_uri_text(uri: Pkcs11Uri) -> str:
+    """Return the part of `uri` that names a device, for messages."""
+    return str(
+        Pkcs11Uri(
+            token=uri.token,
+            manufacturer=uri.manufacturer,
+            model=uri.model,
+            serial=uri.serial,
+            slot_id=uri.slot_id,
+            slot_description=uri.slot_description,
+            slot_manufacturer=uri.slot_manufacturer,
+            library_manufacturer=uri.library_manufacturer,
+            library_description=uri.library_description,
+            library_version=uri.library_version,
+        )
+    )
+
+
+# Serials are not unique: tpm2-pkcs11 reports zeros for every TPM.
+_SHAPES: tuple[Callable[[DeviceInfo], Pkcs11Uri], ...] = (
+    lambda d: Pkcs11Uri(token=d.label, serial=d.serial),
+    lambda d: Pkcs11Uri(token=d.label, serial=d.serial, manufacturer=d.manufacturer, model=d.model),
+    lambda d: Pkcs11Uri(token=d.label, serial=d.serial, slot_description=d.slot_description),
+)
+
+
+def _shortest(device: DeviceInfo, devices: Sequence[DeviceInfo]) -> Pkcs11Uri:
+    for shape in _SHAPES:
+        uri = shape(device)
+        if sum(matches_device(uri, other) for other in devices) == 1:
+            return uri
+    return Pkcs11Uri(token=device.label, serial=device.serial, slot_id=device.slot_id)
+
+
+def _listing(uris: Sequence[Pkcs11Uri]) -> str:
+    return ", ".join(str(uri) for uri in uris)

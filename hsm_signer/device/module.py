@@ -1,0 +1,253 @@
+"""Find a PKCS#11 module, load it once a process, and reach it through its lane."""
+
+import glob
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from hsm_signer.device.lane import Lane
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceError, ModuleLoadError
+
+if TYPE_CHECKING:
+    from pkcs11._pkcs11 import lib as Library
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_PROXY = "p11-kit-proxy.so"
+# Where distributions put modules. p11-kit resolves the relative paths of its configuration in the first of these.
+_LIBRARY_PATTERNS = (
+    "/usr/lib/*-linux-*/pkcs11",
+    "/usr/lib64/pkcs11",
+    "/usr/lib/pkcs11",
+    "/usr/local/lib/pkcs11",
+    "/opt/homebrew/lib/pkcs11",
+    "/usr/lib/*-linux-*",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+    "/opt/homebrew/lib",
+)
+# pkcs11.conf(5): later directories override earlier ones.
+_CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules", "~/.config/pkcs11/modules")
+
+
+class Module:
+    """A loaded module and the lane into it. There is one for each file in a process.
+
+    Attributes:
+        path: the shared library.
+        library: python-pkcs11's handle. Only ever used from within `call`.
+    """
+
+    def __init__(self, path: Path, environment: Mapping[str, str], timeout: float) -> None:
+        self.path = path
+        self._lane = Lane(str(path))
+        self._users = 0
+        os.environ.update(environment)
+        self.library: Library = self.call("loading the module", lambda: _load(path), timeout)
+
+    def call(self, what: str, function: Callable[[], T], timeout: float) -> T:
+        """Run `function`, which may call into the module, on the lane. See `Lane.call`."""
+        return self._lane.call(what, function, timeout)
+
+    def acquire(self) -> None:
+        """Count one more user; while there is one, the module is not initialised anew."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Count one user less."""
+        self._users -= 1
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is still inside the module."""
+        return self._lane.is_busy
+
+    def reinitialize(self, timeout: float) -> bool:
+        """Finalize and initialise, so that the module sees devices that came after it was loaded.
+
+        Returns:
+            Whether that was possible: it ends every session, so it is not done under another user.
+        """
+        if self._users:
+            return False
+        self.call("initialising the module", self.library.reinitialize, timeout)
+        return True
+
+    def adopt(self, environment: Mapping[str, str], timeout: float) -> None:
+        """Make sure the module was initialised with `environment`."""
+        if all(os.environ.get(name) == value for name, value in environment.items()):
+            return
+        if self._users:
+            raise DeviceError(
+                f"{self.path} is in use with another module_environment ({', '.join(sorted(environment))}).",
+                hint="Close the first device, or use another process for the second.",
+            )
+        os.environ.update(environment)
+        self.reinitialize(timeout)
+
+
+_modules: dict[str, Module] = {}
+_modules_lock = threading.Lock()
+
+
+def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> Module:
+    """Load a module, or return it if this process already has.
+
+    Args:
+        path: the shared library.
+        environment: variables the module reads when it is initialised, such as SOFTHSM2_CONF.
+        timeout: seconds.
+
+    Raises:
+        ModuleLoadError: it is no file, no library, no PKCS#11 module, or refuses to initialise.
+        DeviceTimeout: it did not come back.
+    """
+    with _modules_lock:
+        module = _modules.get(str(path))
+        if module is None:
+            module = Module(path, environment, timeout)
+            _modules[str(path)] = module
+            logger.debug("loaded %s", path)
+        else:
+            module.adopt(environment, timeout)
+        return module
+
+
+def any_module_busy() -> bool:
+    """Whether a call is still inside some module, so that waiting for it at exit could hang."""
+    return any(module.is_busy for module in _modules.values())
+
+
+def _load(path: Path) -> "Library":
+    import pkcs11
+
+    try:
+        return pkcs11.lib(str(path))
+    except pkcs11.PKCS11Error as error:
+        raise ModuleLoadError(f"{path} cannot be loaded: {_reason(path, error)}.", hint=_mending(path)) from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = str(error)
+    if "undefined symbol: C_GetFunctionList" in text:
+        return "it is a shared library, but no PKCS#11 module (C_GetFunctionList is missing)"
+    if "OS exception while loading" in text:
+        return text.removeprefix(f"OS exception while loading {path}: ").removeprefix(f"{path}: ")
+    return f"it refused to initialise ({type(error).__name__}{': ' + text if text else ''})"
+
+
+def _mending(path: Path) -> str:
+    if "softhsm" in path.name and "SOFTHSM2_CONF" not in os.environ:
+        return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
+    return "Name the vendor's PKCS#11 library with --module, for example /usr/lib/x86_64-linux-gnu/libykcs11.so."
+
+
+def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
+    """Decide which module to load.
+
+    The first of: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section 2.4,
+    through p11-kit's configuration, else by file name), p11-kit's proxy, which serves every configured module.
+
+    Raises:
+        ModuleLoadError: with everything that was looked for.
+    """
+    if explicit is not None:
+        return _require_file(explicit, "--module")
+    if uri.module_path is not None:
+        path = Path(uri.module_path)
+        if path.is_dir() and uri.module_name is not None:
+            return _named(uri.module_name, [path])
+        return _require_file(path, "the URI's module-path")
+    directories = _library_directories()
+    if uri.module_name is not None:
+        return _named(uri.module_name, directories)
+    for directory in directories:
+        if (directory / _PROXY).is_file():
+            return directory / _PROXY
+    raise ModuleLoadError(
+        "No PKCS#11 module was named, and p11-kit's proxy is not installed "
+        f"(looked for {_PROXY} in {', '.join(map(str, directories))}).",
+        hint="Name the vendor's library with --module or the URI's module-path, or install p11-kit-modules.",
+    )
+
+
+def configured_modules() -> dict[str, Path]:
+    """Return the modules p11-kit's configuration names, by name (pkcs11.conf(5))."""
+    found: dict[str, Path] = {}
+    directories = _library_directories()
+    for directory in _CONFIGURATION_DIRECTORIES:
+        for file in sorted(Path(directory).expanduser().glob("*.module")):
+            for line in _lines(file):
+                key, _, value = line.partition(":")
+                if key.strip() == "module" and value.strip():
+                    # An absolute value replaces the directory it is joined to.
+                    candidates = [directory / value.strip() for directory in directories]
+                    found[file.stem] = next(filter(Path.is_file, candidates), candidates[0])
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _named(name: str, directories: list[Path]) -> Path:
+    configured = configured_modules()
+    if name in configured:
+        return _require_file(configured[name], f"p11-kit's configuration for {name}")
+    for directory in directories:
+        for file in (f"{name}.so", f"lib{name}.so", f"{name}.dylib", f"lib{name}.dylib"):
+            if (directory / file).is_file():
+                return directory / file
+    raise ModuleLoadError(
+        f"No module named {name!r}: p11-kit's configuration has {', '.join(sorted(configured)) or 'none'}, "
+        f"and neither {name}.so nor lib{name}.so is in {', '.join(map(str, directories))}.",
+        hint="Check the URI's module-name, or give the file itself as module-path.",
+    )
+
+
+def _require_file(path: Path, source: str) -> Path:
+    if not path.is_absolute() and path.parent == Path():
+        # dlopen would search for a bare name; say plainly which file that is.
+        path = next((d / path for d in _library_directories() if (d / path).is_file()), path)
+    if not path.exists():
+        raise ModuleLoadError(
+            f"{source} names {path}, which does not exist.",
+            hint="Check the path; the packages are softhsm2, opensc-pkcs11, ykcs11, libtpm2-pkcs11-1 and the like.",
+        )
+    if not path.is_file():
+        raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Name the shared library itself.")
+    return path
+
+
+def _library_directories() -> list[Path]:
+    def existing() -> Iterator[Path]:
+        for pattern in _LIBRARY_PATTERNS:
+            yield from (Path(match) for match in sorted(glob.glob(pattern)) if os.path.isdir(match))
+
+    return list(existing())
+
+
+def _keep_modules_in_child() -> None:
+    """Keep a forked child from ending its parent's session.
+
+    python-pkcs11 calls C_Finalize when its library object dies, also in a child that only exits, and several modules
+    then log the parent out. One more reference, never given back, keeps the object alive to the end.
+    """
+    import ctypes
+
+    for module in _modules.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.library))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_modules_in_child)

@@ -1,0 +1,400 @@
+"""Where a PIN comes from, and how it is carried so that nothing shows it.
+
+A source is called when a device is about to be logged in to, and answers with a `Pin`, with `PinPad.PROTECTED`, or with
+None for no login. `parse_pin_source` reads the texts of the command line, the profile and the URI. The one source that
+asks a person, the prompt, is handed in by the command line.
+
+A source that cannot be read raises PinUnavailable. It never becomes an empty PIN: an empty PIN costs a try.
+"""
+
+import hmac
+import os
+import re
+import shlex
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from hsm_signer.device.reading import LIMIT, Unreadable, read_descriptor, read_file, run_command
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, PinUnavailable
+
+SECONDS = 10.0
+"""How long a descriptor or a command may take to give the PIN."""
+
+
+class Pin:
+    """A PIN that shows itself only to `reveal`.
+
+    It may be pickled, since a device can be served by another process. Two are compared in constant time.
+
+    Raises:
+        PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        if not text:
+            raise PinUnavailable("The PIN is empty.")
+        if "\0" in text or re.search("[\ud800-\udfff]", text):
+            raise PinUnavailable("The PIN holds a NUL character, or is not UTF-8 text.")
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, to be handed to the device and nowhere else."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "<Pin>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pin) and hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    __hash__ = None  # type: ignore[assignment]  # a set or a dictionary would compare by an unkeyed hash of the PIN
+
+    def __reduce__(self) -> tuple[type["Pin"], tuple[str]]:
+        return Pin, (self._text,)
+
+
+class PinPad(Enum):
+    """Log in without a PIN from the host."""
+
+    PROTECTED = "protected"
+    """The device asks on its own pad (CKF_PROTECTED_AUTHENTICATION_PATH)."""
+
+
+Login: TypeAlias = Pin | PinPad | None
+
+
+@dataclass(frozen=True)
+class PinRequest:
+    """What a PIN is wanted for.
+
+    Args:
+        device: what to call the device before a person, for example `YubiKey PIV #1234 (Office)`.
+        reason: `login`, or `signature` for a key that wants the PIN for each (CKA_ALWAYS_AUTHENTICATE).
+        warning: what the person must know first, for example that a wrong PIN was entered before.
+        last_try: whether a wrong PIN now locks the device.
+        pad: whether the device has a PIN pad of its own.
+    """
+
+    device: str
+    reason: Literal["login", "signature"] = "login"
+    warning: str | None = None
+    last_try: bool = False
+    pad: bool = False
+
+
+class PinSource(Protocol):
+    """Gives the PIN when it is asked for."""
+
+    @property
+    def description(self) -> str:
+        """What to call the source in a sentence: `the file /etc/x/pin`."""
+        ...
+
+    @property
+    def attended(self) -> bool:
+        """Whether a person answers, who can see a refusal and stop."""
+        ...
+
+    def __call__(self, request: PinRequest) -> Login:
+        """Return what to log in with.
+
+        Raises:
+            PinUnavailable: the source cannot give a PIN.
+        """
+        ...
+
+
+def choose_pin_source(
+    setting: str | Sequence[str] | None, uri: Pkcs11Uri, *, prompt: PinSource | None, directory: Path | None = None
+) -> PinSource:
+    """Return the source that was set, else the URI's `pin-source` or `pin-value`, else the prompt.
+
+    Where nothing is set and nobody can be asked, the source fails only when a device does want a PIN.
+
+    Args:
+        setting: as `parse_pin_source` reads it, or None; likewise `prompt` and `directory`.
+        uri: of the key.
+
+    Raises:
+        ConfigError: the setting or the `pin-source` is malformed, or the URI has both (RFC 7512 section 2.4).
+        PinUnavailable: `prompt` was set where nobody can be asked, or `pin-value` is no PIN.
+    """
+    if setting is not None:
+        return parse_pin_source(setting, prompt=prompt, directory=directory)
+    if uri.pin_source is not None and uri.pin_value is not None:
+        raise ConfigError("The URI has both a pin-source and a pin-value.", hint="Take the pin-value out.")
+    if uri.pin_source is not None:
+        return parse_pin_source(uri.pin_source, prompt=prompt, directory=directory, from_uri=True)
+    if uri.pin_value is not None:
+        return FixedLogin(Pin(uri.pin_value), "the pin-value of the URI")
+    return prompt or _Nobody()
+
+
+def parse_pin_source(
+    text: str | Sequence[str],
+    *,
+    prompt: PinSource | None,
+    environ: Mapping[str, str] = os.environ,
+    directory: Path | None = None,
+    from_uri: bool = False,
+) -> PinSource:
+    """Read a setting, or the `pin-source` of a URI, as a source. Nothing is opened yet.
+
+    Args:
+        text: one of
+            `prompt`, `protected`, `none`;
+            `file:PATH`, as it stands, or a bare absolute path;
+            `file:///PATH`, percent-encoded (RFC 7512 section 2.4, RFC 8089);
+            `env:NAME`; `fd:NUMBER`; `credential:NAME`;
+            `command:ARGV`, split as a POSIX shell would, but run without one.
+            A list (in a profile) is always a command: the absolute program, then its arguments.
+        prompt: what `prompt` means here, or None where nobody can be asked.
+        environ: the environment that `env:` and `credential:` read.
+        directory: what a relative PATH is relative to; None for the current directory.
+        from_uri: the text is a URI's `pin-source`. A URI may not name a program to run, whoever wrote it.
+
+    Raises:
+        ConfigError: not a source. The text is not quoted: it may be a PIN given by mistake.
+        PinUnavailable: `prompt`, where nobody can be asked.
+    """
+    if not isinstance(text, str):
+        return CommandPin(tuple(text))
+    kind, colon, value = text.partition(":")
+    if "\0" in text:
+        raise ConfigError("The PIN source holds a NUL character.")
+    match kind, colon:
+        case "prompt", "":
+            if prompt is None:
+                raise PinUnavailable("The PIN should be prompted for, but nobody can be asked here.", hint=_CHOICE)
+            return prompt
+        case "protected", "":
+            return PROTECTED
+        case "none", "":
+            return NO_LOGIN
+        case "file", ":":
+            return FilePin((directory or Path()) / _path(value))
+        case "env", ":":
+            return EnvironmentPin(value, environ)
+        case "fd", ":" if re.fullmatch("[0-9]{1,6}", value):
+            return DescriptorPin(int(value))
+        case "command", ":" if not from_uri:
+            return CommandPin(_split(value))
+        case "credential", ":":
+            return SystemdCredentialPin(value, environ)
+    if text.startswith("/"):
+        return FilePin(Path(text))
+    if text.startswith(("|", "command:")):  # the bar is RFC 7512's own form, section 2.4
+        raise ConfigError(
+            "The pin-source of a URI may not name a program to run.", hint="Set --pin-source command:ARGV."
+        )
+    raise ConfigError("There is no such PIN source.", hint=_CHOICE)
+
+
+_CHOICE = (
+    "Use file:PATH, env:NAME, fd:NUMBER, command:ARGV, credential:NAME, protected (the device's PIN pad), none, "
+    "or prompt on a terminal."
+)
+
+
+def _path(value: str) -> Path:
+    if value.startswith("//"):
+        host, slash, path = value[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise ConfigError("The PIN file is on another host.", hint="Write file:///PATH, with three slashes.")
+        value = os.fsdecode(unquote_to_bytes(slash + path))
+    if not value or "\0" in value:
+        raise ConfigError("The PIN source file: names no file.", hint="Write file:PATH.")
+    return Path(value)
+
+
+def _split(command: str) -> tuple[str, ...]:
+    with suppress(ValueError):
+        return tuple(shlex.split(command))
+    raise ConfigError("The quotes in the PIN source command: are not balanced.")
+
+
+@dataclass(frozen=True)
+class FixedLogin:
+    """A log-in known beforehand: the device's own pad, none at all, or the PIN in a URI."""
+
+    login: Login
+    description: str
+    attended: ClassVar[bool] = False
+
+    def __call__(self, request: PinRequest) -> Login:
+        """Return what was fixed."""
+        return self.login
+
+
+PROTECTED = FixedLogin(PinPad.PROTECTED, "the device's own PIN pad")
+NO_LOGIN = FixedLogin(None, "no PIN (none)")
+
+
+class _Nobody:
+    """Where no source was named and nobody can be asked."""
+
+    description = "nobody"
+    attended = False
+
+    def __call__(self, request: PinRequest) -> Login:
+        raise PinUnavailable(f"{request.device} wants a PIN, and no PIN source was named.", hint=_CHOICE)
+
+
+class _Unattended(ABC):
+    """A source that reads bytes from somewhere. Here is decided whether they are a PIN."""
+
+    attended: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What to call the source in a sentence."""
+
+    @abstractmethod
+    def _read(self) -> bytes:
+        """Return the PIN in UTF-8, or more than LIMIT bytes when there are; raise Unreadable."""
+
+    def __call__(self, request: PinRequest) -> Pin:
+        """Return the PIN, or raise PinUnavailable with the reason."""
+        try:
+            raw = self._read()
+        except Unreadable as error:
+            raise PinUnavailable(f"Cannot get the PIN from {self.description}: {error}.", hint=error.hint) from error
+        problem = "it is empty"
+        if len(raw) > LIMIT:
+            problem = f"it is longer than {LIMIT} bytes"
+        elif raw:
+            # The exceptions met here hold the PIN: they end here, and nothing is raised while they live.
+            with suppress(UnicodeDecodeError, PinUnavailable):
+                return Pin(raw.decode())
+            problem = "it is not UTF-8 text, or holds a NUL"
+        raise PinUnavailable(
+            f"Cannot get the PIN from {self.description}: {problem}.", hint="Put the PIN there, and nothing else."
+        )
+
+
+@dataclass(frozen=True)
+class FilePin(_Unattended):
+    """The text of a file that only we and root can read. One trailing newline is not part of it."""
+
+    path: Path
+
+    @property
+    def description(self) -> str:
+        return f"the file {self.path}"
+
+    def _read(self) -> bytes:
+        return _without_newline(read_file(self.path, private=True))
+
+
+@dataclass(frozen=True)
+class SystemdCredentialPin(_Unattended):
+    """A credential that systemd has laid out for this service (systemd.exec(5), LoadCredential=)."""
+
+    name: str
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise ConfigError("The PIN source credential: needs the name of a credential, without a slash.")
+
+    @property
+    def description(self) -> str:
+        return f"the systemd credential {self.name}"
+
+    def _read(self) -> bytes:
+        hint = f"Put LoadCredential={self.name}:PATH or LoadCredentialEncrypted={self.name}:PATH into the unit."
+        directory = self.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise Unreadable("CREDENTIALS_DIRECTORY is not set", hint=hint)
+        try:
+            # Who may read it is systemd's care: it lets a service in by an ACL, which looks like an open group.
+            return _without_newline(read_file(Path(directory) / self.name, private=False))
+        except Unreadable as error:
+            raise Unreadable(str(error), hint=hint) from error
+
+
+@dataclass(frozen=True)
+class EnvironmentPin(_Unattended):
+    """An environment variable, exactly as it stands.
+
+    It stays in the environment: another key may need it again, and removing it would not remove it from what the
+    kernel shows of the process. Programs started by this one inherit it, unless whoever starts them takes `name` out.
+    """
+
+    name: str
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.name):
+            raise ConfigError("The PIN source env: needs the name of an environment variable.")
+
+    @property
+    def description(self) -> str:
+        return f"the environment variable {self.name}"
+
+    def _read(self) -> bytes:
+        value = self.environ.get(self.name)
+        if value is None:
+            raise Unreadable("it is not set", hint="Set it, or choose another PIN source.")
+        return value.encode(errors="surrogatepass")  # undecodable bytes become surrogates, which are no UTF-8
+
+
+@dataclass(frozen=True)
+class DescriptorPin(_Unattended):
+    """What can be read from a descriptor that our parent has opened for us: once, to its end; then it is closed."""
+
+    descriptor: int
+    seconds: float = SECONDS
+    # Taken by the first reading and never given back: at a second one the number may be another file's.
+    _unread: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    @property
+    def description(self) -> str:
+        return f"file descriptor {self.descriptor}"
+
+    def _read(self) -> bytes:
+        if not self._unread.acquire(blocking=False):
+            raise Unreadable("it has been read before", hint="It gives the PIN once. Choose another PIN source.")
+        return _without_newline(read_descriptor(self.descriptor, self.seconds))
+
+
+@dataclass(frozen=True)
+class CommandPin(_Unattended):
+    """What a program prints, without one trailing newline.
+
+    Args:
+        argv: the absolute path of the program, then its arguments. These appear in no message: they may be secret.
+        seconds: how long it may run before it is killed.
+    """
+
+    argv: tuple[str, ...] = field(repr=False)
+    seconds: float = SECONDS
+
+    def __post_init__(self) -> None:
+        if not self.argv or not self.argv[0].startswith("/") or any("\0" in word for word in self.argv):
+            raise ConfigError(
+                "The PIN source command: needs a program by its absolute path.",
+                hint='Write command:/usr/bin/pass show card, or in a profile ["/usr/bin/pass", "show", "card"].',
+            )
+
+    @property
+    def description(self) -> str:
+        return f"the command {self.argv[0]}"
+
+    def _read(self) -> bytes:
+        return _without_newline(run_command(self.argv, self.seconds))
+
+
+def _without_newline(raw: bytes) -> bytes:
+    return raw.removesuffix(b"\r\n") if raw.endswith(b"\r\n") else raw.removesuffix(b"\n")

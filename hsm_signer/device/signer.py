@@ -1,0 +1,178 @@
+"""The private key on a device that signs, and what is known of it."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pkcs11
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11.types import Object, Session, SignMixin
+
+from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.failures import explain_login_failure
+from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
+from hsm_signer.device.mechanisms import USED, plan, supported
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, KeyNotFound, KeyUnfit, PinUnavailable, SignatureInvalid
+
+if TYPE_CHECKING:
+    from hsm_signer.device.device import Device
+
+logger = logging.getLogger(__name__)
+
+_ABSENT = (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive, pkcs11.FunctionFailed)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private RSA key of a device.
+
+    Attributes:
+        info: its label and id.
+        handle: the object in the session; used on the lane only.
+        public_key: its public half.
+        mechanisms: those of the device that sign and that a plan may use.
+        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
+    """
+
+    info: KeyInfo
+    handle: SignMixin
+    public_key: PublicKey
+    mechanisms: frozenset[pkcs11.Mechanism]
+    always_authenticate: bool
+
+
+class DeviceSigner:
+    """Signs with one key of one device. Fills the `Signer` seam."""
+
+    def __init__(self, device: "Device", key: SigningKey, pin: Pin | None) -> None:
+        self._device = device
+        self._pin = pin
+        self.key = key
+        self.public_key = key.public_key
+        self.algorithms = supported(key.mechanisms)
+
+    def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
+        """Return the device's signature over `message`, verified with the public key.
+
+        Raises:
+            MechanismUnsupported: the device cannot sign `algorithm`.
+            SignatureInvalid: what it returned is not this key's signature.
+            PinError: the key wants the PIN with each signature, and it was refused or is not at hand.
+            DeviceError, DeviceTimeout: the call failed, or did not come back.
+        """
+        signing = plan(algorithm, self.key.mechanisms)
+        data = signing.prepare(message, self.public_key.bits)
+        started = time.monotonic()
+        signature = self._device.call(
+            "signing", lambda session: self._sign(session, data, signing.mechanism, signing.parameters)
+        )
+        logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
+        if not self.public_key.verify(algorithm, message, signature):
+            raise SignatureInvalid(
+                f"{self._device.info} returned a signature that the public key of {self.key.info} does not verify.",
+                hint="Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
+            )
+        return signature
+
+    def _sign(self, session: Session, data: bytes, mechanism: pkcs11.Mechanism, parameters: Any) -> bytes:
+        if not self.key.always_authenticate:
+            return self.key.handle.sign(data, mechanism=mechanism, mechanism_param=parameters)
+        pin, device = self._pin, str(self._device.info)
+        if pin is None:
+            raise PinUnavailable(
+                f"The key {self.key.info} on {device} wants a PIN with each signature, and there is none at hand.",
+                hint="Choose a --pin-source that gives a PIN: a context-specific login through the device's own pad "
+                "is not possible here.",
+            )
+        try:
+            return self.key.handle.sign(data, mechanism=mechanism, mechanism_param=parameters, pin=pin.reveal())
+        except pkcs11.PKCS11Error as error:
+            if isinstance(error, pkcs11.PinIncorrect | pkcs11.PinLenRange | pkcs11.PinInvalid | pkcs11.PinLocked):
+                self._pin = None
+                flags = session.token.slot.get_token().flags
+                raise explain_login_failure(error, device, flags) from error
+            raise
+
+
+def find_signer(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
+    """Look up the one private key `uri` means. Runs on the lane.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, match.
+        KeyUnfit: it is not an RSA key for signing.
+    """
+    if uri.type not in (None, "private"):
+        raise ConfigError(
+            f"--key names an object of type {uri.type}; a private key is needed.",
+            hint="Leave out the URI's type attribute, or write type=private.",
+        )
+    # The device searches by what the URI gives, so that a thousand keys cost no more than one.
+    template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+    if uri.object is not None:
+        template[Attribute.LABEL] = uri.object
+    if uri.id is not None:
+        template[Attribute.ID] = uri.id
+    found = _private_keys(session, template)
+    try:
+        info, handle = found[select_key(uri, [info for info, _ in found], device)]
+    except KeyNotFound:
+        everything = _private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+        select_key(uri, [info for info, _ in everything], device)
+        raise
+    return _signing_key(session, info, handle, device)
+
+
+def _private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
+    # A list at once: an abandoned search blocks the session.
+    return [
+        (KeyInfo(label=_read(key, Attribute.LABEL) or "", id=bytes(_read(key, Attribute.ID) or b"")), key)
+        for key in list(session.get_objects(template))
+    ]
+
+
+def _signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> SigningKey:
+    kind = _read(handle, Attribute.KEY_TYPE)
+    if kind is not KeyType.RSA:
+        raise KeyUnfit(
+            f"The key {info} on {device} is of type {getattr(kind, 'name', kind)}, not RSA.",
+            hint="Entra accepts RSA keys of 2048 bits or more for client assertions.",
+        )
+    # python-pkcs11 gives an object the method only when CKA_SIGN is true.
+    if not isinstance(handle, SignMixin):
+        raise KeyUnfit(f"The key {info} on {device} may not sign (CKA_SIGN is false).", hint="Make a key for signing.")
+    return SigningKey(
+        info=info,
+        handle=handle,
+        public_key=_public_key(session, info, handle, device),
+        mechanisms=_signing_mechanisms(session),
+        always_authenticate=bool(_read(handle, Attribute.ALWAYS_AUTHENTICATE)),
+    )
+
+
+def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> PublicKey:
+    template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id}
+    # Most devices keep the public numbers with the private key; some only with the public one.
+    for holder in [handle, *(list(session.get_objects(template)) if info.id else [])]:
+        modulus, exponent = _read(holder, Attribute.MODULUS), _read(holder, Attribute.PUBLIC_EXPONENT)
+        if modulus and exponent:
+            return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
+    raise KeyUnfit(
+        f"{device} does not give the public numbers of the key {info}, so its signatures could not be checked.",
+        hint="Store the public key beside the private one, with the same CKA_ID.",
+    )
+
+
+def _signing_mechanisms(session: Session) -> frozenset[pkcs11.Mechanism]:
+    slot = session.token.slot
+    offered = slot.get_mechanisms() & USED
+    return frozenset(m for m in offered if slot.get_mechanism_info(m).flags & MechanismFlag.SIGN)
+
+
+def _read(holder: Object, attribute: Attribute) -> Any:
+    try:
+        return holder[attribute]
+    except _ABSENT:
+        return None
