@@ -1,0 +1,158 @@
+"""The certificate that goes with a key: parse it, hash it, and tell whether Entra can accept what it vouches for."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+
+from asn1crypto import pem, x509
+
+from hsm_signer.crypto import MINIMUM_BITS, PublicKey
+from hsm_signer.errors import CertificateMismatch, CertificateUnusable
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An X.509 certificate as far as a client assertion needs it.
+
+    Attributes:
+        der: the certificate itself.
+        public_key: its RSA key, or None for a key of another kind.
+        subject: its subject for people, as RFC 4514 writes it.
+        not_before: start of its validity, UTC.
+        not_after: end of its validity, UTC.
+        key_usage: the names in its key usage extension, or None without one (RFC 5280 section 4.2.1.3).
+    """
+
+    der: bytes
+    public_key: PublicKey | None
+    subject: str
+    not_before: datetime
+    not_after: datetime
+    key_usage: frozenset[str] | None
+
+    @cached_property
+    def sha1(self) -> bytes:
+        """The SHA-1 thumbprint, 20 bytes: what ``x5t`` holds (RFC 7515 section 4.1.7)."""
+        return hashlib.sha1(self.der, usedforsecurity=False).digest()
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """The SHA-256 thumbprint, 32 bytes: what ``x5t#S256`` holds (RFC 7515 section 4.1.8)."""
+        return hashlib.sha256(self.der).digest()
+
+
+def parse_certificates(data: bytes, source: str) -> list[Certificate]:
+    """Parse one DER certificate, or every certificate of a PEM text, in order.
+
+    Args:
+        data: DER, or PEM with one certificate or a chain; other PEM blocks are passed over.
+        source: where it came from, for messages.
+
+    Raises:
+        CertificateUnusable: there is no certificate, or one that cannot be parsed.
+    """
+    if pem.detect(data):
+        try:
+            ders = [der for kind, _, der in pem.unarmor(data, multiple=True) if kind == "CERTIFICATE"]
+        except ValueError as error:
+            raise CertificateUnusable(f"{source} holds damaged PEM: {error}.", hint="Export it again.") from None
+        if not ders:
+            raise CertificateUnusable(
+                f"{source} is PEM, but holds no certificate.", hint="It needs a CERTIFICATE block."
+            )
+        return [_parse(der, source) for der in ders]
+    return [_parse(data, source)]
+
+
+def require_usable(certificate: Certificate, public_key: PublicKey, now: datetime) -> None:
+    """Check that `certificate` vouches for `public_key` at `now` in a way Entra accepts.
+
+    Args:
+        now: the time of signing, timezone-aware.
+
+    Raises:
+        CertificateMismatch: it certifies another key.
+        CertificateUnusable: it is outside its validity, its key is too short, or it is not for digital signatures.
+    """
+    if certificate.public_key is None:
+        raise CertificateUnusable(
+            f"The certificate {certificate.subject} does not hold an RSA key.",
+            hint="Entra accepts RSA keys of 2048 bits or more for client assertions.",
+        )
+    if certificate.public_key != public_key:
+        raise CertificateMismatch(
+            f"The certificate {certificate.subject} (SHA-1 {certificate.sha1.hex().upper()}) certifies another key "
+            "than the one on the device.",
+            hint="Give the certificate of this key with --certificate, or the key of this certificate with --key.",
+        )
+    if public_key.bits < MINIMUM_BITS:
+        raise CertificateUnusable(
+            f"The certificate {certificate.subject} holds a key of {public_key.bits} bits.",
+            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
+        )
+    if now < certificate.not_before:
+        raise CertificateUnusable(
+            f"The certificate {certificate.subject} is not valid before {_utc(certificate.not_before)}; "
+            f"now it is {_utc(now)}.",
+            hint="Check this machine's clock.",
+        )
+    if now > certificate.not_after:
+        raise CertificateUnusable(
+            f"The certificate {certificate.subject} expired on {_utc(certificate.not_after)}; now it is {_utc(now)}.",
+            hint="Make a new certificate for the key and upload it to the app registration.",
+        )
+    if certificate.key_usage is not None and "digital_signature" not in certificate.key_usage:
+        raise CertificateUnusable(
+            f"The certificate {certificate.subject} is not for digital signatures "
+            f"(key usage: {', '.join(sorted(certificate.key_usage)) or 'none'}).",
+            hint="Use a certificate whose key usage contains digitalSignature, or has no key usage.",
+        )
+
+
+def _parse(der: bytes, source: str) -> Certificate:
+    try:
+        parsed = x509.Certificate.load(der, strict=True)
+        body = parsed["tbs_certificate"]
+        validity = body["validity"]
+        usage = parsed.key_usage_value
+        return Certificate(
+            der=der,
+            public_key=_public_key(body["subject_public_key_info"]),
+            subject=_subject(parsed.subject),
+            not_before=validity["not_before"].native.astimezone(UTC),
+            not_after=validity["not_after"].native.astimezone(UTC),
+            key_usage=None if usage is None else frozenset(usage.native),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise CertificateUnusable(
+            f"{source} is not an X.509 certificate: {str(error).splitlines()[0]}.", hint="Give it as PEM or DER."
+        ) from None
+
+
+def _public_key(info: "x509.PublicKeyInfo") -> PublicKey | None:
+    if info.algorithm != "rsa":
+        return None
+    numbers = info["public_key"].parsed
+    return PublicKey(modulus=numbers["modulus"].native, exponent=numbers["public_exponent"].native)
+
+
+def _subject(name: "x509.Name") -> str:
+    # RFC 4514 section 2.1: the most specific name first. Only short names people know are abbreviated.
+    parts = [(part["type"].native, part["value"].native) for rdn in reversed(list(name.chosen)) for part in rdn]
+    return ",".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in parts) or "without a subject"
+
+
+_SHORT = {
+    "common_name": "CN",
+    "organization_name": "O",
+    "organizational_unit_name": "OU",
+    "country_name": "C",
+    "locality_name": "L",
+    "state_or_province_name": "ST",
+    "domain_component": "DC",
+}
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
