@@ -1,0 +1,452 @@
+"""From options, environment and a TOML profile to one frozen `Profile`.
+
+One table, `SETTINGS`, says of every setting what it is called everywhere and how its value is read; the command line
+makes its options from the same table. The first of these that has a setting wins: the option, its HSM_SIGNER variable,
+the profile, the AZURE variable, the default. An ambient AZURE_CLIENT_ID therefore does not change a chosen profile.
+"""
+
+import difflib
+import logging
+import math
+import os
+import stat
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, Thumbprint
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.entra.authority import Cloud
+from hsm_signer.errors import ConfigError, UriError
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=StrEnum)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything one run needs to know. None and empty mean: not set.
+
+    Attributes:
+        key: where the key is; several name devices in order of preference.
+        pin_source: as `parse_pin_source` reads it.
+        algorithm: None means PS256 where the device can, else RS256.
+        lifetime: of an assertion, seconds.
+        device_timeout: seconds for one call into the device.
+        network_timeout: seconds for one exchange, retries included.
+        pin_directory: what a relative path in `pin_source` is relative to.
+    """
+
+    tenant: str | None = None
+    client_id: str | None = None
+    scope: tuple[str, ...] = ()
+    key: tuple[Pkcs11Uri, ...] = ()
+    module: Path | None = None
+    module_environment: Mapping[str, str] = field(default_factory=dict)
+    pin_source: str | tuple[str, ...] | None = None
+    certificate: Path | None = None
+    algorithm: Algorithm | None = Algorithm.RS256
+    thumbprint: Thumbprint | None = None
+    send_chain: bool = False
+    cloud: Cloud = Cloud.PUBLIC
+    authority: str | None = None
+    token_endpoint: str | None = None
+    audience: str | None = None
+    lifetime: int = DEFAULT_LIFETIME
+    ca_bundle: Path | None = None
+    device_timeout: float = 60.0
+    network_timeout: float = 30.0
+    allow_last_try: bool = False
+    pin_directory: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value was found, for messages and relative paths.
+
+    Attributes:
+        name: "--lifetime", "HSM_SIGNER_LIFETIME", "lifetime in profile 'prod' of FILE".
+        directory: what relative paths are relative to; None is the current directory.
+        is_argument: whether other users of the machine can read it in the list of processes.
+    """
+
+    name: str
+    directory: Path | None = None
+    is_argument: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, under all its names.
+
+    Attributes:
+        name: of the profile key and the `Profile` field.
+        help: what it means, in a line.
+        read: turns what was found into the value of the field.
+        metavar: what the option's value looks like in help; None for a flag.
+        variable: the HSM_SIGNER variable, or None.
+        azure: the variable the Azure SDKs share, or None.
+        repeatable: whether the option may be given several times.
+        option: whether there is an option; some settings are for profiles only.
+        in_profile: whether there is a profile key; some settings are for a single run only.
+    """
+
+    name: str
+    help: str
+    read: Callable[[Any, Source], Any]
+    metavar: str | None = None
+    variable: str | None = None
+    azure: str | None = None
+    repeatable: bool = False
+    option: bool = True
+    in_profile: bool = True
+
+    @property
+    def flag(self) -> str:
+        """The option's name."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _text(value: object, source: Source) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{source.name} must be a text, and is {_kind(value)}.")
+    return value.strip()
+
+
+def _texts(value: object, source: Source) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.split())
+    if isinstance(value, list | tuple):
+        return tuple(_text(item, source) for item in value)
+    raise ConfigError(f"{source.name} must be a text or a list of texts, and is {_kind(value)}.")
+
+
+def _path(value: object, source: Source) -> Path:
+    text = str(value) if isinstance(value, Path) else _text(value, source)
+    return (source.directory or Path()) / Path(text).expanduser()
+
+
+def _flag(value: object, source: Source) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{source.name} must be true or false, and is {_kind(value)}.")
+    return value
+
+
+def _seconds(value: object, source: Source) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # judged below
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number <= 86400:
+        raise ConfigError(f"{source.name} must be a number of seconds, more than 0 and at most 86400.")
+    return number
+
+
+def _lifetime(value: object, source: Source) -> int:
+    number = _seconds(value, source)
+    if number != int(number):
+        raise ConfigError(f"{source.name} must be a whole number of seconds, 1 to {MAXIMUM_LIFETIME}.")
+    return int(number)
+
+
+def _one_of(choices: type[E]) -> Callable[[object, Source], E]:
+    def read(value: object, source: Source) -> E:
+        text = _text(value, source)
+        for choice in choices:
+            if choice.value.lower() == text.lower():
+                return choice
+        raise ConfigError(
+            f"{source.name} is {text!r}; it must be one of {', '.join(choices)}.", hint=_nearest(text, list(choices))
+        )
+
+    return read
+
+
+def _algorithm(value: object, source: Source) -> Algorithm | None:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return None
+    try:
+        return _one_of(Algorithm)(value, source)
+    except ConfigError as error:
+        raise ConfigError(error.message.removesuffix(".") + ", auto.", hint=error.hint) from None
+
+
+def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
+    uris = []
+    for text in _texts(value, source):
+        try:
+            uri = Pkcs11Uri.parse(text)
+        except UriError as error:
+            raise UriError(f"{source.name}: {error.message}", hint=error.hint, position=error.position) from None
+        if uri.pin_value is not None:
+            if source.is_argument:
+                raise ConfigError(
+                    f"{source.name} holds a PIN (pin-value), which every user of this machine could read.",
+                    hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
+                )
+            logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
+        uris.append(uri)
+    return tuple(uris)
+
+
+def _pin_source(value: object, source: Source) -> str | tuple[str, ...]:
+    return _texts(value, source) if isinstance(value, list) else _text(value, source)
+
+
+def _environment(value: object, source: Source) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ConfigError(f"{source.name} must be a table of texts, as in SOFTHSM2_CONF = '/etc/softhsm2.conf'.")
+    return dict(value)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("tenant", "Tenant: a GUID or a domain.", _text, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"),
+    Setting("client_id", "Client id of the app registration.", _text, "ID", "HSM_SIGNER_CLIENT_ID", "AZURE_CLIENT_ID"),
+    Setting(
+        "scope",
+        "What the token is for, as in https://graph.microsoft.com/.default.",
+        _texts,
+        "SCOPE",
+        "HSM_SIGNER_SCOPE",
+        repeatable=True,
+    ),
+    Setting(
+        "key",
+        "Where the key is: a PKCS#11 URI (RFC 7512). Several name devices in order of preference.",
+        _uris,
+        "URI",
+        "HSM_SIGNER_KEY",
+        repeatable=True,
+    ),
+    Setting(
+        "module",
+        "PKCS#11 module. Default: the URI's, else p11-kit's proxy.",
+        _path,
+        "FILE",
+        "HSM_SIGNER_MODULE",
+    ),
+    Setting("module_environment", "Variables set before the module loads.", _environment, option=False),
+    Setting(
+        "pin_source",
+        "Where the PIN comes from: prompt, file:PATH, env:NAME, fd:N, command:ARGV, credential:NAME, protected "
+        "(PIN pad), none. Default: the URI's pin-source, else prompt.",
+        _pin_source,
+        "SOURCE",
+        "HSM_SIGNER_PIN_SOURCE",
+    ),
+    Setting(
+        "certificate",
+        "Certificate of the key, PEM or DER. Default: the one on the device with the key's CKA_ID.",
+        _path,
+        "FILE",
+        "HSM_SIGNER_CERTIFICATE",
+    ),
+    Setting(
+        "algorithm",
+        "RS256 (default), PS256, or auto: PS256 where the device can.",
+        _algorithm,
+        "NAME",
+        "HSM_SIGNER_ALGORITHM",
+    ),
+    Setting(
+        "thumbprint",
+        "sha1 or sha256; follows the algorithm.",
+        _one_of(Thumbprint),
+        "HASH",
+        "HSM_SIGNER_THUMBPRINT",
+    ),
+    Setting("send_chain", "Send the certificate chain (x5c), for subject name + issuer authentication.", _flag),
+    Setting("cloud", "public (default), usgov, china.", _one_of(Cloud), "CLOUD", "HSM_SIGNER_CLOUD"),
+    Setting(
+        "authority",
+        "Another authority host, https; plain http only to loopback.",
+        _text,
+        "URL",
+        "HSM_SIGNER_AUTHORITY",
+        "AZURE_AUTHORITY_HOST",
+    ),
+    Setting(
+        "token_endpoint",
+        "Full URL of any token endpoint that speaks RFC 7523.",
+        _text,
+        "URL",
+        "HSM_SIGNER_TOKEN_ENDPOINT",
+    ),
+    Setting("audience", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
+    Setting("lifetime", f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}.", _lifetime, "SECONDS"),
+    Setting("ca_bundle", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
+    Setting(
+        "device_timeout",
+        "For one call into the device. Default: 60.",
+        _seconds,
+        "SECONDS",
+        "HSM_SIGNER_DEVICE_TIMEOUT",
+    ),
+    Setting(
+        "network_timeout",
+        "For one exchange, retries included. Default: 30.",
+        _seconds,
+        "SECONDS",
+        "HSM_SIGNER_NETWORK_TIMEOUT",
+    ),
+    Setting("allow_last_try", "Log in although one PIN try is left.", _flag, in_profile=False),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def load_profile(
+    options: Mapping[str, object],
+    *,
+    config: Path | None = None,
+    name: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Profile:
+    """Put a profile together.
+
+    Args:
+        options: what was given on the command line or as arguments, by setting name; None means not given.
+        config: the TOML file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
+        name: the profile in it, else HSM_SIGNER_PROFILE, else "default", which need not be there.
+        environ: os.environ when None.
+
+    Raises:
+        ConfigError: a value is malformed, a key unknown, or the file is missing, unreadable or not to be trusted.
+    """
+    environ = os.environ if environ is None else environ
+    table, file_source = _read_profile(config, name, environ)
+    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source))
+
+
+def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
+    """Put a profile together from a program's own arguments, by setting name, and from nothing else.
+
+    Raises:
+        ConfigError: a value is malformed.
+    """
+    return _profile(lambda setting: [(arguments.get(setting.name), Source(setting.name))])
+
+
+def _profile(candidates: Callable[[Setting], Iterable[tuple[object, Source]]]) -> Profile:
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        for found, source in candidates(setting):
+            if found is not None:
+                values[setting.name] = setting.read(found, source)
+                if setting.name == "pin_source":
+                    values["pin_directory"] = source.directory
+                break
+    return Profile(**values)
+
+
+def missing(name: str) -> ConfigError:
+    """Return the error for a setting that is needed and was not given."""
+    setting = _BY_NAME[name]
+    ways = [setting.flag, *filter(None, (setting.variable, setting.azure)), f"{name} in a profile"]
+    return ConfigError(f"There is no {name.replace('_', ' ')}.", hint=f"Give {', '.join(ways[:-1])} or {ways[-1]}.")
+
+
+def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return where a configuration is looked for when none is named: the user's, then the machine's."""
+    home = environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    return Path(home) / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
+
+
+def _candidates(
+    setting: Setting,
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    table: Mapping[str, object],
+    file_source: Source,
+) -> Iterator[tuple[object, Source]]:
+    yield options.get(setting.name), Source(setting.flag, is_argument=True)
+    if setting.variable:
+        yield environ.get(setting.variable) or None, Source(setting.variable)
+    in_file = Source(f"{setting.name} in {file_source.name}", file_source.directory)
+    yield table.get(setting.name), in_file
+    if setting.azure:
+        yield environ.get(setting.azure) or None, Source(setting.azure)
+
+
+def _read_profile(
+    config: Path | None, name: str | None, environ: Mapping[str, str]
+) -> tuple[Mapping[str, object], Source]:
+    wanted = name or environ.get("HSM_SIGNER_PROFILE") or None
+    named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
+    candidates = (named,) if named else default_config_files(environ)
+    file = named or next((path for path in candidates if path.exists()), None)
+    if file is None:
+        if wanted:
+            raise ConfigError(
+                f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
+                hint="Write one, or name it with --config.",
+            )
+        return {}, Source("no file")
+    profiles = _profiles(file, _load_toml(file))
+    chosen = wanted or "default"
+    if chosen not in profiles:
+        if wanted or not profiles:
+            raise ConfigError(
+                f"{file} has no profile {chosen!r}; it has {', '.join(sorted(profiles)) or 'none'}.",
+                hint=_nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
+            )
+        return {}, Source("no profile")
+    source = Source(f"profile {chosen!r} of {file}", file.absolute().parent)
+    table = profiles[chosen]
+    known = [setting.name for setting in SETTINGS if setting.in_profile]
+    for key in table:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown key {key!r} in {source.name}.",
+                hint=_nearest(key, known) or f"Known keys: {', '.join(known)}.",
+            )
+    return table, source
+
+
+def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
+    for key in document:
+        if key != "profile":
+            raise ConfigError(
+                f"Unknown table or key {key!r} in {file}.",
+                hint=f"Profiles are tables of the form [profile.NAME]: [profile.{key}]?",
+            )
+    profiles = document.get("profile", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise ConfigError(f"In {file}, profile is not a table of profiles.", hint="Write [profile.NAME].")
+    return profiles
+
+
+def _load_toml(file: Path) -> Mapping[str, object]:
+    try:
+        with file.open("rb") as stream:
+            _require_trusted(file, os.fstat(stream.fileno()))
+            return tomllib.load(stream)
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {file} cannot be read: {error.strerror}.", hint="Check --config and the file's mode."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None
+
+
+def _require_trusted(file: Path, status: os.stat_result) -> None:
+    # It names code to load (module, command:), so whoever can write it can run as us.
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"The configuration {file} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}, "
+            f"owner {status.st_uid}), and it names code to run.",
+            hint=f"chmod go-w {file}; it must belong to root or to you.",
+        )
+
+
+def _kind(value: object) -> str:
+    return "empty" if value == "" or value == [] else f"a {type(value).__name__}"
+
+
+def _nearest(text: str, names: list[str]) -> str | None:
+    found = difflib.get_close_matches(text, names, n=1)
+    return f"Did you mean {found[0]}?" if found else None
