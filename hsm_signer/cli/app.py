@@ -1,0 +1,185 @@
+"""The program: global options, the commands, and how every way to end becomes an exit status."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from hsm_signer import __version__
+from hsm_signer.cli import emulator, exchange, inspection
+from hsm_signer.cli.output import ReaderGone, print_error, print_result
+from hsm_signer.errors import ConfigError, HsmSignerError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class GlobalOptions:
+    """What stands before the command; `typer.Context.obj`."""
+
+    config: Path | None
+    profile: str | None
+
+
+class UsageError(ConfigError):
+    """The command line itself is wrong."""
+
+    code = "usage"
+
+
+class InternalError(HsmSignerError):
+    """A bug of ours."""
+
+    code = "internal_error"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+app = typer.Typer(
+    name="hsm-signer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="An option falls back to its variable, then to the profile, then to the AZURE variable, then to a default.",
+)
+exchange.register(app)
+inspection.register(app)
+emulator.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print_result(f"hsm-signer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with profiles. Default: $XDG_CONFIG_HOME/hsm-signer/config.toml, then "
+            "/etc/hsm-signer/config.toml. \\[env: HSM_SIGNER_CONFIG]",
+            metavar="FILE",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Profile in it. Default: default. \\[env: HSM_SIGNER_PROFILE]", metavar="NAME"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is done.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Form of warnings and logs on stderr.")] = LogFormat.TEXT,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device."""
+    from hsm_signer.cli.log import configure_logging
+
+    configure_logging(verbose=verbose, as_json=log_format is LogFormat.JSON)
+    context.obj = GlobalOptions(config, profile)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit status. Nothing escapes: every error is explained on stderr.
+
+    Args:
+        arguments: without the program's name.
+    """
+    as_json = _wants_json(arguments)
+    try:
+        status = app(args=list(arguments), prog_name="hsm-signer", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except HsmSignerError as error:
+        print_error(error, as_json=as_json)
+        return error.exit_status
+    except ReaderGone:
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+    except typer.Exit as ending:
+        return ending.exit_code
+    except typer.TyperException as error:
+        return _usage_error(error, as_json)
+    except Exception as error:
+        print_error(_bug(error), as_json=as_json)
+        return InternalError.exit_status
+
+
+def run_and_exit() -> NoReturn:
+    """Run the command line of this process and end it.
+
+    It ends without the interpreter's finalizers: they would call C_Finalize, which python-pkcs11 does with the GIL
+    held, and a module that hangs there could not be left. Sessions were closed before, and their end is the logout.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    _occupy_standard_descriptors()
+    status = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _occupy_standard_descriptors() -> None:
+    # Opened while a standard descriptor is closed, a file or a socket would take its number, and what is printed.
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether an error is to be JSON too. Decided before parsing, which may be what fails."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        argument in ("-ojson", "--output=json") or (argument in ("-o", "--output") and value == "json")
+        for argument, value in pairs
+    )
+
+
+def _usage_error(error: Exception, as_json: bool) -> int:
+    message = getattr(error, "format_message", lambda: str(error))()
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "hsm-signer")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(message + "\n")
+        return ConfigError.exit_status
+    print_error(UsageError(message, hint=f"See {command} --help."), as_json=as_json)
+    return ConfigError.exit_status
+
+
+def _bug(error: Exception) -> HsmSignerError:
+    # Where it happened, and not what: the text of an exception we did not foresee may hold a secret.
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return InternalError(
+        f"This is a bug in hsm-signer {__version__}: {type(error).__name__} at {places}.",
+        hint="Please report it with this line.",
+    )

@@ -1,0 +1,110 @@
+"""The main job: `token` and `assertion`."""
+
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from hsm_signer.assertion import parse_jwt
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
+from hsm_signer.cli.output import result_writer, to_json
+from hsm_signer.cli.prompt import TerminalPrompt
+from hsm_signer.config import Profile, missing
+from hsm_signer.credential import HsmCredential
+from hsm_signer.entra.authority import check_scopes
+from hsm_signer.entra.token import AccessToken
+
+
+class TokenOutput(StrEnum):
+    """What becomes of the access token."""
+
+    TEXT = "text"
+    JSON = "json"
+    HEADER = "header"
+    EXEC_CREDENTIAL = "exec-credential"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(takes_profile("Device", "Assertion", "Exchange")(token))
+    app.command()(takes_profile("Device", "Assertion")(assertion))
+
+
+def token(
+    profile: Profile,
+    output: Annotated[
+        TokenOutput,
+        typer.Option(
+            "--output",
+            "-o",
+            help="text: the bare token; json; header: an Authorization header; exec-credential: for kubectl.",
+        ),
+    ] = TokenOutput.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Get an access token: the device signs an assertion, Entra exchanges it.
+
+    hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
+    --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
+    """
+    with HsmCredential.from_profile(profile, prompt=TerminalPrompt()) as credential:
+        if not profile.scope:
+            raise missing("scope")
+        check_scopes(credential.endpoint, profile.scope)
+        with result_writer(output_file) as write:
+            write(_show_token(credential.get_token(*profile.scope), output, credential))
+
+
+def assertion(
+    profile: Profile,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Sign a client assertion and print it. Sends nothing, needs no network."""
+    with (
+        HsmCredential.from_profile(profile, prompt=TerminalPrompt()) as credential,
+        result_writer(output_file) as write,
+    ):
+        jwt = credential.assertion()
+        if output is Output.TEXT:
+            write(jwt)
+        else:
+            parsed = parse_jwt(jwt)
+            write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
+
+
+def _show_token(token: AccessToken, output: TokenOutput, credential: HsmCredential) -> str:
+    match output:
+        case TokenOutput.TEXT:
+            return token.token
+        case TokenOutput.HEADER:
+            return f"Authorization: {token.token_type} {token.token}"
+        case TokenOutput.JSON:
+            return to_json(_document(token, credential))
+        case TokenOutput.EXEC_CREDENTIAL:
+            return to_json(_exec_credential(token))
+
+
+def _document(token: AccessToken, credential: HsmCredential) -> dict[str, Any]:
+    return {
+        "access_token": token.token,
+        "token_type": token.token_type,
+        "expires_in": max(0, token.expires_on - int(time.time())),
+        "expires_on": token.expires_on,
+        "scope": token.scope,
+        "tenant": credential.endpoint.tenant,
+        "client_id": credential.profile.client_id,
+        "authority": credential.endpoint.authority,
+    }
+
+
+def _exec_credential(token: AccessToken) -> dict[str, Any]:
+    # https://kubernetes.io/docs/reference/config-api/client-authentication.v1/
+    expiry = datetime.fromtimestamp(token.expires_on, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": token.token, "expirationTimestamp": expiry},
+    }

@@ -1,0 +1,29 @@
+"""Warnings and logs, on stderr, for people or for machines."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"hsm-signer: {record.levelname.lower()}: {record.getMessage()}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps(
+            {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        )
+
+
+def configure_logging(*, verbose: bool, as_json: bool) -> None:
+    """Send this package's log to stderr: warnings, and with `verbose` every step."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if as_json else _Text())
+    logger = logging.getLogger("hsm_signer")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -1,0 +1,143 @@
+"""Where results and errors go: stdout whole or not at all, files atomically, errors in one form."""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from hsm_signer.errors import EntraError, HsmSignerError, OutputError
+
+
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it. No error, and no message."""
+
+
+class Write(Protocol):
+    """Takes the result, once."""
+
+    def __call__(self, text: str) -> None:
+        """Write `text`."""
+        ...
+
+
+def print_result(text: str) -> None:
+    """Write a result and a newline to stdout.
+
+    Raises:
+        OutputError: it cannot be written.
+        ReaderGone: the reader has closed the pipe.
+    """
+    stream = _stdout()
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        # What is still buffered must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise ReaderGone from None
+    except OSError as error:
+        raise OutputError(
+            f"The result could not be written to stdout: {error.strerror}.", hint="Is a disk full?"
+        ) from None
+
+
+def print_json(value: object) -> None:
+    """Write a result as one JSON document."""
+    print_result(to_json(value))
+
+
+def to_json(value: object) -> str:
+    """Return `value` as the JSON people and programs read."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def result_writer(file: Path | None) -> Iterator[Write]:
+    """Make sure that a result can be written before work, or a touch, is spent on it; then write it.
+
+    Args:
+        file: where to, or None for stdout. It appears whole, with mode 0600, when the result was written, and holds
+            it without a trailing newline: SDKs post the text of an assertion file as it stands.
+
+    Raises:
+        OutputError: it cannot be written; a file that was there before is unchanged.
+    """
+    if file is None:
+        _stdout()
+        yield print_result
+        return
+    try:
+        # mkstemp opens exclusively and with mode 0600.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    except OSError as error:
+        raise _unwritable(file, error) from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+
+            def write(text: str) -> None:
+                stream.write(text)
+
+            yield write
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        raise _unwritable(file, error) from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def print_error(error: HsmSignerError, *, as_json: bool) -> None:
+    """Explain an error on stderr: a sentence of what, one of how to mend it."""
+    entra = error if isinstance(error, EntraError) else None
+    aadsts, correlation_id = (entra.aadsts, entra.correlation_id) if entra else (None, None)
+    if as_json:
+        document = {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "aadsts": aadsts,
+            "correlation_id": correlation_id,
+        }
+        text = json.dumps({"error": document}, ensure_ascii=False)
+    else:
+        lines = [f"{_paint('error', '31')}: {error.message}"]
+        if error.hint:
+            lines.append(f"{_paint('hint', '36')}: {error.hint}")
+        if correlation_id:
+            lines.append(f"correlation id: {correlation_id}")
+        text = "\n".join(lines)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _paint(text: str, code: str) -> str:
+    colourful = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{code}m{text}\x1b[0m" if colourful else text
+
+
+def _stdout() -> "TextStream":
+    if sys.stdout is None:
+        raise OutputError("There is no stdout to write the result to.", hint="Do not close it, or use --output-file.")
+    return sys.stdout
+
+
+def _unwritable(file: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{file} cannot be written: {error.strerror}.",
+        hint="Check that its directory exists and that you may write there.",
+    )
+
+
+class TextStream(Protocol):
+    """The part of stdout that is used."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def fileno(self) -> int: ...
