@@ -22,7 +22,6 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from hsm_signer.device.reading import LIMIT, Unreadable, read_descriptor, read_file, run_command
-from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, PinUnavailable
 
 SECONDS = 10.0
@@ -112,32 +111,6 @@ class PinSource(Protocol):
             PinUnavailable: the source cannot give a PIN.
         """
         ...
-
-
-def choose_pin_source(
-    setting: str | Sequence[str] | None, uri: Pkcs11Uri, *, prompt: PinSource | None, directory: Path | None = None
-) -> PinSource:
-    """Return the source that was set, else the URI's `pin-source` or `pin-value`, else the prompt.
-
-    Where nothing is set and nobody can be asked, the source fails only when a device does want a PIN.
-
-    Args:
-        setting: as `parse_pin_source` reads it, or None; likewise `prompt` and `directory`.
-        uri: of the key.
-
-    Raises:
-        ConfigError: the setting or the `pin-source` is malformed, or the URI has both (RFC 7512 section 2.4).
-        PinUnavailable: `prompt` was set where nobody can be asked, or `pin-value` is no PIN.
-    """
-    if setting is not None:
-        return parse_pin_source(setting, prompt=prompt, directory=directory)
-    if uri.pin_source is not None and uri.pin_value is not None:
-        raise ConfigError("The URI has both a pin-source and a pin-value.", hint="Take the pin-value out.")
-    if uri.pin_source is not None:
-        return parse_pin_source(uri.pin_source, prompt=prompt, directory=directory, from_uri=True)
-    if uri.pin_value is not None:
-        return FixedLogin(Pin(uri.pin_value), "the pin-value of the URI")
-    return prompt or _Nobody()
 
 
 def parse_pin_source(
@@ -240,13 +213,14 @@ PROTECTED = FixedLogin(PinPad.PROTECTED, "the device's own PIN pad")
 NO_LOGIN = FixedLogin(None, "no PIN (none)")
 
 
-class _Nobody:
-    """Where no source was named and nobody can be asked."""
+class NobodyToAsk:
+    """Where no source was named and there is no prompt: an error, but only once a device wants a PIN."""
 
-    description = "nobody"
-    attended = False
+    description: ClassVar[str] = "nobody"
+    attended: ClassVar[bool] = False
 
     def __call__(self, request: PinRequest) -> Login:
+        """Raise PinUnavailable."""
         raise PinUnavailable(f"{request.device} wants a PIN, and no PIN source was named.", hint=_CHOICE)
 
 
