@@ -47,10 +47,14 @@ class Lane:
             self._require_idle(timeout)
             future: Future[T] = Future()
             self._submit(future, function)
-            if not wait([future], timeout).done:
+            try:
+                return future.result(timeout)
+            except TimeoutError:
+                if future.done():
+                    # It came back in that instant, or failed with a TimeoutError of its own.
+                    return future.result()
                 self._overrun = what
-                raise self._timed_out(f"The module did not come back from {what} within {timeout:g} s")
-            return future.result()
+                raise self._timed_out(f"The module did not come back from {what} within {timeout:g} s") from None
 
     @property
     def is_busy(self) -> bool:

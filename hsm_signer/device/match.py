@@ -169,4 +169,4 @@ def _shortest(device: DeviceInfo, devices: Sequence[DeviceInfo]) -> Pkcs11Uri:
 
 
 def _listing(uris: Sequence[Pkcs11Uri]) -> str:
-    return ", ".join(str(uri) for uri in uris)
+    return ", ".join(sorted(str(uri) for uri in uris))

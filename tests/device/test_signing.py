@@ -1,0 +1,311 @@
+"""The contract of a device: find exactly one key, log in once, sign, and return only what verifies."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pkcs11
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.device import open_device
+from hsm_signer.device.pin import FixedLogin, Login, Pin, PinRequest
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import (
+    CertificateNotFound,
+    DeviceAmbiguous,
+    DeviceError,
+    DeviceNotFound,
+    KeyAmbiguous,
+    KeyNotFound,
+    KeyUnfit,
+    PinIncorrect,
+    SignatureInvalid,
+)
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .conftest import Refer
+
+MESSAGE = b"header.claims"
+
+
+def rsa_key(key: SoftHsmKey) -> rsa.RSAPublicKey:
+    assert isinstance(key.public_key, rsa.RSAPublicKey)
+    return key.public_key
+
+
+class TestLookUp:
+    @pytest.mark.parametrize(
+        "selector",
+        [
+            "object=first%20key",
+            "id=%01",
+            "object=first%20key;id=%01",
+            "manufacturer=SoftHSM%20project;id=%01",
+            "model=SoftHSM%20v2;id=%01",
+            "library-manufacturer=SoftHSM;id=%01",
+            "library-description=Implementation%20of%20PKCS11;id=%01",
+            "library-version=2.6;id=%01",
+            "slot-manufacturer=SoftHSM%20project;id=%01",
+            "type=private;id=%01",
+        ],
+    )
+    def test_finds_the_key_by(self, selector: str, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(refer(f"pkcs11:token=device%20tests;{selector}")) as device:
+            numbers = rsa_key(key).public_numbers()
+            assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
+
+    def test_finds_the_device_by_what_it_says_of_itself(self, refer: Refer, key: SoftHsmKey) -> None:
+        with open_device(refer("pkcs11:token=device%20tests;id=%01")) as device:
+            info = device.info
+        for attributes in (
+            Pkcs11Uri(serial=info.serial),
+            Pkcs11Uri(slot_id=info.slot_id),
+            Pkcs11Uri(slot_description=info.slot_description),
+        ):
+            with open_device(refer(f"{attributes};id=%01")) as device:
+                assert device.info == info
+
+    def test_names_every_device_when_none_matches(self, refer: Refer, key: SoftHsmKey) -> None:
+        with pytest.raises(DeviceNotFound, match=r"token=elsewhere.* sees pkcs11:token=device%20tests;serial="):
+            open_device(refer("pkcs11:token=elsewhere"))
+
+    def test_names_every_key_when_none_matches(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(refer("pkcs11:token=device%20tests;object=third%20key")) as device:
+            with pytest.raises(KeyNotFound, match=r"object=first%20key;id=%01.*object=second%20key;id=%02"):
+                device.signer()
+
+    def test_refuses_to_choose_between_keys(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(refer("pkcs11:token=device%20tests")) as device:
+            with pytest.raises(KeyAmbiguous, match=r"2 private keys.*id=%01.*id=%02"):
+                device.signer()
+
+    def test_the_uris_it_offers_work(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(refer("pkcs11:token=device%20tests")) as device, pytest.raises(KeyAmbiguous) as caught:
+            device.signer()
+        offered = [word.rstrip(".,") for word in caught.value.message.split() if word.startswith("pkcs11:")]
+        assert len(offered) == 2
+        for uri in offered:
+            with open_device(refer(uri)) as device:
+                device.signer()
+
+    def test_refuses_to_choose_between_devices_of_one_label(self, refer: Refer, tmp_path: Path) -> None:
+        with SoftHsm(tmp_path, label="twin") as twins:
+            twins.add_token("twin")
+            reference = replace(refer("pkcs11:token=twin"), module_environment=twins.environment)
+            with pytest.raises(DeviceAmbiguous, match=r"2 devices match pkcs11:token=twin: .*serial=.*serial="):
+                open_device(reference)
+
+    def test_sees_a_device_that_came_after_the_module_was_loaded(self, refer: Refer, tmp_path: Path) -> None:
+        with SoftHsm(tmp_path, label="early", pin="4711") as softhsm:
+            softhsm.add_key()
+            softhsm.add_token("late")
+            late = replace(
+                refer("pkcs11:token=late", pin=FixedLogin(Pin("4711"), "a test PIN")),
+                module_environment=softhsm.environment,
+            )
+            with open_device(late) as device:
+                assert device.info.label == "late"
+
+
+class TestSigning:
+    @pytest.mark.parametrize("algorithm", list(Algorithm))
+    def test_signatures_verify_with_cryptography(self, algorithm: Algorithm, refer: Refer, key: SoftHsmKey) -> None:
+        with open_device(refer(key.uri)) as device:
+            signature = device.signer().sign(algorithm, MESSAGE)
+        scheme: padding.AsymmetricPadding = padding.PKCS1v15()
+        if algorithm is Algorithm.PS256:
+            scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
+        rsa_key(key).verify(signature, MESSAGE, scheme, hashes.SHA256())
+
+    @pytest.mark.parametrize("algorithm", list(Algorithm))
+    def test_signatures_verify_with_openssl(
+        self, algorithm: Algorithm, refer: Refer, key: SoftHsmKey, tmp_path: Path
+    ) -> None:
+        with open_device(refer(key.uri)) as device:
+            (tmp_path / "signature").write_bytes(device.signer().sign(algorithm, MESSAGE))
+        (tmp_path / "message").write_bytes(MESSAGE)
+        (tmp_path / "key.pem").write_bytes(
+            rsa_key(key).public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        options = ["-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32"]
+        subprocess.run(
+            [
+                *("openssl", "dgst", "-sha256", "-verify", "key.pem", "-signature", "signature"),
+                *(options if algorithm is Algorithm.PS256 else []),
+                "message",
+            ],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    @pytest.mark.parametrize("algorithm", list(Algorithm))
+    @pytest.mark.parametrize("shape", ["raw", "bare RSA"])
+    def test_plans_without_the_combined_mechanism_work_on_the_device(
+        self, algorithm: Algorithm, shape: str, refer: Refer, key: SoftHsmKey
+    ) -> None:
+        left = {
+            "raw": {pkcs11.Mechanism.RSA_PKCS, pkcs11.Mechanism.RSA_PKCS_PSS},
+            "bare RSA": {pkcs11.Mechanism.RSA_X_509},
+        }[shape]
+        with open_device(refer(key.uri)) as device:
+            signer = device.signer()
+            signer.key = replace(signer.key, mechanisms=signer.key.mechanisms & left)
+            signature = signer.sign(algorithm, MESSAGE)
+            assert signer.public_key.verify(algorithm, MESSAGE, signature)
+
+    def test_a_signature_that_does_not_verify_is_not_returned(
+        self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey
+    ) -> None:
+        with open_device(refer("pkcs11:token=device%20tests;id=%01")) as device:
+            signer = device.signer()
+            signer.public_key = PublicKey(rsa_key(second_key).public_numbers().n, 65537)
+            with pytest.raises(SignatureInvalid):
+                signer.sign(Algorithm.RS256, MESSAGE)
+
+    def test_four_threads_get_valid_signatures(self, refer: Refer, key: SoftHsmKey) -> None:
+        with open_device(refer(key.uri)) as device, ThreadPoolExecutor(4) as pool:
+            signer = device.signer()
+            messages = [bytes([number]) * 40 for number in range(80)]
+            signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
+        for message, signature in zip(messages, signatures, strict=True):
+            rsa_key(key).verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
+
+    def test_an_ec_key_is_refused(self, refer: Refer, softhsm: SoftHsm) -> None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        softhsm.import_key(ec.generate_private_key(ec.SECP256R1()), "ec key", b"\xec")
+        with open_device(refer("pkcs11:token=device%20tests;object=ec%20key")) as device:
+            with pytest.raises(KeyUnfit, match="EC, not RSA"):
+                device.signer()
+
+
+class TestCertificate:
+    def test_is_the_one_with_the_id_of_the_key(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(refer(second_key.uri)) as device:
+            assert device.certificate(device.signer()) == second_key.certificate
+
+    def test_a_key_without_one_says_so(self, refer: Refer, softhsm: SoftHsm) -> None:
+        bare = softhsm.add_key("bare key", b"\xba")
+        with open_device(refer(bare.uri)) as device, pytest.raises(CertificateNotFound, match="bare key"):
+            device.certificate(device.signer())
+
+    def test_refuses_to_choose_between_two(self, refer: Refer, softhsm: SoftHsm) -> None:
+        crowded = softhsm.add_identity("crowded key", b"\xcc")
+        softhsm.add_certificate(softhsm.issue_certificate(crowded.public_key), "crowded key", b"\xcc")
+        with open_device(refer(crowded.uri)) as device, pytest.raises(KeyAmbiguous, match="2 certificates"):
+            device.certificate(device.signer())
+
+
+class TestLogin:
+    def test_a_wrong_pin_is_presented_once_and_not_shown(self, refer: Refer, key: SoftHsmKey) -> None:
+        asked = []
+
+        class Wrong:
+            description = "a wrong PIN"
+            attended = False
+
+            def __call__(self, request: PinRequest) -> Login:
+                asked.append(request)
+                return Pin("87654321-wrong")
+
+        with pytest.raises(PinIncorrect) as caught:
+            open_device(refer(key.uri, pin=Wrong()))
+        assert len(asked) == 1
+        assert "87654321" not in repr(caught.value) + str(caught.value.hint)
+
+    def test_the_prompt_can_name_the_device(self, refer: Refer, key: SoftHsmKey) -> None:
+        asked = []
+
+        class Watching:
+            description = "a test"
+            attended = True
+
+            def __call__(self, request: PinRequest) -> Login:
+                asked.append(request.device)
+                return None
+
+        with open_device(refer(key.uri, pin=Watching())):
+            assert "device tests" in asked[0]
+
+    def test_the_pin_source_runs_in_the_thread_of_the_caller(self, refer: Refer, key: SoftHsmKey) -> None:
+        threads = []
+
+        class Watching:
+            description = "a test"
+            attended = True
+
+            def __call__(self, request: PinRequest) -> Login:
+                threads.append(threading.current_thread())
+                return None
+
+        with open_device(refer(key.uri, pin=Watching())):
+            assert threads == [threading.current_thread()]
+
+    def test_private_keys_that_are_hidden_without_a_login_say_so(self, refer: Refer, key: SoftHsmKey) -> None:
+        with open_device(refer(key.uri, pin=FixedLogin(None, "none"))) as device:
+            with pytest.raises(KeyNotFound, match="it has none") as caught:
+                device.signer()
+        assert "log in" in str(caught.value.hint)
+
+    def test_two_devices_of_one_process_share_the_login(self, refer: Refer, key: SoftHsmKey) -> None:
+        with open_device(refer(key.uri)), open_device(refer(key.uri)) as second:
+            second.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+class TestEnd:
+    def test_a_closed_device_says_so(self, refer: Refer, key: SoftHsmKey) -> None:
+        device = open_device(refer(key.uri))
+        signer = device.signer()
+        device.close()
+        device.close()
+        with pytest.raises(DeviceError, match="was closed"):
+            signer.sign(Algorithm.RS256, MESSAGE)
+
+    def test_a_forked_child_may_not_use_it_and_does_not_end_it(self, refer: Refer, key: SoftHsmKey) -> None:
+        # In a process of its own: forking a test runner with threads is a risk of its own.
+        program = """
+import os, sys
+from pathlib import Path
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import EnvironmentPin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceError
+
+uri, module = sys.argv[1:]
+device = open_device(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
+signer = device.signer()
+child = os.fork()
+if child == 0:
+    try:
+        signer.sign(Algorithm.RS256, b"x")
+    except DeviceError as error:
+        print("child:", error)
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+print("status:", status)
+signer.sign(Algorithm.RS256, b"x")
+print("parent: signed")
+"""
+        reference = refer(key.uri)
+        login = reference.pin(PinRequest("test"))
+        assert isinstance(login, Pin)
+        done = subprocess.run(
+            [sys.executable, "-c", program, key.uri, str(reference.module)],
+            env={**os.environ, **reference.module_environment, "TEST_PIN": login.reveal()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stderr == ""
+        assert "was opened by the parent" in done.stdout
+        assert done.stdout.splitlines()[-2:] == ["status: 0", "parent: signed"]
