@@ -2,7 +2,7 @@
 
     from hsm_signer import HsmCredential
 
-    with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="file:/run/secrets/pin") as credential:
+    with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="env:PIN") as credential:
         token = credential.get_token("https://graph.microsoft.com/.default").token
 """
 

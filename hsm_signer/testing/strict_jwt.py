@@ -1,0 +1,101 @@
+"""A compact JWT read with no forgiveness: what RFC 7515 and RFC 7519 allow, and nothing wider.
+
+Entra forgives padding, floats and strings, and JWT libraries forgive repeated members. An emulator that forgave them
+would hide the mistakes it is there to find. Nothing here is shared with the code that builds assertions.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+
+
+class MalformedJwt(ValueError):
+    """The text is not a compact JWT. The message says why and never quotes the text."""
+
+
+@dataclass(frozen=True)
+class StrictJwt:
+    """The two JSON objects of a compact JWT. The signature is not verified here."""
+
+    header: dict[str, object]
+    claims: dict[str, object]
+
+    @classmethod
+    def parse(cls, text: str) -> "StrictJwt":
+        """Read a compact JWT (RFC 7519 section 7.2, RFC 7515 section 7.1).
+
+        Raises:
+            MalformedJwt: it has not three parts, or one is not base64url without padding, or header and claims are not
+                JSON objects in UTF-8 with members that occur once.
+        """
+        parts = text.split(".")
+        if len(parts) != 3:
+            raise MalformedJwt(f"it has {len(parts)} parts where a signed JWT has 3")
+        header, claims, signature = parts
+        decode_base64url(signature, "the signature")
+        return cls(_json_object(header, "the header"), _json_object(claims, "the claims"))
+
+
+def decode_base64url(text: str, what: str) -> bytes:
+    """Decode base64url without padding, in its one canonical form (RFC 7515 section 2, RFC 4648 section 3.5).
+
+    Args:
+        what: what the text is, for the message of the error.
+
+    Raises:
+        MalformedJwt: padding, another alphabet, white space, an impossible length, or stray bits at the end.
+    """
+    if "=" in text:
+        raise MalformedJwt(f"{what} is padded with '=', base64url in a JWT is not")
+    if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
+        raise MalformedJwt(f"{what} is not base64url")
+    value = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64.urlsafe_b64encode(value).rstrip(b"=") != text.encode("ascii"):
+        raise MalformedJwt(f"{what} has stray bits at its end")
+    return value
+
+
+def whole_seconds(value: object, what: str) -> int:
+    """Return a time, which must be a JSON integer.
+
+    RFC 7519 section 2 would allow fractions; Entra documents integers.
+
+    Raises:
+        MalformedJwt: it is a fraction, a string, a boolean or anything else.
+    """
+    if type(value) is not int:  # isinstance would let true and false through
+        raise MalformedJwt(f"{what} is not an integer but a {_json_type(value)}")
+    return value
+
+
+def _json_object(part: str, what: str) -> dict[str, object]:
+    def unique(members: Sequence[tuple[str, object]]) -> dict[str, object]:
+        found = dict(members)
+        if len(found) != len(members):
+            raise MalformedJwt(f"{what} names a member twice")
+        return found
+
+    def no_constant(_: str) -> NoReturn:
+        raise MalformedJwt(f"{what} holds NaN or Infinity, which JSON has not")
+
+    try:
+        text = decode_base64url(part, what).decode("utf-8")
+        value: object = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except MalformedJwt:
+        raise
+    except (ValueError, RecursionError):
+        # Neither the cause nor its text: a JSON error carries the document, and with it the assertion.
+        raise MalformedJwt(f"{what} is not JSON in UTF-8") from None
+    if not isinstance(value, dict):
+        raise MalformedJwt(f"{what} is not a JSON object but a {_json_type(value)}")
+    return value
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "boolean", int: "number", float: "fraction", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "null")

@@ -1,0 +1,432 @@
+"""The emulator as a service: the tokens it gives, its metadata, its life from start to stop."""
+
+import base64
+import hashlib
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from joserfc import jws, jwt
+from joserfc.jwk import KeySet, RSAKey
+
+from hsm_signer.errors import ConfigError
+from hsm_signer.testing import EntraEmulator, Slow
+
+NOW = 1_800_000_000
+TENANT = "contoso.onmicrosoft.com"
+CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
+
+
+def _make_certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulator test")])
+    now = datetime.fromtimestamp(NOW, UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+
+
+KEY, OTHER_KEY = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+CERTIFICATE, OTHER_CERTIFICATE = _make_certificate(KEY), _make_certificate(OTHER_KEY)
+PEM, OTHER_DER = CERTIFICATE.public_bytes(Encoding.PEM), OTHER_CERTIFICATE.public_bytes(Encoding.DER)
+
+
+def thumbprint(certificate: x509.Certificate, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, certificate.public_bytes(Encoding.DER)).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def assertion(
+    entra: EntraEmulator,
+    *,
+    tenant: str = TENANT,
+    key: rsa.RSAPrivateKey = KEY,
+    certificate: x509.Certificate = CERTIFICATE,
+    header: dict[str, object] | None = None,
+) -> str:
+    claims: dict[str, object] = {
+        "aud": entra.token_endpoint(tenant),
+        "iss": CLIENT,
+        "sub": CLIENT,
+        "jti": str(uuid.uuid4()),
+        "nbf": NOW,
+        "iat": NOW,
+        "exp": NOW + 600,
+    }
+    header = header or {"alg": "RS256", "x5t": thumbprint(certificate, "sha1")}
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    registry = jws.JWSRegistry(algorithms=["RS256", "PS256"])
+    return jwt.encode(header, claims, RSAKey.import_key(pem), registry=registry)
+
+
+def form(signed: str, scope: str = "https://graph.microsoft.com/.default") -> dict[str, str]:
+    return {
+        "grant_type": "client_credentials",
+        "client_id": CLIENT,
+        "scope": scope,
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        "client_assertion": signed,
+    }
+
+
+def client(entra: EntraEmulator) -> httpx.Client:
+    trust = ssl.create_default_context(cafile=entra.ca_file) if entra.ca_file else False
+    return httpx.Client(verify=trust, timeout=10)
+
+
+@pytest.fixture
+def entra() -> Iterator[EntraEmulator]:
+    with EntraEmulator(clock=lambda: NOW) as emulator:
+        emulator.register(CLIENT, PEM, tenant=TENANT)
+        yield emulator
+
+
+@pytest.fixture
+def http(entra: EntraEmulator) -> Iterator[httpx.Client]:
+    with client(entra) as opened:
+        yield opened
+
+
+def test_the_success_answer_has_entras_members(entra: EntraEmulator, http: httpx.Client) -> None:
+    answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).json()
+    assert isinstance(answer.pop("access_token"), str)
+    assert answer == {"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599}
+
+
+def test_a_token_verifies_through_the_published_metadata(entra: EntraEmulator, http: httpx.Client) -> None:
+    configuration = http.get(f"{entra.authority}/{TENANT}/v2.0/.well-known/openid-configuration").json()
+    answer = http.post(configuration["token_endpoint"], data=form(assertion(entra))).json()
+    keys = KeySet.import_key_set(http.get(configuration["jwks_uri"]).json())
+
+    token = jwt.decode(answer["access_token"], keys, algorithms=["RS256"])
+
+    jwt.JWTClaimsRegistry(
+        now=NOW,
+        iss={"essential": True, "value": configuration["issuer"]},
+        aud={"essential": True, "value": "https://graph.microsoft.com"},
+        azp={"essential": True, "value": CLIENT},
+        tid={"essential": True, "value": TENANT},
+    ).validate(token.claims)
+    assert token.claims["exp"] == NOW + 3599
+
+
+def test_the_issuer_is_under_the_emulators_own_authority(entra: EntraEmulator, http: httpx.Client) -> None:
+    configuration = http.get(f"{entra.authority}/{TENANT}/v2.0/.well-known/openid-configuration").json()
+    assert configuration["issuer"] == f"{entra.authority}/{TENANT}/v2.0"
+    assert httpx.URL(configuration["issuer"]).host == "127.0.0.1"
+
+
+def test_the_published_keys_hold_nothing_private(entra: EntraEmulator, http: httpx.Client) -> None:
+    (key,) = http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json()["keys"]
+    assert set(key) == {"kty", "use", "alg", "kid", "n", "e"}
+
+
+def test_an_unknown_tenant_has_no_metadata(entra: EntraEmulator, http: httpx.Client) -> None:
+    response = http.get(f"{entra.authority}/fabrikam.com/v2.0/.well-known/openid-configuration")
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_tenant")
+    assert response.json()["error_codes"] == [90002]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param({"alg": "RS256", "x5t": thumbprint(CERTIFICATE, "sha1")}, id="RS256 with x5t"),
+        pytest.param({"alg": "PS256", "x5t#S256": thumbprint(CERTIFICATE, "sha256")}, id="PS256 with x5t#S256"),
+        pytest.param(
+            {
+                "alg": "PS256",
+                "x5t": thumbprint(CERTIFICATE, "sha1"),
+                "x5t#S256": thumbprint(CERTIFICATE, "sha256"),
+            },
+            id="PS256 with both",
+        ),
+    ],
+)
+def test_the_documented_headers_are_accepted(
+    entra: EntraEmulator, http: httpx.Client, header: dict[str, object]
+) -> None:
+    signed = assertion(entra, header=header)
+    assert http.post(entra.token_endpoint(TENANT), data=form(signed)).status_code == 200
+
+
+def test_a_header_with_the_chain_is_accepted(entra: EntraEmulator, http: httpx.Client) -> None:
+    chain = [base64.b64encode(CERTIFICATE.public_bytes(Encoding.DER)).decode()]
+    signed = assertion(entra, header={"alg": "RS256", "x5t": thumbprint(CERTIFICATE, "sha1"), "x5c": chain})
+    assert http.post(entra.token_endpoint(TENANT), data=form(signed)).status_code == 200
+
+
+def test_an_application_may_have_several_certificates(entra: EntraEmulator, http: httpx.Client) -> None:
+    entra.register(CLIENT, OTHER_DER, tenant=TENANT)
+    for signed in (assertion(entra), assertion(entra, key=OTHER_KEY, certificate=OTHER_CERTIFICATE)):
+        assert http.post(entra.token_endpoint(TENANT), data=form(signed)).status_code == 200
+
+
+def test_ad_fs_has_its_own_endpoint(entra: EntraEmulator, http: httpx.Client) -> None:
+    entra.register(CLIENT, PEM, tenant="adfs")
+    assert entra.token_endpoint("adfs") == f"{entra.authority}/adfs/oauth2/token"
+    signed = assertion(entra, tenant="adfs")
+    assert http.post(entra.token_endpoint("adfs"), data=form(signed)).status_code == 200
+
+
+def test_a_resource_can_be_added(entra: EntraEmulator, http: httpx.Client) -> None:
+    entra.add_resource("api://inventory")
+    answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra), "api://inventory/.default")).json()
+    keys = KeySet.import_key_set(http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json())
+    assert jwt.decode(answer["access_token"], keys, algorithms=["RS256"]).claims["aud"] == "api://inventory"
+
+
+def test_the_slash_of_a_resource_stays_in_the_audience(entra: EntraEmulator, http: httpx.Client) -> None:
+    scope = "https://management.azure.com//.default"
+    answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra), scope)).json()
+    keys = KeySet.import_key_set(http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json())
+    claims = jwt.decode(answer["access_token"], keys, algorithms=["RS256"]).claims
+    assert claims["aud"] == "https://management.azure.com/"
+
+
+def test_lifetimes_are_as_asked_for() -> None:
+    with EntraEmulator(clock=lambda: NOW, token_lifetime=60, refresh_in=30) as entra, client(entra) as http:
+        entra.register(CLIENT, PEM, tenant=TENANT)
+        answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).json()
+    del answer["access_token"]
+    assert answer == {"token_type": "Bearer", "expires_in": 60, "ext_expires_in": 60, "refresh_in": 30}
+
+
+def test_an_assertion_serves_again_by_default(entra: EntraEmulator, http: httpx.Client) -> None:
+    signed = form(assertion(entra))
+    assert [http.post(entra.token_endpoint(TENANT), data=signed).status_code for _ in range(2)] == [200, 200]
+
+
+def test_a_replayed_assertion_is_refused_on_request() -> None:
+    with EntraEmulator(clock=lambda: NOW, refuse_replay=True) as entra, client(entra) as http:
+        entra.register(CLIENT, PEM, tenant=TENANT)
+        signed = form(assertion(entra))
+        answers = [http.post(entra.token_endpoint(TENANT), data=signed) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 401]
+    assert answers[1].json()["error_codes"] == [50027]
+
+
+def test_only_an_assertion_that_earned_a_token_is_spent() -> None:
+    with EntraEmulator(clock=lambda: NOW, refuse_replay=True) as entra, client(entra) as http:
+        entra.register(CLIENT, PEM, tenant=TENANT)
+        signed = assertion(entra)
+        refused = http.post(entra.token_endpoint(TENANT), data=form(signed, "https://unknown.example/.default"))
+        accepted = http.post(entra.token_endpoint(TENANT), data=form(signed))
+    assert (refused.status_code, accepted.status_code) == (400, 200)
+
+
+def test_the_date_header_is_the_emulators_clock(entra: EntraEmulator, http: httpx.Client) -> None:
+    response = http.post(entra.token_endpoint(TENANT), data={})
+    assert response.headers.get_list("date") == ["Fri, 15 Jan 2027 08:00:00 GMT"]
+    assert parsedate_to_datetime(response.headers["date"]).timestamp() == NOW
+
+
+def test_requests_are_kept_as_received(entra: EntraEmulator, http: httpx.Client) -> None:
+    signed = assertion(entra)
+    http.post(entra.token_endpoint(TENANT), data=form(signed), headers={"User-Agent": "probe/1"})
+    http.post(entra.token_endpoint("fabrikam.com"), data={"grant_type": "password"})
+    http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys")
+
+    first, second = entra.requests
+    assert (first.tenant, first.status, first.headers["user-agent"]) == (TENANT, 200, "probe/1")
+    assert first.form["client_assertion"] == signed
+    assert (second.tenant, second.status, dict(second.form)) == ("fabrikam.com", 400, {"grant_type": "password"})
+
+
+def test_the_credential_is_in_no_repr(entra: EntraEmulator, http: httpx.Client) -> None:
+    sent = form("header.claims.signature") | {"client_secret": "hunter2"}
+    http.post(entra.token_endpoint(TENANT), data=sent, headers={"Authorization": "Basic hunter2"})
+    shown = repr(entra.requests)
+    assert CLIENT in shown
+    assert "hunter2" not in shown
+    assert "signature" not in shown
+
+
+def test_two_emulators_run_side_by_side(entra: EntraEmulator, http: httpx.Client) -> None:
+    with EntraEmulator(clock=lambda: NOW) as other, client(other) as other_http:
+        other.register(CLIENT, PEM, tenant=TENANT)
+        own = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra)))
+        foreign = other_http.post(other.token_endpoint(TENANT), data=form(assertion(entra)))
+        assert own.status_code == 200
+        assert foreign.json()["error_codes"] == [700023]
+        assert (len(entra.requests), len(other.requests)) == (1, 1)
+        with pytest.raises(httpx.ConnectError):
+            http.get(other.authority)
+
+
+def test_plain_http_needs_no_ca() -> None:
+    with EntraEmulator(https=False, clock=lambda: NOW) as entra, httpx.Client() as http:
+        entra.register(CLIENT, PEM, tenant=TENANT)
+        assert entra.ca_file is None
+        assert entra.authority.startswith("http://127.0.0.1:")
+        assert http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).status_code == 200
+
+
+def test_it_starts_again_after_a_stop_with_other_keys() -> None:
+    entra = EntraEmulator(clock=lambda: NOW)
+    entra.register(CLIENT, PEM, tenant=TENANT)
+    key_ids = set()
+    for _ in range(2):
+        with entra, client(entra) as http:
+            key_ids |= {
+                key["kid"] for key in http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json()["keys"]
+            }
+            assert http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).status_code == 200
+    assert len(key_ids) == 2
+
+
+def test_stop_takes_the_ca_file_away() -> None:
+    with EntraEmulator() as entra:
+        ca_file = entra.ca_file
+        assert ca_file is not None
+        assert ca_file.is_file()
+    assert not ca_file.parent.exists()
+
+
+def test_stop_closes_connections_that_never_spoke() -> None:
+    with EntraEmulator(https=False) as entra:
+        port = httpx.URL(entra.authority).port
+        assert port is not None
+        silent = socket.create_connection(("127.0.0.1", port))
+        with httpx.Client() as http:
+            http.get(entra.authority)  # the silent connection was accepted before this one
+    with silent:
+        silent.settimeout(10)
+        try:
+            assert silent.recv(1) == b""
+        except ConnectionResetError:
+            pass
+
+
+def test_a_host_that_is_not_loopback_is_refused() -> None:
+    for host in ("0.0.0.0", "192.0.2.1", "::", "login.microsoftonline.com"):  # noqa: S104 - the point of the test
+        with pytest.raises(ConfigError, match="loopback addresses only"):
+            EntraEmulator(host=host)
+
+
+def test_ipv6_loopback_is_served() -> None:
+    with EntraEmulator(host="::1") as entra, client(entra) as http:
+        assert entra.authority.startswith("https://[::1]:")
+        assert http.post(entra.token_endpoint(TENANT), data={}).status_code == 400
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        entra = EntraEmulator(port=port)
+        with pytest.raises(ConfigError, match=f"127.0.0.1 port {port}: Address already in use"):
+            entra.start()
+
+
+def test_a_second_start_is_refused(entra: EntraEmulator) -> None:
+    with pytest.raises(ConfigError, match="running already"):
+        entra.start()
+
+
+def test_a_stopped_emulator_has_no_authority() -> None:
+    with pytest.raises(ConfigError, match="not running"):
+        _ = EntraEmulator().authority
+
+
+@pytest.mark.parametrize(
+    ("certificate", "reason"),
+    [
+        pytest.param(b"nonsense", "in PEM or DER", id="no certificate"),
+        pytest.param(
+            _make_certificate(ec.generate_private_key(ec.SECP256R1())).public_bytes(Encoding.DER), "RSA", id="EC key"
+        ),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(certificate: bytes, reason: str) -> None:
+    entra = EntraEmulator()
+    with pytest.raises(ConfigError, match=reason):
+        entra.register(CLIENT, certificate, tenant=TENANT)
+
+
+def test_an_application_cannot_belong_to_many_tenants() -> None:
+    with pytest.raises(ConfigError, match="not the name of one tenant"):
+        EntraEmulator().register(CLIENT, PEM, tenant="common")
+
+
+def test_a_concurrent_request_does_not_wait_for_a_slow_one(entra: EntraEmulator, http: httpx.Client) -> None:
+    entra.answer_next(Slow(3600))
+
+    def wait() -> None:
+        with client(entra) as patient, pytest.raises(httpx.TransportError):
+            patient.post(entra.token_endpoint(TENANT), data={}, timeout=None)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not entra.requests:  # the slow answer is the other thread's
+        http.get(entra.authority)
+    assert http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).status_code == 200
+    entra.stop()
+    thread.join()
+
+
+def test_it_prints_and_logs_nothing_and_leaves_signals_alone() -> None:
+    program = """
+import signal, ssl, httpx, logging
+from hsm_signer.testing import EntraEmulator, Truncated
+before = signal.getsignal(signal.SIGINT)
+with EntraEmulator() as entra:
+    entra.answer_next(Truncated())
+    with httpx.Client(verify=ssl.create_default_context(cafile=entra.ca_file)) as http:
+        for _ in range(2):
+            try:
+                http.post(entra.token_endpoint("contoso.com"), data={})
+            except httpx.TransportError:
+                pass
+    assert signal.getsignal(signal.SIGINT) is before
+"""
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "joserfc", "trustme"])
+def test_without_the_extra_the_import_says_what_to_install(package: str) -> None:
+    program = f"""
+import sys
+sys.modules[{package!r}] = None
+from hsm_signer.errors import ConfigError
+try:
+    from hsm_signer.testing import EntraEmulator
+except ConfigError as error:
+    print(error.message)
+    print(error.hint)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    message, hint = ran.stdout.splitlines()
+    assert package in message
+    assert "pip install 'hsm-signer[testing]'" in hint
+
+
+def test_importing_the_package_loads_no_web_server() -> None:
+    program = "import sys, hsm_signer.testing; print(sorted({'starlette', 'uvicorn', 'joserfc'} & sys.modules.keys()))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "[]\n"
+
+
+def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
+    import hsm_signer.testing
+
+    with pytest.raises(AttributeError, match="no attribute 'Emulator'"):
+        _ = hsm_signer.testing.Emulator  # type: ignore[attr-defined]
