@@ -6,6 +6,7 @@ https://learn.microsoft.com/entra/identity-platform/certificate-credentials
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 import uuid
@@ -185,14 +186,18 @@ def _decode(text: str, part: str) -> bytes:
 
 def _decode_json(text: str, part: str) -> dict[str, Any]:
     data = _decode(text, part)
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        # `from None`, and no detail: the exceptions carry the text.
-        raise JwtError(f"The {part} of the JWT is not JSON.", hint="Is this an opaque or an encrypted token?") from None
+    value: object = None
+    # Not raised from within: the exceptions suppressed here carry the text.
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     if not isinstance(value, dict):
-        raise JwtError(f"The {part} of the JWT is not a JSON object.")
+        raise JwtError(f"The {part} of the JWT is not a JSON object.", hint="Is this an opaque or an encrypted token?")
     return value
+
+
+def _no_constant(name: str) -> None:
+    # RFC 8259 section 6: NaN and Infinity are Python's own.
+    raise ValueError("not a JSON number")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hsm_signer.errors import HsmSignerError
 logger = logging.getLogger(__name__)
 
 REFRESH_BEFORE = 300
-"""Seconds before expiry at which a token is renewed, as azure-identity does."""
+"""Seconds before expiry at which a token is renewed, as azure-identity does; a short-lived one at half its life."""
 
 RETRY_AFTER = 30
 """Seconds to leave a good token alone after its renewal failed."""
@@ -95,4 +95,6 @@ class TokenCache:
             return True
         if entry.failed_at is not None and now < entry.failed_at + RETRY_AFTER:
             return False
-        return now >= min(token.expires_on - REFRESH_BEFORE, token.refresh_on or token.expires_on)
+        # Half of its life is left to a token that never has REFRESH_BEFORE: else each caller would ask for a new one.
+        early = min(REFRESH_BEFORE, token.expires_in // 2)
+        return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)

@@ -1,6 +1,7 @@
 """The certificate that goes with a key: parse it, hash it, and tell whether Entra can accept what it vouches for."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -124,7 +125,7 @@ def _parse(der: bytes, source: str) -> Certificate:
             not_after=validity["not_after"].native.astimezone(UTC),
             key_usage=None if usage is None else frozenset(usage.native),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise CertificateUnusable(
             f"{source} is not an X.509 certificate: {str(error).splitlines()[0]}.", hint="Give it as PEM or DER."
         ) from None
@@ -139,8 +140,15 @@ def _public_key(info: "x509.PublicKeyInfo") -> PublicKey | None:
 
 def _subject(name: "x509.Name") -> str:
     # RFC 4514 section 2.1: the most specific name first. Only short names people know are abbreviated.
-    parts = [(part["type"].native, part["value"].native) for rdn in reversed(list(name.chosen)) for part in rdn]
-    return ",".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in parts) or "without a subject"
+    rdns = [[(part["type"].native, part["value"].native) for part in rdn] for rdn in reversed(list(name.chosen))]
+    parts = ["+".join(f"{_SHORT.get(kind, kind)}={_escaped(str(value))}" for kind, value in rdn) for rdn in rdns]
+    return ",".join(parts) or "without a subject"
+
+
+def _escaped(value: str) -> str:
+    """RFC 4514 section 2.4; what a terminal would obey, or nobody would see, is written in hexadecimal."""
+    text = re.sub(r'[\\"+,;<>]|^[ #]| \Z', r"\\\g<0>", value)
+    return "".join(c if c.isprintable() else "".join(f"\\{octet:02X}" for octet in c.encode()) for c in text)
 
 
 _SHORT = {

@@ -128,7 +128,10 @@ def _texts(value: object, source: Source) -> tuple[str, ...]:
 
 def _path(value: object, source: Source) -> Path:
     text = str(value) if isinstance(value, Path) else _text(value, source)
-    return (source.directory or Path()) / Path(text).expanduser()
+    if "\0" in text:
+        raise ConfigError(f"{source.name} must be a path, and holds a NUL character.")
+    # os.path: it leaves a home directory nobody knows as it is, and the message that the file is missing shows it.
+    return (source.directory or Path()) / os.path.expanduser(text)
 
 
 def _flag(value: object, source: Source) -> bool:
@@ -352,7 +355,7 @@ def missing(name: str) -> ConfigError:
 
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return where a configuration is looked for when none is named: the user's, then the machine's."""
-    home = environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(home) / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
 
 
@@ -378,7 +381,7 @@ def _read_profile(
     wanted = name or environ.get("HSM_SIGNER_PROFILE") or None
     named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
     candidates = (named,) if named else default_config_files(environ)
-    file = named or next((path for path in candidates if path.exists()), None)
+    file = named or next((path for path in candidates if os.path.exists(path)), None)
     if file is None:
         if wanted:
             raise ConfigError(
@@ -444,7 +447,7 @@ def _require_trusted(file: Path, status: os.stat_result) -> None:
 
 
 def _kind(value: object) -> str:
-    return "empty" if value == "" or value == [] else f"a {type(value).__name__}"
+    return "empty" if isinstance(value, str) and not value.strip() else f"a {type(value).__name__}"
 
 
 def _nearest(text: str, names: list[str]) -> str | None:

@@ -36,7 +36,7 @@ class PublicKey:
         """Tell whether `signature` over `message` is this key's, by `algorithm` (RFC 7518 sections 3.3 and 3.5)."""
         try:
             self._rsa.verify(signature, message, _PADDING[algorithm], _SHA256)
-        except InvalidSignature:
+        except (InvalidSignature, ValueError, OverflowError):  # the latter two: these numbers are no RSA key
             return False
         return True
 

@@ -161,7 +161,7 @@ class CertificateFile:
     """The certificates in a file, read again whenever the file changes: they are renewed under running services.
 
     Args:
-        path: PEM or DER; a PEM file may hold a chain, in any order.
+        path: PEM or DER; a PEM file may hold a chain.
         public_key: of the key whose certificate comes first.
     """
 

@@ -1,6 +1,7 @@
 """The program: global options, the commands, and how every way to end becomes an exit status."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -120,6 +121,9 @@ def run(arguments: Sequence[str]) -> int:
         return TERMINATED
     except typer.Exit as ending:
         return ending.exit_code
+    except SystemExit:
+        # How typer leaves when the reader of its help is gone. Results are printed by `print_result`.
+        return 0
     except typer.TyperException as error:
         return _usage_error(error, as_json)
     except Exception as error:
@@ -135,6 +139,8 @@ def run_and_exit() -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _terminate)
     _occupy_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: not every locale is UTF-8
     status = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -157,7 +163,7 @@ def _occupy_standard_descriptors() -> None:
 
 def _wants_json(arguments: Sequence[str]) -> bool:
     """Whether an error is to be JSON too. Decided before parsing, which may be what fails."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = zip(arguments, [*arguments, ""][1:], strict=True)
     return any(
         argument in ("-ojson", "--output=json") or (argument in ("-o", "--output") and value == "json")
         for argument, value in pairs
@@ -168,8 +174,7 @@ def _usage_error(error: Exception, as_json: bool) -> int:
     message = getattr(error, "format_message", lambda: str(error))()
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "hsm-signer")
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stderr.write(message + "\n")
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
         return ConfigError.exit_status
     print_error(UsageError(message, hint=f"See {command} --help."), as_json=as_json)
     return ConfigError.exit_status

@@ -89,7 +89,7 @@ def _read_jwt(argument: str | None) -> Jwt:
         return parse_jwt(argument or "")
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("There is no JWT to read.", hint="Give it as an argument, or pipe it to stdin.")
-    return parse_jwt(sys.stdin.read(_MAXIMUM_TEXT))
+    return parse_jwt(sys.stdin.buffer.read(_MAXIMUM_TEXT).decode(errors="replace"))  # the parser refuses the rest
 
 
 def _rows(values: Mapping[str, Any], now: float) -> Iterable[tuple[str, str]]:

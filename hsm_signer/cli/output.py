@@ -51,8 +51,8 @@ def print_json(value: object) -> None:
 
 
 def to_json(value: object) -> str:
-    """Return `value` as the JSON people and programs read."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Return `value` as the JSON people and programs read: in ASCII, so that nothing in it steers a terminal."""
+    return json.dumps(value, indent=2)
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
             "aadsts": aadsts,
             "correlation_id": correlation_id,
         }
-        text = json.dumps({"error": document}, ensure_ascii=False)
+        text = json.dumps({"error": document})
     else:
         lines = [f"{_paint('error', '31')}: {error.message}"]
         if error.hint:
