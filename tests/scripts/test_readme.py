@@ -1,0 +1,58 @@
+"""What the README says is so."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from hsm_signer import errors
+from hsm_signer.config import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# What differs from one run to the next, and what it is called instead.
+_VARIABLE = (
+    (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "GUID"),
+    (r"https://127\.0\.0\.1:\d+", "AUTHORITY"),
+    (r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d UTC)?", "TIME"),
+    (r"\b\d{10}\b", "EPOCH"),
+    (r"now|(in )?\d+ (second|minute|hour)s?( ago)?", "DISTANCE"),
+    (r"another \d+ s", "another SECONDS"),
+    (r"(?<=x5t  )\S{27}|(?<=kid     )\S{43}", "HASH"),
+    (r'(?<=SOFTHSM2_CONF = ")[^"]+(?=/\.demo)|(?<=ca_bundle = ")[^"]+', "PATH"),
+    (r'(?<=module = ")[^"]+', "MODULE"),
+)
+
+
+def normalised(text: str) -> list[str]:
+    """Return the lines of a transcript without what varies, headings and empty lines."""
+    for pattern, name in _VARIABLE:
+        text = re.sub(pattern, name, text)
+    return [line for line in text.splitlines() if line and not line.startswith("==>")]
+
+
+def test_the_transcript_is_what_the_demo_shows() -> None:
+    block = re.search(r"<!-- transcript.*?```console\n(.*?)```", README, re.DOTALL)
+    assert block
+    done = subprocess.run([ROOT / "scripts" / "demo"], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    shown = normalised(done.stdout)
+    written = normalised(block[1])
+    # The demo ends with the check of the token by the issuer's keys.
+    assert shown[: len(written)] == written
+    assert shown[len(written)].startswith("verified with the keys of AUTHORITY")
+
+
+def test_every_setting_is_in_the_table() -> None:
+    rows = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| ")}
+    for setting in SETTINGS:
+        row = rows[f"`{setting.flag}`" if setting.option else f"(profile only) `{setting.name}`"]
+        for variable in filter(None, (setting.variable, setting.azure)):
+            assert f"`{variable}`" in row
+
+
+def test_every_exit_status_is_in_the_table() -> None:
+    classes = [each for each in vars(errors).values() if isinstance(each, type)]
+    statuses = {each.exit_status for each in classes if issubclass(each, errors.HsmSignerError)}
+    for status in statuses:
+        assert f"\n| {status} |" in README
