@@ -1,9 +1,9 @@
 """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device.
 
-    from hsm_signer import HsmCredential
+from hsm_signer import HsmCredential
 
-    with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="env:PIN") as credential:
-        token = credential.get_token("https://graph.microsoft.com/.default").token
+with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="env:PIN") as credential:
+    token = credential.get_token("https://graph.microsoft.com/.default").token
 """
 
 from typing import TYPE_CHECKING

@@ -185,7 +185,8 @@ def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
         try:
             uri = Pkcs11Uri.parse(text)
         except UriError as error:
-            raise UriError(f"{source.name}: {error.message}", hint=error.hint, position=error.position) from None
+            hint = error.hint or "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
+            raise UriError(f"{source.name}: {error.message}", hint=hint, position=error.position) from None
         if uri.pin_value is not None:
             if source.is_argument:
                 raise ConfigError(
@@ -411,11 +412,12 @@ def _read_profile(
 
 
 def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
-    for key in document:
+    for key, value in document.items():
         if key != "profile":
+            name = key if isinstance(value, dict) else "default"
             raise ConfigError(
                 f"Unknown table or key {key!r} in {file}.",
-                hint=f"Profiles are tables of the form [profile.NAME]: [profile.{key}]?",
+                hint=_nearest(key, ["profile"]) or f"Profiles are tables of the form [profile.NAME]: [profile.{name}]?",
             )
     profiles = document.get("profile", {})
     if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):

@@ -90,6 +90,12 @@ class MechanismUnsupported(DeviceError):
     code = "mechanism_unsupported"
 
 
+class TouchMissed(DeviceError):
+    """The device waited for a touch, and none came."""
+
+    code = "touch_missed"
+
+
 class SignatureInvalid(DeviceError):
     """The device returned a signature that its own public key does not verify."""
 
@@ -126,6 +132,12 @@ class PinLastTry(PinError):
     """One more wrong PIN would lock the device, and nobody allowed that try."""
 
     code = "pin_last_try"
+
+
+class PinRefusedBefore(PinError):
+    """The record says that the device has refused this PIN. It was not presented again."""
+
+    code = "pin_refused_before"
 
 
 class PinUnavailable(PinError):

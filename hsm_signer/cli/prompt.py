@@ -13,6 +13,7 @@ class TerminalPrompt:
     """The PIN source a person is."""
 
     description = "the terminal"
+    identity = "the terminal"
     attended = True
 
     def __call__(self, request: PinRequest) -> Login:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,22 @@ from pkcs11 import PROTECTED_AUTH, Attribute, ObjectClass, TokenFlag
 from pkcs11.types import Session, Slot, Token
 
 from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
+from hsm_signer.device.lane import Slow
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.signer import DeviceSigner, find_signer
+from hsm_signer.device.record import PinRecord
+from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import CertificateNotFound, DeviceError, DeviceNotFound, HsmSignerError, KeyAmbiguous
+from hsm_signer.errors import (
+    CertificateNotFound,
+    DeviceError,
+    DeviceGone,
+    DeviceNotFound,
+    HsmSignerError,
+    KeyAmbiguous,
+    PinError,
+)
 
 T = TypeVar("T")
 
@@ -40,6 +51,8 @@ class KeyReference:
         timeout: seconds one call into the device may take.
         allow_last_try: log in although one PIN try is left.
         writable: open a session that may change the device.
+        pin_record: the directory of the record of refused PINs, or None to keep none.
+        slow: shows a person that a call is taking its time, perhaps for want of a touch; or None.
     """
 
     uri: Pkcs11Uri
@@ -49,6 +62,8 @@ class KeyReference:
     timeout: float = 60.0
     allow_last_try: bool = False
     writable: bool = False
+    pin_record: Path | None = None
+    slow: Slow | None = None
 
 
 def open_device(reference: KeyReference) -> "Device":
@@ -65,13 +80,16 @@ def open_device(reference: KeyReference) -> "Device":
     module = load_module(path, reference.module_environment, reference.timeout)
     found = _find(module, reference)
     login = _ask_for_login(found, reference)
-    session = module.call("logging in", lambda: _open_session(found, login, reference), reference.timeout)
+    session = _log_in(module, found, login, reference)
     logger.debug("opened %s through %s", found.info, path)
-    return Device(reference, module, found.info, session, login if isinstance(login, Pin) else None)
+    return Device(reference, module, found.info, login, session)
 
 
 class Device:
-    """An open session with a device. Made by `open_device`; safe to use from several threads.
+    """A device that is logged in to. Made by `open_device`; safe to use from several threads.
+
+    A session that is lost (the device was pulled out, another program reset it, the module was initialised anew) is
+    opened again, with the login that was accepted before, when it is next needed.
 
     A context manager: `close` ends the session and with it the login.
 
@@ -80,13 +98,17 @@ class Device:
     """
 
     def __init__(
-        self, reference: KeyReference, module: Module, info: DeviceInfo, session: Session, pin: Pin | None
+        self, reference: KeyReference, module: Module, info: DeviceInfo, login: Login, session: Session
     ) -> None:
         self.info = info
         self._reference = reference
         self._module = module
+        # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
+        self._login = login
         self._session: Session | None = session
-        self._pin = pin
+        self._generation = module.generation
+        self._lock = threading.RLock()
+        self._closed = False
         self._process = os.getpid()
         module.acquire()
 
@@ -105,10 +127,7 @@ class Device:
             KeyNotFound, KeyAmbiguous: none, or several, match.
             KeyUnfit: it is not an RSA key for signing.
         """
-        key = self.call("looking up the key", lambda session: find_signer(session, self._reference.uri, self.info))
-        # The PIN is kept only for a key that wants it again with each signature.
-        pin, self._pin = self._pin, None
-        return DeviceSigner(self, key, pin if key.always_authenticate else None)
+        return DeviceSigner(self, self._reference.uri)
 
     def certificate(self, signer: DeviceSigner) -> bytes:
         """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID.
@@ -130,34 +149,93 @@ class Device:
             )
         return found.pop()
 
-    def call(self, doing: str, function: Callable[[Session], T]) -> T:
-        """Run `function` with the session, on the lane.
+    def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True) -> T:
+        """Run `function` with the session, on the lane; once more with a new session if the first turns out lost.
+
+        Args:
+            doing: what is done, for messages: "signing".
+            function: makes the calls. Handles of objects belong to the session it is given.
+            repeat: False for what must not happen twice, such as making a key.
 
         Raises:
+            DeviceGone: the session is lost, and the device not there to open another.
             DeviceError: what the module returned, explained; or the device is closed, or belongs to another process.
+            PinError: the new session's login was refused. It is not repeated.
             DeviceTimeout: the call did not come back.
         """
-        session = self._session
-        if session is None:
-            raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
-        if self._process != os.getpid():
-            raise DeviceError(
-                f"{self.info} was opened by the parent of this process.", hint="Open it anew after the fork."
-            )
+        session = self._require_session()
         try:
-            return self._module.call(doing, lambda: function(session), self._reference.timeout)
-        except pkcs11.PKCS11Error as error:
-            raise explain_failure(error, doing, str(self.info)) from error
+            return self._run(doing, function, session)
+        except DeviceGone as error:
+            self._discard(session)
+            if not repeat:
+                raise
+            logger.warning("%s Looking it up afresh.", error)
+        return self._run(doing, function, self._require_session())
+
+    def login_pin(self) -> Pin | None:
+        """Return the PIN that was accepted, for a context-specific login, or None where there was none."""
+        return self._login if isinstance(self._login, Pin) else None
 
     def close(self) -> None:
         """End the session. Never raises and never waits long: what it cannot end, the end of the process does."""
-        session, self._session, self._pin = self._session, None, None
-        if session is None or self._process != os.getpid():
-            return
+        with self._lock:
+            if self._closed or self._process != os.getpid():
+                return
+            self._closed, self._login = True, None
+            session, self._session = self._session, None
         self._module.release()
-        if not self._module.is_busy:
+        if session is not None and self._generation == self._module.generation and not self._module.is_busy:
             with contextlib.suppress(HsmSignerError, pkcs11.PKCS11Error):
                 self._module.call("closing the session", session.close, _CLOSE_TIMEOUT)
+
+    def _run(self, doing: str, function: Callable[[Session], T], session: Session) -> T:
+        try:
+            return self._module.call(doing, lambda: function(session), self._reference.timeout, self._reference.slow)
+        except pkcs11.PKCS11Error as error:
+            raise explain_failure(error, doing, str(self.info)) from error
+
+    def _require_session(self) -> Session:
+        with self._lock:
+            if self._closed:
+                raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
+            if self._process != os.getpid():
+                raise DeviceError(
+                    f"{self.info} was opened by the parent of this process.", hint="Open it anew after the fork."
+                )
+            if self._session is None or self._generation != self._module.generation:
+                self._session = self._reopen()
+            return self._session
+
+    def _discard(self, session: Session) -> None:
+        """Mark a session as lost, unless another thread has replaced it already."""
+        with self._lock:
+            if self._session is session:
+                self._session = None
+
+    def _reopen(self) -> Session:
+        # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
+        # looked the device up afresh. Another device of this module that did so already has done it for this one.
+        if self._generation == self._module.generation:
+            self._module.reinitialize(self._reference.timeout)
+        self._generation = self._module.generation
+        try:
+            found = _find(self._module, self._reference)
+        except DeviceNotFound as error:
+            raise DeviceGone(f"{self.info} is not there.", hint=f"Plug {self.info} in again.") from error
+        if found.info.identity != self.info.identity:
+            raise DeviceGone(
+                f"{self.info} is not there; in its place is {found.info}.", hint=f"Plug {self.info} in again."
+            )
+        try:
+            session = _log_in(self._module, found, self._login, self._reference)
+        except PinError:
+            # Not this PIN again, whatever happens.
+            self._closed, self._login = True, None
+            self._module.release()
+            raise
+        logger.info("opened %s again", self.info)
+        return session
 
 
 @dataclass(frozen=True)
@@ -178,9 +256,10 @@ def _find(module: Module, reference: KeyReference) -> _Found:
     try:
         return module.call("looking for the device", look, reference.timeout)
     except DeviceNotFound:
-        # Some modules see only the devices that were there when they were initialised.
-        if not module.reinitialize(reference.timeout):
+        if module.in_use:
             raise
+        # Some modules see only the devices that were there when they were initialised.
+        module.reinitialize(reference.timeout)
         return module.call("looking for the device", look, reference.timeout)
 
 
@@ -221,14 +300,40 @@ def _ask_for_login(found: _Found, reference: KeyReference) -> Login:
     return reference.pin(PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad))
 
 
+def _log_in(module: Module, found: _Found, login: Login, reference: KeyReference) -> Session:
+    """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it."""
+
+    def check() -> None:
+        module.call("reading the PIN state", lambda: _check_pin_state(found, reference), reference.timeout)
+
+    def log_in() -> Session:
+        return module.call(
+            "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
+        )
+
+    if isinstance(login, Pin) and not reference.pin.attended and reference.pin_record is not None:
+        record = PinRecord(reference.pin_record, module.path, found.info)
+        with record.login(reference.pin, reference.timeout, check):
+            return log_in()
+    if login is not None:
+        check()
+    return log_in()
+
+
+def _check_pin_state(found: _Found, reference: KeyReference) -> None:
+    try:
+        flags = found.slot.get_token().flags
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, "reading the PIN state", str(found.info)) from error
+    require_pin_tries(str(found.info), flags, allow_last_try=reference.allow_last_try)
+
+
 def _open_session(found: _Found, login: Login, reference: KeyReference) -> Session:
     device = str(found.info)
     try:
-        # Fresh flags: somebody may have been typing for minutes.
         token = found.slot.get_token()
         if login is None:
             return token.open(rw=reference.writable)
-        require_pin_tries(device, token.flags, allow_last_try=reference.allow_last_try)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error
     try:

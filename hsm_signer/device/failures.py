@@ -25,7 +25,8 @@ _GONE = (
     pkcs11.UserNotLoggedIn,
 )
 # ykcs11 answers CKR_ARGUMENTS_BAD to a PIN that is too short, OpenSC CKR_PIN_LEN_RANGE.
-_PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.ArgumentsBad)
+PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.ArgumentsBad)
+"""What modules return when a login's PIN was not accepted."""
 _MECHANISM = (pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid)
 
 
@@ -60,7 +61,7 @@ def explain_login_failure(error: pkcs11.PKCS11Error, device: str, flags: TokenFl
     """
     if isinstance(error, pkcs11.PinLocked) or flags & TokenFlag.USER_PIN_LOCKED:
         return _locked(device)
-    if isinstance(error, _PIN_REFUSED):
+    if isinstance(error, PIN_REFUSED):
         return PinIncorrect(
             f"{device} refused the PIN ({_name(error)}). It was presented once and is not tried again."
             + (" One more wrong PIN locks the device." if flags & TokenFlag.USER_PIN_FINAL_TRY else ""),

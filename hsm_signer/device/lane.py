@@ -10,11 +10,18 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceTimeout
 
 T = TypeVar("T")
+
+MOMENT = 1.0
+"""Seconds a person waits without wondering."""
+
+Slow: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Given what is done, shows it to a person for as long as it takes."""
 
 
 class Lane:
@@ -22,9 +29,13 @@ class Lane:
 
     A call that overruns its deadline closes the lane: what the module is doing is unknown, so nothing further is
     sent, and every later call fails at once.
+
+    Attributes:
+        observer: told what each call does and how many seconds it may take, before it begins; or None.
     """
 
     def __init__(self, module: str) -> None:
+        self.observer: Callable[[str, float], None] | None = None
         self._module = module
         self._turn = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -32,34 +43,45 @@ class Lane:
         self._overrun: str | None = None
         self._thread: threading.Thread | None = None
 
-    def call(self, what: str, function: Callable[[], T], timeout: float) -> T:
+    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
         """Run `function` on the lane and return what it returns.
 
         Args:
             what: what the call does, for messages: "signing".
             function: makes the calls into the module.
             timeout: seconds the call may take, counted from its turn, not from the wait for it.
+            slow: entered in the caller's thread when the call takes longer than a moment, and left when it is over.
 
         Raises:
             DeviceTimeout: this call, or one before it, did not come back in time.
         """
         with self._turn:
             self._require_idle(timeout)
+            if self.observer is not None:
+                self.observer(what, timeout)
             future: Future[T] = Future()
             self._submit(future, function)
-            try:
-                return future.result(timeout)
-            except TimeoutError:
-                if future.done():
-                    # It came back in that instant, or failed with a TimeoutError of its own.
-                    return future.result()
-                self._overrun = what
-                raise self._timed_out(f"The module did not come back from {what} within {timeout:g} s") from None
+            if slow is None or timeout <= MOMENT:
+                return self._result(future, what, timeout, timeout)
+            if not wait([future], MOMENT).done:
+                with slow(what):
+                    return self._result(future, what, timeout, timeout - MOMENT)
+            return future.result()
 
     @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module: one that overran, or whose caller was interrupted."""
         return self._in_flight is not None and not self._in_flight.done()
+
+    def _result(self, future: "Future[T]", what: str, timeout: float, left: float) -> T:
+        try:
+            return future.result(left)
+        except TimeoutError:
+            if future.done():
+                # It came back in that instant, or failed with a TimeoutError of its own.
+                return future.result()
+            self._overrun = what
+            raise self._timed_out(f"The module did not come back from {what} within {timeout:g} s") from None
 
     def _require_idle(self, timeout: float) -> None:
         if self._overrun is not None:

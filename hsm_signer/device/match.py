@@ -4,7 +4,7 @@ Exactly one device and one key must match. Guessing among several is how the wro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, DeviceNotFound, KeyAmbiguous, KeyNotFound
@@ -24,6 +24,11 @@ class DeviceInfo:
     library_manufacturer: str
     library_description: str
     library_version: tuple[int, int]
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What of it stays the same wherever it is plugged in. A serial alone identifies nothing."""
+        return self.manufacturer, self.model, self.serial, self.label
 
     def __str__(self) -> str:
         name = self.label or self.model or self.slot_description
@@ -128,10 +133,8 @@ def device_uris(devices: Sequence[DeviceInfo]) -> list[Pkcs11Uri]:
 
 
 def key_uris(device: DeviceInfo, keys: Sequence[KeyInfo]) -> list[Pkcs11Uri]:
-    """Return a URI for each key of a device."""
-    return [
-        Pkcs11Uri(token=device.label, serial=device.serial, object=key.label or None, id=key.id or None) for key in keys
-    ]
+    """Return for each key of a device a URI that none of the others matches, unless label and id are the same."""
+    return [_shortest_key(device, key, keys) for key in keys]
 
 
 def device_uri_text(uri: Pkcs11Uri) -> str:
@@ -166,6 +169,14 @@ def _shortest(device: DeviceInfo, devices: Sequence[DeviceInfo]) -> Pkcs11Uri:
         if sum(matches_device(uri, other) for other in devices) == 1:
             return uri
     return Pkcs11Uri(token=device.label, serial=device.serial, slot_id=device.slot_id)
+
+
+def _shortest_key(device: DeviceInfo, key: KeyInfo, keys: Sequence[KeyInfo]) -> Pkcs11Uri:
+    uri = Pkcs11Uri(token=device.label, serial=device.serial, object=key.label or None, id=key.id or None)
+    if sum(matches_key(uri, other) for other in keys) == 1:
+        return uri
+    # An attribute that is absent matches everything, one that is empty only what is empty.
+    return replace(uri, object=key.label, id=key.id)
 
 
 def _listing(uris: Sequence[Pkcs11Uri]) -> str:

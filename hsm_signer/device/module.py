@@ -1,5 +1,6 @@
 """Find a PKCS#11 module, load it once a process, and reach it through its lane."""
 
+import contextlib
 import glob
 import logging
 import os
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hsm_signer.device.lane import Lane
+from hsm_signer.device.lane import Lane, Slow
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, ModuleLoadError
 
@@ -43,21 +44,23 @@ class Module:
     Attributes:
         path: the shared library.
         library: python-pkcs11's handle. Only ever used from within `call`.
+        generation: counts initialisations; a session is good only in the one it was opened in.
     """
 
     def __init__(self, path: Path, environment: Mapping[str, str], timeout: float) -> None:
         self.path = path
+        self.generation = 0
         self._lane = Lane(str(path))
         self._users = 0
         os.environ.update(environment)
         self.library: Library = self.call("loading the module", lambda: _load(path), timeout)
 
-    def call(self, what: str, function: Callable[[], T], timeout: float) -> T:
+    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
         """Run `function`, which may call into the module, on the lane. See `Lane.call`."""
-        return self._lane.call(what, function, timeout)
+        return self._lane.call(what, function, timeout, slow)
 
     def acquire(self) -> None:
-        """Count one more user; while there is one, the module is not initialised anew."""
+        """Count one more user."""
         self._users += 1
 
     def release(self) -> None:
@@ -65,26 +68,42 @@ class Module:
         self._users -= 1
 
     @property
+    def in_use(self) -> bool:
+        """Whether somebody has a session."""
+        return self._users > 0
+
+    @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module."""
         return self._lane.is_busy
 
-    def reinitialize(self, timeout: float) -> bool:
-        """Finalize and initialise, so that the module sees devices that came after it was loaded.
+    def reinitialize(self, timeout: float) -> None:
+        """Finalize and initialise: the clean slate after a failure, and the way to see devices that came later.
 
-        Returns:
-            Whether that was possible: it ends every session, so it is not done under another user.
+        It ends every session in this process. Whoever holds one sees that by the generation.
         """
-        if self._users:
-            return False
-        self.call("initialising the module", self.library.reinitialize, timeout)
-        return True
+
+        def reinitialize() -> None:
+            import pkcs11
+
+            self.generation += 1
+            # A module whose device is gone may fail to finalize; it is initialised all the same.
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                self.library.finalize()
+            try:
+                self.library.initialize()
+            except pkcs11.PKCS11Error as error:
+                raise ModuleLoadError(
+                    f"{self.path} failed: {_reason(self.path, error)}.", hint=_mending(self.path)
+                ) from None
+
+        self.call("initialising the module", reinitialize, timeout)
 
     def adopt(self, environment: Mapping[str, str], timeout: float) -> None:
         """Make sure the module was initialised with `environment`."""
         if all(os.environ.get(name) == value for name, value in environment.items()):
             return
-        if self._users:
+        if self.in_use:
             raise DeviceError(
                 f"{self.path} is in use with another module_environment ({', '.join(sorted(environment))}).",
                 hint="Close the first device, or use another process for the second.",

@@ -100,6 +100,15 @@ class PinSource(Protocol):
         ...
 
     @property
+    def identity(self) -> str:
+        """What tells one state of the source from another, for the record of refused PINs.
+
+        A file that was written anew is another source. Of the others nothing can be seen to have changed without
+        looking at the PIN itself, and nothing derived from that is kept.
+        """
+        ...
+
+    @property
     def attended(self) -> bool:
         """Whether a person answers, who can see a refusal and stop."""
         ...
@@ -204,6 +213,10 @@ class FixedLogin:
     description: str
     attended: ClassVar[bool] = False
 
+    @property
+    def identity(self) -> str:
+        return self.description
+
     def __call__(self, request: PinRequest) -> Login:
         """Return what was fixed."""
         return self.login
@@ -214,13 +227,16 @@ NO_LOGIN = FixedLogin(None, "no PIN (none)")
 
 
 class NobodyToAsk:
-    """Where no source was named and there is no prompt: an error, but only once a device wants a PIN."""
+    """Where no source was named and there is no prompt: the device's own pad, or an error."""
 
     description: ClassVar[str] = "nobody"
+    identity: ClassVar[str] = "nobody"
     attended: ClassVar[bool] = False
 
     def __call__(self, request: PinRequest) -> Login:
-        """Raise PinUnavailable."""
+        """Name the pad of a device that has one, or raise PinUnavailable."""
+        if request.pad:
+            return PinPad.PROTECTED
         raise PinUnavailable(f"{request.device} wants a PIN, and no PIN source was named.", hint=_CHOICE)
 
 
@@ -233,6 +249,11 @@ class _Unattended(ABC):
     @abstractmethod
     def description(self) -> str:
         """What to call the source in a sentence."""
+
+    @property
+    def identity(self) -> str:
+        """The same for as long as the source may hold the same PIN."""
+        return self.description
 
     @abstractmethod
     def _read(self) -> bytes:
@@ -266,6 +287,14 @@ class FilePin(_Unattended):
     @property
     def description(self) -> str:
         return f"the file {self.path}"
+
+    @property
+    def identity(self) -> str:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return self.description
+        return f"{self.description} (inode {status.st_ino}, modified {status.st_mtime_ns})"
 
     def _read(self) -> bytes:
         return _without_newline(read_file(self.path, private=True))

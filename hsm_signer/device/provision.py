@@ -38,7 +38,7 @@ def generate_key(device: Device, *, label: str, key_id: bytes, bits: int) -> Pub
         modulus, exponent = public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT]
         return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
 
-    return device.call("generating a key", generate)
+    return device.call("generating a key", generate, repeat=False)
 
 
 def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str, key_id: bytes) -> None:
@@ -68,4 +68,4 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
             }
         )
 
-    device.call("storing a certificate", store)
+    device.call("storing a certificate", store, repeat=False)

@@ -10,17 +10,21 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.types import Object, Session, SignMixin
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.failures import explain_login_failure
+from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
-from hsm_signer.device.mechanisms import USED, plan, supported
+from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
 from hsm_signer.device.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, KeyNotFound, KeyUnfit, PinUnavailable, SignatureInvalid
+from hsm_signer.errors import ConfigError, KeyNotFound, KeyUnfit, PinUnavailable, SignatureInvalid, TouchMissed
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
 
 logger = logging.getLogger(__name__)
+
+# ykcs11 gives up on a touch after 15 s, OpenSC after 30 s; both then say that nobody is logged in. A login that was
+# really lost is noticed at once.
+_TOUCH_TIMEOUT = 10.0
 
 _ABSENT = (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive, pkcs11.FunctionFailed)
 
@@ -45,14 +49,24 @@ class SigningKey:
 
 
 class DeviceSigner:
-    """Signs with one key of one device. Fills the `Signer` seam."""
+    """Signs with one key of one device. Fills the `Signer` seam.
 
-    def __init__(self, device: "Device", key: SigningKey, pin: Pin | None) -> None:
+    Args:
+        device: open.
+        uri: of the key.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, match.
+        KeyUnfit: it is not an RSA key for signing.
+    """
+
+    def __init__(self, device: "Device", uri: Pkcs11Uri) -> None:
         self._device = device
-        self._pin = pin
-        self.key = key
-        self.public_key = key.public_key
-        self.algorithms = supported(key.mechanisms)
+        self._uri = uri
+        self._context_login_refused = False
+        self._session, self.key = device.call("looking up the key", self._find)
+        self.public_key = self.key.public_key
+        self.algorithms = supported(self.key.mechanisms)
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
         """Return the device's signature over `message`, verified with the public key.
@@ -61,14 +75,13 @@ class DeviceSigner:
             MechanismUnsupported: the device cannot sign `algorithm`.
             SignatureInvalid: what it returned is not this key's signature.
             PinError: the key wants the PIN with each signature, and it was refused or is not at hand.
+            TouchMissed: the device waited for a touch in vain.
             DeviceError, DeviceTimeout: the call failed, or did not come back.
         """
         signing = plan(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
         started = time.monotonic()
-        signature = self._device.call(
-            "signing", lambda session: self._sign(session, data, signing.mechanism, signing.parameters)
-        )
+        signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
         if not self.public_key.verify(algorithm, message, signature):
             raise SignatureInvalid(
@@ -77,27 +90,54 @@ class DeviceSigner:
             )
         return signature
 
-    def _sign(self, session: Session, data: bytes, mechanism: pkcs11.Mechanism, parameters: Any) -> bytes:
-        if not self.key.always_authenticate:
-            return self.key.handle.sign(data, mechanism=mechanism, mechanism_param=parameters)
-        pin, device = self._pin, str(self._device.info)
-        if pin is None:
-            raise PinUnavailable(
-                f"The key {self.key.info} on {device} wants a PIN with each signature, and there is none at hand.",
-                hint="Choose a --pin-source that gives a PIN: a context-specific login through the device's own pad "
-                "is not possible here.",
-            )
+    def _find(self, session: Session) -> tuple[Session, SigningKey]:
+        return session, find_signing_key(session, self._uri, self._device.info)
+
+    def _sign(self, session: Session, data: bytes, signing: SigningPlan) -> bytes:
+        if session is not self._session:
+            # The device was opened again; handles belong to a session.
+            self._session, self.key = self._find(session)
+            if self.key.public_key != self.public_key:
+                raise KeyNotFound(
+                    f"{self._device.info} is back with another key in place of {self.key.info}.",
+                    hint="Start anew, with the certificate of the key that is there now.",
+                )
+        started = time.monotonic()
+        pin = self._context_pin() if self.key.always_authenticate else None
         try:
-            return self.key.handle.sign(data, mechanism=mechanism, mechanism_param=parameters, pin=pin.reveal())
-        except pkcs11.PKCS11Error as error:
-            if isinstance(error, pkcs11.PinIncorrect | pkcs11.PinLenRange | pkcs11.PinInvalid | pkcs11.PinLocked):
-                self._pin = None
-                flags = session.token.slot.get_token().flags
-                raise explain_login_failure(error, device, flags) from error
-            raise
+            return self.key.handle.sign(
+                data,
+                mechanism=signing.mechanism,
+                mechanism_param=signing.parameters,
+                pin=None if pin is None else pin.reveal(),
+            )
+        except pkcs11.UserNotLoggedIn as error:
+            if time.monotonic() - started < _TOUCH_TIMEOUT:
+                raise
+            raise TouchMissed(
+                f"{self._device.info} waited for a touch, and none came.",
+                hint="Repeat the command, and touch the device while it blinks.",
+            ) from error
+        except PIN_REFUSED as error:
+            if pin is None:
+                raise
+            self._context_login_refused = True
+            flags = session.token.slot.get_token().flags
+            raise explain_login_failure(error, str(self._device.info), flags) from error
+
+    def _context_pin(self) -> Pin:
+        pin = self._device.login_pin()
+        if pin is None or self._context_login_refused:
+            raise PinUnavailable(
+                f"The key {self.key.info} on {self._device.info} wants a PIN with each signature, "
+                f"and {'it was refused' if pin else 'there is none at hand'}.",
+                hint="Choose a --pin-source that gives a PIN: a context-specific login through the device's own pad "
+                "is not offered by the library this is built on.",
+            )
+        return pin
 
 
-def find_signer(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
+def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
     """Look up the one private key `uri` means. Runs on the lane.
 
     Raises:

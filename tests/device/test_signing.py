@@ -210,7 +210,7 @@ class TestLogin:
         asked = []
 
         class Wrong:
-            description = "a wrong PIN"
+            description = identity = "a wrong PIN"
             attended = False
 
             def __call__(self, request: PinRequest) -> Login:
@@ -226,7 +226,7 @@ class TestLogin:
         asked = []
 
         class Watching:
-            description = "a test"
+            description = identity = "a test"
             attended = True
 
             def __call__(self, request: PinRequest) -> Login:
@@ -240,7 +240,7 @@ class TestLogin:
         threads = []
 
         class Watching:
-            description = "a test"
+            description = identity = "a test"
             attended = True
 
             def __call__(self, request: PinRequest) -> Login:

@@ -62,7 +62,7 @@ def _forget_requests(entra: EntraEmulator) -> None:
 class CountingPin:
     """Gives one PIN and counts how often it was asked."""
 
-    description = "a test"
+    description = identity = "a test"
     attended = False
 
     def __init__(self, text: str) -> None:
