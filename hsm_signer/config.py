@@ -39,6 +39,8 @@ class Profile:
         lifetime: of an assertion, seconds.
         device_timeout: seconds for one call into the device.
         network_timeout: seconds for one exchange, retries included.
+        pin_record: keep the record of refused PINs when nobody watches a login.
+        state_directory: where that is kept.
         pin_directory: what a relative path in `pin_source` is relative to.
     """
 
@@ -62,6 +64,8 @@ class Profile:
     device_timeout: float = 60.0
     network_timeout: float = 30.0
     allow_last_try: bool = False
+    pin_record: bool = True
+    state_directory: Path = Path()
     pin_directory: Path | None = None
 
 
@@ -94,6 +98,7 @@ class Setting:
         repeatable: whether the option may be given several times.
         option: whether there is an option; some settings are for profiles only.
         in_profile: whether there is a profile key; some settings are for a single run only.
+        negated: whether the option, a flag, switches the setting off.
     """
 
     name: str
@@ -105,11 +110,12 @@ class Setting:
     repeatable: bool = False
     option: bool = True
     in_profile: bool = True
+    negated: bool = False
 
     @property
     def flag(self) -> str:
         """The option's name."""
-        return "--" + self.name.replace("_", "-")
+        return ("--no-" if self.negated else "--") + self.name.replace("_", "-")
 
 
 def _text(value: object, source: Source) -> str:
@@ -298,6 +304,12 @@ SETTINGS: tuple[Setting, ...] = (
         "SECONDS",
         "HSM_SIGNER_NETWORK_TIMEOUT",
     ),
+    Setting(
+        "pin_record",
+        "Log in unattended without the record of refused PINs, which keeps repeated runs from locking a device.",
+        _flag,
+        negated=True,
+    ),
     Setting("allow_last_try", "Log in although one PIN try is left.", _flag, in_profile=False),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -323,7 +335,7 @@ def load_profile(
     """
     environ = os.environ if environ is None else environ
     table, file_source = _read_profile(config, name, environ)
-    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source))
+    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source), environ)
 
 
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
@@ -332,11 +344,19 @@ def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
     Raises:
         ConfigError: a value is malformed.
     """
-    return _profile(lambda setting: [(arguments.get(setting.name), Source(setting.name))])
+    return _profile(lambda setting: [(arguments.get(setting.name), Source(setting.name))], os.environ)
 
 
-def _profile(candidates: Callable[[Setting], Iterable[tuple[object, Source]]]) -> Profile:
-    values: dict[str, Any] = {}
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """Return where state is kept: systemd's directory for the service, else the user's."""
+    if environ.get("STATE_DIRECTORY"):
+        # systemd.exec(5): several are separated by colons.
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    return Path(environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "hsm-signer"
+
+
+def _profile(candidates: Callable[[Setting], Iterable[tuple[object, Source]]], environ: Mapping[str, str]) -> Profile:
+    values: dict[str, Any] = {"state_directory": state_directory(environ)}
     for setting in SETTINGS:
         for found, source in candidates(setting):
             if found is not None:

@@ -21,8 +21,8 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.pin import PinSource
 from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
 from hsm_signer.entra.token import AccessToken, request_token, token_form
-from hsm_signer.errors import ConfigError, DeviceError, PinIncorrect, PinLocked
-from hsm_signer.identity import Identity, open_identity
+from hsm_signer.errors import ConfigError
+from hsm_signer.identity import NOBODY, Keys, Operator
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     module: str | Path
     module_environment: Mapping[str, str]
     pin_source: str | Sequence[str]
+    pin_record: bool
     certificate: str | Path
     algorithm: str
     thumbprint: str
@@ -78,20 +79,23 @@ class HsmCredential:
         **settings: Unpack[Settings],
     ) -> None:
         arguments = {"tenant": tenant_id, "client_id": client_id, "key": key, **settings}
-        self._set_up(profile_from_arguments(arguments), prompt)
+        self._set_up(profile_from_arguments(arguments), Operator(prompt=prompt))
 
     @classmethod
-    def from_profile(cls, profile: Profile, *, prompt: PinSource | None = None) -> Self:
+    def from_profile(cls, profile: Profile, *, operator: Operator = NOBODY) -> Self:
         """Return the credential that `profile` describes.
+
+        Args:
+            operator: who can be asked and told.
 
         Raises:
             ConfigError: as the constructor.
         """
         credential = cls.__new__(cls)
-        credential._set_up(profile, prompt)
+        credential._set_up(profile, operator)
         return credential
 
-    def _set_up(self, profile: Profile, prompt: PinSource | None) -> None:
+    def _set_up(self, profile: Profile, operator: Operator) -> None:
         for name in ("client_id", "key"):
             if not getattr(profile, name):
                 raise missing(name)
@@ -105,11 +109,9 @@ class HsmCredential:
             audience=profile.audience,
         )
         self.profile = _for_adfs(profile) if self.endpoint.tenant == "adfs" else profile
-        self._prompt = prompt
+        self._keys = Keys(self.profile, operator)
         self._cache = TokenCache()
         self._lock = threading.Lock()
-        self._identity: Identity | None = None
-        self._refusal: PinIncorrect | PinLocked | None = None
         self._http: HttpClient | None = None
 
     def __enter__(self) -> Self:
@@ -161,37 +163,15 @@ class HsmCredential:
             PinError: it wants a PIN that it did not get. A refused PIN is not presented again.
             KeyLookupError: the key or its certificate cannot be used.
         """
-        try:
-            return self._open().assertion(self.endpoint.audience, self.profile.lifetime)
-        except DeviceError:
-            self._close_identity()
-            raise
-        except (PinIncorrect, PinLocked) as error:
-            self._refusal = error
-            self._close_identity()
-            raise
+        return self._keys.assertion(self.endpoint.audience, self.profile.lifetime)
 
     def close(self) -> None:
         """Log out of the device and drop connections. The next call opens them anew."""
-        self._close_identity()
+        self._keys.close()
         with self._lock:
             http, self._http = self._http, None
         if http is not None:
             http.close()
-
-    def _open(self) -> Identity:
-        with self._lock:
-            if self._refusal is not None:
-                raise type(self._refusal)(self._refusal.message, hint=self._refusal.hint)
-            if self._identity is None:
-                self._identity = open_identity(self.profile, self._prompt)
-            return self._identity
-
-    def _close_identity(self) -> None:
-        with self._lock:
-            identity, self._identity = self._identity, None
-        if identity is not None:
-            identity.close()
 
     def _request(self, scope: str, claims: str | None) -> AccessToken:
         form = token_form(

@@ -1,6 +1,7 @@
 """A program's identity: a key that signs, the certificate that vouches for it, and the client id it acts as."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from hsm_signer.assertion import DEFAULT_LIFETIME, AssertionSpec, Thumbprint, bu
 from hsm_signer.certificate import Certificate, parse_certificates, require_usable
 from hsm_signer.config import Profile, missing
 from hsm_signer.crypto import Algorithm, PublicKey, Signer
+from hsm_signer.device.lane import Slow
 from hsm_signer.device.pin import FixedLogin, NobodyToAsk, Pin, PinSource, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -19,18 +21,45 @@ from hsm_signer.errors import (
     CertificateUnusable,
     DeviceGone,
     DeviceNotFound,
+    DeviceTimeout,
+    HsmSignerError,
     KeyNotFound,
     ModuleLoadError,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    SignatureInvalid,
 )
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import Device
+    from hsm_signer.device.device import Device, KeyReference
     from hsm_signer.device.signer import DeviceSigner
 
 logger = logging.getLogger(__name__)
 
-# With several keys, what makes the next one's turn. A refused PIN never does.
-_NEXT_KEY = (DeviceGone, DeviceNotFound, KeyNotFound, ModuleLoadError)
+# With several keys, what makes the next one's turn. A refused PIN, a missed touch or a setting never does.
+_NEXT_KEY = (DeviceGone, DeviceNotFound, DeviceTimeout, KeyNotFound, ModuleLoadError, SignatureInvalid)
+
+REST = 30.0
+"""Seconds for which a key that failed is passed over while another one works."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The person at the terminal, as far as there is one.
+
+    Attributes:
+        prompt: asks for the PIN where no other source is set.
+        slow: shows that a call into the device is taking its time, perhaps for want of a touch.
+        wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
+    """
+
+    prompt: PinSource | None = None
+    slow: Slow | None = None
+    wait: Callable[[HsmSignerError], None] | None = None
+
+
+NOBODY = Operator()
 
 
 @dataclass(frozen=True)
@@ -86,57 +115,144 @@ class Identity:
         return Algorithm.PS256 if Algorithm.PS256 in self.signer.algorithms else Algorithm.RS256
 
 
-def open_identity(profile: Profile, prompt: PinSource | None) -> Identity:
-    """Open the first of the profile's keys whose device is present, and return the identity it gives.
+class Keys:
+    """The keys of a profile, in order of preference: the first whose device is present and works signs.
+
+    A key is opened when it is first needed. One that fails is passed over for a while and then tried again, so that
+    the preferred device is returned to when it is back. Safe to use from several threads.
 
     Args:
         profile: with a client id and at least one key.
-        prompt: asks a person for the PIN where no other source is set; None when nobody can be asked.
+        operator: who can be asked and told.
+        monotonic: seconds on a clock that is never set.
+    """
+
+    def __init__(
+        self, profile: Profile, operator: Operator = NOBODY, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._profile = profile
+        self._operator = operator
+        self._monotonic = monotonic
+        self._keys = [_Key(uri) for uri in profile.key]
+
+    def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
+        """Return a fresh client assertion, signed by the first key that can. See `Identity.assertion`.
+
+        Raises:
+            DeviceError, DeviceTimeout, KeyLookupError: of the last key tried.
+            PinError: the device wants a PIN that it did not get. One that was refused is not presented again.
+        """
+        while True:
+            try:
+                return self._attempt(audience, lifetime)
+            except (DeviceNotFound, DeviceGone) as error:
+                if self._operator.wait is None:
+                    raise
+                self._operator.wait(error)
+
+    def close(self) -> None:
+        """Let go of every device."""
+        for key in self._keys:
+            key.close()
+
+    def _attempt(self, audience: str, lifetime: int) -> str:
+        now = self._monotonic()
+        *before, last = [key for key in self._keys if key.rests_until <= now] or self._keys
+        for key in before:
+            try:
+                return self._sign(key, audience, lifetime)
+            except _NEXT_KEY as error:
+                key.rests_until = now + REST
+                logger.warning("%s Trying the next key.", error)
+        return self._sign(last, audience, lifetime)
+
+    def _sign(self, key: "_Key", audience: str, lifetime: int) -> str:
+        try:
+            return key.open(self._profile, self._operator).assertion(audience, lifetime)
+        except (PinIncorrect, PinLocked) as error:
+            key.refusal = error
+            key.close()
+            raise
+
+
+class _Key:
+    """One key, and what has become of it so far."""
+
+    def __init__(self, uri: Pkcs11Uri) -> None:
+        self.uri = uri
+        self.rests_until = 0.0
+        self.refusal: PinError | None = None
+        self._identity: Identity | None = None
+        self._lock = threading.Lock()
+
+    def open(self, profile: Profile, operator: Operator) -> Identity:
+        with self._lock:
+            if self.refusal is not None:
+                raise type(self.refusal)(self.refusal.message, hint=self.refusal.hint)
+            if self._identity is None:
+                try:
+                    self._identity = open_identity(profile, self.uri, operator)
+                except (PinIncorrect, PinLocked) as error:
+                    # Under the lock: whoever waits for it must not present the PIN again.
+                    self.refusal = error
+                    raise
+            return self._identity
+
+    def close(self) -> None:
+        with self._lock:
+            identity, self._identity = self._identity, None
+        if identity is not None:
+            identity.close()
+
+
+def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> Identity:
+    """Open one key of a profile, and return the identity it gives.
 
     Raises:
-        ConfigError: the profile has no client id or no key, or its PIN source is malformed.
-        DeviceError, DeviceTimeout, PinError, KeyLookupError: of the last key tried.
+        ConfigError: the profile has no client id, or its PIN source is malformed.
+        DeviceError, DeviceTimeout, PinError, KeyLookupError: the key cannot be used.
     """
+    from hsm_signer.device.device import open_device
+
     if not profile.client_id:
         raise missing("client_id")
-    if not profile.key:
-        raise missing("key")
-    *preferred, last = profile.key
-    for uri in preferred:
-        try:
-            return _open(profile, uri, prompt, profile.client_id)
-        except _NEXT_KEY as error:
-            logger.warning("%s Trying the next key.", error)
-    return _open(profile, last, prompt, profile.client_id)
-
-
-def _open(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None, client_id: str) -> Identity:
-    from hsm_signer.device.device import KeyReference, open_device
-
-    device = open_device(
-        KeyReference(
-            uri=uri,
-            pin=_pin_source(profile, uri, prompt),
-            module=profile.module,
-            module_environment=profile.module_environment,
-            timeout=profile.device_timeout,
-            allow_last_try=profile.allow_last_try,
-        )
-    )
+    device = open_device(key_reference(profile, uri, operator))
     try:
         signer = device.signer()
         certificates = _certificates(profile.certificate, device, signer)
+        certificates()
     except BaseException:
         device.close()
         raise
     return Identity(
-        client_id=client_id,
+        client_id=profile.client_id,
         signer=signer,
         certificates=certificates,
         algorithm=profile.algorithm,
         thumbprint=profile.thumbprint,
         send_chain=profile.send_chain,
         close=device.close,
+    )
+
+
+def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> "KeyReference":
+    """Return how to get to one key of a profile.
+
+    Raises:
+        ConfigError: the PIN source is malformed.
+        PinUnavailable: it is the prompt, and nobody can be asked.
+    """
+    from hsm_signer.device.device import KeyReference
+
+    return KeyReference(
+        uri=uri,
+        pin=_pin_source(profile, uri, operator.prompt),
+        module=profile.module,
+        module_environment=profile.module_environment,
+        timeout=profile.device_timeout,
+        allow_last_try=profile.allow_last_try,
+        pin_record=profile.state_directory / "pins" if profile.pin_record else None,
+        slow=operator.slow,
     )
 
 

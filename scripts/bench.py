@@ -1,8 +1,9 @@
 """Ratios of what hsm-signer does to the least that python-pkcs11 needs for it; medians, both sides in turn.
 
-    bench.py [ROUNDS]
+bench.py [ROUNDS]
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -45,10 +46,11 @@ def _cold(softhsm: SoftHsm, uri: str, rounds: int) -> tuple[float, float]:
     program = [str(Path(sys.executable).parent / "hsm-signer"), "assertion", "--tenant", "bench.example"]
     program += ["--client-id", "bench", "--key", uri, "--module", str(softhsm.module), "--pin-source", "env:BENCH_PIN"]
     environment = {"PATH": "/usr/bin:/bin", "BENCH_PIN": softhsm.pin, **softhsm.environment}
+    environment["STATE_DIRECTORY"] = str(softhsm.directory)
     reference = [sys.executable, "-c", _TEN_LINES, str(softhsm.module), softhsm.pin]
 
     def run(command: list[str]) -> Callable[[], None]:
-        return lambda: void(subprocess.run(command, env=environment, check=True, capture_output=True))  # noqa: S603
+        return lambda: discard(subprocess.run(command, env=environment, check=True, capture_output=True))  # noqa: S603
 
     return _in_turn(run(program), run(reference), rounds)
 
@@ -63,13 +65,12 @@ def _warm(softhsm: SoftHsm, uri: str, rounds: int) -> tuple[float, float]:
             "module": str(softhsm.module),
             "module_environment": softhsm.environment,
             "pin_source": "env:BENCH_PIN",
+            "pin_record": False,
         }
     )
-    import os
-
     os.environ["BENCH_PIN"] = softhsm.pin
-    identity = open_identity(profile, None)
-    session = pkcs11.lib(str(softhsm.module)).get_token(token_label="bench").open()
+    identity = open_identity(profile, profile.key[0])
+    session = pkcs11.lib(str(softhsm.module)).get_token(token_label="bench").open()  # noqa: S106  # a label
     (handle,) = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
     message = b"x" * len(identity.assertion("https://login.microsoftonline.com/bench.example/oauth2/v2.0/token"))
     batch = range(50)
@@ -105,7 +106,7 @@ def _report(what: str, ours: float, reference: float, promise: str, *, per_secon
     print(f"{what:40} {show(ours)}  reference {show(reference)}  ratio {ours / reference:.2f}  ({promise})", flush=True)
 
 
-def void(result: object) -> None:
+def discard(result: object) -> None:
     """Discard a result."""
 
 

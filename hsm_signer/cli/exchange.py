@@ -8,13 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from hsm_signer.assertion import parse_jwt
+from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import result_writer, to_json
-from hsm_signer.cli.prompt import TerminalPrompt
 from hsm_signer.config import Profile, missing
 from hsm_signer.credential import HsmCredential
 from hsm_signer.entra.authority import check_scopes
 from hsm_signer.entra.token import AccessToken
+
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait for the device to be plugged in.", rich_help_panel="Device")
+]
 
 
 class TokenOutput(StrEnum):
@@ -43,13 +47,14 @@ def token(
         ),
     ] = TokenOutput.TEXT,
     output_file: OutputFileOption = None,
+    wait: WaitOption = False,
 ) -> None:
     """Get an access token: the device signs an assertion, Entra exchanges it.
 
     hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
     --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
     """
-    with HsmCredential.from_profile(profile, prompt=TerminalPrompt()) as credential:
+    with HsmCredential.from_profile(profile, operator=terminal_operator(wait=wait)) as credential:
         if not profile.scope:
             raise missing("scope")
         check_scopes(credential.endpoint, profile.scope)
@@ -61,10 +66,11 @@ def assertion(
     profile: Profile,
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
+    wait: WaitOption = False,
 ) -> None:
     """Sign a client assertion and print it. Sends nothing, needs no network."""
     with (
-        HsmCredential.from_profile(profile, prompt=TerminalPrompt()) as credential,
+        HsmCredential.from_profile(profile, operator=terminal_operator(wait=wait)) as credential,
         result_writer(output_file) as write,
     ):
         jwt = credential.assertion()

@@ -11,7 +11,7 @@ import typer
 from hsm_signer.config import SETTINGS, Setting, load_profile
 
 _PANELS = {
-    "Device": ("key", "module", "pin_source", "certificate", "device_timeout", "allow_last_try"),
+    "Device": ("key", "module", "pin_source", "certificate", "device_timeout", "pin_record", "allow_last_try"),
     "Assertion": (
         "tenant", "client_id", "algorithm", "thumbprint", "send_chain", "cloud", "authority", "token_endpoint",
         "audience", "lifetime",
@@ -43,7 +43,7 @@ def takes_profile(*panels: str) -> Callable[[Callable[..., None]], Callable[...,
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
-            given = {setting.name: values.pop(setting.name) or None for setting in settings}
+            given = {setting.name: _given(setting, values.pop(setting.name)) for setting in settings}
             profile = load_profile(given, config=context.obj.config, name=context.obj.profile)
             command(profile, **values)
 
@@ -63,6 +63,11 @@ def takes_profile(*panels: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+def _given(setting: Setting, value: object) -> object:
+    """Return what was given for a setting, or None; a flag's absence is not False."""
+    return (not setting.negated if setting.metavar is None else value) if value else None
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

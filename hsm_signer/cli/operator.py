@@ -1,12 +1,60 @@
-"""Asking a person for the PIN, on the terminal even when stdin and stdout are pipes."""
+"""The person at the terminal: asked for the PIN, told to touch, told what is waited for.
 
+The PIN is asked for on the terminal even when stdin and stdout are pipes. Cues go to stderr, and are taken away again.
+"""
+
+import contextlib
 import getpass
 import sys
+import time
+from collections.abc import Iterator
 
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
-from hsm_signer.errors import PinLastTry, PinUnavailable
+from hsm_signer.errors import HsmSignerError, PinLastTry, PinUnavailable
+from hsm_signer.identity import Operator
 
 _TERMINAL = "/dev/tty"
+_CLEAR_LINE = "\r\x1b[K"
+_LOOK_AGAIN = 1.0
+
+
+def terminal_operator(*, wait: bool = False) -> Operator:
+    """Return the operator of a one-shot command.
+
+    Args:
+        wait: whether to wait for a device to be plugged in.
+    """
+    return Operator(prompt=TerminalPrompt(), slow=show_slow, wait=DeviceAwaited() if wait else None)
+
+
+@contextlib.contextmanager
+def show_slow(what: str) -> Iterator[None]:
+    """Show on a terminal that the device is taking its time, for as long as it does."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write("Touch the device if it blinks…" if what == "signing" else f"The device is still {what}…")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write(_CLEAR_LINE)
+        sys.stderr.flush()
+
+
+class DeviceAwaited:
+    """Says once what is waited for, and lets a moment pass."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, reason: HsmSignerError) -> None:
+        """Wait before the next look."""
+        if not self._said:
+            sys.stderr.write(f"Waiting for the device. {reason.message}\n")
+            sys.stderr.flush()
+            self._said = True
+        time.sleep(_LOOK_AGAIN)
 
 
 class TerminalPrompt:
