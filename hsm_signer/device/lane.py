@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceTimeout
 
@@ -31,11 +31,12 @@ class Lane:
     sent, and every later call fails at once.
 
     Attributes:
-        observer: told what each call does and how many seconds it may take, before it begins; or None.
+        observer: of all lanes: told what each call does and how many seconds it may take, before it begins; or None.
     """
 
+    observer: ClassVar[Callable[[str, float], None] | None] = None
+
     def __init__(self, module: str) -> None:
-        self.observer: Callable[[str, float], None] | None = None
         self._module = module
         self._turn = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -57,8 +58,8 @@ class Lane:
         """
         with self._turn:
             self._require_idle(timeout)
-            if self.observer is not None:
-                self.observer(what, timeout)
+            if Lane.observer is not None:
+                Lane.observer(what, timeout)
             future: Future[T] = Future()
             self._submit(future, function)
             if slow is None or timeout <= MOMENT:
