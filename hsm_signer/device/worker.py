@@ -275,6 +275,7 @@ class WorkerSigner:
                 worker = self._idle.pop()
                 if worker.is_alive:
                     return worker
+                worker.kill()
         return self._start()
 
     def _give_back(self, worker: "_Worker") -> None:

@@ -1,0 +1,147 @@
+"""The lane in another process."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import DeviceError, KeyNotFound, PinIncorrect, PinUnavailable
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .conftest import Refer
+
+MESSAGE = b"header.claims"
+
+
+class Asked:
+    """Gives a PIN, or an error, and counts how often it was asked."""
+
+    description = identity = "a test"
+    attended = True
+
+    def __init__(self, answer: Pin | Exception) -> None:
+        self.answer = answer
+        self.times = 0
+
+    def __call__(self, request: PinRequest) -> Login:
+        self.times += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def right(refer: Refer, key: SoftHsmKey) -> Asked:
+    pin = refer(key.uri).pin(PinRequest("test"))
+    assert isinstance(pin, Pin)
+    return Asked(pin)
+
+
+def workers_of_this_process() -> list[int]:
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return [int(pid) for file in children for pid in file.read_text().split()]
+
+
+def test_signatures_verify(refer: Refer, key: SoftHsmKey) -> None:
+    with open_worker(refer(key.uri)) as signer:
+        signature = signer.sign(Algorithm.RS256, MESSAGE)
+        assert signer.certificate() == key.certificate
+    assert isinstance(key.public_key, rsa.RSAPublicKey)
+    key.public_key.verify(signature, MESSAGE, padding.PKCS1v15(), hashes.SHA256())
+
+
+def test_several_sign_side_by_side_after_one_question_for_the_pin(refer: Refer, key: SoftHsmKey, right: Asked) -> None:
+    with open_worker(refer(key.uri, pin=right), workers=3) as signer, ThreadPoolExecutor(6) as pool:
+        signatures = list(pool.map(lambda number: signer.sign(Algorithm.PS256, bytes([number])), range(60)))
+        assert len(workers_of_this_process()) in (2, 3)
+    assert all(signer.public_key.verify(Algorithm.PS256, bytes([n]), each) for n, each in enumerate(signatures))
+    assert right.times == 1
+
+
+def test_a_killed_one_is_replaced_within_two_seconds_without_another_question(
+    refer: Refer, key: SoftHsmKey, right: Asked
+) -> None:
+    with open_worker(refer(key.uri, pin=right)) as signer:
+        (worker,) = workers_of_this_process()
+        os.kill(worker, signal.SIGKILL)
+        while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        signer.sign(Algorithm.RS256, MESSAGE)
+    assert right.times == 1
+
+
+def test_a_refused_pin_is_presented_once_and_no_worker_started_again(refer: Refer, key: SoftHsmKey) -> None:
+    wrong = Asked(Pin("not-the-pin"))
+    with pytest.raises(PinIncorrect):
+        open_worker(refer(key.uri, pin=wrong))
+    assert wrong.times == 1
+    assert workers_of_this_process() == []
+
+
+def test_an_error_of_the_source_arrives_where_it_was_asked(refer: Refer, key: SoftHsmKey) -> None:
+    with pytest.raises(PinUnavailable, match="nothing there"):
+        open_worker(refer(key.uri, pin=Asked(PinUnavailable("nothing there"))))
+
+
+def test_errors_of_the_device_arrive_whole(refer: Refer, key: SoftHsmKey) -> None:
+    with pytest.raises(KeyNotFound, match="object=missing") as caught:
+        open_worker(refer("pkcs11:token=device%20tests;object=missing"))
+    assert caught.value.hint
+    assert pickle.loads(pickle.dumps(caught.value)).hint == caught.value.hint  # noqa: S301  # our own
+
+
+def test_it_ends_when_closed(refer: Refer, key: SoftHsmKey) -> None:
+    signer = open_worker(refer(key.uri))
+    signer.close()
+    assert workers_of_this_process() == []
+    with pytest.raises(DeviceError, match="closed"):
+        signer.sign(Algorithm.RS256, MESSAGE)
+
+
+def test_it_dies_with_its_parent(refer: Refer, key: SoftHsmKey, right: Asked) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from hsm_signer.device.device import KeyReference
+from hsm_signer.device.pin import EnvironmentPin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+
+uri, module = sys.argv[1:]
+signer = open_worker(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
+children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+print(*children, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    reference = refer(key.uri)
+    assert isinstance(right.answer, Pin)
+    done = subprocess.run(
+        [sys.executable, "-c", program, key.uri, str(reference.module)],
+        env={**os.environ, **reference.module_environment, "TEST_PIN": right.answer.reveal()},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    (worker,) = done.stdout.split()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and is_running(worker):
+        time.sleep(0.01)
+    assert not is_running(worker)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
