@@ -178,7 +178,10 @@ class Device:
         return self._login if isinstance(self._login, Pin) else None
 
     def close(self) -> None:
-        """End the session. Never raises and never waits long: what it cannot end, the end of the process does."""
+        """End the session and forget the PIN. Never raises and never waits long.
+
+        What it cannot end, the end of the process does.
+        """
         with self._lock:
             if self._closed or self._process != os.getpid():
                 return
@@ -230,9 +233,7 @@ class Device:
         try:
             session = _log_in(self._module, found, self._login, self._reference)
         except PinError:
-            # Not this PIN again, whatever happens.
-            self._closed, self._login = True, None
-            self._module.release()
+            self.close()
             raise
         logger.info("opened %s again", self.info)
         return session
@@ -247,6 +248,7 @@ class _Found:
 
 def _find(module: Module, reference: KeyReference) -> _Found:
     def look() -> _Found:
+        module.require_initialized()
         try:
             present = [_describe(module, token) for token in _tokens(module)]
         except pkcs11.PKCS11Error as error:

@@ -17,6 +17,8 @@ from hsm_signer.errors import (
 _GONE = (
     pkcs11.DeviceError,
     pkcs11.DeviceRemoved,
+    # All that tpm2-pkcs11 says for ever after its TPM or broker was restarted.
+    pkcs11.GeneralError,
     pkcs11.ObjectHandleInvalid,
     pkcs11.SessionClosed,
     pkcs11.SessionHandleInvalid,
@@ -39,8 +41,8 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     """
     if isinstance(error, _GONE):
         return DeviceGone(
-            f"{device} went away while {doing} ({_name(error)}).",
-            hint="Plug it in again and repeat the command; another program may have reset the device.",
+            f"{device} was lost while {doing} ({_name(error)}).",
+            hint=f"Plug {device} in, or see that its daemon runs; another program may have reset it.",
         )
     if isinstance(error, _MECHANISM):
         return MechanismUnsupported(

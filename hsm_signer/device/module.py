@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceError, ModuleLoadError
+from hsm_signer.errors import DeviceError, DeviceGone, ModuleLoadError
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library
@@ -81,6 +81,10 @@ class Module:
         """Finalize and initialise: the clean slate after a failure, and the way to see devices that came later.
 
         It ends every session in this process. Whoever holds one sees that by the generation.
+
+        Raises:
+            DeviceGone: the module refuses, as tpm2-pkcs11 does without its TPM. The next use tries again.
+            DeviceTimeout: it did not come back.
         """
 
         def reinitialize() -> None:
@@ -90,14 +94,21 @@ class Module:
             # A module whose device is gone may fail to finalize; it is initialised all the same.
             with contextlib.suppress(pkcs11.PKCS11Error):
                 self.library.finalize()
-            try:
-                self.library.initialize()
-            except pkcs11.PKCS11Error as error:
-                raise ModuleLoadError(
-                    f"{self.path} failed: {_reason(self.path, error)}.", hint=_mending(self.path)
-                ) from None
+            self.require_initialized()
 
         self.call("initialising the module", reinitialize, timeout)
+
+    def require_initialized(self) -> None:
+        """Initialise the module unless it is. Runs on the lane."""
+        import pkcs11
+
+        try:
+            self.library.initialize()
+        except pkcs11.PKCS11Error as error:
+            raise DeviceGone(
+                f"{self.path} has no device to work with: {_reason(self.path, error)}.",
+                hint="Plug the device in, or see that its daemon runs.",
+            ) from None
 
     def adopt(self, environment: Mapping[str, str], timeout: float) -> None:
         """Make sure the module was initialised with `environment`."""

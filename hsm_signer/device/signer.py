@@ -15,7 +15,16 @@ from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
 from hsm_signer.device.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, KeyNotFound, KeyUnfit, PinUnavailable, SignatureInvalid, TouchMissed
+from hsm_signer.errors import (
+    ConfigError,
+    KeyNotFound,
+    KeyUnfit,
+    PinIncorrect,
+    PinLocked,
+    PinUnavailable,
+    SignatureInvalid,
+    TouchMissed,
+)
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
@@ -63,7 +72,6 @@ class DeviceSigner:
     def __init__(self, device: "Device", uri: Pkcs11Uri) -> None:
         self._device = device
         self._uri = uri
-        self._context_login_refused = False
         self._session, self.key = device.call("looking up the key", self._find)
         self.public_key = self.key.public_key
         self.algorithms = supported(self.key.mechanisms)
@@ -81,7 +89,12 @@ class DeviceSigner:
         signing = plan(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
         started = time.monotonic()
-        signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
+        try:
+            signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
+        except (PinIncorrect, PinLocked):
+            # Not this PIN again; and the session is left in an operation that some modules never end.
+            self._device.close()
+            raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
         if not self.public_key.verify(algorithm, message, signature):
             raise SignatureInvalid(
@@ -121,16 +134,14 @@ class DeviceSigner:
         except PIN_REFUSED as error:
             if pin is None:
                 raise
-            self._context_login_refused = True
             flags = session.token.slot.get_token().flags
             raise explain_login_failure(error, str(self._device.info), flags) from error
 
     def _context_pin(self) -> Pin:
         pin = self._device.login_pin()
-        if pin is None or self._context_login_refused:
+        if pin is None:
             raise PinUnavailable(
-                f"The key {self.key.info} on {self._device.info} wants a PIN with each signature, "
-                f"and {'it was refused' if pin else 'there is none at hand'}.",
+                f"The key {self.key.info} on {self._device.info} wants a PIN with each signature, and there is none.",
                 hint="Choose a --pin-source that gives a PIN: a context-specific login through the device's own pad "
                 "is not offered by the library this is built on.",
             )
