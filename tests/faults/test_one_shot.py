@@ -1,0 +1,215 @@
+"""A one-shot command on a device that misbehaves: it ends in time, says why, and gives out nothing false."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from joserfc.util import urlsafe_b64decode
+from pkcs11 import Mechanism
+
+import hsm_signer
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .control import FUNCTIONS, Call, FaultyModule
+
+DEADLINE = 1.0
+CLOSING = 2.0  # seconds that saying goodbye to a device may take
+FOR_EVER = float("inf")
+
+PROVISIONING = ("C_GenerateKeyPair", "C_CreateObject", "C_DestroyObject")
+# python-pkcs11 holds the GIL in these: no thread of ours can watch over them.
+UNWATCHED = ("C_GetFunctionList", "C_Finalize")
+GOODBYE = ("C_Logout", "C_CloseSession")
+DURING = [name for name in FUNCTIONS if name not in (*PROVISIONING, *UNWATCHED, *GOODBYE)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended, what it said, and when (`time.monotonic`)."""
+
+    status: int
+    stdout: str
+    stderr: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Assertion:
+    """Runs ``hsm-signer assertion`` on the faulty device."""
+
+    faulty: FaultyModule
+    key: SoftHsmKey
+    pin: str
+    home: Path
+
+    def __call__(self, *arguments: str, before: tuple[str, ...] = ()) -> Ended:
+        """Run it to its end.
+
+        Args:
+            arguments: more of them.
+            before: those that stand before the command.
+        """
+        environment = {
+            **self.faulty.environment,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
+            "HOME": str(self.home),
+            "DEVICE_PIN": self.pin,
+        }
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", "from hsm_signer.cli import main; main()", *before, "assertion"),
+                *("--tenant", "contoso.example", "--client-id", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"),
+                *("--key", self.key.uri, "--module", str(self.faulty.path), "--pin-source", "env:DEVICE_PIN"),
+                *("--device-timeout", str(DEADLINE), *arguments),
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr, time.monotonic())
+
+
+@pytest.fixture
+def assertion(faulty: FaultyModule, key: SoftHsmKey, softhsm: SoftHsm, tmp_path: Path) -> Assertion:
+    return Assertion(faulty, key, softhsm.pin, tmp_path)
+
+
+@dataclass(frozen=True)
+class Hung:
+    """A run whose module hung for ever in one call.
+
+    Attributes:
+        module: what the program was told to load.
+        last: the last call into the module.
+    """
+
+    ended: Ended
+    module: Path
+    last: Call
+
+
+@pytest.fixture(scope="module")
+def hung(softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hung]:
+    """By function. They are run some at a time, since they mostly wait."""
+
+    def run(function: str) -> Hung:
+        with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+            faulty.rule(function, hang=FOR_EVER)
+            ended = Assertion(faulty, key, softhsm.pin, tmp_path_factory.mktemp("home"))()
+            return Hung(ended, faulty.path, faulty.log()[-1])
+
+    functions = [*DURING, *GOODBYE]
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(functions, pool.map(run, functions), strict=True))
+
+
+def verify(key: SoftHsmKey, jwt: str, algorithm: str = "RS256") -> None:
+    signing_input, _, signature = jwt.strip().rpartition(".")
+    scheme: padding.AsymmetricPadding = padding.PKCS1v15()
+    if algorithm == "PS256":
+        scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
+    assert isinstance(key.public_key, rsa.RSAPublicKey)
+    key.public_key.verify(urlsafe_b64decode(signature.encode()), signing_input.encode(), scheme, hashes.SHA256())
+
+
+def test_signs_and_logs_in_exactly_once(assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
+    verify(key, assertion().stdout)
+    assert faulty.calls("C_Sign(NULL)") == 1
+    assert faulty.calls("C_Sign") == 1
+    assert faulty.calls("C_Login") == 1
+    assert [(login.right, login.context_specific) for login in faulty.logins()] == [(True, False)]
+
+
+class TestHangs:
+    @pytest.mark.parametrize("function", DURING)
+    def test_in_a_call_end_with_a_sentence_soon_after_the_deadline(self, function: str, hung: dict[str, Hung]) -> None:
+        ended, last = hung[function].ended, hung[function].last
+        assert (last.function, last.left) == (function, None)
+        assert (ended.status, ended.stdout) == (8, "")
+        error, hint = ended.stderr.splitlines()
+        assert error.startswith("error: The module did not come back from ")
+        assert error.endswith(f" within 1 s: {hung[function].module}.")
+        assert hint.startswith("hint: Check that the device ")
+        assert ended.at - last.entered < DEADLINE + 1
+
+    @pytest.mark.parametrize("function", GOODBYE)
+    def test_after_the_work_is_done_do_not_spoil_it(
+        self, function: str, hung: dict[str, Hung], key: SoftHsmKey
+    ) -> None:
+        ended, last = hung[function].ended, hung[function].last
+        assert (last.function, last.left) == (function, None)
+        assert (ended.status, ended.stderr) == (0, "")
+        verify(key, ended.stdout)
+        assert ended.at - last.entered < CLOSING + 1
+
+    def test_in_the_finalizer_are_never_met(self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
+        faulty.rule("C_Finalize", hang=FOR_EVER)
+        ended = assertion()
+        assert (ended.status, ended.stderr) == (0, "")
+        verify(key, ended.stdout)
+        assert faulty.calls("C_Finalize") == 0
+
+    def test_shorter_than_the_deadline_are_waited_for(
+        self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
+        faulty.rule("C_Sign", hang=DEADLINE / 2)
+        verify(key, assertion().stdout)
+
+
+class TestFalseSignatures:
+    def test_are_an_error_and_not_printed(self, assertion: Assertion, faulty: FaultyModule) -> None:
+        faulty.rule("C_Sign", corrupt=True)
+        ended = assertion("--output", "json")
+        assert (ended.status, ended.stdout) == (3, "")
+        assert '"code": "signature_invalid"' in ended.stderr
+        assert faulty.calls("C_Sign") == 1
+
+    def test_leave_the_file_of_before(self, assertion: Assertion, faulty: FaultyModule, tmp_path: Path) -> None:
+        file = tmp_path / "out" / "assertion.jwt"
+        file.parent.mkdir()
+        file.write_text("of before")
+        faulty.rule("C_Sign", corrupt=True)
+        ended = assertion("--output-file", str(file))
+        assert ended.status == 3
+        assert list(file.parent.iterdir()) == [file]
+        assert file.read_text() == "of before"
+
+
+COMBINED = (Mechanism.SHA256_RSA_PKCS, Mechanism.SHA256_RSA_PKCS_PSS)
+PADDED = (Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS)
+
+
+class TestMissingMechanisms:
+    @pytest.mark.parametrize(
+        ("algorithm", "hidden", "used"),
+        [
+            ("RS256", COMBINED, "CKM_RSA_PKCS"),
+            ("PS256", COMBINED, "CKM_RSA_PKCS_PSS"),
+            ("RS256", COMBINED + PADDED, "CKM_RSA_X_509"),
+            ("PS256", COMBINED + PADDED, "CKM_RSA_X_509"),
+        ],
+    )
+    def test_are_made_up_for_by_the_host(
+        self,
+        algorithm: str,
+        hidden: tuple[Mechanism, ...],
+        used: str,
+        assertion: Assertion,
+        faulty: FaultyModule,
+        key: SoftHsmKey,
+    ) -> None:
+        faulty.hide_mechanisms(*hidden)
+        ended = assertion("--algorithm", algorithm, before=("--verbose",))
+        verify(key, ended.stdout, algorithm)
+        assert f"signed {algorithm} by {used} " in ended.stderr
