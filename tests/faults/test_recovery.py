@@ -1,0 +1,435 @@
+"""What our own code makes of a device that misbehaves: recovered once, never wrong, a refused PIN presented once."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pkcs11 import TokenFlag
+
+from hsm_signer.config import profile_from_arguments
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.pin import FixedLogin, Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.provision import generate_key
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceTimeout,
+    HsmSignerError,
+    PinError,
+    PinIncorrect,
+    PinLastTry,
+    PinLocked,
+    PinUnavailable,
+    SignatureInvalid,
+)
+from hsm_signer.identity import REST, Keys, Operator
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .control import FaultyModule, Rv
+
+MESSAGE = b"header.claims"
+LOST = [Rv.DEVICE_REMOVED, Rv.DEVICE_ERROR, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR]
+FOR_EVER = float("inf")
+
+
+class Source:
+    """Gives a PIN and counts how often it was asked."""
+
+    def __init__(self, text: str, *, attended: bool = True) -> None:
+        self.description = self.identity = "a test"
+        self.attended = attended
+        self.times = 0
+        self._text = text
+
+    def __call__(self, request: PinRequest) -> Login:
+        self.times += 1
+        return Pin(self._text)
+
+
+Refer = Callable[..., KeyReference]
+
+
+@pytest.fixture
+def refer(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Refer:
+    def refer(pin: PinSource | None = None, *, timeout: float = 10, record: Path | None = None) -> KeyReference:
+        return KeyReference(
+            uri=Pkcs11Uri.parse(key.uri),
+            pin=pin or Source(softhsm.pin),
+            module=Path(faulty.path),
+            module_environment=faulty.environment,
+            timeout=timeout,
+            pin_record=record,
+        )
+
+    return refer
+
+
+@pytest.fixture
+def device(refer: Refer) -> Iterator[Device]:
+    with open_device(refer()) as device:
+        yield device
+
+
+class TestLostSession:
+    @pytest.mark.parametrize("rv", LOST)
+    def test_is_opened_again_and_the_signature_made(self, rv: Rv, device: Device, faulty: FaultyModule) -> None:
+        signer = device.signer()
+        faulty.rule("C_Sign", rv=rv, times=1)
+        assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
+
+    def test_costs_one_more_login_and_no_more(self, device: Device, faulty: FaultyModule) -> None:
+        signer = device.signer()
+        faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
+        signer.sign(Algorithm.RS256, MESSAGE)
+        assert [seen.right for seen in faulty.logins()] == [True, True]
+
+    @pytest.mark.parametrize("rv", LOST)
+    def test_twice_in_a_row_is_an_error_after_one_repetition(
+        self, rv: Rv, device: Device, faulty: FaultyModule
+    ) -> None:
+        signer = device.signer()
+        faulty.rule("C_SignInit", rv=rv)
+        with pytest.raises(DeviceGone):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert faulty.calls("C_SignInit") == 2
+
+    def test_the_module_is_initialised_anew_before_the_login(self, device: Device, faulty: FaultyModule) -> None:
+        signer = device.signer()
+        faulty.rule("C_Sign", rv=Rv.DEVICE_REMOVED, times=1)
+        signer.sign(Algorithm.RS256, MESSAGE)
+        names = [call.function for call in faulty.log()]
+        last_login = len(names) - 1 - names[::-1].index("C_Login")
+        between = names[names.index("C_Login") + 1 : last_login]
+        assert between.index("C_Finalize") < between.index("C_Initialize") < between.index("C_GetSlotList")
+
+    def test_a_device_that_is_away_is_named_and_used_again_when_it_is_back(
+        self, device: Device, faulty: FaultyModule
+    ) -> None:
+        signer = device.signer()
+        faulty.absent(True)
+        for _ in range(3):
+            with pytest.raises(DeviceGone) as caught:
+                signer.sign(Algorithm.RS256, MESSAGE)
+            assert "'faults'" in str(caught.value.hint)
+        faulty.absent(False)
+        assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
+
+    def test_several_threads_open_it_again_once(self, device: Device, faulty: FaultyModule) -> None:
+        signer = device.signer()
+        faulty.absent(True)
+        with pytest.raises(DeviceGone):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        faulty.absent(False)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: signer.sign(Algorithm.RS256, MESSAGE), range(16)))
+        assert len(faulty.logins()) == 2
+
+    def test_a_right_pin_refused_after_a_replug_is_not_presented_again(
+        self, refer: Refer, softhsm: SoftHsm, faulty: FaultyModule
+    ) -> None:
+        source = Source(softhsm.pin)
+        with open_device(refer(source)) as device:
+            signer = device.signer()
+            faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
+            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+            with pytest.raises(PinIncorrect):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            for _ in range(3):
+                with pytest.raises(DeviceError):
+                    signer.sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 2
+        assert source.times == 1
+
+    def test_what_must_not_happen_twice_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
+        with open_device(replace(refer(), writable=True)) as device:
+            faulty.rule("C_GenerateKeyPair", rv=Rv.DEVICE_REMOVED)
+            with pytest.raises(DeviceGone):
+                generate_key(device, label="new", key_id=b"\x77", bits=2048)
+        assert faulty.calls("C_GenerateKeyPair") == 1
+
+
+class TestSignature:
+    def test_that_is_corrupted_is_not_returned_and_not_asked_for_again(
+        self, device: Device, faulty: FaultyModule
+    ) -> None:
+        signer = device.signer()
+        faulty.rule("C_Sign", corrupt=True)
+        with pytest.raises(SignatureInvalid):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert faulty.calls("C_Sign") == 1
+
+
+class TestPinState:
+    def test_a_locked_pin_is_not_presented(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
+        source = Source("1234")
+        with pytest.raises(PinLocked):
+            open_device(refer(source))
+        assert (source.times, faulty.calls("C_Login")) == (0, 0)
+
+    def test_the_last_try_is_not_taken_unless_allowed(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
+        with pytest.raises(PinLastTry) as caught:
+            open_device(refer())
+        assert "--allow-last-try" in str(caught.value.hint)
+        assert faulty.calls("C_Login") == 0
+        open_device(replace(refer(), allow_last_try=True)).close()
+
+    def test_the_flags_are_read_afresh_after_the_pin_was_asked_for(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        class Slow(Source):
+            def __call__(self, request: PinRequest) -> Login:
+                # While somebody types here, another program locks the card.
+                faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
+                return super().__call__(request)
+
+        with pytest.raises(PinLocked):
+            open_device(refer(Slow(softhsm.pin)))
+        assert faulty.calls("C_Login") == 0
+
+    def test_a_low_count_is_told_to_whoever_is_asked(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_COUNT_LOW)
+        warnings = []
+
+        class Watching(Source):
+            def __call__(self, request: PinRequest) -> Login:
+                warnings.append(request.warning)
+                return super().__call__(request)
+
+        open_device(refer(Watching(softhsm.pin))).close()
+        assert warnings == ["A wrong PIN was entered since the last login."]
+
+    def test_the_pad_of_a_device_takes_the_pin_where_no_source_is_set(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+        pads = []
+
+        class Watching(Source):
+            def __call__(self, request: PinRequest) -> Login:
+                pads.append(request.pad)
+                return PinPad.PROTECTED
+
+        with open_device(refer(Watching(""))) as device:
+            device.signer().sign(Algorithm.RS256, MESSAGE)
+        assert pads == [True]
+
+    def test_a_pad_cannot_serve_a_key_that_wants_the_pin_each_time(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+        faulty.always_authenticate(True)
+        with open_device(refer(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
+            with pytest.raises(PinUnavailable, match="wants a PIN with each signature"):
+                device.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+class TestAlwaysAuthenticate:
+    def test_one_question_serves_the_login_and_every_signature(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        faulty.always_authenticate(True)
+        source = Source(softhsm.pin)
+        with open_device(refer(source)) as device:
+            signer = device.signer()
+            for _ in range(2):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        assert source.times == 1
+        assert [seen.context_specific for seen in faulty.logins()] == [False, True, True]
+
+    def test_a_refused_context_login_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.always_authenticate(True)
+        with open_device(refer()) as device:
+            signer = device.signer()
+            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+            with pytest.raises(PinIncorrect):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            with pytest.raises(DeviceError):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 2
+
+    def test_an_ordinary_key_has_no_context_login(self, device: Device, faulty: FaultyModule) -> None:
+        device.signer().sign(Algorithm.RS256, MESSAGE)
+        assert [seen.context_specific for seen in faulty.logins()] == [False]
+
+
+class TestWorker:
+    @pytest.mark.parametrize("call", ["C_SignInit", "C_Sign", "C_Sign(NULL)"])
+    def test_a_hang_is_ended_at_the_deadline_and_the_next_request_served(
+        self, call: str, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        with open_worker(refer(timeout=1)) as signer:
+            faulty.rule(call, hang=FOR_EVER, times=1)
+            with pytest.raises(DeviceTimeout):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            signer.sign(Algorithm.RS256, MESSAGE)
+
+    @pytest.mark.parametrize("call", ["C_GetFunctionList", "C_Initialize", "C_GetSlotList", "C_OpenSession", "C_Login"])
+    def test_a_hang_on_the_way_in_is_ended_too(self, call: str, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.rule(call, hang=FOR_EVER)
+        with pytest.raises(DeviceTimeout):
+            open_worker(refer(timeout=1))
+
+    def test_a_crash_costs_the_request_in_flight_and_asks_for_no_pin(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        source = Source(softhsm.pin)
+        with open_worker(refer(source)) as signer:
+            faulty.rule("C_Sign", crash=True, times=1)
+            with pytest.raises(DeviceGone, match="SIGSEGV"):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert source.times == 1
+
+    def test_a_device_that_only_a_new_process_can_use_again_is_served_by_one(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        with open_worker(refer()) as signer:
+            # The first worker never recovers, whatever it tries.
+            faulty.rule("C_SignInit", rv=Rv.GENERAL_ERROR, times=2)
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert len({call.pid for call in faulty.log()}) == 2
+
+    def test_a_second_one_starts_only_after_the_first_has_logged_in(self, refer: Refer, faulty: FaultyModule) -> None:
+        with open_worker(refer(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
+            faulty.rule("C_Sign", hang=0.3)
+            list(pool.map(lambda _: signer.sign(Algorithm.RS256, MESSAGE), range(2)))
+        first, second = (call for call in faulty.log() if call.function == "C_Login")
+        assert first.pid != second.pid
+        assert first.left is not None
+        assert first.left < second.entered
+
+    def test_a_pin_refused_on_the_way_back_stops_all_workers(self, refer: Refer, faulty: FaultyModule) -> None:
+        with open_worker(refer()) as signer:
+            faulty.rule("C_Sign", crash=True, times=1)
+            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+            with pytest.raises(DeviceGone):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            for _ in range(3):
+                with pytest.raises(PinIncorrect):
+                    signer.sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 2
+
+
+class TestSeveralKeys:
+    @pytest.fixture
+    def keys(
+        self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[tuple[Keys, list[float]]]:
+        """The faulty device first, and the sound one, whose module the URI names, second."""
+        monkeypatch.setenv("TEST_PIN", softhsm.pin)
+        clock = [100.0]
+        profile = profile_from_arguments(
+            {
+                "client_id": "client",
+                "key": [f"{key.uri}?module-path={faulty.path}", f"{key.uri}?module-path={softhsm.module}"],
+                "module_environment": faulty.environment,
+                "pin_source": "env:TEST_PIN",
+            }
+        )
+        keys = Keys(profile, monotonic=lambda: clock[0])
+        yield keys, clock
+        keys.close()
+
+    def test_the_first_that_works_is_used(self, keys: tuple[Keys, list[float]], faulty: FaultyModule) -> None:
+        keys[0].assertion("audience")
+        assert faulty.calls("C_Sign") == 1
+
+    def test_the_next_takes_over_and_the_first_is_returned_to(
+        self, keys: tuple[Keys, list[float]], faulty: FaultyModule
+    ) -> None:
+        ring, clock = keys
+        ring.assertion("audience")
+        faulty.absent(True)
+        ring.assertion("audience")
+        faulty.absent(False)
+        ring.assertion("audience")
+        assert faulty.calls("C_Sign") == 1
+        clock[0] += REST
+        ring.assertion("audience")
+        assert faulty.calls("C_Sign") == 2
+
+    def test_a_refused_pin_is_no_reason_to_try_the_next(
+        self, keys: tuple[Keys, list[float]], faulty: FaultyModule
+    ) -> None:
+        faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+        for _ in range(3):
+            with pytest.raises(PinError):
+                keys[0].assertion("audience")
+        assert len(faulty.logins()) == 1
+
+
+class TestWaiting:
+    def test_for_a_device_that_is_plugged_in_later(
+        self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TEST_PIN", softhsm.pin)
+        reasons = []
+
+        def wait(reason: HsmSignerError) -> None:
+            reasons.append(reason.code)
+            if len(reasons) == 3:
+                faulty.absent(False)
+
+        faulty.absent(True)
+        profile = profile_from_arguments(
+            {
+                "client_id": "client",
+                "key": key.uri,
+                "module": faulty.path,
+                "module_environment": faulty.environment,
+                "pin_source": "env:TEST_PIN",
+            }
+        )
+        keys = Keys(profile, Operator(wait=wait))
+        assert keys.assertion("audience").count(".") == 2
+        assert reasons == ["device_not_found"] * 3
+        keys.close()
+
+
+FAULTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_Login", "C_FindObjectsInit", "C_SignInit"]
+        ),
+        st.sampled_from([*LOST, Rv.FUNCTION_FAILED, Rv.OPERATION_ACTIVE]),
+        st.integers(0, 2),
+    ),
+    max_size=4,
+)
+
+
+@given(faults=FAULTS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
+    faults: list[tuple[str, Rv, int]], softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    record = tmp_path_factory.mktemp("pins")
+    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+        for call, rv, skip in faults:
+            faulty.rule(call, rv=rv, times=1, skip=skip)
+        reference = KeyReference(
+            uri=Pkcs11Uri.parse(key.uri),
+            pin=Source("not-the-pin", attended=False),
+            module=Path(faulty.path),
+            module_environment=faulty.environment,
+            pin_record=record,
+        )
+        for _ in range(6):
+            try:
+                open_device(reference)
+            except HsmSignerError:
+                continue
+        reached = [call for call in faulty.log() if call.function == "C_Login" and call.rv == Rv.PIN_INCORRECT]
+        assert len(reached) <= 1
+        # Begun twice without a known end at most, and refused once.
+        assert faulty.calls("C_Login") <= 3
