@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hsm_signer import __version__
-from hsm_signer.cli import emulator, exchange, inspection
+from hsm_signer.cli import device, emulator, exchange, inspection
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.errors import ConfigError, HsmSignerError
 
@@ -63,6 +63,7 @@ app = typer.Typer(
 )
 exchange.register(app)
 inspection.register(app)
+device.register(app)
 emulator.register(app)
 
 
@@ -94,8 +95,10 @@ def options(
     ] = False,
 ) -> None:
     """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device."""
-    from hsm_signer.cli.log import configure_logging
+    from hsm_signer.cli.log import configure_logging, hush_modules
 
+    if not verbose:
+        hush_modules()
     configure_logging(verbose=verbose, as_json=log_format is LogFormat.JSON)
     context.obj = GlobalOptions(config, profile)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 
@@ -27,3 +28,20 @@ def configure_logging(*, verbose: bool, as_json: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def hush_modules() -> None:
+    """Keep what PKCS#11 modules print off stderr: it stays ours, and what is written to descriptor 2 is dropped.
+
+    tpm2-pkcs11 and the libraries below it report there what they also return; p11-kit's proxy loads it for everybody.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        kept = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return
+    sys.stderr = open(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)

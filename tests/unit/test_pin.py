@@ -258,6 +258,7 @@ def test_the_pad_and_no_login_are_answers_of_their_own() -> None:
 @dataclass(frozen=True)
 class Prompt:
     description: str = "the terminal"
+    identity: str = "the terminal"
     attended: bool = True
 
     def __call__(self, request: PinRequest) -> Login:
