@@ -78,6 +78,7 @@ def open_device(reference: KeyReference) -> "Device":
     """
     path = find_module(reference.module, reference.uri)
     module = load_module(path, reference.module_environment, reference.timeout)
+    module.refresh(reference.timeout)
     found = _find(module, reference)
     login = _ask_for_login(found, reference)
     session = _log_in(module, found, login, reference)
@@ -255,14 +256,7 @@ def _find(module: Module, reference: KeyReference) -> _Found:
             raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
         return present[select_device(reference.uri, [found.info for found in present], str(module.path))]
 
-    try:
-        return module.call("looking for the device", look, reference.timeout)
-    except DeviceNotFound:
-        if module.in_use:
-            raise
-        # Some modules see only the devices that were there when they were initialised.
-        module.reinitialize(reference.timeout)
-        return module.call("looking for the device", look, reference.timeout)
+    return module.call("looking for the device", look, reference.timeout)
 
 
 def _tokens(module: Module) -> list[Token]:

@@ -52,6 +52,7 @@ class Module:
         self.generation = 0
         self._lane = Lane(str(path))
         self._users = 0
+        self._is_fresh = True
         os.environ.update(environment)
         self.library: Library = self.call("loading the module", lambda: _load(path), timeout)
 
@@ -98,6 +99,19 @@ class Module:
 
         self.call("initialising the module", reinitialize, timeout)
 
+    def refresh(self, timeout: float) -> None:
+        """Initialise the module anew before its first use by anybody, unless it just was.
+
+        Some modules see only the devices that were there when they were initialised, and some fail for ever once a
+        device was away. Under another user they are left alone.
+
+        Raises:
+            DeviceGone, DeviceTimeout: as `reinitialize`.
+        """
+        if not self._is_fresh and not self.in_use:
+            self.reinitialize(timeout)
+        self._is_fresh = False
+
     def require_initialized(self) -> None:
         """Initialise the module unless it is. Runs on the lane."""
         import pkcs11
@@ -121,6 +135,7 @@ class Module:
             )
         os.environ.update(environment)
         self.reinitialize(timeout)
+        self._is_fresh = True
 
 
 _modules: dict[str, Module] = {}

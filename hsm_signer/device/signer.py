@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # ykcs11 gives up on a touch after 15 s, OpenSC after 30 s; both then say that nobody is logged in. A login that was
 # really lost is noticed at once.
-_TOUCH_TIMEOUT = 10.0
+_TOUCH_TIMEOUT = 5.0
 
 _ABSENT = (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive, pkcs11.FunctionFailed)
 

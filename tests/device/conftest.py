@@ -1,8 +1,9 @@
-"""A SoftHSM with what the device tests need, shared by all of them."""
+"""The stacks of the matrix, each started when it is first needed; and a SoftHSM with several keys."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import pytest
 
@@ -11,6 +12,46 @@ from hsm_signer.device.pin import FixedLogin, Pin, PinSource
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .stacks import Stack
+from .stacks.own import OwnStack
+from .stacks.piv import PivStack, VirtualYubiKey
+from .stacks.softhsm import SoftHsmStack
+from .stacks.tpm import TpmStack
+
+Running: TypeAlias = Callable[[str], Stack]
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Running]:
+    """Start a stack when it is first needed, and stop them all at the end."""
+    started: dict[str, Stack] = {}
+
+    def running(name: str) -> Stack:
+        if name not in started:
+            if name == "own":
+                started[name] = OwnStack(os.environ["HSM_SIGNER_TEST_URI"])
+            elif name == "softhsm":
+                started[name] = SoftHsmStack()
+            elif name == "tpm":
+                started[name] = TpmStack()
+            else:
+                started["ykcs11"], started["opensc"] = VirtualYubiKey().stacks
+        return started[name]
+
+    yield running
+    for stack in started.values():
+        stack.close()
+
+
+@pytest.fixture(params=["ykcs11", "opensc"])
+def yubikey(request: pytest.FixtureRequest, running: Running) -> Iterator[PivStack]:
+    """The virtual YubiKey through each of its modules."""
+    stack = running(request.param)
+    assert isinstance(stack, PivStack)
+    stack.reset()
+    yield stack
+    stack.reset()
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,13 @@ class PivCard:
     def power_up(self) -> None:
         """Forget what lasts no longer than the power: the application, the login, half a command, half an answer."""
         self._selected = False
-        self._forget_login()
+        self.forget_login()
         self._chain: tuple[tuple[int, int, int], bytes] | None = None
         self._rest = b""
+
+    def forget_login(self) -> None:
+        """Want the PIN again."""
+        self._verified = self._fresh = False
 
     def transmit(self, command: bytes) -> bytes:
         """Return the response to a command. Never raises: a card answers whatever it is given."""
@@ -145,7 +149,7 @@ class PivCard:
             raise _Refused(0x6A88)
         if not apdu.data:
             if apdu.p1 == 0xFF:
-                self._forget_login()
+                self.forget_login()
             elif not self._verified:
                 raise _Refused(0x63C0 | self.tries if self.tries else 0x6983)
             return b""
@@ -155,15 +159,12 @@ class PivCard:
         if apdu.p1 == 0xFF or len(apdu.data) != len(self._pin):
             raise _Refused(0x6A80)
         if apdu.data != self._pin:
-            self._forget_login()
+            self.forget_login()
             self.tries -= 1
             raise _Refused(0x63C0 | self.tries)
         self.tries = TRIES
         self._verified = self._fresh = True
         return b""
-
-    def _forget_login(self) -> None:
-        self._verified = self._fresh = False
 
     def _authenticate(self, apdu: "_Apdu") -> bytes:
         """GENERAL AUTHENTICATE (SP 800-73-4 part 2 section 3.2.4): the bare RSA operation on a block of the host's."""
@@ -178,8 +179,7 @@ class PivCard:
         self._fresh = False
         if not allowed or not self._touched():
             raise _Refused(0x6982)
-        signature = pow(int.from_bytes(block, "big"), numbers.d, numbers.public_numbers.n)
-        return _tlv(0x7C, _tlv(0x82, signature.to_bytes(256, "big")))
+        return _tlv(0x7C, _tlv(0x82, _sign(numbers, block)))
 
     def _metadata(self, reference: int) -> bytes:
         if reference == _PIN:
@@ -236,6 +236,14 @@ def _parse(command: bytes) -> _Apdu:
         raise _Refused(0x6700)
     expected = int.from_bytes(body, "big") or 256**width
     return _Apdu(instruction, p1, p2, data, expected, chained=bool(kind & 0x10))
+
+
+def _sign(numbers: rsa.RSAPrivateNumbers, block: bytes) -> bytes:
+    """RSASP1 by the Chinese remainder theorem (RFC 8017 section 5.2.1)."""
+    message = int.from_bytes(block, "big")
+    s_1, s_2 = pow(message, numbers.dmp1, numbers.p), pow(message, numbers.dmq1, numbers.q)
+    signature = s_2 + numbers.q * ((s_1 - s_2) * numbers.iqmp % numbers.p)
+    return signature.to_bytes(256, "big")
 
 
 def _data_objects(keys: Mapping[int, PivKey], serial: bytes) -> dict[bytes, bytes]:

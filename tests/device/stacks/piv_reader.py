@@ -1,28 +1,27 @@
-"""A program: a PIV card in a reader of a pcscd of its own, and a hand that moves it.
+"""A program: a PIV card in a reader of a pcscd of its own, and the hand that moves it.
 
-    python -m tests.device.stacks.piv_reader DIRECTORY PIN
+    python -m tests.device.stacks.piv_reader PIN
 
-It prints one line, then obeys: each line on stdin is `[command, argument]` in JSON, each line on stdout the answer.
-With the end of stdin everything it started ends. It is a process of its own because a module may hold the
-interpreter's lock while it waits for the card.
-
-pcscd gets its socket the way systemd hands it over (sd_listen_fds(3)), so the socket is in DIRECTORY and modules find
-it by PCSCLITE_CSOCK_NAME. Its other paths are compiled in: a mount namespace hides the machine's /run/pcscd, and the
-drivers with which it would take the machine's own readers.
+It prints its directory and the certificates of slots 9a and 9c, then obeys: each line on stdin is `[command, argument]`
+in JSON, each line on stdout the answer. With the end of stdin it ends, and with it everything it started and wrote. It
+is a process of its own because a module may hold the interpreter's lock while it waits for the card.
 """
 
 import ctypes
 import datetime
+import fcntl
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -32,72 +31,77 @@ from cryptography.x509.oid import NameOID
 
 from .piv_card import ATR, AUTHENTICATION, SIGNATURE, TRIES, PivCard, PivKey
 
-READER = "Yubico YubiKey OTP+FIDO+CCID"
-"""What pcscd calls it, with a number behind: ykcs11 uses readers that begin with "Yubico" only."""
+SOCKET = "pcscd.comm"
+"""Where in the directory pcscd listens: the value of PCSCLITE_CSOCK_NAME."""
 
-SERIAL = 12345678
-TOUCH_SECONDS = 15.0
-
-_DRIVER = Path("/usr/lib/pcsc/drivers/serial/libifdvpcd.so")
-_NOTICED_SECONDS = 10.0
+_READER = "Yubico"  # ykcs11 uses readers whose name begins so, and no others
+_SLOT = f"{_READER} 00 00".encode()
+_DRIVER = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so"
+_SERIAL = 12345678
+_NOBODY = 65534
+_PATIENCE = 15.0  # seconds a YubiKey waits to be touched
+_NOTICED = 10.0  # seconds until pcscd must have seen what happened to the card
 
 
 class Finger:
     """Whether the card is touched, and how long it takes to sign."""
 
     def __init__(self) -> None:
-        self.latency = 0.0
-        self.patience = TOUCH_SECONDS
-        self._free = threading.Event()
-        self._free.set()
+        self._touched = threading.Event()
+        self._waited_for = threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
+        """Touch at once, sign at once."""
+        self.latency, self.patience = 0.0, _PATIENCE
+        self._touched.set()
 
     def require(self, required: bool) -> None:
-        """Let the card want a touch that does not come, or touch it: a signature that waits goes on."""
+        """Make the card want a touch that does not come; or touch it, and a signature that waits goes on."""
         if required:
-            self._free.clear()
+            self._waited_for.clear()
+            self._touched.clear()
         else:
-            self._free.set()
+            self._touched.set()
+
+    def wait_for_wish(self) -> None:
+        """Return when the card waits to be touched."""
+        if not self._waited_for.wait(_NOTICED):
+            raise TimeoutError("nobody asked the card for a signature")
 
     def __call__(self) -> bool:
-        touched = self._free.wait(self.patience)
+        self._waited_for.set()
+        touched = self._touched.wait(self.patience)
         time.sleep(self.latency)
         return touched
 
 
 class Contacts:
-    """The card's side of vpcd's protocol: two bytes of length, then a command; one byte alone is for the contacts.
+    """The card's side of vpcd's protocol: two bytes of length, then a command; one byte alone is for the contacts."""
 
-    vpcd connects to us and tries again several times a second: nothing listens beyond this machine.
-    """
-
-    def __init__(self, card: PivCard) -> None:
+    def __init__(self, card: PivCard, port: int) -> None:
         self._card = card
-        self._plugged = True
+        self._port = port
         self._connection: socket.socket | None = None
-        self._lock = threading.Lock()
-        slot, empty = _listen_side_by_side()
-        self.port: int = slot.getsockname()[1]
-        for listener, serve in ((slot, self._serve), (empty, _hang_up)):
-            threading.Thread(target=_accept, args=(listener, serve), daemon=True).start()
 
     def plug(self) -> None:
-        self._plugged = True
+        """Put the card in."""
+        if self._connection is None:
+            self._connection = socket.create_connection(("127.0.0.1", self._port))
+            threading.Thread(target=self._serve, args=(self._connection,), daemon=True).start()
 
     def unplug(self) -> None:
-        with self._lock:
-            self._plugged = False
-            if self._connection is not None:
-                with suppress(OSError):  # vpcd was faster
-                    self._connection.shutdown(socket.SHUT_RDWR)
+        """Pull it out, also from the midst of a command."""
+        if self._connection is not None:
+            with suppress(OSError):  # the reader was faster
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection = None
 
     def _serve(self, connection: socket.socket) -> None:
-        with self._lock, suppress(OSError):
-            self._connection = connection
-            if not self._plugged:
-                connection.shutdown(socket.SHUT_RDWR)
-        self._card.power_up()
-        with connection, connection.makefile("rwb") as stream, suppress(OSError):
+        with suppress(OSError), connection, connection.makefile("rwb") as stream:
             while len(size := stream.read(2)) == 2:
+                # vpcd sends the length apart, and then nothing until it is acknowledged: 40 ms a command.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 message = stream.read(int.from_bytes(size, "big"))
                 answer = self._control(message[0]) if len(message) == 1 else self._card.transmit(message)
                 if answer is not None:
@@ -105,83 +109,86 @@ class Contacts:
                     stream.flush()
 
     def _control(self, code: int) -> bytes | None:
-        if code == 4:  # asked with every poll, to see whether the card is there
+        if code == 4:  # the answer to reset; wanted with every poll, to see whether the card is there
             return ATR
-        self._card.power_up()  # off, on, reset
+        self._card.power_up()  # off, on and reset have no answer
         return None
 
 
-def _listen_side_by_side() -> tuple[socket.socket, socket.socket]:
-    """Return listeners on two neighbouring ports: vpcd's reader has a second slot, which stays empty."""
+def _leave_network() -> None:
+    """Enter a network that is empty, where that is allowed: vpcd listens on every address there is."""
+    libc = ctypes.CDLL(None)
+    new_user, new_net = 0x10000000, 0x40000000  # unshare(2)
+    if libc.unshare(new_net if os.geteuid() == 0 else new_user | new_net) == 0:
+        with socket.socket() as any_socket:
+            up = struct.pack("16sh22x", b"lo", 1)  # IFF_UP, netdevice(7)
+            fcntl.ioctl(any_socket, 0x8914, up)  # SIOCSIFFLAGS
+
+
+def _free_ports() -> int:
+    """Return the first of two free ports: vpcd's reader has a second slot, which stays empty."""
     while True:
-        first = socket.create_server(("127.0.0.1", 0))
-        with suppress(OSError, OverflowError):
-            return first, socket.create_server(("127.0.0.1", first.getsockname()[1] + 1))
-        first.close()
+        with socket.create_server(("", 0)) as first, suppress(OSError, OverflowError):
+            port: int = first.getsockname()[1]
+            socket.create_server(("", port + 1)).close()
+            return port
 
 
-def _accept(listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
-    while True:
-        serve(listener.accept()[0])
+@contextmanager
+def _pcscd(directory: Path, port: int, *, root: bool) -> Iterator[None]:
+    """Run a pcscd that has one reader, which waits for its card at `port`.
 
-
-def _hang_up(connection: socket.socket) -> None:
-    connection.close()
-
-
-_START = """
-mount -t tmpfs none /run && mount -t tmpfs none /usr/lib/pcsc/drivers || exit
-LISTEN_PID=$$ LISTEN_FDS=1 exec "$1" --foreground --info --config "$2" 3<&0 </dev/null
-"""
-
-
-class Pcscd:
-    """A pcscd with one reader, which looks for its card at a port of this machine."""
-
-    def __init__(self, directory: Path, port: int) -> None:
-        program = shutil.which("pcscd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-        if program is None or not _DRIVER.is_file():
-            raise SystemExit("pcscd or its virtual reader is not installed: apt-get install pcscd vsmartcard-vpcd")
-        shutil.copy(_DRIVER, directory)
-        configuration, log = directory / "reader.conf", directory / "pcscd.log"
-        configuration.write_text(
-            f'FRIENDLYNAME "{READER}"\nDEVICENAME 127.0.0.1:{port}\nLIBPATH {directory / _DRIVER.name}\nCHANNELID 0\n'
+    It gets its socket the way systemd hands one over (sd_listen_fds(3)), so that another pcscd and its socket are left
+    alone, and never runs as root, so that it can neither replace the other's process id file nor open USB readers. The
+    filter keeps from it whatever reader it might still be able to open: every name but "Yubico" has other letters.
+    """
+    program = shutil.which("pcscd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None or not Path(_DRIVER).is_file():
+        sys.exit("pcscd and its virtual reader are needed: apt-get install pcscd vsmartcard-vpcd")
+    run = Path("/run/pcscd")  # compiled in; pcscd ends when it does not exist and cannot be made
+    made = not run.exists()
+    if made and not root:
+        sys.exit(f"pcscd wants {run} to exist: sudo mkdir {run}")
+    if made:
+        run.mkdir()
+    others = ":".join(sorted({chr(code) for code in range(0x20, 0x7F)} - {*_READER, ":"}))
+    log = directory / "pcscd.log"
+    with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
+        listener.bind(str(directory / SOCKET))
+        listener.listen()
+        configuration = os.memfd_create("reader.conf")  # nobody may not read our directory
+        os.write(
+            configuration,
+            f'FRIENDLYNAME "{_READER}"\nDEVICENAME /dev/null:{port}\nLIBPATH {_DRIVER}\nCHANNELID {port}\n'.encode(),
         )
-        self.socket = directory / "pcscd.comm"
-        namespace = ["--mount"] if os.geteuid() == 0 else ["--mount", "--map-root-user"]
-        with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
-            listener.bind(str(self.socket))
-            listener.listen()
-            self._process = subprocess.Popen(
-                ["unshare", *namespace, "sh", "-c", _START, "sh", program, str(configuration)],
-                stdin=listener.fileno(),
-                stdout=output,
-                stderr=output,
-            )
-
-    def wait_for_card(self, present: bool) -> None:
-        """Return when pcscd has noticed that the card is there, or is not."""
-        deadline = time.monotonic() + _NOTICED_SECONDS
-        os.environ["PCSCLITE_CSOCK_NAME"] = str(self.socket)
-        pcsc = ctypes.CDLL("libpcsclite.so.1")
-        context = ctypes.c_long()
-        _succeed(pcsc.SCardEstablishContext(2, None, None, ctypes.byref(context)))
+        process = subprocess.Popen(
+            [
+                *("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null', "sh"),
+                *(program, "--foreground", "--info", "--config", f"/proc/self/fd/{configuration}"),
+            ],
+            env={"PATH": "/usr/bin:/bin", "PCSCLITE_FILTER_IGNORE_READER_NAMES": others},
+            stdin=listener.fileno(),
+            stdout=output,
+            stderr=output,
+            pass_fds=(configuration,),
+            user=_NOBODY if root else None,
+            group=_NOBODY if root else None,
+            extra_groups=() if root else None,
+        )
+    try:
+        yield
+    except OSError:
+        sys.stderr.write(log.read_text())
+        raise
+    finally:
+        process.terminate()
         try:
-            state = _ReaderState(reader=f"{READER} 00 00".encode())
-            while bool(state.event & 0x20) is not present:  # SCARD_STATE_PRESENT
-                left = max(0, int((deadline - time.monotonic()) * 1000))
-                state.current = state.event
-                _succeed(pcsc.SCardGetStatusChange(context, ctypes.c_ulong(left), ctypes.byref(state), 1))
-        finally:
-            pcsc.SCardReleaseContext(context)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(5)
+            process.wait(5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
+        if made:
+            run.rmdir()
 
 
 class _ReaderState(ctypes.Structure):
@@ -195,13 +202,41 @@ class _ReaderState(ctypes.Structure):
         ("atr_length", ctypes.c_ulong),
         ("atr", ctypes.c_ubyte * 33),
     )
-    event: int
     current: int
+    event: int
 
 
-def _succeed(status: int) -> None:
-    if status:
-        raise OSError(f"pcscd answered 0x{status & 0xFFFFFFFF:08x}")
+class Witness:
+    """A client of pcscd that sees what any other would see."""
+
+    def __init__(self, directory: Path) -> None:
+        os.environ["PCSCLITE_CSOCK_NAME"] = str(directory / SOCKET)
+        self._pcsc = ctypes.CDLL("libpcsclite.so.1")
+        self._context = ctypes.c_long()
+        # Comes back when pcscd is ready.
+        self._succeed(self._pcsc.SCardEstablishContext(2, None, None, ctypes.byref(self._context)))
+
+    def wait_for_card(self, present: bool) -> None:
+        """Return when pcscd has noticed that the card is there, or is not."""
+        deadline = time.monotonic() + _NOTICED
+        state = _ReaderState(reader=_SLOT)
+        while bool(state.event & 0x20) is not present or not state.event:  # SCARD_STATE_PRESENT
+            left = ctypes.c_ulong(max(1, int((deadline - time.monotonic()) * 1000)))
+            state.current = state.event
+            self._succeed(self._pcsc.SCardGetStatusChange(self._context, left, ctypes.byref(state), 1))
+
+    def reset_card(self) -> None:
+        """Do what some programs do when they end, whoever else uses the card: the login is lost."""
+        card, protocol = ctypes.c_long(), ctypes.c_ulong()
+        shared, t1, reset = (ctypes.c_ulong(number) for number in (2, 2, 1))
+        self._succeed(
+            self._pcsc.SCardConnect(self._context, _SLOT, shared, t1, ctypes.byref(card), ctypes.byref(protocol))
+        )
+        self._succeed(self._pcsc.SCardDisconnect(card, reset))
+
+    def _succeed(self, status: int) -> None:
+        if status:
+            raise OSError(f"pcscd answered 0x{status & 0xFFFFFFFF:08x}")
 
 
 def _make_key(name: str) -> PivKey:
@@ -221,26 +256,32 @@ def _make_key(name: str) -> PivKey:
     return PivKey(key, certificate.public_bytes(serialization.Encoding.DER))
 
 
-def main(directory: Path, pin: str) -> None:
+def main(pin: str) -> None:
     """Obey until stdin ends."""
+    root = os.geteuid() == 0
+    _leave_network()
+    port = _free_ports()
     keys = {AUTHENTICATION: _make_key("virtual 9a"), SIGNATURE: _make_key("virtual 9c")}
     finger = Finger()
-    card = PivCard(keys, pin, SERIAL, finger)
-    contacts = Contacts(card)
-    pcscd = Pcscd(directory, contacts.port)
+    card = PivCard(keys, pin, _SERIAL, finger)
+    contacts = Contacts(card, port)
 
-    def obey(command: str, argument: float) -> object:
+    def obey(command: str, argument: float) -> int | None:
         match command:
             case "plug":
                 contacts.plug()
-                pcscd.wait_for_card(True)
+                witness.wait_for_card(True)
             case "unplug":
                 contacts.unplug()
-                pcscd.wait_for_card(False)
+                witness.wait_for_card(False)
             case "forget login":
-                card.power_up()
+                card.forget_login()
+            case "reset card":
+                witness.reset_card()
             case "touch":
                 finger.require(bool(argument))
+            case "wait for wish":
+                finger.wait_for_wish()
             case "patience":
                 finger.patience = argument
             case "hold":
@@ -249,20 +290,18 @@ def main(directory: Path, pin: str) -> None:
                 return card.presented
             case "reset":
                 card.tries, card.presented = TRIES, 0
-                finger.latency, finger.patience = 0.0, TOUCH_SECONDS
-                finger.require(False)
+                finger.reset()
             case _:
                 raise ValueError(command)
         return None
 
-    try:
-        pcscd.wait_for_card(True)
-        print(json.dumps([key.certificate.hex() for key in keys.values()]), flush=True)
+    with tempfile.TemporaryDirectory(prefix="piv-") as directory, _pcscd(Path(directory), port, root=root):
+        witness = Witness(Path(directory))
+        obey("plug", 0)
+        print(json.dumps([directory, *(key.certificate.hex() for key in keys.values())]), flush=True)
         for line in sys.stdin:
             print(json.dumps(obey(*json.loads(line))), flush=True)
-    finally:
-        pcscd.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1])

@@ -1,0 +1,95 @@
+"""A program beside the tests that uses a stack's device: what one module did to a process, no other test inherits."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from types import TracebackType
+from typing import Self
+
+from . import Stack
+
+_PRELUDE = """
+import os
+from pathlib import Path
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import EnvironmentPin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import HsmSignerError
+
+def reference(uri, pin="STACK_PIN"):
+    return KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin(pin), Path(os.environ["STACK_MODULE"]))
+
+def outcome(function, *arguments):
+    # What came back, or the name of the error's class.
+    try:
+        return function(*arguments)
+    except HsmSignerError as error:
+        return type(error).__name__
+
+def tell(*words):
+    print(*words, flush=True)
+
+KEY, ALWAYS = os.environ["STACK_KEY"], os.environ["STACK_ALWAYS"]
+wait = input
+"""
+
+
+class Apart:
+    """Runs some lines of Python in a process of their own; a context manager.
+
+    The lines find `open_device`, `reference(KEY)` and `reference(KEY, "STACK_WRONG_PIN")`, `ALWAYS` for the key that
+    wants the PIN for each signature, and `outcome`; they `tell` us something and `wait` until we say `go`.
+    """
+
+    def __init__(self, stack: Stack, lines: str) -> None:
+        always = stack.always_authenticate_key
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PRELUDE + textwrap.dedent(lines)],
+            env={
+                **os.environ,
+                **stack.environment,
+                "STACK_MODULE": str(stack.module),
+                "STACK_KEY": stack.key.uri,
+                "STACK_ALWAYS": always.uri if always else "",
+                "STACK_PIN": stack.pin,
+                "STACK_WRONG_PIN": stack.wrong_pin,
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def hear(self) -> str:
+        """Return the next line it tells, or the empty string at its end."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
+    def go(self) -> None:
+        """Let it go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def rest(self) -> list[str]:
+        """Let it run to its end and return the lines it still told."""
+        out, _ = self._process.communicate()
+        assert self._process.returncode == 0
+        return out.splitlines()
+
+
+def run_apart(stack: Stack, lines: str) -> list[str]:
+    """Run `lines` to their end and return what they told."""
+    with Apart(stack, lines) as apart:
+        return apart.rest()

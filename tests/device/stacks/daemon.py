@@ -1,0 +1,55 @@
+"""A program that runs beside the tests and never outlives them."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# The shell waits for the end of its stdin: it comes when we close it, and also when this process is killed.
+_UNTIL_END = '"$@" </dev/null & read -r _; kill $! 2>/dev/null; wait $!'
+_SECONDS = 10.0
+
+
+class Daemon:
+    """A running program; a context manager that stops it.
+
+    Args:
+        argv: the program and its arguments. It must stay in the foreground and end at SIGTERM.
+        environment: all of its environment.
+        output: the file its stdout and stderr are added to.
+        pass_fds: descriptors it inherits under the same numbers.
+    """
+
+    def __init__(
+        self, *argv: str, environment: Mapping[str, str], output: Path, pass_fds: Collection[int] = ()
+    ) -> None:
+        with output.open("ab") as log:
+            self._shell = subprocess.Popen(
+                ["sh", "-c", _UNTIL_END, "sh", *argv],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                # Ctrl-C is for the tests: they stop us in order.
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the program; returns when it has ended."""
+        try:
+            self._shell.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._shell.pid, signal.SIGKILL)
+            self._shell.wait()

@@ -1,0 +1,62 @@
+"""A person's own device: HSM_SIGNER_TEST_URI names a key on it, and nothing that could lock or unplug it is done.
+
+HSM_SIGNER_TEST_URI='pkcs11:token=...;id=%01?module-path=...' HSM_SIGNER_TEST_PIN_SOURCE=file:... scripts/test
+"""
+
+import os
+from collections.abc import Mapping
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.module import find_module
+from hsm_signer.device.pin import Pin, PinRequest, parse_pin_source
+from hsm_signer.device.uri import Pkcs11Uri
+
+from . import StackKey
+
+
+class OwnStack:
+    """The device of whoever runs the tests."""
+
+    def __init__(self, uri: str) -> None:
+        parsed = Pkcs11Uri.parse(uri)
+        source = parse_pin_source(os.environ["HSM_SIGNER_TEST_PIN_SOURCE"], prompt=None)
+        login = source(PinRequest("your device"))
+        assert isinstance(login, Pin)
+        self.name = "own"
+        self.module = find_module(None, parsed)
+        self.environment: Mapping[str, str] = {}
+        self.pin = login.reveal()
+        # Never presented: no test that would do so runs on a person's own device.
+        self.wrong_pin = ""
+        self.locks = True
+        with open_device(KeyReference(parsed, source, self.module)) as device:
+            signer = device.signer()
+            certificate = device.certificate(signer)
+            self.has_pss = Algorithm.PS256 in signer.algorithms
+            key_info = signer.key.info
+            label = device.info.label
+        public_key = x509.load_der_x509_certificate(certificate).public_key()
+        assert isinstance(public_key, rsa.RSAPublicKey)
+        key = StackKey(str(Pkcs11Uri(token=label, id=key_info.id)), public_key, certificate)
+        self.key = key
+        self.always_authenticate_key = key if signer.key.always_authenticate else None
+
+    def unplug(self) -> None:
+        raise AssertionError("a person's own device is not unplugged")
+
+    def plug(self) -> None:
+        """Nothing to bring back."""
+
+    def presented(self) -> int | None:
+        """Nobody counts."""
+        return None
+
+    def reset(self) -> None:
+        """Nothing to give back."""
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,145 @@
+"""A virtual YubiKey: one PIV card in one reader, through ykcs11 and through OpenSC.
+
+Debian packages: pcscd, vsmartcard-vpcd, ykcs11 and opensc-pkcs11. Root needs no more than to become nobody; an ordinary
+user needs /run/pcscd to exist, as it does wherever systemd holds pcscd's socket.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from hsm_signer.device.module import find_module
+from hsm_signer.device.uri import Pkcs11Uri
+
+from . import StackKey
+from .piv_reader import SOCKET
+
+_ROOT = Path(__file__).parents[3]
+
+
+class PivStack:
+    """The card through one of the modules. What happens to the card, happens to it through the other one, too.
+
+    `reset` puts the card back in as well. Wrong PINs lock it at the third.
+    """
+
+    def __init__(self, card: "VirtualYubiKey", name: str, module: str, token: str) -> None:
+        self.name = name
+        self.module = find_module(None, Pkcs11Uri(module_name=module))
+        self.environment: Mapping[str, str] = card.environment
+        self.pin = card.pin
+        self.wrong_pin = "654321"
+        self.has_pss = True
+        self.locks = True
+        ordinary, always = card.certificates
+        self.key = _stack_key(Pkcs11Uri(token=token, id=b"\x01"), ordinary)
+        self.always_authenticate_key: StackKey | None = _stack_key(Pkcs11Uri(token=token, id=b"\x02"), always)
+        self._card = card
+
+    def unplug(self) -> None:
+        """Pull the card, also from the midst of a signature; returns when pcscd has noticed."""
+        self._card.order("unplug")
+
+    def plug(self) -> None:
+        """Put it back; returns when pcscd has noticed."""
+        self._card.order("plug")
+
+    def presented(self) -> int | None:
+        """Return how many PINs the card was given since `reset`: logins and context logins, right or wrong."""
+        return self._card.order("presented")
+
+    def touch(self, required: bool) -> None:
+        """Make every signature wait for a touch; or touch the card, and a signature that waits goes on."""
+        self._card.order("touch", required)
+
+    def wait_for_wish(self) -> None:
+        """Return when the card, after `touch(True)`, waits to be touched."""
+        self._card.order("wait for wish")
+
+    def patience(self, seconds: float) -> None:
+        """Let the card wait so long for a touch, and not 15 s as a YubiKey does."""
+        self._card.order("patience", seconds)
+
+    def hold(self, seconds: float) -> None:
+        """Let each signature take so long."""
+        self._card.order("hold", seconds)
+
+    def forget_login(self) -> None:
+        """Let another process select the PIV application anew: the card forgets the login, and nobody is told."""
+        self._card.order("forget login")
+
+    def reset_card(self) -> None:
+        """Let another process reset the card; pcscd tells all others."""
+        self._card.order("reset card")
+
+    def reset(self) -> None:
+        """Put the card in, give back all PIN tries, touch at once, sign at once, count from 0."""
+        self._card.order("reset")
+        self._card.order("plug")
+
+    def close(self) -> None:
+        """Stop everything, the other stack as well."""
+        self._card.close()
+
+
+class VirtualYubiKey:
+    """The card and the two stacks above it.
+
+    Attributes:
+        stacks: through ykcs11, and through OpenSC.
+    """
+
+    def __init__(self) -> None:
+        self.pin = "123456"
+        self._turn = threading.Lock()
+        self._program = subprocess.Popen(
+            [sys.executable, "-m", "tests.device.stacks.piv_reader", self.pin],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the tests: they stop it in order
+        )
+        try:
+            directory, *certificates = json.loads(self._hear())
+            self.certificates = [bytes.fromhex(certificate) for certificate in certificates]
+            self.environment = {"PCSCLITE_CSOCK_NAME": f"{directory}/{SOCKET}"}
+            self.stacks = (
+                PivStack(self, "ykcs11", "ykcs11", "YubiKey PIV #12345678"),
+                # OpenSC calls the card what the certificate of 9a says.
+                PivStack(self, "opensc", "opensc-pkcs11", "virtual 9a"),
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def order(self, command: str, argument: float = 0) -> int | None:
+        """Have the program do something with the card; returns when it is done."""
+        assert self._program.stdin is not None
+        with self._turn:
+            self._program.stdin.write(json.dumps([command, argument]) + "\n")
+            self._program.stdin.flush()
+            answer: int | None = json.loads(self._hear())
+            return answer
+
+    def close(self) -> None:
+        """Stop everything that was started. May be called again."""
+        self._program.communicate()
+
+    def _hear(self) -> str:
+        assert self._program.stdout is not None
+        if not (line := self._program.stdout.readline()):
+            raise RuntimeError(f"the card's program ended with status {self._program.wait()}; see its stderr")
+        return line
+
+
+def _stack_key(uri: Pkcs11Uri, certificate: bytes) -> StackKey:
+    public_key = x509.load_der_x509_certificate(certificate).public_key()
+    assert isinstance(public_key, rsa.RSAPublicKey)
+    return StackKey(str(uri), public_key, certificate)

@@ -1,0 +1,254 @@
+"""The contract of a device, the same for every stack of the matrix."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+
+from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import DeviceError, DeviceGone, DeviceNotFound, HsmSignerError, PinError, PinIncorrect, PinLocked
+
+from .conftest import Running
+from .stacks import Stack, StackKey
+
+MESSAGE = b"header.claims"
+OWN = os.environ.get("HSM_SIGNER_TEST_URI")
+STACKS = ["own"] if OWN else ["softhsm", "tpm", "ykcs11", "opensc"]
+
+# What would cost a person's own device PIN tries, or somebody's hand.
+not_on_ones_own = pytest.mark.skipif(OWN is not None, reason="not done to a person's own device")
+
+
+class Source:
+    """Gives a PIN, and counts how often it was asked."""
+
+    description = identity = "a test"
+    attended = True
+
+    def __init__(self, text: str) -> None:
+        self.times = 0
+        self._text = text
+
+    def __call__(self, request: PinRequest) -> Login:
+        self.times += 1
+        return Pin(self._text)
+
+
+@pytest.fixture(params=STACKS)
+def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
+    stack = running(request.param)
+    stack.reset()
+    yield stack
+    stack.reset()
+
+
+def refer(stack: Stack, key: StackKey | None = None, pin: Source | None = None) -> KeyReference:
+    """Refer to a key of a stack."""
+    return KeyReference(
+        uri=Pkcs11Uri.parse((key or stack.key).uri),
+        pin=pin or Source(stack.pin),
+        module=stack.module,
+        module_environment=stack.environment,
+    )
+
+
+def require_valid(key: StackKey, algorithm: Algorithm, signature: bytes, message: bytes = MESSAGE) -> None:
+    """Have cryptography judge a signature."""
+    scheme: padding.AsymmetricPadding = padding.PKCS1v15()
+    if algorithm is Algorithm.PS256:
+        scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
+    key.public_key.verify(signature, message, scheme, hashes.SHA256())
+
+
+def algorithms(stack: Stack) -> list[Algorithm]:
+    return [Algorithm.RS256, Algorithm.PS256] if stack.has_pss else [Algorithm.RS256]
+
+
+def test_the_key_is_found_by_each_selector(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        info, key = device.info, device.signer().key.info
+    whole = Pkcs11Uri(
+        token=info.label,
+        manufacturer=info.manufacturer,
+        model=info.model,
+        serial=info.serial,
+        slot_id=info.slot_id,
+        slot_description=info.slot_description,
+        slot_manufacturer=info.slot_manufacturer,
+        library_manufacturer=info.library_manufacturer,
+        library_description=info.library_description,
+        library_version=info.library_version,
+        type="private",
+    )
+    numbers = stack.key.public_key.public_numbers()
+    for selector in (Pkcs11Uri(id=key.id), Pkcs11Uri(object=key.label), Pkcs11Uri(object=key.label, id=key.id)):
+        uri = replace(whole, object=selector.object, id=selector.id)
+        with open_device(replace(refer(stack), uri=uri)) as device:
+            assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
+
+
+def test_signatures_are_valid(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        signer = device.signer()
+        for algorithm in algorithms(stack):
+            require_valid(stack.key, algorithm, signer.sign(algorithm, MESSAGE))
+
+
+def test_the_certificate_is_the_key_s(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        assert device.certificate(device.signer()) == stack.key.certificate
+
+
+def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) -> None:
+    key = stack.always_authenticate_key
+    if key is None:
+        pytest.skip("there is no such key on this device")
+    source = Source(stack.pin)
+    with open_device(refer(stack, key, source)) as device:
+        signer = device.signer()
+        assert signer.key.always_authenticate
+        for algorithm in algorithms(stack):
+            require_valid(key, algorithm, signer.sign(algorithm, MESSAGE))
+    assert source.times == 1
+
+
+def test_an_ordinary_key_costs_one_login(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        signer = device.signer()
+        for _ in range(3):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert stack.presented() in (1, None)
+
+
+@not_on_ones_own
+def test_a_wrong_pin_is_presented_once(stack: Stack) -> None:
+    source = Source(stack.wrong_pin)
+    with pytest.raises(PinIncorrect) as caught:
+        open_device(refer(stack, pin=source))
+    assert source.times == 1
+    assert stack.presented() in (1, None)
+    assert stack.wrong_pin not in str(caught.value) + str(caught.value.hint)
+
+
+@not_on_ones_own
+def test_a_pin_that_is_too_short_counts_as_refused(stack: Stack) -> None:
+    with pytest.raises(PinIncorrect):
+        open_device(refer(stack, pin=Source("1")))
+
+
+@not_on_ones_own
+@pytest.mark.parametrize("stack", [name for name in STACKS if name != "softhsm"], indirect=True)
+def test_a_locked_device_says_so(stack: Stack) -> None:
+    assert stack.locks
+    for _ in range(3):
+        with pytest.raises(PinError):
+            open_device(replace(refer(stack, pin=Source(stack.wrong_pin)), allow_last_try=True))
+    with pytest.raises(PinLocked) as caught:
+        open_device(refer(stack))
+    assert "Unblock" in str(caught.value.hint)
+
+
+@not_on_ones_own
+def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
+    source = Source(stack.pin)
+    with open_device(refer(stack, pin=source)) as device:
+        signer = device.signer()
+        signer.sign(Algorithm.RS256, MESSAGE)
+        stack.unplug()
+        stack.plug()
+        require_valid(stack.key, Algorithm.RS256, signer.sign(Algorithm.RS256, MESSAGE))
+    assert source.times == 1
+
+
+@not_on_ones_own
+def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        signer = device.signer()
+        stack.unplug()
+        for _ in range(2):
+            with pytest.raises(DeviceGone):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        stack.plug()
+        require_valid(stack.key, Algorithm.RS256, signer.sign(Algorithm.RS256, MESSAGE))
+
+
+@not_on_ones_own
+def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: Stack) -> None:
+    stack.unplug()
+    with pytest.raises((DeviceNotFound, DeviceError)):
+        open_device(refer(stack))
+    stack.plug()
+    with open_device(refer(stack)) as device:
+        device.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+@not_on_ones_own
+def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
+    source = Source(stack.pin)
+    with open_worker(refer(stack, pin=source)) as signer:
+        signer.sign(Algorithm.RS256, MESSAGE)
+        stack.unplug()
+        with pytest.raises(HsmSignerError):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        stack.plug()
+        require_valid(stack.key, Algorithm.RS256, signer.sign(Algorithm.RS256, MESSAGE))
+    assert source.times == 1
+
+
+def test_four_threads_get_valid_signatures(stack: Stack) -> None:
+    with open_device(refer(stack)) as device, ThreadPoolExecutor(4) as pool:
+        signer = device.signer()
+        messages = [bytes([number]) * 40 for number in range(40)]
+        signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
+    for message, signature in zip(messages, signatures, strict=True):
+        require_valid(stack.key, Algorithm.RS256, signature, message)
+
+
+_FORK = """
+import os, sys
+from pathlib import Path
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import EnvironmentPin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceError
+
+uri, module = sys.argv[1:]
+device = open_device(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
+signer = device.signer()
+for use in (False, True):
+    if os.fork() == 0:
+        if use:
+            try:
+                signer.sign(Algorithm.RS256, b"x")
+            except DeviceError as error:
+                print("child:", error, flush=True)
+        sys.exit(0)
+    os.wait()
+# Below our own recovery, which would hide a session that the child has ended.
+session = device._session
+signer.sign(Algorithm.RS256, b"x")
+print("same session:", device._session is session)
+"""
+
+
+def test_a_forked_child_may_not_use_it_and_does_not_end_it(stack: Stack) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FORK, stack.key.uri, str(stack.module)],
+        env={**os.environ, **stack.environment, "TEST_PIN": stack.pin},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert "was opened by the parent" in done.stdout
+    assert done.stdout.splitlines()[-1] == "same session: True"

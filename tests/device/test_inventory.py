@@ -1,0 +1,402 @@
+"""What there is: facts that are right, URIs that work, and a bad module that costs only its own entry."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from pkcs11 import Mechanism, TokenFlag
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.facts import (
+    CertificateFacts,
+    Contents,
+    DeviceFacts,
+    KeyFacts,
+    ModuleFacts,
+    PinState,
+    mechanism_facts,
+    pin_state,
+)
+from hsm_signer.device.inventory import examine
+from hsm_signer.device.pin import NO_LOGIN, FixedLogin, Pin
+from hsm_signer.device.survey import ModuleReference, known_modules, survey
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
+from hsm_signer.testing import SoftHsm
+from tests.faults.control import FaultyModule, Rv
+
+NOW = datetime.now(UTC)
+USABLE = TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED | TokenFlag.LOGIN_REQUIRED
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def office() -> Iterator[SoftHsm]:
+    """A device with every kind of key and certificate that there is something to say of."""
+    with SoftHsm(label="office") as office:
+        office.add_identity("good", b"\x01")
+        private_key = rsa.generate_private_key(65537, 2048)
+        imported = office.import_key(private_key, "imported", b"\x02").public_key
+        old = office.issue_certificate(
+            imported, not_before=NOW - timedelta(days=30), not_after=NOW - timedelta(days=1, hours=1)
+        )
+        office.add_certificate(old, "expired", b"\x02")
+        office.add_certificate(office.issue_certificate(imported), "elsewhere", b"\x12")
+        other = rsa.generate_private_key(65537, 2048)
+        office.import_key(other, "mismatched", b"\x03")
+        office.add_certificate(office.issue_certificate(imported), "mismatched", b"\x03")
+        office.import_key(ec.generate_private_key(ec.SECP256R1()), "elliptic", b"\x04")
+        office.import_key(rsa.generate_private_key(65537, 1024), "short", b"\x05")  # noqa: S505
+        yield office
+
+
+@pytest.fixture
+def reference(office: SoftHsm) -> KeyReference:
+    return KeyReference(
+        uri=Pkcs11Uri(token="office"),
+        pin=FixedLogin(Pin(office.pin), "the test PIN"),
+        module=office.module,
+        module_environment=office.environment,
+        timeout=SECONDS,
+    )
+
+
+@pytest.fixture
+def faulty(office: SoftHsm) -> Iterator[FaultyModule]:
+    with FaultyModule(office.module, office.environment, pin=office.pin) as faulty:
+        yield faulty
+
+
+def device_of(facts: ModuleFacts) -> DeviceFacts:
+    assert facts.problem is None
+    (device,) = facts.devices
+    return device
+
+
+def contents_of(facts: ModuleFacts) -> Contents:
+    contents = device_of(facts).contents
+    assert contents is not None
+    return contents
+
+
+@pytest.fixture
+def contents(reference: KeyReference) -> Contents:
+    return contents_of(examine(reference, NOW, login=True))
+
+
+def key_of(contents: Contents, label: str) -> KeyFacts:
+    (key,) = (key for key in contents.keys if key.label == label)
+    return key
+
+
+def certificate_of(contents: Contents, label: str) -> CertificateFacts:
+    (certificate,) = (certificate for certificate in contents.certificates if certificate.label == label)
+    return certificate
+
+
+class TestPinState:
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            (TokenFlag.TOKEN_INITIALIZED, PinState.NOT_NEEDED),
+            (USABLE, PinState.FINE),
+            (USABLE & ~TokenFlag.USER_PIN_INITIALIZED, PinState.NOT_SET),
+            (USABLE | TokenFlag.USER_PIN_COUNT_LOW, PinState.COUNT_LOW),
+            (USABLE | TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY, PinState.LAST_TRY),
+            (USABLE | TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED, PinState.LOCKED),
+        ],
+    )
+    def test_is_what_the_flags_say_that_is_nearest_to_a_lock(self, flags: TokenFlag, expected: PinState) -> None:
+        assert pin_state(flags) is expected
+
+
+class TestMechanisms:
+    def test_the_one_that_signs_is_chosen_before_those_that_could(self) -> None:
+        facts = mechanism_facts({Mechanism.RSA_X_509, Mechanism.RSA_PKCS, Mechanism.SHA256_RSA_PKCS})
+        assert [(each.algorithm, each.name, each.chosen) for each in facts] == [
+            (Algorithm.RS256, "CKM_SHA256_RSA_PKCS", True),
+            (Algorithm.RS256, "CKM_RSA_PKCS", False),
+            (Algorithm.RS256, "CKM_RSA_X_509", False),
+            (Algorithm.PS256, "CKM_RSA_X_509", True),
+        ]
+
+    def test_it_is_said_who_hashes_and_pads(self) -> None:
+        facts = mechanism_facts({Mechanism.RSA_X_509, Mechanism.RSA_PKCS_PSS, Mechanism.SHA256_RSA_PKCS})
+        assert {each.name: each.work for each in facts} == {
+            "CKM_SHA256_RSA_PKCS": "hashed by the device",
+            "CKM_RSA_PKCS_PSS": "hashed by the host",
+            "CKM_RSA_X_509": "hashed and padded by the host",
+        }
+
+    def test_what_we_cannot_use_is_left_out(self) -> None:
+        assert mechanism_facts({Mechanism.SHA1_RSA_PKCS, Mechanism.ECDSA}) == ()
+
+
+class TestExamine:
+    def test_without_a_login_says_that_private_keys_may_be_hidden(self, reference: KeyReference) -> None:
+        contents = contents_of(examine(reference, NOW, login=False))
+        assert contents.hidden
+        assert contents.keys == ()
+        assert certificate_of(contents, "good").key is None
+
+    def test_with_a_login_nothing_is_hidden(self, contents: Contents) -> None:
+        assert not contents.hidden
+        assert {key.label for key in contents.keys} == {"good", "imported", "mismatched", "elliptic", "short"}
+
+    def test_every_uri_of_a_key_leads_to_that_key_alone(self, reference: KeyReference, contents: Contents) -> None:
+        for key in contents.keys:
+            if key.problem is None:
+                with open_device(replace(reference, uri=Pkcs11Uri.parse(key.uri))) as device:
+                    assert device.signer().key.info.id == key.id
+
+    def test_the_uris_keep_what_leads_to_the_module(self, reference: KeyReference, office: SoftHsm) -> None:
+        uri = replace(reference.uri, module_path=str(office.module))
+        facts = device_of(examine(replace(reference, uri=uri, module=None), NOW, login=True))
+        assert facts.contents is not None
+        for found in (facts.uri, *(key.uri for key in facts.contents.keys)):
+            assert Pkcs11Uri.parse(found).module_path == str(office.module)
+
+    def test_tells_a_key_made_on_the_device_from_one_that_was_not(self, contents: Contents) -> None:
+        made, brought = key_of(contents, "good"), key_of(contents, "imported")
+        assert (made.kind, made.bits) == ("RSA", 2048)
+        assert (made.sensitive, made.extractable, made.never_extractable, made.local) == (True, False, True, True)
+        assert (brought.never_extractable, brought.local) == (False, False)
+
+    @pytest.mark.parametrize(("label", "reason"), [("elliptic", "type EC"), ("short", "1024 bits")])
+    def test_says_why_a_key_cannot_sign_for_us(self, contents: Contents, label: str, reason: str) -> None:
+        problem = key_of(contents, label).problem
+        assert problem is not None
+        assert problem.code == "key_unfit"
+        assert reason in problem.message
+
+    def test_thumbprints_are_those_of_the_certificate(self, office: SoftHsm, reference: KeyReference) -> None:
+        with SoftHsm(label="thumbprints") as softhsm:
+            der = softhsm.add_identity().certificate
+            assert der is not None
+            uri, environment = Pkcs11Uri(token="thumbprints"), softhsm.environment
+            there = replace(reference, uri=uri, module_environment=environment)
+            (facts,) = contents_of(examine(there, NOW, login=False)).certificates
+        certificate = x509.load_der_x509_certificate(der)
+        assert facts.sha1 == certificate.fingerprint(hashes.SHA1())  # noqa: S303
+        assert facts.sha256 == certificate.fingerprint(hashes.SHA256())
+
+    def test_a_good_certificate_is_matched_to_its_key(self, contents: Contents) -> None:
+        facts = certificate_of(contents, "good")
+        assert facts.key == key_of(contents, "good").uri
+        assert facts.subject == "CN=hsm-signer test"
+        assert facts.problem is None
+
+    def test_days_left_are_whole_days(self, reference: KeyReference, contents: Contents) -> None:
+        not_after = certificate_of(contents, "good").not_after
+        assert not_after is not None
+        later = contents_of(examine(reference, not_after - timedelta(days=3, minutes=1), login=False))
+        assert certificate_of(later, "good").days_left == 3
+
+    def test_an_expired_certificate_says_so(self, contents: Contents) -> None:
+        facts = certificate_of(contents, "expired")
+        assert facts.key == key_of(contents, "imported").uri
+        assert facts.days_left == -2
+        assert facts.problem is not None
+        assert facts.problem.code == "certificate_unusable"
+
+    def test_a_certificate_of_another_key_says_so(self, contents: Contents) -> None:
+        facts = certificate_of(contents, "mismatched")
+        assert facts.key == key_of(contents, "imported").uri
+        assert facts.problem is not None
+        assert facts.problem.code == "certificate_mismatch"
+
+    def test_a_certificate_is_matched_to_a_key_with_another_id(self, contents: Contents) -> None:
+        facts = certificate_of(contents, "elsewhere")
+        assert facts.key == key_of(contents, "imported").uri
+        assert facts.problem is None
+
+    def test_does_not_choose_between_devices(self, reference: KeyReference) -> None:
+        with SoftHsm(label="twin") as twins:
+            twins.add_token("twin")
+            there = replace(reference, uri=Pkcs11Uri(token="twin"), module_environment=twins.environment)
+            with pytest.raises(DeviceAmbiguous, match="2 devices match"):
+                examine(there, NOW, login=False)
+
+
+class TestPinRules:
+    def test_without_login_no_pin_is_presented(self, reference: KeyReference, faulty: FaultyModule) -> None:
+        examine(replace(reference, module=faulty.path), NOW, login=False)
+        assert faulty.calls("C_Login") == 0
+
+    def test_with_login_the_pin_is_presented_once(self, reference: KeyReference, faulty: FaultyModule) -> None:
+        examine(replace(reference, module=faulty.path), NOW, login=True)
+        assert [login.right for login in faulty.logins()] == [True]
+
+    def test_a_wrong_pin_is_presented_once(self, reference: KeyReference, faulty: FaultyModule) -> None:
+        wrong = FixedLogin(Pin("meadow+0815"), "the wrong PIN")
+        with pytest.raises(PinIncorrect):
+            examine(replace(reference, module=faulty.path, pin=wrong), NOW, login=True)
+        assert [login.right for login in faulty.logins()] == [False]
+
+    def test_a_locked_device_is_shown(self, reference: KeyReference, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
+        facts = device_of(examine(replace(reference, module=faulty.path), NOW, login=False))
+        assert facts.pin is PinState.LOCKED
+        assert facts.contents is not None
+
+    def test_a_locked_device_is_not_logged_in_to(self, reference: KeyReference, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
+        with pytest.raises(PinLocked):
+            examine(replace(reference, module=faulty.path), NOW, login=True)
+        assert faulty.calls("C_Login") == 0
+
+    def test_a_login_with_no_pin_leaves_private_keys_hidden(
+        self, reference: KeyReference, faulty: FaultyModule
+    ) -> None:
+        without = replace(reference, module=faulty.path, pin=NO_LOGIN)
+        assert contents_of(examine(without, NOW, login=True)).hidden
+
+
+def test_a_key_that_always_authenticates_says_so(reference: KeyReference, faulty: FaultyModule) -> None:
+    faulty.always_authenticate(True)
+    contents = contents_of(examine(replace(reference, module=faulty.path), NOW, login=True))
+    assert key_of(contents, "good").always_authenticate
+
+
+class TestSurvey:
+    def test_tells_the_module_and_its_devices(self, office: SoftHsm) -> None:
+        facts = survey(ModuleReference(office.module), office.environment, SECONDS)
+        assert facts.library is not None
+        assert (facts.library.manufacturer, facts.library.version[:2]) == ("SoftHSM", "2.")
+        device = device_of(facts)
+        assert (device.info.label, device.pin, device.pad) == ("office", PinState.FINE, False)
+        assert [each.algorithm for each in device.mechanisms if each.chosen] == ["RS256", "PS256"]
+        assert device.contents is None
+
+    def test_every_uri_leads_to_its_device_alone(self, office: SoftHsm) -> None:
+        with SoftHsm(label="twin") as twins:
+            twins.add_token("twin")
+            first, second = survey(ModuleReference(twins.module), twins.environment, SECONDS).devices
+            for device in (first, second):
+                reference = KeyReference(
+                    Pkcs11Uri.parse(device.uri), NO_LOGIN, twins.module, module_environment=twins.environment
+                )
+                assert device_of(examine(reference, NOW, login=False)).info == device.info
+
+    def test_presents_no_pin(self, faulty: FaultyModule) -> None:
+        device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS))
+        assert faulty.calls("C_GetTokenInfo") > 0
+        assert faulty.calls("C_Login") == 0
+
+    def test_tells_of_a_pin_pad(self, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+        assert device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS)).pad
+
+    def test_leaves_this_process_alone(self, faulty: FaultyModule) -> None:
+        survey(ModuleReference(faulty.path), {**faulty.environment, "ONLY_FOR_THE_MODULE": "1"}, SECONDS)
+        assert {call.pid for call in faulty.log()}.isdisjoint({os.getpid()})
+        assert "ONLY_FOR_THE_MODULE" not in os.environ
+
+    @pytest.mark.parametrize("function", ["C_Initialize", "C_GetSlotList", "C_GetMechanismInfo"])
+    def test_a_module_that_crashes_costs_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
+        faulty.rule(function, crash=True)
+        facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
+        assert facts.devices == ()
+        assert facts.problem is not None
+        assert "SIGSEGV" in facts.problem.message
+        assert str(faulty.path) in facts.problem.message
+
+    @pytest.mark.parametrize("function", ["C_Initialize", "C_GetTokenInfo"])
+    def test_a_module_that_hangs_costs_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
+        faulty.rule(function, hang=float("inf"))
+        facts = survey(ModuleReference(faulty.path), faulty.environment, 0.3)
+        assert facts.problem is not None
+        assert facts.problem.code == "device_timeout"
+
+    def test_a_module_that_hangs_where_python_cannot_run_is_killed(
+        self, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hsm_signer.device.survey._START", 3.0)
+        faulty.rule("C_GetFunctionList", hang=float("inf"))
+        facts = survey(ModuleReference(faulty.path), faulty.environment, 0.3)
+        assert facts.problem is not None
+        assert "killed" in facts.problem.message
+        (pid,) = {call.pid for call in faulty.log()}
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    def test_a_module_that_refuses_says_what_it_said(self, faulty: FaultyModule) -> None:
+        faulty.rule("C_Initialize", rv=Rv.DEVICE_ERROR)
+        facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
+        assert facts.problem is not None
+        assert facts.problem.code == "module_load_error"
+        assert "DeviceError" in facts.problem.message
+
+    def test_a_module_that_fails_later_is_still_named(self, faulty: FaultyModule) -> None:
+        faulty.rule("C_GetSlotList", rv=Rv.FUNCTION_FAILED)
+        facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
+        assert facts.library is not None
+        assert facts.problem is not None
+
+    def test_a_device_that_hides_its_mechanisms_is_still_listed(self, faulty: FaultyModule) -> None:
+        faulty.rule("C_GetMechanismList", rv=Rv.FUNCTION_FAILED)
+        device = device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS))
+        assert device.mechanisms == ()
+        assert device.problem is not None
+
+    @pytest.mark.parametrize("content", [None, "no library"])
+    def test_what_is_no_module_is_a_fact(self, tmp_path: Path, content: str | None) -> None:
+        file = tmp_path / "module.so"
+        if content is not None:
+            file.write_text(content)
+        facts = survey(ModuleReference(file), {}, SECONDS)
+        assert facts.problem is not None
+        assert facts.problem.code == "module_load_error"
+
+    def test_what_a_module_prints_is_not_taken_for_facts(self, tmp_path: Path) -> None:
+        source, library = tmp_path / "chatty.c", tmp_path / "chatty.so"
+        source.write_text(
+            "#include <stdio.h>\n"
+            '__attribute__((constructor)) static void talk(void) { puts("Welcome!"); fflush(stdout); }\n'
+        )
+        subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
+        facts = survey(ModuleReference(library), {}, SECONDS)
+        assert facts.problem is not None
+        assert "C_GetFunctionList is missing" in facts.problem.message
+
+    def test_nothing_is_imported_from_the_current_directory(
+        self, office: SoftHsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "pickle.py").write_text("raise SystemExit('taken over')")
+        monkeypatch.chdir(tmp_path)
+        device_of(survey(ModuleReference(office.module), office.environment, SECONDS))
+
+
+class TestKnownModules:
+    @pytest.fixture(autouse=True)
+    def configured(self, office: SoftHsm) -> None:
+        configuration = Path("~/.config/pkcs11/modules").expanduser()
+        configuration.mkdir(parents=True)
+        (configuration / "ours.module").write_text(f"module: {office.module}\n")
+
+    def test_are_those_of_p11_kit(self, office: SoftHsm) -> None:
+        assert ModuleReference(office.module, "ours") in known_modules(None)
+
+    def test_the_one_named_comes_first(self, tmp_path: Path) -> None:
+        named = ModuleReference(tmp_path / "vendor.so")
+        assert known_modules(named.path) == [named, *known_modules(None)]
+
+    def test_none_is_listed_twice(self, office: SoftHsm, tmp_path: Path) -> None:
+        link = tmp_path / "link.so"
+        link.symlink_to(office.module)
+        found = known_modules(link)
+        assert os.path.samefile(found[0].path, office.module)
+        assert sorted(found, key=str) == sorted(known_modules(None), key=str)
+
+    def test_the_uris_lead_to_it_by_name(self, office: SoftHsm) -> None:
+        device = device_of(survey(ModuleReference(office.module, "ours"), office.environment, SECONDS))
+        reference = KeyReference(Pkcs11Uri.parse(device.uri), NO_LOGIN, module_environment=office.environment)
+        assert device_of(examine(reference, NOW, login=False)).info == device.info

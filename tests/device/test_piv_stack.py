@@ -1,0 +1,188 @@
+"""The virtual YubiKey through both modules: what they make of it, the contract suite builds on.
+
+Everything that loads a module runs in a process of its own.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+
+from .stacks.apart import Apart, run_apart
+from .stacks.piv import PivStack, VirtualYubiKey
+
+SIGN_TWICE = """
+    with open_device(reference({uri})) as device:
+        signer = device.signer()
+        tell(signer.key.always_authenticate)
+        for _ in range(2):
+            tell(signer.sign(Algorithm.{algorithm}, b"x").hex())
+    """
+
+
+@pytest.fixture(scope="module")
+def yubikey() -> Iterator[VirtualYubiKey]:
+    yubikey = VirtualYubiKey()
+    yield yubikey
+    yubikey.close()
+
+
+@pytest.fixture(params=["ykcs11", "opensc"])
+def stack(yubikey: VirtualYubiKey, request: pytest.FixtureRequest) -> PivStack:
+    (stack,) = (stack for stack in yubikey.stacks if stack.name == request.param)
+    stack.reset()
+    return stack
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "PS256"])
+class TestSigning:
+    def test_9a_signs_after_one_pin(self, stack: PivStack, algorithm: str) -> None:
+        always, *signatures = run_apart(stack, SIGN_TWICE.format(uri="KEY", algorithm=algorithm))
+        for signature in signatures:
+            stack.key.public_key.verify(bytes.fromhex(signature), b"x", _padding(algorithm), hashes.SHA256())
+        assert (always, len(signatures), stack.presented()) == ("False", 2, 1)
+
+    def test_9c_signs_with_the_pin_each_time(self, stack: PivStack, algorithm: str) -> None:
+        key = stack.always_authenticate_key
+        assert key is not None
+        always, *signatures = run_apart(stack, SIGN_TWICE.format(uri="ALWAYS", algorithm=algorithm))
+        for signature in signatures:
+            key.public_key.verify(bytes.fromhex(signature), b"x", _padding(algorithm), hashes.SHA256())
+        assert (always, len(signatures), stack.presented()) == ("True", 2, 3)
+
+
+class TestPin:
+    def test_a_wrong_one_costs_one_try(self, stack: PivStack) -> None:
+        (told,) = run_apart(stack, 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))')
+        assert told.startswith("PinIncorrect")
+        assert stack.presented() == 1
+
+    def test_reset_gives_the_tries_back(self, stack: PivStack) -> None:
+        wrong_ones = RAW + 'for _ in range(3): tell(attempt(lambda: login("STACK_WRONG_PIN")))'
+        right_one = RAW + 'tell(attempt(lambda: login("STACK_PIN")))'
+        assert run_apart(stack, wrong_ones) == ["PinIncorrect"] * 3
+        assert run_apart(stack, right_one) == ["PinLocked"]
+        stack.reset()
+        assert run_apart(stack, right_one) == ["done"]
+        assert stack.presented() == 1
+
+    def test_one_of_impossible_length_never_reaches_the_card(self, stack: PivStack) -> None:
+        short = RAW + 'os.environ["SHORT"] = "1"; tell(attempt(lambda: login("SHORT")))'
+        assert run_apart(stack, short) == [{"ykcs11": "ArgumentsBad", "opensc": "PinLenRange"}[stack.name]]
+        assert stack.presented() == 0
+
+
+# What the modules say, without our own code between.
+RAW = """
+import os
+import pkcs11
+from pkcs11 import Attribute, Mechanism, ObjectClass
+
+library = pkcs11.lib(os.environ["STACK_MODULE"])
+
+def tell(word): print(word, flush=True)
+def attempt(function):
+    try:
+        function()
+    except pkcs11.PKCS11Error as error:
+        return type(error).__name__
+    return "done"
+
+def login(variable):
+    global session
+    (slot,) = library.get_slots(token_present=True)
+    session = slot.get_token().open(user_pin=os.environ[variable])
+
+def find(number):
+    global key
+    (key,) = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes([number])})
+
+def sign(pin=None):
+    more = {"pin": os.environ[pin]} if pin else {}
+    key.sign(b"x", mechanism=Mechanism.SHA256_RSA_PKCS, **more)
+"""
+SIGN = 'login("STACK_PIN"); find(1); sign(); tell("signed"); input()\n'
+
+
+class TestMisfortune:
+    """What a module says when something happens to the card between two signatures."""
+
+    def test_a_card_that_is_pulled_and_put_back(self, stack: PivStack) -> None:
+        then = 'tell(attempt(sign)); input(); session = None; login("STACK_PIN"); find(1); sign(); tell("again")'
+        with Apart(stack, RAW + SIGN + then) as apart:
+            assert apart.hear() == "signed"
+            stack.unplug()
+            apart.go()
+            assert apart.hear() == {"ykcs11": "DeviceError", "opensc": "DeviceRemoved"}[stack.name]
+            stack.plug()
+            apart.go()
+            assert apart.rest() == ["again"]
+
+    def test_a_card_that_is_pulled_while_it_signs(self, stack: PivStack) -> None:
+        with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:
+            assert apart.hear() == "signed"
+            stack.touch(True)
+            apart.go()
+            stack.wait_for_wish()
+            stack.unplug()
+            (told,) = apart.rest()
+        # OpenSC blames the removal only when pcscd has seen it first, at its next poll of the reader.
+        assert told in {"ykcs11": ["DeviceError"], "opensc": ["DeviceRemoved", "GeneralError"]}[stack.name]
+
+    def test_a_card_that_forgot_the_login(self, stack: PivStack) -> None:
+        with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:
+            assert apart.hear() == "signed"
+            stack.forget_login()
+            apart.go()
+            assert apart.rest() == ["UserNotLoggedIn"]
+
+    def test_a_card_that_was_reset(self, stack: PivStack) -> None:
+        with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:
+            assert apart.hear() == "signed"
+            stack.reset_card()
+            apart.go()
+            # ykcs11 keeps the PIN and presents it again by itself.
+            assert apart.rest() == [{"ykcs11": "done", "opensc": "UserNotLoggedIn"}[stack.name]]
+        assert stack.presented() == {"ykcs11": 2, "opensc": 1}[stack.name]
+
+    def test_a_missed_touch(self, stack: PivStack) -> None:
+        with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:
+            assert apart.hear() == "signed"
+            stack.patience(0.2)
+            stack.touch(True)
+            apart.go()
+            assert apart.rest() == ["UserNotLoggedIn"]
+
+    def test_a_touch_that_comes_late(self, stack: PivStack) -> None:
+        with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:
+            assert apart.hear() == "signed"
+            stack.touch(True)
+            apart.go()
+            stack.wait_for_wish()
+            stack.touch(False)
+            assert apart.rest() == ["done"]
+
+    def test_a_signature_that_takes_its_time(self, stack: PivStack) -> None:
+        timed = "import time; begun = time.monotonic(); sign(); tell(time.monotonic() - begun >= 0.3)"
+        with Apart(stack, RAW + SIGN + timed) as apart:
+            assert apart.hear() == "signed"
+            stack.hold(0.3)
+            apart.go()
+            assert apart.rest() == ["True"]
+
+    def test_a_wrong_pin_for_one_signature(self, stack: PivStack) -> None:
+        lines = 'login("STACK_PIN"); find(2); tell(attempt(lambda: sign("STACK_WRONG_PIN")))\n'
+        then = 'tell(attempt(lambda: sign("STACK_PIN")))'
+        # OpenSC logs the whole session out.
+        assert run_apart(stack, RAW + lines + then) == [
+            "PinIncorrect",
+            {"ykcs11": "done", "opensc": "OperationNotInitialized"}[stack.name],
+        ]
+        assert stack.presented() == {"ykcs11": 3, "opensc": 2}[stack.name]
+
+
+def _padding(algorithm: str) -> padding.AsymmetricPadding:
+    if algorithm == "RS256":
+        return padding.PKCS1v15()
+    return padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
