@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hsm_signer import __version__
-from hsm_signer.cli import device, emulator, exchange, inspection
+from hsm_signer.cli import device, doctor, emulator, exchange, inspection
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.errors import ConfigError, HsmSignerError
 
@@ -64,6 +64,7 @@ app = typer.Typer(
 exchange.register(app)
 inspection.register(app)
 device.register(app)
+doctor.register(app)
 emulator.register(app)
 
 

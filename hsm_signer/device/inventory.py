@@ -1,275 +1,257 @@
-"""What there is: modules, their devices, and the keys and certificates in those. Looks, and changes nothing.
-
-`survey` looks through a module without a login, in a process of its own: one that hangs or crashes costs its own entry
-and no other. `examine` looks into the one device a reference means, in this process.
-
-What fails is a fact like any other, for as long as something else can still be said.
-"""
+"""Look through a module, or into one device, and return the facts. Changes nothing."""
 
 import contextlib
-import os
-import pickle
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from enum import StrEnum
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import NoReturn, Self
 
 import pkcs11
-from pkcs11 import Attribute, Mechanism, MechanismFlag, ObjectClass, TokenFlag, UserType
+from pkcs11 import Attribute, MechanismFlag, ObjectClass, TokenFlag, UserType
 from pkcs11.types import Object, Session, Slot
 
 from hsm_signer.certificate import Certificate, parse_certificates, require_usable
-from hsm_signer.crypto import MINIMUM_BITS, Algorithm, PublicKey
+from hsm_signer.crypto import MINIMUM_BITS, PublicKey
 from hsm_signer.device.device import KeyReference, _describe, _find, _Found, _tokens, open_device
+from hsm_signer.device.facts import (
+    CertificateFacts,
+    Contents,
+    DeviceFacts,
+    KeyFacts,
+    LibraryFacts,
+    ModuleFacts,
+    Problem,
+    mechanism_facts,
+    pin_state,
+)
 from hsm_signer.device.failures import explain_failure
-from hsm_signer.device.lane import MOMENT, Slow
-from hsm_signer.device.match import DeviceInfo, device_uris, key_uris
-from hsm_signer.device.mechanisms import USED, plan, supported
-from hsm_signer.device.module import Module, configured_modules, find_module, load_module
+from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
+from hsm_signer.device.mechanisms import USED
+from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.signer import _private_keys, _read, _signing_key
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import CertificateUnusable, DeviceError, DeviceTimeout, HsmSignerError, KeyUnfit
-
-_START = 5.0
-"""Seconds a survey may take beside its calls into the module: starting Python and importing."""
+from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why something could not be learnt, or cannot be used: an error, as a fact."""
-
-    code: str
-    message: str
-    hint: str | None
-
-    @classmethod
-    def of(cls, error: HsmSignerError) -> Self:
-        """Return what `error` says."""
-        return cls(error.code, error.message, error.hint)
-
-
-class PinState(StrEnum):
-    """What the flags of a device say of its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
-
-    NOT_NEEDED = "not needed"
-    FINE = "fine"
-    COUNT_LOW = "count low"
-    LAST_TRY = "last try"
-    LOCKED = "locked"
-    NOT_SET = "not set"
-
-
-@dataclass(frozen=True)
-class MechanismFacts:
-    """A mechanism of the device that can sign for us.
-
-    Attributes:
-        name: "CKM_SHA256_RSA_PKCS".
-        algorithm: that it can sign.
-        work: who does what of it: "hashed by the device".
-        chosen: whether it is the one we sign `algorithm` with.
-    """
-
-    name: str
-    algorithm: Algorithm
-    work: str
-    chosen: bool
-
-
-@dataclass(frozen=True)
-class KeyFacts:
-    """A private key. None stands for what the device does not tell.
-
-    Attributes:
-        uri: what ``--key`` takes.
-        kind: "RSA".
-        bits: of the modulus.
-        sensitive: CKA_SENSITIVE: never shown in clear.
-        extractable: CKA_EXTRACTABLE: it can leave the device, wrapped.
-        never_extractable: CKA_NEVER_EXTRACTABLE: it never could.
-        local: CKA_LOCAL: it was made on the device.
-        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
-        problem: why it cannot sign for us, or None.
-    """
-
-    uri: str
-    label: str
-    id: bytes
-    kind: str | None
-    bits: int | None
-    sensitive: bool | None
-    extractable: bool | None
-    never_extractable: bool | None
-    local: bool | None
-    always_authenticate: bool | None
-    problem: Problem | None
-
-
-@dataclass(frozen=True)
-class CertificateFacts:
-    """A certificate.
-
-    Attributes:
-        days_left: whole days of its validity left; negative when it is over.
-        sha1: the thumbprint in ``x5t``.
-        sha256: the thumbprint in ``x5t#S256``.
-        key: the URI of the private key it certifies, of those that were seen.
-        found_with_key: whether a private key has its CKA_ID, so that it is used with that key unless a file is given.
-        problem: why it cannot be parsed, or used with the key that has its CKA_ID; or None.
-    """
-
-    label: str
-    id: bytes
-    subject: str | None
-    not_before: datetime | None
-    not_after: datetime | None
-    days_left: int | None
-    sha1: bytes
-    sha256: bytes
-    key: str | None
-    found_with_key: bool
-    problem: Problem | None
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a device holds.
-
-    Attributes:
-        hidden: whether there may be private keys that were not seen, for want of a login.
-    """
-
-    hidden: bool
-    keys: tuple[KeyFacts, ...]
-    certificates: tuple[CertificateFacts, ...]
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """A device.
-
-    Attributes:
-        uri: what ``--key`` takes when the device has only one key.
-        pad: whether it has a PIN pad of its own.
-        mechanisms: those that can sign for us, the best of each algorithm first.
-        contents: None where nobody looked.
-        problem: why the mechanisms are not known, or None.
-    """
-
-    info: DeviceInfo
-    uri: str
-    pin: PinState
-    pad: bool
-    mechanisms: tuple[MechanismFacts, ...]
-    contents: Contents | None = None
-    problem: Problem | None = None
-
-
-@dataclass(frozen=True)
-class LibraryFacts:
-    """What a module says of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
-
-    manufacturer: str
-    description: str
-    version: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ModuleFacts:
-    """A module and the devices seen through it.
-
-    Attributes:
-        name: in p11-kit's configuration, or None.
-        library: None when it could not be loaded.
-        problem: why it could not be loaded or looked through, or None.
-    """
-
-    name: str | None
-    path: str
-    library: LibraryFacts | None
-    devices: tuple[DeviceFacts, ...]
-    problem: Problem | None = None
-
-
-@dataclass(frozen=True)
-class ModuleReference:
-    """A module to look through.
-
-    Attributes:
-        path: the shared library.
-        name: in p11-kit's configuration, or None when it was named by its file.
-    """
-
-    path: Path
-    name: str | None = None
-
-
-def known_modules(explicit: Path | None) -> list[ModuleReference]:
-    """Return the modules of p11-kit's configuration, after `explicit` unless that is one of them."""
-    named = [ModuleReference(path, name) for name, path in configured_modules().items()]
-    known = {os.path.realpath(module.path) for module in named}
-    if explicit is None or os.path.realpath(explicit) in known:
-        return named
-    return [ModuleReference(explicit), *named]
-
-
-def survey(
-    module: ModuleReference, environment: dict[str, str], timeout: float, slow: Slow | None = None
-) -> ModuleFacts:
-    """Look through a module in a process of its own. Nobody is logged in. Whatever goes wrong is in the facts.
+def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
+    """Look through a module in this process, without a login. Whatever goes wrong is in the facts.
 
     Args:
-        environment: variables set before the module loads.
-        timeout: seconds one call into the module may take. The process is killed some seconds after it.
-        slow: shows a person that it takes longer than a moment; or None.
+        path: the shared library. What it reads from the environment is there already.
+        name: in p11-kit's configuration, or None.
+        timeout: seconds one call into the module may take.
     """
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    facts = ModuleFacts(name, str(path), None, ())
+    origin = Pkcs11Uri(module_name=name)
     try:
-        # -P: whoever can write to the current directory does not choose what is imported.
-        with subprocess.Popen(  # noqa: S603  # this Python
-            [sys.executable, "-P", "-c", "from hsm_signer.device.inventory import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **environment, "PYTHONPATH": path},
-        ) as process:
+        # Found as the URIs that are given out will have it found.
+        module = load_module(find_module(None if name else path, origin), {}, timeout)
+        facts = replace(facts, path=str(module.path))
+        facts = replace(facts, library=module.call("asking for its name", lambda: _library(module), timeout))
+        devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
+        return replace(facts, devices=devices)
+    except pkcs11.PKCS11Error as error:
+        failure = explain_failure(error, "looking for devices", f"The module {facts.path}")
+        return replace(facts, problem=Problem.of(failure))
+    except HsmSignerError as error:
+        return replace(facts, problem=Problem.of(error))
+
+
+def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFacts:
+    """Look into the one device that `reference` means; what its URI says of a key does not matter.
+
+    Args:
+        now: the time, timezone-aware, by which certificates are judged.
+        login: log in first, as `open_device` does; otherwise private objects may be hidden.
+
+    Returns:
+        The module, and of its devices that one.
+
+    Raises:
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to look into.
+        PinError: the login did not succeed.
+        DeviceTimeout: a call into the module did not come back.
+    """
+    path = find_module(reference.module, reference.uri)
+    if login:
+        with open_device(reference) as device:
+            module = load_module(path, reference.module_environment, reference.timeout)
+            return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
+    module = load_module(path, reference.module_environment, reference.timeout)
+    found = _find(module, reference)
+
+    def look() -> ModuleFacts:
+        session = found.slot.get_token().open()
+        try:
+            return _examine(module, session, reference, now)
+        finally:
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                session.close()
+
+    try:
+        return module.call("reading its objects", look, reference.timeout, reference.slow)
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, "reading its objects", str(found.info)) from error
+
+
+def _library(module: Module) -> LibraryFacts:
+    library = module.library
+    version = ".".join(map(str, library.library_version))
+    return LibraryFacts(library.manufacturer_id, library.library_description, version)
+
+
+def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
+    present = [_describe(module, token) for token in _tokens(module)]
+    uris = device_uris([found.info for found in present])
+    return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
+
+
+def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
+    """Return `uri` with what of `origin` leads to the module, so that it can be used as it stands."""
+    return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
+
+
+def _device(found: _Found, uri: Pkcs11Uri) -> DeviceFacts:
+    facts = DeviceFacts(
+        info=found.info,
+        uri=str(uri),
+        pin=pin_state(found.flags),
+        pad=bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH),
+        mechanisms=(),
+    )
+    try:
+        return replace(facts, mechanisms=mechanism_facts(_signing_mechanisms(found.slot)))
+    except pkcs11.PKCS11Error as error:
+        failure = explain_failure(error, "listing its mechanisms", str(found.info))
+        return replace(facts, problem=Problem.of(failure))
+
+
+def _signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
+    offered = slot.get_mechanisms() & USED
+    return frozenset(m for m in offered if slot.get_mechanism_info(m).flags & MechanismFlag.SIGN)
+
+
+def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
+    found = _describe(module, session.token.slot.get_token())
+    others = [_describe(module, token).info for token in _tokens(module)]
+    uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
+    uri = _led_by(reference.uri, uri)
+    keys = _keys(session, found.info, uri)
+    nobody = session.user_type == UserType.NOBODY  # type: ignore[attr-defined]  # missing from the stubs
+    contents = Contents(
+        hidden=bool(found.flags & TokenFlag.LOGIN_REQUIRED) and nobody,
+        keys=tuple(key for key, _ in keys),
+        certificates=tuple(_certificates(session, keys, now)),
+    )
+    device = replace(_device(found, uri), contents=contents)
+    return ModuleFacts(reference.uri.module_name, str(module.path), _library(module), (device,))
+
+
+def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:
+    found = _private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+    selectors = key_uris(device, [info for info, _ in found])
+    return [
+        _key(session, info, handle, device, replace(uri, object=selector.object, id=selector.id))
+        for (info, handle), selector in zip(found, selectors, strict=True)
+    ]
+
+
+def _key(
+    session: Session, info: KeyInfo, handle: Object, device: DeviceInfo, uri: Pkcs11Uri
+) -> tuple[KeyFacts, PublicKey | None]:
+    public_key, problem = None, None
+    try:
+        public_key = _signing_key(session, info, handle, device).public_key
+        _require_long(public_key, info, device)
+    except KeyUnfit as error:
+        problem = Problem.of(error)
+    kind = _read(handle, Attribute.KEY_TYPE)
+    facts = KeyFacts(
+        uri=str(uri),
+        label=info.label,
+        id=info.id,
+        kind=None if kind is None else str(getattr(kind, "name", kind)),
+        bits=public_key.bits if public_key else None,
+        sensitive=_read(handle, Attribute.SENSITIVE),
+        extractable=_read(handle, Attribute.EXTRACTABLE),
+        never_extractable=_read(handle, Attribute.NEVER_EXTRACTABLE),
+        local=_read(handle, Attribute.LOCAL),
+        always_authenticate=_read(handle, Attribute.ALWAYS_AUTHENTICATE),
+        problem=problem,
+    )
+    return facts, public_key
+
+
+def _require_long(public_key: PublicKey, info: KeyInfo, device: DeviceInfo) -> None:
+    if public_key.bits < MINIMUM_BITS:
+        raise KeyUnfit(
+            f"The key {info} on {device} has {public_key.bits} bits.",
+            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
+        )
+
+
+def _certificates(
+    session: Session, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
+) -> list[CertificateFacts]:
+    facts = []
+    for found in list(session.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE})):
+        value = _read(found, Attribute.VALUE)
+        if value is not None:  # PKCS#11 v3.1 section 4.6.3: there may be a URL instead
+            label, key_id = _read(found, Attribute.LABEL) or "", bytes(_read(found, Attribute.ID) or b"")
+            facts.append(certificate_facts(bytes(value), label, key_id, keys, now))
+    return facts
+
+
+def certificate_facts(
+    der: bytes, label: str, key_id: bytes, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
+) -> CertificateFacts:
+    """Judge a certificate beside the private keys of its device; pure.
+
+    Args:
+        der: the certificate.
+        label: CKA_LABEL.
+        key_id: CKA_ID.
+        keys: each with its public half, or None where that is unknown or unfit.
+        now: the time, timezone-aware.
+    """
+    beside = [public_key for key, public_key in keys if key_id and key.id == key_id]
+    facts = CertificateFacts(
+        label=label,
+        id=key_id,
+        subject=None,
+        not_before=None,
+        not_after=None,
+        days_left=None,
+        sha1=hashlib.sha1(der, usedforsecurity=False).digest(),
+        sha256=hashlib.sha256(der).digest(),
+        key=None,
+        problem=None,
+    )
+    try:
+        certificate = parse_certificates(der, "It")[0]
+    except CertificateUnusable as error:
+        return replace(facts, problem=Problem.of(error))
+    # One key may stand there under several ids: rather the one whose id this is.
+    certified = sorted(
+        (key.id != key_id, key.uri) for key, public_key in keys if public_key and public_key == certificate.public_key
+    )
+    return replace(
+        facts,
+        subject=certificate.subject,
+        not_before=certificate.not_before,
+        not_after=certificate.not_after,
+        days_left=(certificate.not_after - now).days,
+        key=certified[0][1] if certified else None,
+        problem=_unfitness(certificate, beside, now),
+    )
+
+
+def _unfitness(certificate: Certificate, beside: Sequence[PublicKey | None], now: datetime) -> Problem | None:
+    for public_key in beside:
+        if public_key is not None:
             try:
-                answer = _communicate(process, pickle.dumps((module, timeout)), timeout + _START, slow, module)
-            finally:
-                process.kill()
-        if process.returncode == 0:
-            facts: ModuleFacts = pickle.loads(answer)  # noqa: S301  # from ourselves
-            return facts
-        raise _died(module, process.returncode)
-    except HsmSignerError as error:
-        return ModuleFacts(module.name, str(module.path), None, (), Problem.of(error))
-
-
-def main() -> NoReturn:
-    """Survey the module that stdin names, in this process, and write the facts to stdout."""
-    # Modules print to stdout as they like.
-    facts = os.dup(1)
-    os.dup2(2, 1)
-    module, timeout = pickle.load(sys.stdin.buffer)  # noqa: S301  # from ourselves
-    with open(facts, "wb") as stream:
-        pickle.dump(survey_here(module, timeout), stream)
-    # Finalizers call C_Finalize, which can hang.
-    os._exit(0)
-
-
-def survey_here(reference: ModuleReference, timeout: float) -> ModuleFacts:
-    """Look through a module in this process; else as `survey`."""
-    # What has to stand in a URI so that it leads to this module, without --module.
-    origin = Pkcs11Uri(module_name=reference.name)
-    unknown = ModuleFacts(reference.name, str(reference.path), None, ())
-    try:
-        path = find_module(None if reference.name else reference.path, origin)
-        module = load_module(path, {}, timeout)
-        unknown = replace(unknown, path=str(path), library=module.call("asking the module", module_facts, timeout))
-    except HsmSignerError as error:
-        return replace(unknown, problem=Problem.of(error))
-    return unknown
+                require_usable(certificate, public_key, now)
+            except KeyLookupError as error:
+                return Problem.of(error)
+    return None

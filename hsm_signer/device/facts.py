@@ -1,0 +1,209 @@
+"""What can be said of modules, devices, keys and certificates, as data that travels; and how it is judged; pure.
+
+What could not be learnt is a fact like any other: a `Problem` where it belongs, beside all that could.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from pkcs11 import Mechanism, TokenFlag
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.mechanisms import plan, supported
+from hsm_signer.errors import HsmSignerError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something could not be learnt, or cannot be used: an error, as a fact."""
+
+    code: str
+    message: str
+    hint: str | None
+
+    @classmethod
+    def of(cls, error: HsmSignerError) -> Self:
+        """Return what `error` says."""
+        return cls(error.code, error.message, error.hint)
+
+
+class PinState(StrEnum):
+    """What the flags of a device say of its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
+
+    NOT_NEEDED = "not needed"
+    FINE = "fine"
+    COUNT_LOW = "count low"
+    LAST_TRY = "last try"
+    LOCKED = "locked"
+    NOT_SET = "not set"
+
+
+@dataclass(frozen=True)
+class MechanismFacts:
+    """A mechanism of the device that can sign for us.
+
+    Attributes:
+        name: "CKM_SHA256_RSA_PKCS".
+        algorithm: what it signs.
+        work: who does what of it: "hashed by the device".
+        chosen: whether it is the one that `algorithm` is signed with.
+    """
+
+    name: str
+    algorithm: Algorithm
+    work: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """A private key. None stands for what the device does not tell.
+
+    Attributes:
+        uri: what ``--key`` takes.
+        kind: "RSA".
+        bits: of the modulus.
+        sensitive: CKA_SENSITIVE: it is never shown in clear.
+        extractable: CKA_EXTRACTABLE: it can leave the device.
+        never_extractable: CKA_NEVER_EXTRACTABLE: it never could.
+        local: CKA_LOCAL: it was made on the device.
+        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
+        problem: why it cannot sign for us, or None.
+    """
+
+    uri: str
+    label: str
+    id: bytes
+    kind: str | None
+    bits: int | None
+    sensitive: bool | None
+    extractable: bool | None
+    never_extractable: bool | None
+    local: bool | None
+    always_authenticate: bool | None
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class CertificateFacts:
+    """A certificate. Subject and validity are None when it cannot be parsed.
+
+    Attributes:
+        days_left: whole days of its validity left; negative when it is over.
+        sha1: the thumbprint in ``x5t``.
+        sha256: the thumbprint in ``x5t#S256``.
+        key: the URI of the private key it certifies, if that was seen.
+        problem: why it cannot be parsed, or does not do for the key that has its CKA_ID; or None.
+    """
+
+    label: str
+    id: bytes
+    subject: str | None
+    not_before: datetime | None
+    not_after: datetime | None
+    days_left: int | None
+    sha1: bytes
+    sha256: bytes
+    key: str | None
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a device holds.
+
+    Attributes:
+        hidden: whether there may be private keys that were not seen, for want of a login.
+    """
+
+    hidden: bool
+    keys: tuple[KeyFacts, ...]
+    certificates: tuple[CertificateFacts, ...]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device.
+
+    Attributes:
+        uri: what ``--key`` takes when the device has only one key.
+        pad: whether it has a PIN pad of its own.
+        mechanisms: those that can sign for us, the best for each algorithm first.
+        contents: None where nobody looked.
+        problem: why the mechanisms are not known, or None.
+    """
+
+    info: DeviceInfo
+    uri: str
+    pin: PinState
+    pad: bool
+    mechanisms: tuple[MechanismFacts, ...]
+    contents: Contents | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class LibraryFacts:
+    """What a module says of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
+
+    manufacturer: str
+    description: str
+    version: str
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """A module and the devices seen through it.
+
+    Attributes:
+        name: in p11-kit's configuration, or None.
+        library: None when it could not be loaded.
+        problem: why it could not be loaded or looked through, or None.
+    """
+
+    name: str | None
+    path: str
+    library: LibraryFacts | None
+    devices: tuple[DeviceFacts, ...]
+    problem: Problem | None = None
+
+
+def pin_state(flags: TokenFlag) -> PinState:
+    """Return what `flags`, freshly read, say of the user PIN. Of several states it is the one nearest to a lock."""
+    if not flags & TokenFlag.LOGIN_REQUIRED:
+        return PinState.NOT_NEEDED
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        return PinState.LOCKED
+    if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        return PinState.LAST_TRY
+    if flags & TokenFlag.USER_PIN_COUNT_LOW:
+        return PinState.COUNT_LOW
+    return PinState.FINE if flags & TokenFlag.USER_PIN_INITIALIZED else PinState.NOT_SET
+
+
+def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, ...]:
+    """Return what each of `mechanisms`, those with CKF_SIGN, can do for us.
+
+    A mechanism that serves two algorithms stands there twice, one that serves none not at all.
+    """
+    return tuple(
+        MechanismFacts(
+            f"CKM_{mechanism.name}", algorithm, work, chosen=mechanism is plan(algorithm, mechanisms).mechanism
+        )
+        for algorithm in Algorithm
+        for mechanism, work in _WORK.items()
+        if mechanism in mechanisms and algorithm in supported({mechanism})
+    )
+
+
+_WORK = {
+    Mechanism.SHA256_RSA_PKCS: "hashed by the device",
+    Mechanism.SHA256_RSA_PKCS_PSS: "hashed by the device",
+    Mechanism.RSA_PKCS: "hashed by the host",
+    Mechanism.RSA_PKCS_PSS: "hashed by the host",
+    Mechanism.RSA_X_509: "hashed and padded by the host",
+}

@@ -1,0 +1,229 @@
+"""What is commonly given wrong: the status says who must act, the text says what is wrong and how to mend it.
+
+`assert_explained` looks at each twice, as a person and as a program sees it.
+"""
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pkcs11._pkcs11
+import pytest
+
+from tests.cli.conftest import (
+    CLIENT,
+    TENANT,
+    WRONG_PIN,
+    Program,
+    Settings,
+    assert_explained,
+    key_uri,
+    options,
+)
+
+# A token of its own: SoftHSM remembers a refused PIN, and would warn whoever logs in next.
+SPARE, WRONG = "pkcs11:token=spare", {"DEVICE_PIN": WRONG_PIN}
+
+
+def test_a_missing_module(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, module="/nowhere/module.so"))
+    assert_explained(result, 3, "module_load_error")
+    assert "/nowhere/module.so" in result.stderr
+
+
+def test_a_module_name_that_nobody_has(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, module=None, key="pkcs11:token=office?module-name=nobody"))
+    assert_explained(result, 3, "module_load_error")
+    assert "nobody" in result.stderr
+
+
+def test_a_wrong_module_that_is_some_other_library(program: Program, signing: Settings) -> None:
+    # python-pkcs11's own extension: certainly there, loadable, and no module.
+    result = program("assertion", *options(signing, module=pkcs11._pkcs11.__file__))
+    assert_explained(result, 3, "module_load_error")
+    assert "no PKCS#11 module" in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"#!/bin/sh\n", b"\x7fELF and not much more"])
+def test_a_file_that_is_no_module(program: Program, signing: Settings, content: bytes) -> None:
+    file = program.directory / "module.so"
+    file.write_bytes(content)
+    assert_explained(program("assertion", *options(signing, module=str(file))), 3, "module_load_error")
+
+
+def test_no_device_at_all(program: Program, signing: Settings) -> None:
+    (program.directory / "tokens").mkdir()
+    configuration = program.directory / "empty.conf"
+    configuration.write_text(f"directories.tokendir = {program.directory / 'tokens'}\n")
+    result = program("assertion", *options(signing), environment={"SOFTHSM2_CONF": str(configuration)})
+    assert_explained(result, 3, "device_not_found")
+
+
+def test_no_device_of_that_name(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key="pkcs11:token=offfice"))
+    assert_explained(result, 3, "device_not_found")
+    assert "pkcs11:token=office" in result.stderr
+
+
+def test_two_devices_with_one_label(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key="pkcs11:token=twins"))
+    assert_explained(result, 3, "device_ambiguous")
+    candidates = re.findall(r"pkcs11:token=twins;serial=\w+", result.stderr)
+    assert len(set(candidates)) == 2
+    # Each is ready to be used: the device is found, and has no key.
+    chosen = program("assertion", *options(signing, key=candidates[0]), "-o", "json")
+    assert chosen.error["code"] == "key_not_found"
+
+
+def test_no_key(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("absent")))
+    assert_explained(result, 5, "key_not_found")
+    assert "object=good;id=%01" in result.stderr
+
+
+def test_two_keys(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("twin")))
+    assert_explained(result, 5, "key_ambiguous")
+    candidates = re.findall(r"pkcs11:token=office;[^ ,]*object=twin;id=%1[34]", result.stderr)
+    assert len(set(candidates)) == 2
+
+
+def test_a_key_without_a_certificate(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("bare")))
+    assert_explained(result, 5, "certificate_not_found")
+
+
+@pytest.mark.parametrize("where", ["device", "file"])
+def test_the_certificate_of_another_key(program: Program, signing: Settings, certificate: Path, where: str) -> None:
+    wrong = {"key": key_uri("mismatched")} if where == "device" else {"key": key_uri("bare")}
+    file = None if where == "device" else str(certificate)
+    result = program("assertion", *options({**signing, **wrong}, certificate=file))
+    assert_explained(result, 5, "certificate_mismatch")
+
+
+def test_an_expired_certificate(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("expired")))
+    assert_explained(result, 5, "certificate_unusable")
+    assert "expired on" in result.stderr
+
+
+def test_an_ec_key(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("elliptic")))
+    assert_explained(result, 5, "key_unfit")
+    assert "EC, not RSA" in result.stderr
+
+
+def test_a_1024_bit_key(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=key_uri("short")))
+    assert_explained(result, 5, "certificate_unusable")
+    assert "1024 bits" in result.stderr
+
+
+def test_a_wrong_pin(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=SPARE), "--no-pin-record", environment=WRONG)
+    assert_explained(result, 4, "pin_incorrect")
+
+
+def test_a_pin_that_was_refused_before(program: Program, signing: Settings) -> None:
+    first = program("assertion", *options(signing, key=SPARE), environment=WRONG)
+    assert first.status == 4
+    assert_explained(first.again(), 4, "pin_refused_before")
+
+
+def test_no_pin_and_nobody_to_ask(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, pin_source=None))
+    assert_explained(result, 4, "pin_unavailable")
+    assert "--pin-source" in result.stderr
+
+
+@pytest.mark.parametrize("uri", ["token=office", "pkcs11:token=%zz"])
+def test_a_malformed_uri(program: Program, signing: Settings, uri: str) -> None:
+    result = program("assertion", *options(signing, key=uri))
+    assert_explained(result, 2, "uri_error")
+    assert "--key" in result.stderr
+
+
+def test_a_pin_on_the_command_line(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, key=f"{SPARE}?pin-value={WRONG_PIN}"))
+    assert_explained(result, 2, "config_error")
+    assert "--pin-source" in result.stderr
+
+
+def test_the_tenant_common(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, tenant="common"))
+    assert_explained(result, 2, "config_error")
+    assert "'common'" in result.stderr
+
+
+def test_a_scope_without_default(program: Program, exchange: Settings) -> None:
+    result = program("token", *options(exchange, scope="https://graph.microsoft.com/User.Read"))
+    assert_explained(result, 2, "config_error")
+    assert "https://graph.microsoft.com/.default" in result.stderr.splitlines()[1]
+
+
+def test_an_authority_over_plain_http(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing, authority="http://login.example.com"))
+    assert_explained(result, 2, "config_error")
+    assert "plain http" in result.stderr
+
+
+@pytest.mark.parametrize("path", ["nowhere/result", "file/result"])
+def test_an_output_file_that_cannot_be_written(program: Program, signing: Settings, path: str) -> None:
+    (program.directory / "file").touch()
+    result = program("assertion", *options(signing), "--output-file", path)
+    assert_explained(result, 74, "output_error")
+    assert os.listdir(program.directory) == ["file"]
+
+
+def test_a_stdout_that_cannot_be_written(program: Program, signing: Settings) -> None:
+    full = ("sh", "-c", 'exec "$@" >/dev/full', "sh")
+    assert_explained(program("assertion", *options(signing), within=full), 74, "output_error")
+
+
+@pytest.mark.parametrize("command", ["assertion", "decode"])
+def test_a_closed_stdout(program: Program, signing: Settings, jwt: str, command: str) -> None:
+    closed = ("sh", "-c", 'exec "$@" >&-', "sh")
+    arguments = options(signing) if command == "assertion" else [jwt]
+    assert_explained(program(command, *arguments, within=closed), 74, "output_error")
+
+
+@pytest.mark.parametrize("command", ["assertion", "decode", "--help"])
+def test_a_reader_that_closes_early_is_no_error(program: Program, signing: Settings, jwt: str, command: str) -> None:
+    arguments = {"assertion": options(signing), "decode": [jwt]}.get(command, [])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with program.start(command, *arguments, stdout=writer) as process:
+        os.close(writer)
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt(program: Program, signing: Settings, number: signal.Signals, status: int) -> None:
+    file = program.directory / "result"
+    file.write_text("as before")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/token"
+        settings = options(signing, token_endpoint=endpoint, scope="anything")
+        with program.start("token", *settings, "--output-file", "result") as process:
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(4096).startswith(b"POST /token")
+                process.send_signal(number)
+                said = process.communicate(timeout=60)
+    assert (process.returncode, *said) == (status, "", "")
+    assert file.read_text() == "as before"
+    assert os.listdir(program.directory) == ["result"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_profile_that_others_can_write(program: Program, mode: int) -> None:
+    file = program.directory / "config.toml"
+    file.write_text(f'[profile.default]\ntenant = "{TENANT}"\nclient_id = "{CLIENT}"\n')
+    file.chmod(mode)
+    result = program("--config", str(file), "assertion")
+    assert_explained(result, 2, "config_error")
+    assert f"chmod go-w {file}" in result.stderr

@@ -1,0 +1,153 @@
+"""`--help`, `--version` and usage errors; and what they, and the commands, do not load."""
+
+import re
+
+import pytest
+
+import hsm_signer
+from tests.cli.conftest import Program, Settings, options
+
+ASSERTION = {
+    "--tenant": ["HSM_SIGNER_TENANT", "AZURE_TENANT_ID"],
+    "--client-id": ["HSM_SIGNER_CLIENT_ID", "AZURE_CLIENT_ID"],
+    "--key": ["HSM_SIGNER_KEY"],
+    "--module": ["HSM_SIGNER_MODULE"],
+    "--pin-source": ["HSM_SIGNER_PIN_SOURCE"],
+    "--certificate": ["HSM_SIGNER_CERTIFICATE"],
+    "--algorithm": ["HSM_SIGNER_ALGORITHM"],
+    "--thumbprint": ["HSM_SIGNER_THUMBPRINT"],
+    "--send-chain": [],
+    "--cloud": ["HSM_SIGNER_CLOUD"],
+    "--authority": ["HSM_SIGNER_AUTHORITY", "AZURE_AUTHORITY_HOST"],
+    "--token-endpoint": ["HSM_SIGNER_TOKEN_ENDPOINT"],
+    "--audience": [],
+    "--lifetime": [],
+    "--device-timeout": ["HSM_SIGNER_DEVICE_TIMEOUT"],
+    "--no-pin-record": [],
+    "--allow-last-try": [],
+    "--wait": [],
+    "--output": [],
+    "--output-file": [],
+}
+EXCHANGE = {
+    "--scope": ["HSM_SIGNER_SCOPE"],
+    "--ca-bundle": ["HSM_SIGNER_CA_BUNDLE"],
+    "--network-timeout": ["HSM_SIGNER_NETWORK_TIMEOUT"],
+}
+GLOBAL = {
+    "--config": ["HSM_SIGNER_CONFIG"],
+    "--profile": ["HSM_SIGNER_PROFILE"],
+    "--verbose": [],
+    "--log-format": [],
+    "--version": [],
+    "--install-completion": [],
+    "--show-completion": [],
+}
+EMULATOR: dict[str, list[str]] = {
+    "--certificate": [],
+    "--tenant": [],
+    "--client-id": [],
+    "--port": [],
+    "--plain-http": [],
+    "--refuse-replay": [],
+    "--output": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        pytest.param([], GLOBAL, id="hsm-signer"),
+        pytest.param(["token"], ASSERTION | EXCHANGE, id="token"),
+        pytest.param(["assertion"], ASSERTION, id="assertion"),
+        pytest.param(["decode"], {"--output": []}, id="decode"),
+        pytest.param(["verify"], {"--certificate": [], "--output": []}, id="verify"),
+        pytest.param(["explain"], {"--output": []}, id="explain"),
+        pytest.param(["emulator"], EMULATOR, id="emulator"),
+    ],
+)
+def test_help_lists_every_option_with_its_variables(
+    program: Program, command: list[str], expected: dict[str, list[str]]
+) -> None:
+    wide = {"COLUMNS": "400"}  # a line an option
+    result = program(*command, "--help", environment=wide)
+    assert (result.status, result.stderr) == (0, "")
+    listed = dict(re.findall(r"│[ *]+(--[a-z-]+)(.*)", result.stdout))
+    variables = {option: re.findall(r"\b(?:HSM_SIGNER|AZURE)_\w+", text) for option, text in listed.items()}
+    assert variables == {**expected, "--help": []}
+
+
+def test_help_lists_every_command(program: Program) -> None:
+    commands = re.findall(r"│ ([a-z-]+)", program("-h").stdout.partition("Commands")[2])
+    assert {"token", "assertion", "decode", "verify", "explain", "emulator"} <= set(commands)
+
+
+def test_version_is_the_packages(program: Program) -> None:
+    result = program("--version")
+    assert (result.status, result.stdout) == (0, f"hsm-signer {hsm_signer.__version__}\n")
+
+
+def test_without_a_command_the_help_is_shown_and_the_status_says_usage(program: Program) -> None:
+    result = program()
+    assert (result.status, result.stderr) == (2, "")
+    assert "Usage: hsm-signer" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["tokn"], id="unknown command"),
+        pytest.param(["decode", "--certificate", "x"], id="unknown option"),
+        pytest.param(["token", "-o", "yaml"], id="unknown form"),
+        pytest.param(["verify"], id="missing option"),
+        pytest.param(["explain"], id="missing argument"),
+    ],
+)
+def test_a_usage_error_is_explained(program: Program, arguments: list[str]) -> None:
+    result = program(*arguments)
+    assert (result.status, result.stdout) == (2, "")
+    assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
+    assert "--help" in result.stderr.splitlines()[1]
+
+
+def test_a_usage_error_is_json_where_json_was_asked_for(program: Program) -> None:
+    result = program("tokn", "-o", "json")
+    assert (result.status, result.stdout) == (2, "")
+    assert result.error["code"] == "usage"
+
+
+# The program leaves by os._exit, past every hook: this shows what sys.modules holds at that moment.
+SHOW_MODULES = """
+import os, sys
+leave = os._exit
+os._exit = lambda status: (print("loaded", *sys.modules, flush=True), leave(status))
+from hsm_signer.cli import main
+main()
+"""
+
+
+def loaded(program: Program, *arguments: str) -> set[str]:
+    """Return the modules that a run has loaded by its end."""
+    result = program(*arguments, python=("-c", SHOW_MODULES))
+    assert result.status == 0
+    word, *modules = result.stdout.splitlines()[-1].split()
+    assert word == "loaded"
+    return set(modules)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_neither_pkcs11_nor_httpx(program: Program, option: str) -> None:
+    modules = loaded(program, option)
+    assert "hsm_signer.cli.app" in modules
+    assert not modules & {"pkcs11", "httpx"}
+
+
+def test_assertion_loads_no_httpx(program: Program, signing: Settings) -> None:
+    modules = loaded(program, "assertion", *options(signing))
+    assert "pkcs11" in modules
+    assert "httpx" not in modules
+
+
+def test_token_loads_httpx(program: Program, exchange: Settings) -> None:
+    # So that the tests above would notice.
+    assert "httpx" in loaded(program, "token", *options(exchange))
