@@ -166,7 +166,7 @@ class KeyAmbiguous(KeyLookupError):
 
 
 class KeyUnfit(KeyLookupError):
-    """The key cannot sign what Entra accepts: not RSA, shorter than 2048 bits, or not for signing."""
+    """The key cannot sign what Entra accepts: it is not RSA, or not for signing."""
 
     code = "key_unfit"
 

@@ -1,97 +1,279 @@
-"""Ratios of what hsm-signer does to the least that python-pkcs11 needs for it; medians, both sides in turn.
+"""Ratios of what hsm-signer does to the least that is needed for it; medians, both sides in turn.
 
 bench.py [ROUNDS]
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pkcs11
-from pkcs11 import Attribute, Mechanism, ObjectClass
+from cryptography.hazmat.primitives.asymmetric import rsa
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from hsm_signer.config import profile_from_arguments
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import FixedLogin, Pin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import DeviceGone, DeviceTimeout
 from hsm_signer.identity import open_identity
 from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.faults.control import FaultyModule
+
+MESSAGE = b"x" * 400
+AUDIENCE = "https://login.microsoftonline.com/bench.example/oauth2/v2.0/token"
+LABEL = "bench"
 
 # The reference for a cold start: open the module, log in, sign.
 _TEN_LINES = """
-import sys
+import os, sys
 import pkcs11
-module, pin = sys.argv[1:]
-token = pkcs11.lib(module).get_token(token_label="bench")
-with token.open(user_pin=pin) as session:
+token = pkcs11.lib(sys.argv[1]).get_token(token_label="bench")
+with token.open(user_pin=os.environ["BENCH_PIN"]) as session:
     key = next(iter(list(session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY}))))
     signature = key.sign(b"x" * 400, mechanism=pkcs11.Mechanism.SHA256_RSA_PKCS)
 print(signature.hex())
 """
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A SoftHSM with one key, and how often to measure."""
+
+    softhsm: SoftHsm
+    key: SoftHsmKey
+    rounds: int
+
+    def reference(self, module: Path | None = None, timeout: float = 10) -> KeyReference:
+        """Refer to the key."""
+        return KeyReference(
+            uri=Pkcs11Uri.parse(self.key.uri),
+            pin=FixedLogin(Pin(self.softhsm.pin), "the benchmark"),
+            module=module or self.softhsm.module,
+            module_environment=self.softhsm.environment,
+            timeout=timeout,
+        )
+
+
 def main(rounds: int) -> None:
     """Measure everything and print a line each."""
-    with tempfile.TemporaryDirectory() as directory, SoftHsm(Path(directory), label="bench") as softhsm:
-        key = softhsm.add_identity()
-        cold = _cold(softhsm, key.uri, rounds)
-        _report("hsm-signer assertion, cold process", *cold, "at most 2.00")
-        warm = _warm(softhsm, key.uri, rounds)
-        _report("assertions a second, one process", *warm, "at least 0.90", per_second=True)
+    with tempfile.TemporaryDirectory() as directory, SoftHsm(Path(directory), label=LABEL) as softhsm:
+        bench = Bench(softhsm, softhsm.add_identity(), rounds)
+        os.environ["BENCH_PIN"] = softhsm.pin
+        cold(bench)
+        one_process(bench)
+        two_workers(bench)
+        overrun(bench)
+        crash(bench)
+        thousand_keys(bench)
 
 
-def _cold(softhsm: SoftHsm, uri: str, rounds: int) -> tuple[float, float]:
+def cold(bench: Bench) -> None:
+    """`hsm-signer assertion` as a whole process, against ten lines of python-pkcs11."""
+    softhsm = bench.softhsm
     program = [str(Path(sys.executable).parent / "hsm-signer"), "assertion", "--tenant", "bench.example"]
-    program += ["--client-id", "bench", "--key", uri, "--module", str(softhsm.module), "--pin-source", "env:BENCH_PIN"]
+    program += ["--client-id", "bench", "--key", bench.key.uri, "--module", str(softhsm.module)]
+    program += ["--pin-source", "env:BENCH_PIN"]
     environment = {"PATH": "/usr/bin:/bin", "BENCH_PIN": softhsm.pin, **softhsm.environment}
     environment["STATE_DIRECTORY"] = str(softhsm.directory)
-    reference = [sys.executable, "-c", _TEN_LINES, str(softhsm.module), softhsm.pin]
+    reference = [sys.executable, "-c", _TEN_LINES, str(softhsm.module)]
 
     def run(command: list[str]) -> Callable[[], None]:
-        return lambda: discard(subprocess.run(command, env=environment, check=True, capture_output=True))  # noqa: S603
+        def once() -> None:
+            subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603  # ours
 
-    return _in_turn(run(program), run(reference), rounds)
+        return once
+
+    ours, theirs = in_turn(run(program), run(reference), bench.rounds)
+    report(
+        "hsm-signer assertion, cold process", milliseconds(ours), milliseconds(theirs), ours / theirs, "at most 2.00"
+    )
 
 
-def _warm(softhsm: SoftHsm, uri: str, rounds: int) -> tuple[float, float]:
-    """Both sides in one process, on one key, and in one session: SoftHSM's login is the process's."""
+def one_process(bench: Bench) -> None:
+    """Whole assertions against bare signatures, on one key and in one session: SoftHSM's login is the process's."""
     profile = profile_from_arguments(
         {
             "tenant": "bench.example",
             "client_id": "bench",
-            "key": uri,
-            "module": str(softhsm.module),
-            "module_environment": softhsm.environment,
+            "key": bench.key.uri,
+            "module": str(bench.softhsm.module),
+            "module_environment": bench.softhsm.environment,
             "pin_source": "env:BENCH_PIN",
             "pin_record": False,
         }
     )
-    os.environ["BENCH_PIN"] = softhsm.pin
     identity = open_identity(profile, profile.key[0])
-    session = pkcs11.lib(str(softhsm.module)).get_token(token_label="bench").open()  # noqa: S106  # a label
-    (handle,) = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-    message = b"x" * len(identity.assertion("https://login.microsoftonline.com/bench.example/oauth2/v2.0/token"))
+    session = pkcs11.lib(str(bench.softhsm.module)).get_token(token_label=LABEL).open()
+    handle = session.get_key(object_class=ObjectClass.PRIVATE_KEY)
+    assert isinstance(handle, pkcs11.PrivateKey)  # noqa: S101  # for the type checker
     batch = range(50)
 
     def ours() -> None:
         for _ in batch:
-            identity.assertion("https://login.microsoftonline.com/bench.example/oauth2/v2.0/token")
+            identity.assertion(AUDIENCE)
 
-    def reference() -> None:
+    def theirs() -> None:
         for _ in batch:
-            handle.sign(message, mechanism=Mechanism.SHA256_RSA_PKCS)
+            handle.sign(MESSAGE, mechanism=Mechanism.SHA256_RSA_PKCS)
 
-    mine, theirs = _in_turn(ours, reference, rounds)
+    mine, reference = in_turn(ours, theirs, bench.rounds)
     identity.close()
-    return len(batch) / mine, len(batch) / theirs
+    report(
+        "assertions a second, one process",
+        f"{len(batch) / mine:.0f} /s",
+        f"{len(batch) / reference:.0f} /s",
+        reference / mine,
+        "at least 0.90",
+    )
 
 
-def _in_turn(ours: Callable[[], None], reference: Callable[[], None], rounds: int) -> tuple[float, float]:
+def two_workers(bench: Bench) -> None:
+    """Two worker processes, verification included, against two threads of C with OS locking."""
+    source = Path(__file__).with_name("bench_threads.c")
+    program = bench.softhsm.directory / "bench_threads"
+    compiler = shutil.which("gcc") or "gcc"
+    subprocess.run([compiler, "-O2", *_p11_kit(), "-o", program, source, "-ldl", "-lpthread"], check=True)  # noqa: S603
+    seconds = 2.0
+    command = [str(program), str(bench.softhsm.module), LABEL, str(seconds)]
+    environment = {**os.environ, **bench.softhsm.environment}
+
+    def theirs() -> float:
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
+        return float(done.stdout)
+
+    with open_worker(bench.reference(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
+
+        def sign_until(end: float) -> int:
+            count = 0
+            while time.monotonic() < end:
+                signer.sign(Algorithm.RS256, MESSAGE)
+                count += 1
+            return count
+
+        def ours() -> float:
+            end = time.monotonic() + seconds
+            return sum(pool.map(sign_until, [end, end])) / seconds
+
+        ours()
+        rates = [(ours(), theirs()) for _ in range(max(3, bench.rounds // 3))]
+    mine, reference = (statistics.median(side) for side in zip(*rates, strict=True))
+    report(
+        "signatures a second, two workers", f"{mine:.0f} /s", f"{reference:.0f} /s", mine / reference, "at least 0.75"
+    )
+
+
+def overrun(bench: Bench) -> None:
+    """How long after its deadline a call that hangs is given up, in this process and in a worker."""
+    with faulty(bench) as module:
+        with open_worker(bench.reference(Path(module.path), timeout=1)) as signer:
+            module.rule("C_Sign", hang=float("inf"))
+            late = []
+            for _ in range(3):
+                with suppress(DeviceTimeout):
+                    started = time.monotonic()
+                    signer.sign(Algorithm.RS256, MESSAGE)
+                late.append(time.monotonic() - started - 1)
+                module.clear()
+                signer.sign(Algorithm.RS256, MESSAGE)
+                module.rule("C_Sign", hang=float("inf"))
+            module.clear()
+    say("deadline overrun noticed, worker", f"{statistics.median(late):.3f} s after it", "at most 0.5 s")
+
+
+def crash(bench: Bench) -> None:
+    """How long after a crash a new worker has signed."""
+    with faulty(bench) as module, open_worker(bench.reference(Path(module.path))) as signer:
+        taken = []
+        for _ in range(3):
+            module.rule("C_Sign", crash=True, times=1)
+            with suppress(DeviceGone):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            started = time.monotonic()
+            signer.sign(Algorithm.RS256, MESSAGE)
+            taken.append(time.monotonic() - started)
+            module.clear()
+    say("a new worker has signed", f"{statistics.median(taken):.3f} s after a crash", "at most 2 s")
+
+
+def thousand_keys(bench: Bench) -> None:
+    """Looking up one key among a thousand, against the bare search call."""
+    with SoftHsm(label="crowd", pin=bench.softhsm.pin) as crowd:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        crowd.import_key(key, "key", b"\x00\x00")
+        reference = KeyReference(
+            uri=Pkcs11Uri.parse("pkcs11:token=crowd;id=%01%F4"),
+            pin=FixedLogin(Pin(crowd.pin), "the benchmark"),
+            module=crowd.module,
+            module_environment=crowd.environment,
+            writable=True,
+        )
+        with open_device(reference) as device:
+            device.call("storing keys", lambda session: _store_copies(session, key, 1000))
+            template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: b"\x01\xf4"}
+
+            def theirs() -> None:
+                device.call("searching", lambda session: list(session.get_objects(template)))
+
+            def ours() -> None:
+                device.signer()
+
+            mine, raw = in_turn(ours, theirs, bench.rounds)
+    report("one key among 1,000", milliseconds(mine), milliseconds(raw), mine / raw, "at most 1.50")
+
+
+def _store_copies(session: pkcs11.Session, key: rsa.RSAPrivateKey, count: int) -> None:
+    numbers = key.private_numbers()
+
+    def number(value: int) -> bytes:
+        return value.to_bytes((value.bit_length() + 7) // 8, "big")
+
+    for index in range(1, count):
+        session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+                Attribute.KEY_TYPE: KeyType.RSA,
+                Attribute.TOKEN: True,
+                Attribute.PRIVATE: True,
+                Attribute.SIGN: True,
+                Attribute.ID: index.to_bytes(2, "big"),
+                Attribute.LABEL: "key",
+                Attribute.MODULUS: number(numbers.public_numbers.n),
+                Attribute.PUBLIC_EXPONENT: number(numbers.public_numbers.e),
+                Attribute.PRIVATE_EXPONENT: number(numbers.d),
+                Attribute.PRIME_1: number(numbers.p),
+                Attribute.PRIME_2: number(numbers.q),
+                Attribute.EXPONENT_1: number(numbers.dmp1),
+                Attribute.EXPONENT_2: number(numbers.dmq1),
+                Attribute.COEFFICIENT: number(numbers.iqmp),
+            }
+        )
+
+
+@contextmanager
+def faulty(bench: Bench) -> Iterator[FaultyModule]:
+    """Put the module that misbehaves on command before the SoftHSM."""
+    softhsm = bench.softhsm
+    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as module:
+        yield module
+
+
+def in_turn(ours: Callable[[], None], reference: Callable[[], None], rounds: int) -> tuple[float, float]:
     """Return the median seconds of each, run alternately so that noise falls on both."""
     times: dict[Callable[[], None], list[float]] = {ours: [], reference: []}
-    for run in (ours, reference):
+    for run in times:
         run()
     for _ in range(rounds):
         for run, taken in times.items():
@@ -101,13 +283,23 @@ def _in_turn(ours: Callable[[], None], reference: Callable[[], None], rounds: in
     return statistics.median(times[ours]), statistics.median(times[reference])
 
 
-def _report(what: str, ours: float, reference: float, promise: str, *, per_second: bool = False) -> None:
-    show = (lambda value: f"{value:8.0f} /s") if per_second else (lambda value: f"{value * 1000:8.1f} ms")
-    print(f"{what:40} {show(ours)}  reference {show(reference)}  ratio {ours / reference:.2f}  ({promise})", flush=True)
+def milliseconds(seconds: float) -> str:
+    """Show a duration."""
+    return f"{seconds * 1000:.1f} ms"
 
 
-def discard(result: object) -> None:
-    """Discard a result."""
+def report(what: str, ours: str, reference: str, ratio: float, promise: str) -> None:
+    """Print a ratio."""
+    say(what, f"{ours:>10}  reference {reference:>10}  ratio {ratio:.2f}", promise)
+
+
+def say(what: str, result: str, promise: str) -> None:
+    """Print a line."""
+    print(f"{what:36} {result:46} ({promise})", flush=True)
+
+
+def _p11_kit() -> list[str]:
+    return ["-I/usr/include/p11-kit-1"]
 
 
 main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)

@@ -1,14 +1,15 @@
 """`emulator`: a local stand-in for Entra, for trying things out and for tests."""
 
-import signal
+import json
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hsm_signer.cli.options import Output, OutputOption
-from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.output import print_result
 from hsm_signer.errors import CertificateNotFound
 
 
@@ -50,7 +51,8 @@ def emulator(
             "token_endpoint": running.token_endpoint(tenant),
         }
         if output is Output.JSON:
-            print_json(ready)
+            # One line: whoever started it reads that, and then goes on.
+            print_result(json.dumps(ready))
         else:
             options = [f"--{name.replace('_', '-')} {value}" for name, value in ready.items()
                        if value and name != "token_endpoint"]  # fmt: skip
@@ -58,8 +60,7 @@ def emulator(
                 f"Entra emulator at {running.authority}. Use it with:\n  hsm-signer token " + " ".join(options)
             )
         sys.stderr.write("Stop it with Ctrl-C.\n")
-        while True:
-            signal.pause()
+        threading.Event().wait()
 
 
 def _read(file: Path) -> bytes:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 
 class _Text(logging.Formatter):
@@ -31,17 +32,24 @@ def configure_logging(*, verbose: bool, as_json: bool) -> None:
 
 
 def hush_modules() -> None:
-    """Keep what PKCS#11 modules print off stderr: it stays ours, and what is written to descriptor 2 is dropped.
+    """Keep what PKCS#11 modules print out of our output: stdout and stderr stay ours, descriptors 1 and 2 lead nowhere.
 
-    tpm2-pkcs11 and the libraries below it report there what they also return; p11-kit's proxy loads it for everybody.
+    tpm2-pkcs11 and the libraries below it report on stderr what they also return; p11-kit's proxy loads it for
+    everybody.
     """
-    if sys.stderr is None:
-        return
+    sys.stdout, sys.stderr = _apart(sys.stdout, 1), _apart(sys.stderr, 2)
+
+
+def _apart(stream: Any, descriptor: int) -> Any:
+    """Return a stream to where `stream` leads, while the descriptor itself is made to lead nowhere."""
     try:
-        kept = os.dup(sys.stderr.fileno())
+        if stream is None or stream.fileno() != descriptor:
+            return stream
+        stream.flush()
+        kept = os.dup(descriptor)
     except (OSError, ValueError):
-        return
-    sys.stderr = open(kept, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
+        return stream
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+    os.dup2(null, descriptor)
     os.close(null)
+    return open(kept, "w", encoding=stream.encoding, errors=stream.errors)

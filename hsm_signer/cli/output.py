@@ -70,6 +70,8 @@ def result_writer(file: Path | None) -> Iterator[Write]:
         _stdout()
         yield print_result
         return
+    if file.is_dir():
+        raise OutputError(f"{file} is a directory.", hint="Name a file in it.")
     try:
         # mkstemp opens exclusively and with mode 0600.
         descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)

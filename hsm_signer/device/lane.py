@@ -31,10 +31,11 @@ class Lane:
     sent, and every later call fails at once.
 
     Attributes:
-        observer: of all lanes: told what each call does and how many seconds it may take, before it begins; or None.
+        watchman: of all lanes of the process: told before each call how many seconds it may take. He ends the process
+            when it takes longer, so that calls need no thread and are made where they are asked for. Usually None.
     """
 
-    observer: ClassVar[Callable[[str, float], None] | None] = None
+    watchman: ClassVar[Callable[[float], None] | None] = None
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -58,8 +59,9 @@ class Lane:
         """
         with self._turn:
             self._require_idle(timeout)
-            if Lane.observer is not None:
-                Lane.observer(what, timeout)
+            if Lane.watchman is not None:
+                Lane.watchman(timeout)
+                return function()
             future: Future[T] = Future()
             self._submit(future, function)
             if slow is None or timeout <= MOMENT:

@@ -54,6 +54,8 @@ class Module:
         self._users = 0
         self._is_fresh = True
         os.environ.update(environment)
+        # As it was at the last initialisation: other modules may have changed it since.
+        self._environment = dict(os.environ)
         self.library: Library = self.call("loading the module", lambda: _load(path), timeout)
 
     def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
@@ -92,6 +94,7 @@ class Module:
             import pkcs11
 
             self.generation += 1
+            self._environment = dict(os.environ)
             # A module whose device is gone may fail to finalize; it is initialised all the same.
             with contextlib.suppress(pkcs11.PKCS11Error):
                 self.library.finalize()
@@ -126,7 +129,7 @@ class Module:
 
     def adopt(self, environment: Mapping[str, str], timeout: float) -> None:
         """Make sure the module was initialised with `environment`."""
-        if all(os.environ.get(name) == value for name, value in environment.items()):
+        if all(self._environment.get(name) == value for name, value in environment.items()):
             return
         if self.in_use:
             raise DeviceError(
@@ -191,7 +194,10 @@ def _reason(path: Path, error: Exception) -> str:
 def _mending(path: Path) -> str:
     if "softhsm" in path.name and "SOFTHSM2_CONF" not in os.environ:
         return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
-    return "Name the vendor's PKCS#11 library with --module, for example /usr/lib/x86_64-linux-gnu/libykcs11.so."
+    return (
+        "Name the vendor's PKCS#11 library with --module, for example /usr/lib/x86_64-linux-gnu/libykcs11.so, "
+        "and see that its daemon (pcscd, tpm2-abrmd) runs."
+    )
 
 
 def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,9 +205,8 @@ def _signing_key(session: Session, info: KeyInfo, handle: Object, device: Device
 
 
 def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> PublicKey:
-    template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id}
     # Most devices keep the public numbers with the private key; some only with the public one.
-    for holder in [handle, *(list(session.get_objects(template)) if info.id else [])]:
+    for holder in _holders(session, info, handle):
         modulus, exponent = _read(holder, Attribute.MODULUS), _read(holder, Attribute.PUBLIC_EXPONENT)
         if modulus and exponent:
             return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
@@ -214,6 +214,13 @@ def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
         f"{device} does not give the public numbers of the key {info}, so its signatures could not be checked.",
         hint="Store the public key beside the private one, with the same CKA_ID.",
     )
+
+
+def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object]:
+    yield handle
+    if info.id:
+        # A search looks at every object of the device: not before it is needed.
+        yield from list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id}))
 
 
 def _signing_mechanisms(session: Session) -> frozenset[pkcs11.Mechanism]:

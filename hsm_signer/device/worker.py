@@ -1,8 +1,8 @@
 """The same lane in another process: one that can be killed when a module hangs, and that may crash alone.
 
 The parent starts a worker with a socket pair, hands it a `KeyReference` without its PIN source, and sends one request
-at a time. The worker asks back for the PIN, and announces each call into the module before it begins, so that the
-parent knows by when to expect a sign of life. A worker that overruns is killed; one that dies costs the request in
+at a time. The worker asks back for the PIN, and announces calls into the module before they begin, so that the parent
+knows by when to expect a sign of life. A worker that overruns is killed; one that dies costs the request in
 flight; the next request starts another. A worker whose PIN was refused is not started again.
 """
 
@@ -327,7 +327,8 @@ class _Worker:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # this Python
-                [sys.executable, "-c", program, str(theirs.fileno()), str(os.getpid())],
+                # -P: the current directory is not where modules come from, or whoever owns it would choose them.
+                [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -345,7 +346,7 @@ class _Worker:
         source: PinSource = reference.pin
         without = replace(reference, pin=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
         self._send(_Open(without, source.description, source.attended))
-        answer: _Opened | _Failed = self._receive(lambda wanted: _answer(source, log_in, wanted))
+        answer: _Opened | _Failed = self._receive(_START, lambda wanted: _answer(source, log_in, wanted))
         if isinstance(answer, _Failed):
             self.kill()
             raise answer.error
@@ -354,7 +355,7 @@ class _Worker:
     def sign(self, request: _Sign) -> bytes:
         """Have it sign."""
         self._send(request)
-        answer: _Signed | _Failed = self._receive(None)
+        answer: _Signed | _Failed = self._receive(self._timeout + _GRACE)
         if isinstance(answer, _Failed):
             raise answer.error
         return answer.signature
@@ -373,8 +374,9 @@ class _Worker:
         except OSError:
             raise self._died() from None
 
-    def _receive(self, answer_pin: "Callable[[PinRequest], _PinGiven] | None") -> Any:
-        deadline = time.monotonic() + _START
+    def _receive(self, seconds: float, answer_pin: "Callable[[PinRequest], _PinGiven] | None" = None) -> Any:
+        """Return the next answer; `seconds` is how long until the first sign of life."""
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 message = self._channel.receive(deadline)
@@ -415,6 +417,20 @@ def _answer(source: PinSource, log_in: Callable[[PinRequest], Login], request: P
         return _PinGiven(None, error, source.identity)
 
 
+class _Calls:
+    """In the worker: announces each call into the module but the one that a request begins with."""
+
+    def __init__(self, channel: _Channel) -> None:
+        self.expected = False
+        self._channel = channel
+
+    def __call__(self, seconds: float) -> None:
+        if self.expected:
+            self.expected = False
+        else:
+            self._channel.send(_Calling(seconds))
+
+
 class _ParentPin:
     """In the worker: the PIN source is the parent."""
 
@@ -449,7 +465,8 @@ def _serve(channel: _Channel) -> None:
     from hsm_signer.device.device import open_device
     from hsm_signer.device.lane import Lane
 
-    Lane.observer = lambda what, seconds: channel.send(_Calling(seconds))
+    calls = _Calls(channel)
+    Lane.watchman = calls
     request: _Open = channel.receive()
     pin = _ParentPin(channel, request.source, request.attended)
     try:
@@ -465,6 +482,7 @@ def _serve(channel: _Channel) -> None:
         return
     while True:
         wanted: _Sign = channel.receive()
+        calls.expected = True
         try:
             channel.send(_Signed(signer.sign(wanted.algorithm, wanted.message)))
         except EOFError:

@@ -29,14 +29,9 @@ def start(program: Program, certificate: Path) -> Iterator[Start]:
 
 
 def ready(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """Read the one JSON document that says where it listens."""
+    """Read the line that says where it listens."""
     assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            break
-    document: dict[str, Any] = json.loads(text)
+    document: dict[str, Any] = json.loads(process.stdout.readline())
     return document
 
 
