@@ -6,12 +6,16 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from hsm_signer.entra import aadsts
 from hsm_signer.entra.authority import Endpoint
-from hsm_signer.entra.http import HttpClient, HttpResponse, parse_http_date
 from hsm_signer.errors import EntraError, NetworkError
+
+# A program that only signs must not pay for the client.
+if TYPE_CHECKING:
+    from hsm_signer.entra.http import HttpClient, HttpResponse
 
 BEARER = "Bearer"
 """The only token type we can use (RFC 6750)."""
@@ -58,7 +62,7 @@ def token_form(*, client_id: str, scope: str, assertion: str, claims: str | None
 
 
 def request_token(
-    endpoint: Endpoint, form: Mapping[str, str], http: HttpClient, *, now: Callable[[], float] = time.time
+    endpoint: Endpoint, form: Mapping[str, str], http: "HttpClient", *, now: Callable[[], float] = time.time
 ) -> AccessToken:
     """Exchange the assertion in `form` for an access token.
 
@@ -85,7 +89,7 @@ def request_token(
     return _access_token(document, response, host, form["scope"], asked)
 
 
-def _parse(response: HttpResponse) -> dict[str, object] | None:
+def _parse(response: "HttpResponse") -> dict[str, object] | None:
     try:
         document = json.loads(response.body)
     except (ValueError, RecursionError):
@@ -94,7 +98,7 @@ def _parse(response: HttpResponse) -> dict[str, object] | None:
 
 
 def _access_token(
-    document: Mapping[str, object], response: HttpResponse, host: str, scope: str, asked: int
+    document: Mapping[str, object], response: "HttpResponse", host: str, scope: str, asked: int
 ) -> AccessToken:
     token = document.get("access_token")
     # RFC 6749 appendix A.12, without the space: what cannot stand in a header is no bearer token.
@@ -125,7 +129,7 @@ def _seconds(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
 
 
-def _nonsense(response: HttpResponse, host: str, complaint: str) -> NetworkError:
+def _nonsense(response: "HttpResponse", host: str, complaint: str) -> NetworkError:
     kind = _printable(response.headers.get("content-type", "no content type"), 80)
     return NetworkError(
         f"The answer of {host} {complaint} (status {response.status}, {kind}, {len(response.body)} bytes).",
@@ -135,7 +139,7 @@ def _nonsense(response: HttpResponse, host: str, complaint: str) -> NetworkError
 
 def _refusal(
     document: Mapping[str, object],
-    response: HttpResponse,
+    response: "HttpResponse",
     host: str,
     form: Mapping[str, str],
     request_id: str,
@@ -172,10 +176,12 @@ _RFC_6749_HINTS = {
 }
 
 
-def _hint(number: int, response: HttpResponse, now: float) -> str:
+def _hint(number: int, response: "HttpResponse", now: float) -> str:
     known = aadsts.lookup(number)
     if known is None:
         return f"Microsoft explains it at https://login.microsoftonline.com/error?code={number}."
+    from hsm_signer.entra.http import parse_http_date
+
     if number == 700024 and (sent := parse_http_date(response.headers.get("date", ""))) is not None:
         return f"{_compare_clocks(round(now - sent))} {known.fix}"
     return known.fix
