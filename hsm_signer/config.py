@@ -95,6 +95,7 @@ class Setting:
         metavar: what the option's value looks like in help; None for a flag.
         variable: the HSM_SIGNER variable, or None.
         azure: the variable the Azure SDKs share, or None.
+        azure_unless: the setting that says the same in other words; where it is given, `azure` is not looked at.
         repeatable: whether the option may be given several times.
         option: whether there is an option; some settings are for profiles only.
         in_profile: whether there is a profile key; some settings are for a single run only.
@@ -107,6 +108,7 @@ class Setting:
     metavar: str | None = None
     variable: str | None = None
     azure: str | None = None
+    azure_unless: str | None = None
     repeatable: bool = False
     option: bool = True
     in_profile: bool = True
@@ -279,6 +281,7 @@ SETTINGS: tuple[Setting, ...] = (
         "URL",
         "HSM_SIGNER_AUTHORITY",
         "AZURE_AUTHORITY_HOST",
+        azure_unless="cloud",
     ),
     Setting(
         "token_endpoint",
@@ -352,7 +355,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     if environ.get("STATE_DIRECTORY"):
         # systemd.exec(5): several are separated by colons.
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
-    return Path(environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "hsm-signer"
+    return Path(environ.get("XDG_STATE_HOME") or _in_home(".local/state")) / "hsm-signer"
 
 
 def _profile(candidates: Callable[[Setting], Iterable[tuple[object, Source]]], environ: Mapping[str, str]) -> Profile:
@@ -376,8 +379,13 @@ def missing(name: str) -> ConfigError:
 
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return where a configuration is looked for when none is named: the user's, then the machine's."""
-    home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(home) / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
+    home = Path(environ.get("XDG_CONFIG_HOME") or _in_home(".config"))
+    return home / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
+
+
+def _in_home(path: str) -> Path:
+    # A user without a home directory, as containers have, gets /~/…: absolute, and not there.
+    return Path("/", os.path.expanduser(f"~/{path}"))
 
 
 def _candidates(
@@ -392,6 +400,9 @@ def _candidates(
         yield environ.get(setting.variable) or None, Source(setting.variable)
     in_file = Source(f"{setting.name} in {file_source.name}", file_source.directory)
     yield table.get(setting.name), in_file
+    other = _BY_NAME[setting.azure_unless] if setting.azure_unless else None
+    if other and any(found is not None for found, _ in _candidates(other, options, environ, table, file_source)):
+        return
     if setting.azure:
         yield environ.get(setting.azure) or None, Source(setting.azure)
 
@@ -469,7 +480,7 @@ def _require_trusted(file: Path, status: os.stat_result) -> None:
 
 
 def _kind(value: object) -> str:
-    return "empty" if isinstance(value, str) and not value.strip() else f"a {type(value).__name__}"
+    return "empty" if isinstance(value, str) and not value.strip() else f"of type {type(value).__name__}"
 
 
 def _nearest(text: str, names: list[str]) -> str | None:

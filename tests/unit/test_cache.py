@@ -1,0 +1,315 @@
+"""Tokens are kept, renewed early by one caller for all, and not thrown away because a renewal failed."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from hsm_signer.cache import REFRESH_BEFORE, RETRY_AFTER, TokenCache
+from hsm_signer.entra.token import AccessToken
+from hsm_signer.errors import EntraError, NetworkError, PinIncorrect
+
+START = 1_750_000_000
+HOUR = 3600
+KEY = ("https://graph.microsoft.com/.default", False)
+
+
+@dataclass
+class Clock:
+    """Epoch seconds, set by hand."""
+
+    now: float = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> TokenCache:
+    return TokenCache(clock)
+
+
+class Server:
+    """Gives numbered tokens, or fails."""
+
+    def __init__(self, clock: Clock, life: int = HOUR, refresh_in: int | None = None) -> None:
+        self.asked = 0
+        self.failure: BaseException | None = None
+        self._clock, self._life, self._refresh_in = clock, life, refresh_in
+
+    def __call__(self) -> AccessToken:
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return token(f"token {self.asked}", self._clock.now, self._life, self._refresh_in)
+
+
+def token(text: str, now: float, life: int = HOUR, refresh_in: int | None = None) -> AccessToken:
+    expires_on, refresh_on = int(now) + life, None if refresh_in is None else int(now) + refresh_in
+    return AccessToken(text, "Bearer", life, expires_on, refresh_on, "a/.default")
+
+
+@pytest.fixture
+def server(clock: Clock) -> Server:
+    return Server(clock)
+
+
+def seen(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list[str]:
+    """The tokens that are returned at these moments, in seconds after the start."""
+    tokens = []
+    for seconds in after:
+        clock.now = START + seconds
+        tokens.append(cache.get(KEY, server).token)
+    return tokens
+
+
+def test_a_good_token_is_asked_for_once(cache: TokenCache, server: Server, clock: Clock) -> None:
+    assert seen(cache, server, clock, 0, 1, HOUR - REFRESH_BEFORE - 1) == ["token 1"] * 3
+
+
+def test_a_token_is_renewed_300_seconds_before_it_expires(cache: TokenCache, server: Server, clock: Clock) -> None:
+    assert seen(cache, server, clock, 0, HOUR - 300.1, HOUR - 300) == ["token 1", "token 1", "token 2"]
+
+
+def test_a_token_is_renewed_when_the_server_would_like_it(cache: TokenCache, clock: Clock) -> None:
+    server = Server(clock, life=24 * HOUR, refresh_in=12 * HOUR)
+    assert seen(cache, server, clock, 0, 12 * HOUR - 1, 12 * HOUR) == ["token 1", "token 1", "token 2"]
+
+
+def test_a_wish_for_a_late_renewal_does_not_delay_it(cache: TokenCache, clock: Clock) -> None:
+    server = Server(clock, refresh_in=HOUR - 10)
+    assert seen(cache, server, clock, 0, HOUR - 300) == ["token 1", "token 2"]
+
+
+@pytest.mark.parametrize("life", [10, 60, 300, 599])
+def test_a_short_lived_token_serves_half_its_life(cache: TokenCache, clock: Clock, life: int) -> None:
+    server = Server(clock, life)
+    assert seen(cache, server, clock, 0, life // 2 - 1, life - life // 2) == ["token 1", "token 1", "token 2"]
+
+
+def test_an_expired_token_is_never_returned(cache: TokenCache, server: Server, clock: Clock) -> None:
+    cache.get(KEY, server)
+    clock.now, server.failure = START + HOUR, NetworkError("The endpoint is down.")
+    with pytest.raises(NetworkError):
+        cache.get(KEY, server)
+
+
+def test_tokens_for_different_keys_are_kept_apart(cache: TokenCache, server: Server) -> None:
+    keys = [("a/.default", False), ("a/.default", True), ("b/.default", False)]
+    assert [cache.get(key, server).token for key in [*keys, *keys]] == ["token 1", "token 2", "token 3"] * 2
+
+
+def test_a_token_put_in_replaces_the_one_there(cache: TokenCache, server: Server, clock: Clock) -> None:
+    cache.get(KEY, server)
+    cache.put(KEY, token("from a challenge", clock.now))
+    assert cache.get(KEY, server).token == "from a challenge"
+
+
+def test_a_token_put_in_first_is_not_asked_for(cache: TokenCache, server: Server, clock: Clock) -> None:
+    cache.put(KEY, token("from a challenge", clock.now))
+    assert (cache.get(KEY, server).token, server.asked) == ("from a challenge", 0)
+
+
+def test_a_failure_without_a_token_reaches_the_caller(cache: TokenCache, server: Server) -> None:
+    server.failure = EntraError("Refused.", aadsts=700027)
+    with pytest.raises(EntraError) as refused:
+        cache.get(KEY, server)
+    assert refused.value is server.failure
+
+
+def test_after_a_failure_without_a_token_the_next_caller_tries_again(cache: TokenCache, server: Server) -> None:
+    server.failure = NetworkError("The endpoint is down.")
+    with pytest.raises(NetworkError):
+        cache.get(KEY, server)
+    server.failure = None
+    assert cache.get(KEY, server).token == "token 2"
+
+
+def test_the_last_good_token_is_returned_while_its_renewal_fails(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    assert seen(cache, server, clock, HOUR - 300, HOUR - 1) == ["token 1", "token 1"]
+
+
+def test_a_failed_renewal_is_tried_again_after_30_seconds_and_not_before(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    due = HOUR - REFRESH_BEFORE
+    asked = []
+    for after in (due, due + 1, due + RETRY_AFTER - 0.1, due + RETRY_AFTER, due + RETRY_AFTER + 1):
+        seen(cache, server, clock, after)
+        asked.append(server.asked)
+    assert (asked, RETRY_AFTER) == ([2, 2, 2, 3, 3], 30)
+
+
+def test_a_failed_renewal_does_not_delay_one_of_an_expired_token(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    seen(cache, server, clock, HOUR - 1)
+    server.failure = None
+    assert seen(cache, server, clock, HOUR) == ["token 3"]
+
+
+def test_when_a_renewal_succeeds_again_the_new_token_is_returned(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    seen(cache, server, clock, HOUR - 300)
+    server.failure = None
+    assert seen(cache, server, clock, HOUR - 270, HOUR - 269) == ["token 3", "token 3"]
+
+
+def test_a_failed_renewal_is_logged_without_any_token(
+    cache: TokenCache, server: Server, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    seen(cache, server, clock, HOUR - 300)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, f"keeping the last token, which expires at {START + HOUR}: The endpoint is down.")
+    ]
+
+
+def test_a_bug_in_a_renewal_is_not_hidden_by_the_last_good_token(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    clock.now, server.failure = START + HOUR - 300, ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cache.get(KEY, server)
+
+
+class Gate:
+    """An acquisition that is under way until it is ended."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = threading.Event()
+        self._outcome: Future[AccessToken] = Future()
+
+    def __call__(self) -> AccessToken:
+        self.asked += 1
+        self.begun.set()
+        return self._outcome.result()
+
+    def succeed(self, token: AccessToken) -> None:
+        self._outcome.set_result(token)
+
+    def fail(self, error: BaseException) -> None:
+        self._outcome.set_exception(error)
+
+
+class WatchedClock(Clock):
+    """A clock that knows which threads have looked at it.
+
+    The cache looks before it decides who acquires, and without letting go of its lock in between: a thread that has
+    looked cannot come too late any more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads: set[int] = set()
+        self._looked = threading.Condition()
+
+    def __call__(self) -> float:
+        with self._looked:
+            self._threads.add(threading.get_ident())
+            self._looked.notify_all()
+        return super().__call__()
+
+    def wait_for_threads(self, count: int) -> None:
+        with self._looked:
+            assert self._looked.wait_for(lambda: len(self._threads) >= count, 60)
+
+
+CALLERS = 20
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def ask_together(gate: Gate, finish: Callable[[TokenCache], None]) -> list[Future[AccessToken]]:
+    """Let many threads ask for a token that has expired, and let the acquisition end when all have asked."""
+    clock = WatchedClock()
+    cache = TokenCache(clock)
+    cache.put(KEY, token("expired", START - HOUR))
+    with ThreadPoolExecutor(CALLERS) as pool:
+        futures = [pool.submit(cache.get, KEY, gate) for _ in range(CALLERS)]
+        clock.wait_for_threads(CALLERS)
+        finish(cache)
+    return futures
+
+
+def test_callers_who_ask_together_share_one_acquisition(gate: Gate) -> None:
+    futures = ask_together(gate, lambda _: gate.succeed(token("shared", START)))
+    assert ({future.result().token for future in futures}, gate.asked) == ({"shared"}, 1)
+
+
+def test_callers_who_ask_together_share_a_failure_so_that_a_pin_is_presented_once(gate: Gate) -> None:
+    refused = PinIncorrect("The device refused the PIN.")
+    futures = ask_together(gate, lambda _: gate.fail(refused))
+    assert ({future.exception() for future in futures}, gate.asked) == ({refused}, 1)
+
+
+def test_an_interrupt_is_its_own_threads_and_the_others_are_told_in_other_words(gate: Gate) -> None:
+    futures = ask_together(gate, lambda _: gate.fail(KeyboardInterrupt()))
+    kinds = sorted(type(future.exception()).__name__ for future in futures)
+    assert kinds == ["HsmSignerError"] * (CALLERS - 1) + ["KeyboardInterrupt"]
+
+
+def test_callers_who_ask_together_share_a_good_token_that_came_from_elsewhere_while_theirs_failed(gate: Gate) -> None:
+    def finish(cache: TokenCache) -> None:
+        cache.put(KEY, token("from a challenge", START))
+        gate.fail(NetworkError("The endpoint is down."))
+
+    assert {future.result().token for future in ask_together(gate, finish)} == {"from a challenge"}
+
+
+def test_while_a_good_token_is_renewed_other_callers_get_it_at_once(
+    cache: TokenCache, server: Server, clock: Clock, gate: Gate
+) -> None:
+    cache.get(KEY, server)
+    clock.now = START + HOUR - 300
+    with ThreadPoolExecutor(1) as pool:
+        renewing = pool.submit(cache.get, KEY, gate)
+        gate.begun.wait()
+        meanwhile = cache.get(KEY, server).token
+        gate.succeed(token("renewed", clock.now))
+        assert (meanwhile, renewing.result().token, server.asked) == ("token 1", "renewed", 1)
+
+
+def test_an_acquisition_does_not_hold_up_one_for_another_key(
+    cache: TokenCache, server: Server, clock: Clock, gate: Gate
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(cache.get, KEY, gate)
+        gate.begun.wait()
+        other = cache.get("another key", server).token
+        gate.succeed(token("slow", clock.now))
+        assert (other, slow.result().token) == ("token 1", "slow")
+
+
+def test_after_a_shared_acquisition_the_token_is_kept(cache: TokenCache, server: Server, gate: Gate) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        leading = pool.submit(cache.get, KEY, gate)
+        gate.begun.wait()
+        gate.succeed(token("kept", START))
+        leading.result()
+    assert (cache.get(KEY, server).token, server.asked) == ("kept", 0)

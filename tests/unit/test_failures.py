@@ -1,0 +1,130 @@
+"""What a module returned becomes an error that says what to do, and no login goes through that could lock a device."""
+
+from itertools import chain, combinations
+
+import pkcs11
+import pytest
+from pkcs11 import TokenFlag, exceptions
+
+from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    HsmSignerError,
+    MechanismUnsupported,
+    PinError,
+    PinIncorrect,
+    PinLastTry,
+    PinLocked,
+)
+
+DEVICE = "'Office card' (Yubico, PIV, 0001)"
+NO_FLAGS = TokenFlag(0)
+LOW, FINAL, LOCKED = TokenFlag.USER_PIN_COUNT_LOW, TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_LOCKED
+
+RETURNED: list[type[pkcs11.PKCS11Error]] = sorted(
+    {kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, pkcs11.PKCS11Error)},
+    key=lambda kind: kind.__name__,
+)
+# Measured on the devices of PKCS11.md when the device was removed, came back, or lost its session or its login.
+GONE = {
+    "DeviceError": DeviceGone,
+    "DeviceRemoved": DeviceGone,
+    "GeneralError": DeviceGone,
+    "ObjectHandleInvalid": DeviceGone,
+    "SessionClosed": DeviceGone,
+    "SessionHandleInvalid": DeviceGone,
+    "TokenNotPresent": DeviceGone,
+    "TokenNotRecognised": DeviceGone,
+    "UserNotLoggedIn": DeviceGone,
+}
+MECHANISM = {"MechanismInvalid": MechanismUnsupported, "MechanismParamInvalid": MechanismUnsupported}
+CALL: dict[str, type[HsmSignerError]] = {**GONE, **MECHANISM}
+LOGIN: dict[str, type[HsmSignerError]] = {
+    **CALL,
+    "PinIncorrect": PinIncorrect,
+    "PinInvalid": PinIncorrect,
+    "PinLenRange": PinIncorrect,  # OpenSC, to a PIN that is too short
+    "ArgumentsBad": PinIncorrect,  # ykcs11, likewise
+    "PinLocked": PinLocked,
+    "PinExpired": PinError,
+    "UserPinNotInitialized": PinError,
+}
+
+
+def test_the_tables_name_only_what_modules_can_return() -> None:
+    assert set(LOGIN) <= {kind.__name__ for kind in RETURNED}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_whatever_a_call_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
+    assert type(explain_failure(kind(), "signing", DEVICE)) is CALL.get(kind.__name__, DeviceError)
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_whatever_a_login_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
+    assert type(explain_login_failure(kind(), DEVICE, NO_FLAGS)) is LOGIN.get(kind.__name__, DeviceError)
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_a_failure_says_which_device_what_it_did_and_what_the_module_returned(kind: type[pkcs11.PKCS11Error]) -> None:
+    message = explain_failure(kind("0x123"), "signing", DEVICE).message
+    assert (message.startswith(DEVICE), message.endswith(f"while signing ({kind.__name__}: 0x123).")) == (True, True)
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_every_failure_has_a_hint(kind: type[pkcs11.PKCS11Error]) -> None:
+    errors = explain_failure(kind(), "signing", DEVICE), explain_login_failure(kind(), DEVICE, NO_FLAGS)
+    assert all(error.hint for error in errors)
+
+
+@pytest.mark.parametrize("kind", [pkcs11.PinIncorrect, pkcs11.ArgumentsBad, pkcs11.GeneralError])
+def test_a_device_that_says_it_is_locked_now_is_locked_whatever_it_returned(kind: type[pkcs11.PKCS11Error]) -> None:
+    assert type(explain_login_failure(kind(), DEVICE, LOCKED)) is PinLocked
+
+
+@pytest.mark.parametrize(("flags", "warned"), [(NO_FLAGS, False), (LOW, False), (LOW | FINAL, True)])
+def test_a_refused_pin_says_when_the_next_one_would_lock(flags: TokenFlag, warned: bool) -> None:
+    refused = explain_login_failure(pkcs11.PinIncorrect(), DEVICE, flags)
+    assert ("One more wrong PIN locks the device." in refused.message) == warned
+
+
+SAFE = [NO_FLAGS, TokenFlag.LOGIN_REQUIRED | TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED]
+
+
+@pytest.mark.parametrize("flags", SAFE)
+@pytest.mark.parametrize("allow_last_try", [False, True])
+def test_a_device_with_all_its_tries_is_logged_in_to_without_a_warning(flags: TokenFlag, allow_last_try: bool) -> None:
+    assert require_pin_tries(DEVICE, flags, allow_last_try=allow_last_try) is None
+
+
+@pytest.mark.parametrize("allow_last_try", [False, True])
+def test_after_a_wrong_pin_there_is_a_warning(allow_last_try: bool) -> None:
+    warning = require_pin_tries(DEVICE, LOW, allow_last_try=allow_last_try)
+    assert warning == "A wrong PIN was entered since the last login."
+
+
+@pytest.mark.parametrize("flags", [FINAL, FINAL | LOW])
+def test_the_last_try_is_refused(flags: TokenFlag) -> None:
+    with pytest.raises(PinLastTry, match="has one PIN try left") as refused:
+        require_pin_tries(DEVICE, flags, allow_last_try=False)
+    assert "--allow-last-try" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("flags", [FINAL, FINAL | LOW])
+def test_the_last_try_is_let_through_with_a_warning_when_somebody_allowed_it(flags: TokenFlag) -> None:
+    warning = require_pin_tries(DEVICE, flags, allow_last_try=True)
+    assert warning == "This is the last try: a wrong PIN locks the device."
+
+
+OTHERS = list(chain.from_iterable(combinations((LOW, FINAL), size) for size in range(3)))
+
+
+@pytest.mark.parametrize("others", OTHERS)
+@pytest.mark.parametrize("allow_last_try", [False, True])
+def test_a_locked_device_is_refused_whatever_is_allowed(others: tuple[TokenFlag, ...], allow_last_try: bool) -> None:
+    flags = LOCKED
+    for other in others:
+        flags |= other
+    with pytest.raises(PinLocked):
+        require_pin_tries(DEVICE, flags, allow_last_try=allow_last_try)
