@@ -14,7 +14,7 @@ from hsm_signer.certificate import Certificate, parse_certificates, require_usab
 from hsm_signer.config import Profile, missing
 from hsm_signer.crypto import Algorithm, PublicKey, Signer
 from hsm_signer.device.lane import Slow
-from hsm_signer.device.pin import FixedLogin, NobodyToAsk, Pin, PinSource, parse_pin_source
+from hsm_signer.device.pin import FixedLogin, NobodyToAsk, Pin, PinRequest, PinSource, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -50,11 +50,13 @@ class Operator:
 
     Attributes:
         prompt: asks for the PIN where no other source is set.
+        confirm: asks whether the last PIN try may be taken.
         slow: shows that a call into the device is taking its time, perhaps for want of a touch.
         wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
     """
 
     prompt: PinSource | None = None
+    confirm: Callable[[PinRequest], None] | None = None
     slow: Slow | None = None
     wait: Callable[[HsmSignerError], None] | None = None
 
@@ -157,7 +159,8 @@ class Keys:
 
     def _attempt(self, audience: str, lifetime: int) -> str:
         now = self._monotonic()
-        *before, last = [key for key in self._keys if key.rests_until <= now] or self._keys
+        # Those that rest come last: they are tried before giving up, for one of them may be back.
+        *before, last = sorted(self._keys, key=lambda key: key.rests_until > now)
         for key in before:
             try:
                 return self._sign(key, audience, lifetime)
@@ -219,11 +222,34 @@ def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
     device = open_device(key_reference(profile, uri, operator))
     try:
         signer = device.signer()
-        certificates = _certificates(profile.certificate, device, signer)
+        certificates = certificates_of(profile, device, signer)
         certificates()
     except BaseException:
         device.close()
         raise
+    return make_identity(profile, signer, certificates, close=device.close)
+
+
+def make_identity(
+    profile: Profile,
+    signer: Signer,
+    certificates: Callable[[], tuple[Certificate, ...]],
+    *,
+    close: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = time.time,
+) -> Identity:
+    """Return the identity that a key of a profile gives, once it is open.
+
+    Args:
+        certificates: what `certificates_of` returned.
+        close: lets go of the device.
+        now: the clock, epoch seconds.
+
+    Raises:
+        ConfigError: the profile has no client id.
+    """
+    if not profile.client_id:
+        raise missing("client_id")
     return Identity(
         client_id=profile.client_id,
         signer=signer,
@@ -231,7 +257,8 @@ def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
         algorithm=profile.algorithm,
         thumbprint=profile.thumbprint,
         send_chain=profile.send_chain,
-        close=device.close,
+        close=close,
+        now=now,
     )
 
 
@@ -252,6 +279,7 @@ def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
         timeout=profile.device_timeout,
         allow_last_try=profile.allow_last_try,
         pin_record=profile.state_directory / "pins" if profile.pin_record else None,
+        confirm=operator.confirm,
         slow=operator.slow,
     )
 
@@ -266,9 +294,16 @@ def _pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> P
     return prompt or NobodyToAsk()
 
 
-def _certificates(file: Path | None, device: "Device", signer: "DeviceSigner") -> Callable[[], tuple[Certificate, ...]]:
-    if file is not None:
-        return CertificateFile(file, signer.public_key)
+def certificates_of(
+    profile: Profile, device: "Device", signer: "DeviceSigner"
+) -> Callable[[], tuple[Certificate, ...]]:
+    """Return what returns the certificate of a key, then any that lead from it to its issuer.
+
+    Raises:
+        CertificateNotFound, CertificateUnusable, KeyAmbiguous: the device does not hold exactly one that can be read.
+    """
+    if profile.certificate is not None:
+        return CertificateFile(profile.certificate, signer.public_key)
     stored = tuple(parse_certificates(device.certificate(signer), f"The certificate on {device.info}"))
     return lambda: stored
 

@@ -24,7 +24,9 @@ def terminal_operator(*, wait: bool = False) -> Operator:
     Args:
         wait: whether to wait for a device to be plugged in.
     """
-    return Operator(prompt=TerminalPrompt(), slow=show_slow, wait=DeviceAwaited() if wait else None)
+    return Operator(
+        prompt=TerminalPrompt(), confirm=confirm_last_try, slow=show_slow, wait=DeviceAwaited() if wait else None
+    )
 
 
 @contextlib.contextmanager
@@ -69,7 +71,6 @@ class TerminalPrompt:
 
         Raises:
             PinUnavailable: there is no terminal, or nothing was entered.
-            PinLastTry: the person thought better of it.
         """
         if request.pad:
             sys.stderr.write(f"Enter the PIN of {request.device} on its own pad.\n")
@@ -79,8 +80,6 @@ class TerminalPrompt:
                 f"{request.device} wants a PIN, and there is no terminal to ask on.",
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
             )
-        if request.last_try and not _confirms(request):
-            raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
         warning = f"{request.warning}\n" if request.warning else ""
         try:
             text = getpass.getpass(f"{warning}PIN for {request.device}: ")
@@ -91,10 +90,20 @@ class TerminalPrompt:
         return Pin(text)
 
 
-def _confirms(request: PinRequest) -> bool:
-    with open(_TERMINAL, "r+", buffering=1, encoding="utf-8") as terminal:
-        terminal.write(f"{request.device} has one PIN try left. A wrong PIN locks it. Type yes to go on: ")
-        return terminal.readline().strip() == "yes"
+def confirm_last_try(request: PinRequest) -> None:
+    """Ask, where there is a terminal, whether the try that may lock the device is to be taken.
+
+    Raises:
+        PinLastTry: it is not.
+    """
+    if not _has_terminal():
+        return
+    with open(_TERMINAL, "r+b", buffering=0) as terminal:
+        question = f"{request.device} has one PIN try left. A wrong PIN locks it. Type yes to go on: "
+        terminal.write(question.encode())
+        answer = terminal.readline()
+    if answer.strip() != b"yes":
+        raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
 
 
 def _has_terminal() -> bool:

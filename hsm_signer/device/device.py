@@ -52,6 +52,8 @@ class KeyReference:
         allow_last_try: log in although one PIN try is left.
         writable: open a session that may change the device.
         pin_record: the directory of the record of refused PINs, or None to keep none.
+        confirm: asks a person whether the last try may be taken, where `allow_last_try` says so already; raises
+            PinLastTry when not. None: nobody is asked.
         slow: shows a person that a call is taking its time, perhaps for want of a touch; or None.
     """
 
@@ -63,6 +65,7 @@ class KeyReference:
     allow_last_try: bool = False
     writable: bool = False
     pin_record: Path | None = None
+    confirm: Callable[[PinRequest], None] | None = None
     slow: Slow | None = None
 
 
@@ -293,7 +296,10 @@ def _ask_for_login(found: _Found, reference: KeyReference) -> Login:
         logger.warning("%s: %s", found.info, warning)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
-    return reference.pin(PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad))
+    request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad)
+    if last_try and reference.confirm is not None:
+        reference.confirm(request)
+    return reference.pin(request)
 
 
 def _log_in(module: Module, found: _Found, login: Login, reference: KeyReference) -> Session:

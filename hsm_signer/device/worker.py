@@ -344,7 +344,7 @@ class _Worker:
     def open(self, reference: "KeyReference", log_in: Callable[[PinRequest], Login]) -> None:
         """Have it open the device."""
         source: PinSource = reference.pin
-        without = replace(reference, pin=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
+        without = replace(reference, pin=None, confirm=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
         self._send(_Open(without, source.description, source.attended))
         answer: _Opened | _Failed = self._receive(_START, lambda wanted: _answer(source, log_in, wanted))
         if isinstance(answer, _Failed):

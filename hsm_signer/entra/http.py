@@ -1,4 +1,5 @@
-"""The one HTTP client: posts a form over verified TLS, within a deadline, and tries again where that can help.
+"""The one HTTP client: posts a form, or gets a document, over verified TLS, within a deadline, and tries again where
+that can help.
 
 An attempt runs on a daemon thread of its own while the caller waits for as long as is left: httpx's timeouts are for
 single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. The
@@ -51,10 +52,10 @@ class HttpResponse:
 
 
 class HttpClient:
-    """Posts forms.
+    """Posts forms and gets documents.
 
     Args:
-        timeout: seconds for one `post_form`, all its attempts and waits included.
+        timeout: seconds for one `post_form` or `get`, all its attempts and waits included.
         ca_bundle: PEM file of authorities to trust beside the system's. Verification cannot be turned off.
         sleep: waits for that many seconds.
         monotonic: seconds on a clock that is never set.
@@ -92,24 +93,36 @@ class HttpClient:
             NetworkError: no usable answer arrived in time; the message names the last cause.
             ConfigError: a proxy variable of the environment is unusable.
         """
+        return self._send("POST", url, form, headers)
+
+    def get(self, url: str) -> HttpResponse:
+        """Get what is at `url`, in the same way. Nothing is sent that the address does not say.
+
+        Raises:
+            NetworkError, ConfigError: as `post_form`.
+        """
+        return self._send("GET", url, None, {})
+
+    def _send(self, method: str, url: str, form: Mapping[str, str] | None, headers: Mapping[str, str]) -> HttpResponse:
         if self._closed:
             raise RuntimeError("this HttpClient is closed")
         deadline = self._monotonic() + self._timeout
-        post = _Post(url, form, headers, self._trust, _proxy_for(url), lambda: deadline - self._monotonic())
+        proxy = _proxy_for(url)
+        attempt = _Attempt(method, url, form, headers, self._trust, proxy, lambda: deadline - self._monotonic())
         host = _host_of(url)
         last: _Failure | None = None
         retries = 0
         while True:
-            answer = _within(post.left(), post.run)
+            answer = _within(attempt.left(), attempt.run)
             if isinstance(answer, HttpResponse):
                 if (failure := _judge(answer, url, self._now())) is None:
                     return answer
                 answer = failure
-            if answer is None or post.left() <= 0:
+            if answer is None or attempt.left() <= 0:
                 raise self._overrun(host, answer or last)
             # A server that asks for a second's peace still gets the longer wait of a later attempt.
             pause = max(answer.retry_after or 0, 2**retries * (0.5 + self._jitter() / 2))
-            if retries == _RETRIES or not answer.retry or pause >= post.left():
+            if retries == _RETRIES or not answer.retry or pause >= attempt.left():
                 raise self._give_up(answer)
             self._sleep(pause)
             last = answer
@@ -181,11 +194,12 @@ class _Failure:
 
 
 @dataclass(frozen=True)
-class _Post:
+class _Attempt:
     """One attempt, on a connection of its own."""
 
+    method: str
     url: str
-    form: Mapping[str, str] = field(repr=False)
+    form: Mapping[str, str] | None = field(repr=False)
     headers: Mapping[str, str]
     trust: "ssl.SSLContext"
     proxy: str | None = field(repr=False)
@@ -211,7 +225,7 @@ class _Post:
             proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
             with (
                 httpx.Client(verify=self.trust, proxy=proxy, trust_env=False, timeout=limits) as client,
-                client.stream("POST", self.url, data=dict(self.form), headers=headers) as response,
+                client.stream(self.method, self.url, data=self.form, headers=headers) as response,
             ):
                 body = bytearray()
                 for chunk in response.iter_raw():
@@ -255,7 +269,7 @@ def _judge(response: HttpResponse, url: str, now: float) -> _Failure | None:
         # The rest of the address is not shown: a server may put into it what it was sent.
         target = (_host_of(urljoin(url, location)) if location else "") or "nowhere"
         return _Failure(
-            f"{host} answered {status} and points to {target}; an assertion does not follow redirects.",
+            f"{host} answered {status} and points to {target}; redirects are not followed.",
             _WRONG_SERVER,
             retry=False,
         )
