@@ -1,6 +1,7 @@
 """The program: global options, the commands, and how every way to end becomes an exit status."""
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -18,7 +19,7 @@ import typer
 from hsm_signer import __version__
 from hsm_signer.cli import device, doctor, emulator, exchange, inspection
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
-from hsm_signer.errors import ConfigError, HsmSignerError
+from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -131,8 +132,9 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _usage_error(error, as_json)
     except Exception as error:
-        print_error(_bug(error), as_json=as_json)
-        return InternalError.exit_status
+        explained = _unforeseen(error)
+        print_error(explained, as_json=as_json)
+        return explained.exit_status
 
 
 def run_and_exit() -> NoReturn:
@@ -184,7 +186,10 @@ def _usage_error(error: Exception, as_json: bool) -> int:
     return ConfigError.exit_status
 
 
-def _bug(error: Exception) -> HsmSignerError:
+def _unforeseen(error: Exception) -> HsmSignerError:
+    # Help is printed by the library that parses, past our own way out.
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return OutputError(f"The output could not be written: {error.strerror}.", hint="Is a disk full?")
     # Where it happened, and not what: the text of an exception we did not foresee may hold a secret.
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -6,12 +6,13 @@ import pkcs11
 from pkcs11 import Attribute, TokenFlag
 from pkcs11.types import Session
 
-from hsm_signer.device.device import Device, KeyReference, _find
+from hsm_signer.device.device import Device, KeyReference
 from hsm_signer.device.facts import LibraryFacts, PinState, pin_state
 from hsm_signer.device.failures import explain_failure, require_pin_tries
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.signer import DeviceSigner, _read
+from hsm_signer.device.presence import find_device
+from hsm_signer.device.signer import DeviceSigner, read_attribute
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def look(module: Module, reference: KeyReference) -> Condition:
         DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device.
         DeviceTimeout: the module did not come back.
     """
-    found = _find(module, reference)
+    found = find_device(module, reference.uri, reference.timeout)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     return Condition(found.info, pin_state(found.flags), pad, found.flags)
 
@@ -97,11 +98,11 @@ def protection(device: Device, signer: DeviceSigner) -> Protection:
     def ask(session: Session) -> Protection:
         key = signer.key.handle
         return Protection(
-            sensitive=_read(key, Attribute.SENSITIVE),
-            extractable=_read(key, Attribute.EXTRACTABLE),
-            never_extractable=_read(key, Attribute.NEVER_EXTRACTABLE),
-            local=_read(key, Attribute.LOCAL),
-            always_authenticate=_read(key, Attribute.ALWAYS_AUTHENTICATE),
+            sensitive=read_attribute(key, Attribute.SENSITIVE),
+            extractable=read_attribute(key, Attribute.EXTRACTABLE),
+            never_extractable=read_attribute(key, Attribute.NEVER_EXTRACTABLE),
+            local=read_attribute(key, Attribute.LOCAL),
+            always_authenticate=read_attribute(key, Attribute.ALWAYS_AUTHENTICATE),
         )
 
     return device.call("reading how the key is guarded", ask)

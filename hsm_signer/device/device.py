@@ -16,9 +16,10 @@ from pkcs11.types import Session, Slot, Token
 
 from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
 from hsm_signer.device.lane import Slow
-from hsm_signer.device.match import DeviceInfo, select_device
+from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.presence import PresentDevice, find_device
 from hsm_signer.device.record import PinRecord
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
@@ -82,7 +83,7 @@ def open_device(reference: KeyReference) -> "Device":
     path = find_module(reference.module, reference.uri)
     module = load_module(path, reference.module_environment, reference.timeout)
     module.refresh(reference.timeout)
-    found = _find(module, reference)
+    found = find_device(module, reference.uri, reference.timeout)
     login = _ask_for_login(found, reference)
     session = _log_in(module, found, login, reference)
     logger.debug("opened %s through %s", found.info, path)
@@ -186,8 +187,10 @@ class Device:
 
         What it cannot end, the end of the process does.
         """
+        if self._process != os.getpid():
+            return
         with self._lock:
-            if self._closed or self._process != os.getpid():
+            if self._closed:
                 return
             self._closed, self._login = True, None
             session, self._session = self._session, None
@@ -203,13 +206,15 @@ class Device:
             raise explain_failure(error, doing, str(self.info)) from error
 
     def _require_session(self) -> Session:
+        # Before any lock: in a forked child, one that another thread of the parent held would never be released.
+        if self._process != os.getpid():
+            raise DeviceError(
+                f"{self.info} was opened by the parent of this process.",
+                hint="After a fork, serve it from a process of its own (hsm_signer.device.worker).",
+            )
         with self._lock:
             if self._closed:
                 raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
-            if self._process != os.getpid():
-                raise DeviceError(
-                    f"{self.info} was opened by the parent of this process.", hint="Open it anew after the fork."
-                )
             if self._session is None or self._generation != self._module.generation:
                 self._session = self._reopen()
             return self._session
@@ -227,7 +232,7 @@ class Device:
             self._module.reinitialize(self._reference.timeout)
         self._generation = self._module.generation
         try:
-            found = _find(self._module, self._reference)
+            found = find_device(self._module, self._reference.uri, self._reference.timeout)
         except DeviceNotFound as error:
             raise DeviceGone(f"{self.info} is not there.", hint=f"Plug {self.info} in again.") from error
         if found.info.identity != self.info.identity:
@@ -243,52 +248,7 @@ class Device:
         return session
 
 
-@dataclass(frozen=True)
-class _Found:
-    slot: Slot
-    info: DeviceInfo
-    flags: TokenFlag
-
-
-def _find(module: Module, reference: KeyReference) -> _Found:
-    def look() -> _Found:
-        module.require_initialized()
-        try:
-            present = [_describe(module, token) for token in _tokens(module)]
-        except pkcs11.PKCS11Error as error:
-            raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
-        return present[select_device(reference.uri, [found.info for found in present], str(module.path))]
-
-    return module.call("looking for the device", look, reference.timeout)
-
-
-def _tokens(module: Module) -> list[Token]:
-    tokens = []
-    for slot in module.library.get_slots(token_present=True):
-        with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
-            tokens.append(slot.get_token())
-    # SoftHSM always shows one more slot, empty and waiting to be initialised.
-    return [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
-
-
-def _describe(module: Module, token: Token) -> _Found:
-    slot = token.slot
-    info = DeviceInfo(
-        label=token.label,
-        manufacturer=token.manufacturer_id,
-        model=token.model,
-        serial=token.serial.decode("utf-8", errors="replace").strip("\0 "),
-        slot_id=slot.slot_id,
-        slot_description=slot.slot_description,
-        slot_manufacturer=slot.manufacturer_id,
-        library_manufacturer=module.library.manufacturer_id,
-        library_description=module.library.library_description,
-        library_version=module.library.library_version,
-    )
-    return _Found(slot, info, token.flags)
-
-
-def _ask_for_login(found: _Found, reference: KeyReference) -> Login:
+def _ask_for_login(found: PresentDevice, reference: KeyReference) -> Login:
     if not found.flags & TokenFlag.LOGIN_REQUIRED:
         return None
     warning = require_pin_tries(str(found.info), found.flags, allow_last_try=reference.allow_last_try)
@@ -302,7 +262,7 @@ def _ask_for_login(found: _Found, reference: KeyReference) -> Login:
     return reference.pin(request)
 
 
-def _log_in(module: Module, found: _Found, login: Login, reference: KeyReference) -> Session:
+def _log_in(module: Module, found: PresentDevice, login: Login, reference: KeyReference) -> Session:
     """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it."""
 
     def check() -> None:
@@ -322,7 +282,7 @@ def _log_in(module: Module, found: _Found, login: Login, reference: KeyReference
     return log_in()
 
 
-def _check_pin_state(found: _Found, reference: KeyReference) -> None:
+def _check_pin_state(found: PresentDevice, reference: KeyReference) -> None:
     try:
         flags = found.slot.get_token().flags
     except pkcs11.PKCS11Error as error:
@@ -330,7 +290,7 @@ def _check_pin_state(found: _Found, reference: KeyReference) -> None:
     require_pin_tries(str(found.info), flags, allow_last_try=reference.allow_last_try)
 
 
-def _open_session(found: _Found, login: Login, reference: KeyReference) -> Session:
+def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -> Session:
     device = str(found.info)
     try:
         token = found.slot.get_token()

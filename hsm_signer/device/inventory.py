@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pkcs11
-from pkcs11 import Attribute, MechanismFlag, ObjectClass, TokenFlag, UserType
-from pkcs11.types import Object, Session, Slot
+from pkcs11 import Attribute, ObjectClass, TokenFlag, UserType
+from pkcs11.types import Object, Session
 
 from hsm_signer.certificate import Certificate, parse_certificates, require_usable
 from hsm_signer.crypto import MINIMUM_BITS, PublicKey
-from hsm_signer.device.device import KeyReference, _describe, _find, _Found, _tokens, open_device
+from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.facts import (
     CertificateFacts,
     Contents,
@@ -27,9 +27,9 @@ from hsm_signer.device.facts import (
 )
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
-from hsm_signer.device.mechanisms import USED
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.signer import _private_keys, _read, _signing_key
+from hsm_signer.device.presence import PresentDevice, describe, find_device, present_tokens
+from hsm_signer.device.signer import private_keys, read_attribute, signing_key, signing_mechanisms
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 
@@ -79,7 +79,7 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
             module = load_module(path, reference.module_environment, reference.timeout)
             return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
     module = load_module(path, reference.module_environment, reference.timeout)
-    found = _find(module, reference)
+    found = find_device(module, reference.uri, reference.timeout)
 
     def look() -> ModuleFacts:
         session = found.slot.get_token().open()
@@ -102,7 +102,7 @@ def _library(module: Module) -> LibraryFacts:
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
-    present = [_describe(module, token) for token in _tokens(module)]
+    present = [describe(module, token) for token in present_tokens(module)]
     uris = device_uris([found.info for found in present])
     return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
 
@@ -112,7 +112,7 @@ def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
     return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
 
 
-def _device(found: _Found, uri: Pkcs11Uri) -> DeviceFacts:
+def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
     facts = DeviceFacts(
         info=found.info,
         uri=str(uri),
@@ -121,20 +121,15 @@ def _device(found: _Found, uri: Pkcs11Uri) -> DeviceFacts:
         mechanisms=(),
     )
     try:
-        return replace(facts, mechanisms=mechanism_facts(_signing_mechanisms(found.slot)))
+        return replace(facts, mechanisms=mechanism_facts(signing_mechanisms(found.slot)))
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "listing its mechanisms", str(found.info))
         return replace(facts, problem=Problem.of(failure))
 
 
-def _signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
-    offered = slot.get_mechanisms() & USED
-    return frozenset(m for m in offered if slot.get_mechanism_info(m).flags & MechanismFlag.SIGN)
-
-
 def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
-    found = _describe(module, session.token.slot.get_token())
-    others = [_describe(module, token).info for token in _tokens(module)]
+    found = describe(module, session.token.slot.get_token())
+    others = [describe(module, token).info for token in present_tokens(module)]
     uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
     uri = _led_by(reference.uri, uri)
     keys = _keys(session, found.info, uri)
@@ -149,7 +144,7 @@ def _examine(module: Module, session: Session, reference: KeyReference, now: dat
 
 
 def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:
-    found = _private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+    found = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
     selectors = key_uris(device, [info for info, _ in found])
     return [
         _key(session, info, handle, device, replace(uri, object=selector.object, id=selector.id))
@@ -162,22 +157,22 @@ def _key(
 ) -> tuple[KeyFacts, PublicKey | None]:
     public_key, problem = None, None
     try:
-        public_key = _signing_key(session, info, handle, device).public_key
+        public_key = signing_key(session, info, handle, device).public_key
         _require_long(public_key, info, device)
     except KeyUnfit as error:
         problem = Problem.of(error)
-    kind = _read(handle, Attribute.KEY_TYPE)
+    kind = read_attribute(handle, Attribute.KEY_TYPE)
     facts = KeyFacts(
         uri=str(uri),
         label=info.label,
         id=info.id,
         kind=None if kind is None else str(getattr(kind, "name", kind)),
         bits=public_key.bits if public_key else None,
-        sensitive=_read(handle, Attribute.SENSITIVE),
-        extractable=_read(handle, Attribute.EXTRACTABLE),
-        never_extractable=_read(handle, Attribute.NEVER_EXTRACTABLE),
-        local=_read(handle, Attribute.LOCAL),
-        always_authenticate=_read(handle, Attribute.ALWAYS_AUTHENTICATE),
+        sensitive=read_attribute(handle, Attribute.SENSITIVE),
+        extractable=read_attribute(handle, Attribute.EXTRACTABLE),
+        never_extractable=read_attribute(handle, Attribute.NEVER_EXTRACTABLE),
+        local=read_attribute(handle, Attribute.LOCAL),
+        always_authenticate=read_attribute(handle, Attribute.ALWAYS_AUTHENTICATE),
         problem=problem,
     )
     return facts, public_key
@@ -196,9 +191,12 @@ def _certificates(
 ) -> list[CertificateFacts]:
     facts = []
     for found in list(session.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE})):
-        value = _read(found, Attribute.VALUE)
+        value = read_attribute(found, Attribute.VALUE)
         if value is not None:  # PKCS#11 v3.1 section 4.6.3: there may be a URL instead
-            label, key_id = _read(found, Attribute.LABEL) or "", bytes(_read(found, Attribute.ID) or b"")
+            label, key_id = (
+                read_attribute(found, Attribute.LABEL) or "",
+                bytes(read_attribute(found, Attribute.ID) or b""),
+            )
             facts.append(certificate_facts(bytes(value), label, key_id, keys, now))
     return facts
 

@@ -50,6 +50,7 @@ class Module:
     def __init__(self, path: Path, environment: Mapping[str, str], timeout: float) -> None:
         self.path = path
         self.generation = 0
+        self._process = os.getpid()
         self._lane = Lane(str(path))
         self._users = 0
         self._is_fresh = True
@@ -69,6 +70,11 @@ class Module:
     def release(self) -> None:
         """Count one user less."""
         self._users -= 1
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was loaded before this process was forked. It can be neither used nor initialised anew here."""
+        return self._process != os.getpid()
 
     @property
     def in_use(self) -> bool:
@@ -155,10 +161,17 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
 
     Raises:
         ModuleLoadError: it is no file, no library, no PKCS#11 module, or refuses to initialise.
+        DeviceError: it belongs to the parent of this process.
         DeviceTimeout: it did not come back.
     """
     with _modules_lock:
         module = _modules.get(str(path))
+        if module is not None and module.is_inherited:
+            raise DeviceError(
+                f"{path} was loaded by the parent of this process, and its sessions are the parent's.",
+                hint="After a fork, serve the device from a process of its own (hsm_signer.device.worker), "
+                "or fork before the first use.",
+            )
         if module is None:
             module = Module(path, environment, timeout)
             _modules[str(path)] = module
@@ -234,7 +247,7 @@ def configured_modules() -> dict[str, Path]:
     found: dict[str, Path] = {}
     directories = _library_directories()
     for directory in _CONFIGURATION_DIRECTORIES:
-        for file in sorted(Path(directory).expanduser().glob("*.module")):
+        for file in sorted(Path(os.path.expanduser(directory)).glob("*.module")):
             for line in _lines(file):
                 key, _, value = line.partition(":")
                 if key.strip() == "module" and value.strip():
@@ -296,6 +309,9 @@ def _keep_modules_in_child() -> None:
     """
     import ctypes
 
+    global _modules_lock
+    # Another thread of the parent may have held it.
+    _modules_lock = threading.Lock()
     for module in _modules.values():
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.library))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
-from pkcs11.types import Object, Session, SignMixin
+from pkcs11.types import Object, Session, SignMixin, Slot
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure
@@ -167,26 +167,32 @@ def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> Si
         template[Attribute.LABEL] = uri.object
     if uri.id is not None:
         template[Attribute.ID] = uri.id
-    found = _private_keys(session, template)
+    found = private_keys(session, template)
     try:
         info, handle = found[select_key(uri, [info for info, _ in found], device)]
     except KeyNotFound:
-        everything = _private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+        everything = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
         select_key(uri, [info for info, _ in everything], device)
         raise
-    return _signing_key(session, info, handle, device)
+    return signing_key(session, info, handle, device)
 
 
-def _private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
+def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
+    """Search for private keys. Runs on the lane."""
     # A list at once: an abandoned search blocks the session.
-    return [
-        (KeyInfo(label=_read(key, Attribute.LABEL) or "", id=bytes(_read(key, Attribute.ID) or b"")), key)
-        for key in list(session.get_objects(template))
-    ]
+    return [(label_and_id(key), key) for key in list(session.get_objects(template))]
 
 
-def _signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> SigningKey:
-    kind = _read(handle, Attribute.KEY_TYPE)
+def label_and_id(found: Object) -> KeyInfo:
+    """Return what tells an object from others of its kind. Runs on the lane."""
+    return KeyInfo(
+        label=read_attribute(found, Attribute.LABEL) or "", id=bytes(read_attribute(found, Attribute.ID) or b"")
+    )
+
+
+def signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> SigningKey:
+    """Return what is known of a key that was found; raise KeyUnfit when it cannot sign what Entra accepts."""
+    kind = read_attribute(handle, Attribute.KEY_TYPE)
     if kind is not KeyType.RSA:
         raise KeyUnfit(
             f"The key {info} on {device} is of type {getattr(kind, 'name', kind)}, not RSA.",
@@ -199,15 +205,15 @@ def _signing_key(session: Session, info: KeyInfo, handle: Object, device: Device
         info=info,
         handle=handle,
         public_key=_public_key(session, info, handle, device),
-        mechanisms=_signing_mechanisms(session),
-        always_authenticate=bool(_read(handle, Attribute.ALWAYS_AUTHENTICATE)),
+        mechanisms=signing_mechanisms(session.token.slot),
+        always_authenticate=bool(read_attribute(handle, Attribute.ALWAYS_AUTHENTICATE)),
     )
 
 
 def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> PublicKey:
     # Most devices keep the public numbers with the private key; some only with the public one.
     for holder in _holders(session, info, handle):
-        modulus, exponent = _read(holder, Attribute.MODULUS), _read(holder, Attribute.PUBLIC_EXPONENT)
+        modulus, exponent = read_attribute(holder, Attribute.MODULUS), read_attribute(holder, Attribute.PUBLIC_EXPONENT)
         if modulus and exponent:
             return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
     raise KeyUnfit(
@@ -223,13 +229,14 @@ def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object
         yield from list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id}))
 
 
-def _signing_mechanisms(session: Session) -> frozenset[pkcs11.Mechanism]:
-    slot = session.token.slot
+def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
+    """Return the mechanisms that a plan may use and that sign on the device in `slot`. Runs on the lane."""
     offered = slot.get_mechanisms() & USED
     return frozenset(m for m in offered if slot.get_mechanism_info(m).flags & MechanismFlag.SIGN)
 
 
-def _read(holder: Object, attribute: Attribute) -> Any:
+def read_attribute(holder: Object, attribute: Attribute) -> Any:
+    """Return an attribute of an object, or None where it has none or does not tell. Runs on the lane."""
     try:
         return holder[attribute]
     except _ABSENT:

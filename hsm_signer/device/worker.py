@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -46,6 +47,8 @@ _GRACE = 0.25
 
 _START = 30.0
 """Seconds between two signs of life outside calls into the module: starting Python, importing, verifying."""
+
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 _LENGTH = struct.Struct("!I")
 
@@ -324,7 +327,8 @@ class _Worker:
         ours, theirs = socket.socketpair()
         # Not the caller's main module again, and no arguments that somebody could read.
         program = "from hsm_signer.device.worker import main; main()"
-        path = os.pathsep.join(entry for entry in sys.path if entry)
+        # This very package first, wherever it was found; then what else the caller can import.
+        path = os.pathsep.join([_ROOT, *filter(None, sys.path)])
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # this Python
                 # -P: the current directory is not where modules come from, or whoever owns it would choose them.

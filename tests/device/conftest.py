@@ -15,6 +15,7 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 
 from .stacks import Stack
 from .stacks.own import OwnStack
+from .stacks.p11_kit_remote import P11KitStack
 from .stacks.piv import PivStack, VirtualYubiKey
 from .stacks.softhsm import SoftHsmStack
 from .stacks.tpm import TpmStack
@@ -35,6 +36,8 @@ def running() -> Iterator[Running]:
                 started[name] = SoftHsmStack()
             elif name == "tpm":
                 started[name] = TpmStack()
+            elif name == "p11-kit":
+                started[name] = P11KitStack()
             else:
                 started["ykcs11"], started["opensc"] = VirtualYubiKey().stacks
         return started[name]

@@ -50,8 +50,8 @@ def right(refer: Refer, key: SoftHsmKey) -> Asked:
 
 
 def workers_of_this_process() -> list[int]:
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return [int(pid) for file in children for pid in file.read_text().split()]
+    children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    return [int(pid) for pid in children if b"hsm_signer.device.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_signatures_verify(refer: Refer, key: SoftHsmKey) -> None:

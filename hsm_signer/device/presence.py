@@ -1,0 +1,70 @@
+"""Which devices are there, and the one that a URI means."""
+
+import contextlib
+from dataclasses import dataclass
+
+import pkcs11
+from pkcs11 import TokenFlag
+from pkcs11.types import Slot, Token
+
+from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.match import DeviceInfo, select_device
+from hsm_signer.device.module import Module
+from hsm_signer.device.uri import Pkcs11Uri
+
+
+@dataclass(frozen=True)
+class PresentDevice:
+    """A device that is there: its slot, what it says of itself, and its flags as they were then."""
+
+    slot: Slot
+    info: DeviceInfo
+    flags: TokenFlag
+
+
+def find_device(module: Module, uri: Pkcs11Uri, timeout: float) -> PresentDevice:
+    """Find the one device `uri` means.
+
+    Raises:
+        DeviceNotFound, DeviceAmbiguous: none, or several, match.
+        DeviceGone, DeviceError: the module failed.
+        DeviceTimeout: it did not come back within `timeout` seconds.
+    """
+
+    def look() -> PresentDevice:
+        module.require_initialized()
+        try:
+            present = [describe(module, token) for token in present_tokens(module)]
+        except pkcs11.PKCS11Error as error:
+            raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
+        return present[select_device(uri, [found.info for found in present], str(module.path))]
+
+    return module.call("looking for the device", look, timeout)
+
+
+def present_tokens(module: Module) -> list[Token]:
+    """Return what PKCS#11 calls tokens: the devices that are there and set up. Runs on the lane."""
+    tokens = []
+    for slot in module.library.get_slots(token_present=True):
+        with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+            tokens.append(slot.get_token())
+    # SoftHSM always shows one more slot, empty and waiting to be initialised.
+    return [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
+
+
+def describe(module: Module, token: Token) -> PresentDevice:
+    """Return what a device says of itself. Runs on the lane."""
+    slot = token.slot
+    info = DeviceInfo(
+        label=token.label,
+        manufacturer=token.manufacturer_id,
+        model=token.model,
+        serial=token.serial.decode("utf-8", errors="replace").strip("\0 "),
+        slot_id=slot.slot_id,
+        slot_description=slot.slot_description,
+        slot_manufacturer=slot.manufacturer_id,
+        library_manufacturer=module.library.manufacturer_id,
+        library_description=module.library.library_description,
+        library_version=module.library.library_version,
+    )
+    return PresentDevice(slot, info, token.flags)
