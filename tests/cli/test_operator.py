@@ -1,0 +1,94 @@
+"""What is asked of, and shown to, the person at the terminal while a device wants something."""
+
+from collections.abc import Iterator
+
+import pytest
+from pkcs11 import TokenFlag
+
+from hsm_signer.testing import SoftHsm
+from tests.cli.conftest import PIN, Program, Settings, options
+from tests.cli.test_terminal import Terminal
+from tests.faults.control import FaultyModule
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
+    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
+        yield faulty
+
+
+def arguments(signing: Settings, faulty: FaultyModule, *more: str) -> list[str]:
+    return ["assertion", *options(signing, module=str(faulty.path)), *more]
+
+
+class TestLastTry:
+    @pytest.fixture(autouse=True)
+    def _one_try_left(self, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
+
+    def test_is_refused_without_the_option(self, program: Program, signing: Settings, faulty: FaultyModule) -> None:
+        result = program(*arguments(signing, faulty))
+        assert result.status == 4
+        assert "--allow-last-try" in result.stderr
+        assert faulty.calls("C_Login") == 0
+
+    def test_is_taken_with_it_where_there_is_nobody_to_ask(
+        self, program: Program, signing: Settings, faulty: FaultyModule
+    ) -> None:
+        assert program(*arguments(signing, faulty, "--allow-last-try")).status == 0
+
+    @pytest.mark.parametrize(("answer", "status", "logins"), [("yes", 0, 1), ("y", 4, 0), ("", 4, 0)])
+    def test_is_asked_about_once_more_on_a_terminal(
+        self,
+        program: Program,
+        signing: Settings,
+        faulty: FaultyModule,
+        terminal: Terminal,
+        answer: str,
+        status: int,
+        logins: int,
+    ) -> None:
+        command = arguments(signing, faulty, "--allow-last-try")
+        with program.start(*command, within=terminal.shell) as process:
+            terminal.wait_for("Type yes to go on")
+            terminal.type(answer + "\n")
+            terminal.wait_for(f"it ended with {status}")
+            terminal.type("\n")
+            process.communicate(timeout=60)
+        assert faulty.calls("C_Login") == logins
+
+
+def test_a_device_is_waited_for_on_request(program: Program, signing: Settings, faulty: FaultyModule) -> None:
+    faulty.absent(True)
+    with program.start(*arguments(signing, faulty, "--wait")) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Waiting for the device.")
+        faulty.absent(False)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout.count("."), stderr) == (0, 2, "")
+
+
+def test_the_cue_to_touch_appears_on_a_terminal_and_is_taken_away(
+    program: Program, signing: Settings, faulty: FaultyModule, terminal: Terminal
+) -> None:
+    faulty.rule("C_Sign", hang=1.5, times=1)
+    with program.start(*arguments(signing, faulty), stderr=terminal.program_side) as process:
+        terminal.wait_for("Touch the device")
+        stdout, _ = process.communicate(timeout=60)
+    terminal.wait_for("\r\x1b[K")
+    assert stdout.count(".") == 2
+
+
+def test_no_cue_is_written_where_there_is_no_terminal(
+    program: Program, signing: Settings, faulty: FaultyModule
+) -> None:
+    faulty.rule("C_Sign", hang=1.5, times=1)
+    result = program(*arguments(signing, faulty))
+    assert (result.status, result.stderr) == (0, "")
