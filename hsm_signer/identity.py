@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from hsm_signer.errors import (
     DeviceTimeout,
     HsmSignerError,
     KeyNotFound,
+    MechanismUnsupported,
     ModuleLoadError,
     PinError,
     PinIncorrect,
@@ -87,6 +88,8 @@ class Identity:
     send_chain: bool = False
     close: Callable[[], None] = lambda: None
     now: Callable[[], float] = time.time
+    # Filled once the device has turned out unable to sign what it offers.
+    _without_pss: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
         """Return a fresh client assertion. The device signs once.
@@ -107,14 +110,20 @@ class Identity:
             client_id=self.client_id,
             audience=audience,
             lifetime=lifetime,
-            algorithm=self.algorithm or self._best_algorithm(),
+            algorithm=self.algorithm or Algorithm.PS256,
             thumbprint=self.thumbprint,
             chain=tuple(certificate.der for certificate in certificates) if self.send_chain else (),
         )
+        if self.algorithm is None:
+            if Algorithm.PS256 in self.signer.algorithms and not self._without_pss:
+                try:
+                    return build_assertion(spec, self.signer, certificates[0], now)
+                except (MechanismUnsupported, SignatureInvalid) as error:
+                    # Some devices offer PSS and refuse its parameters, or force a salt of another length.
+                    logger.warning("%s Signing RS256 from now on.", error)
+                    self._without_pss.append(True)
+            spec = replace(spec, algorithm=Algorithm.RS256)
         return build_assertion(spec, self.signer, certificates[0], now)
-
-    def _best_algorithm(self) -> Algorithm:
-        return Algorithm.PS256 if Algorithm.PS256 in self.signer.algorithms else Algorithm.RS256
 
 
 class Keys:

@@ -100,7 +100,9 @@ class DeviceSigner:
         if not self.public_key.verify(algorithm, message, signature):
             raise SignatureInvalid(
                 f"{self._device.info} returned a signature that the public key of {self.key.info} does not verify.",
-                hint="Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
+                hint="Nothing was sent. Some devices force another salt on PSS: use --algorithm RS256."
+                if algorithm is Algorithm.PS256
+                else "Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
             )
         return signature
 

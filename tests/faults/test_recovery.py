@@ -1,5 +1,7 @@
 """What our own code makes of a device that misbehaves: recovered once, never wrong, a refused PIN presented once."""
 
+import base64
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pkcs11 import TokenFlag
+from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.config import profile_from_arguments
 from hsm_signer.crypto import Algorithm
@@ -22,6 +24,7 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceTimeout,
     HsmSignerError,
+    MechanismUnsupported,
     PinError,
     PinIncorrect,
     PinLastTry,
@@ -165,6 +168,54 @@ class TestSignature:
         with pytest.raises(SignatureInvalid):
             signer.sign(Algorithm.RS256, MESSAGE)
         assert faulty.calls("C_Sign") == 1
+
+
+class TestPss:
+    @pytest.fixture
+    def keys(self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[Keys]:
+        """The key, with the algorithm left to the device."""
+        profile = profile_from_arguments(
+            {
+                "client_id": "client",
+                "key": key.uri,
+                "module": faulty.path,
+                "module_environment": faulty.environment,
+                "algorithm": "auto",
+            }
+        )
+        keys = Keys(profile, Operator(prompt=Source(softhsm.pin)))
+        yield keys
+        keys.close()
+
+    @staticmethod
+    def algorithm(assertion: str) -> str:
+        algorithm: str = json.loads(base64.urlsafe_b64decode(assertion.split(".")[0] + "=="))["alg"]
+        return algorithm
+
+    def test_is_used_where_the_device_can(self, keys: Keys) -> None:
+        assert self.algorithm(keys.assertion("audience")) == "PS256"
+
+    def test_that_the_device_lacks_gives_way_to_rs256(self, keys: Keys, faulty: FaultyModule) -> None:
+        faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
+        assert self.algorithm(keys.assertion("audience")) == "RS256"
+
+    def test_whose_parameters_the_device_refuses_gives_way_to_rs256_for_good(
+        self, keys: Keys, faulty: FaultyModule
+    ) -> None:
+        faulty.rule("C_SignInit", rv=Rv.MECHANISM_PARAM_INVALID, times=1)
+        assert [self.algorithm(keys.assertion("audience")) for _ in range(2)] == ["RS256", "RS256"]
+
+    def test_of_another_salt_gives_way_to_rs256(self, keys: Keys, faulty: FaultyModule) -> None:
+        # To us a salt of another length and a corrupted signature are the same: one that does not verify.
+        faulty.rule("C_Sign", corrupt=True, times=1)
+        assert self.algorithm(keys.assertion("audience")) == "RS256"
+
+    def test_asked_for_by_name_names_the_way_out(self, device: Device, faulty: FaultyModule) -> None:
+        signer = device.signer()
+        faulty.rule("C_SignInit", rv=Rv.MECHANISM_PARAM_INVALID)
+        with pytest.raises(MechanismUnsupported) as caught:
+            signer.sign(Algorithm.PS256, MESSAGE)
+        assert "--algorithm RS256" in str(caught.value.hint)
 
 
 class TestPinState:
