@@ -209,6 +209,39 @@ def test_the_deadline_names_what_went_wrong_before_it(serve: Serve) -> None:
         http.post_form(f"http://127.0.0.1:{serve(status(503), stay_silent)}/", FORM, {})
 
 
+# Getting a document
+
+
+def test_a_document_is_got_with_nothing_but_its_address(serve: Serve, received: list[bytes]) -> None:
+    with HttpClient(timeout=5) as http:
+        answer = http.get(f"http://127.0.0.1:{serve(OK)}/metadata")
+    assert (answer.status, answer.body) == (200, b"{}")
+    head, _, body = received[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"GET /metadata HTTP/1.1\r\n")
+    assert b"content-length" not in head.lower()
+    assert body == b""
+
+
+def test_trouble_that_passes_is_overcome_in_getting_too(serve: Serve, clock: Clock) -> None:
+    http = HttpClient(timeout=30, sleep=clock.sleep, monotonic=clock.monotonic, now=clock.now, jitter=lambda: 1.0)
+    assert http.get(f"http://127.0.0.1:{serve(status(503), hang_up, OK)}/").status == 200
+    assert clock.slept == [1.0, 2.0]
+
+
+def test_a_redirect_is_not_followed_in_getting_either(serve: Serve, received: list[bytes]) -> None:
+    port = serve(status(302, "Location: https://evil.example/"))
+    with HttpClient(timeout=5) as http, pytest.raises(NetworkError, match=r"points to evil\.example; redirects"):
+        http.get(f"http://127.0.0.1:{port}/")
+    assert len(received) == 1
+
+
+def test_a_closed_client_gets_nothing() -> None:
+    http = HttpClient(timeout=1)
+    http.close()
+    with pytest.raises(RuntimeError):
+        http.get("http://127.0.0.1:1/")
+
+
 # Trying again
 
 

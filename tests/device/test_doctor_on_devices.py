@@ -1,0 +1,69 @@
+"""The doctor on every device of the matrix, as a person runs it: all is found well, and no PIN is asked for twice."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hsm_signer
+
+from .conftest import Running
+from .stacks import Stack, StackKey
+
+
+@pytest.fixture(params=["softhsm", "tpm", "ykcs11", "opensc"])
+def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
+    stack = running(request.param)
+    stack.reset()
+    yield stack
+    stack.reset()
+
+
+def statuses(stack: Stack, key: StackKey, home: Path) -> dict[str, str]:
+    """Return what the doctor says of each probe that needs no network."""
+    settings = {
+        "tenant": "contoso.example",
+        "client-id": "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001",
+        "key": key.uri,
+        "module": str(stack.module),
+        "pin-source": "env:DEVICE_PIN",
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from hsm_signer.cli import main; main()", "doctor", "--offline", "-o", "json"),
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ],
+        env={
+            **stack.environment,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
+            "HOME": str(home),
+            "DEVICE_PIN": stack.pin,
+        },
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    document = json.loads(done.stdout)
+    assert document["healthy"] is True, document
+    assert done.returncode == 0
+    return {finding["name"]: finding["status"] for finding in document["findings"]}
+
+
+def test_a_sound_device_is_found_sound_with_one_login(stack: Stack, tmp_path: Path) -> None:
+    found = statuses(stack, stack.key, tmp_path)
+    readers = "ok" if stack.name in ("ykcs11", "opensc") else "skipped"
+    # The certificates of the stacks are good for a month.
+    assert {name for name, status in found.items() if status == "warning"} <= {"certificate"}
+    assert (found["pcscd"], found["login"], found["protection"], found["signature"]) == (readers, "ok", "ok", "ok")
+    assert stack.presented() in (1, None)
+
+
+@pytest.mark.parametrize("stack", ["softhsm", "ykcs11", "opensc"], indirect=True)  # a TPM has no such key
+def test_a_key_that_always_authenticates_is_given_the_pin_once_more(stack: Stack, tmp_path: Path) -> None:
+    assert stack.always_authenticate_key is not None
+    assert statuses(stack, stack.always_authenticate_key, tmp_path)["signature"] == "ok"
+    assert stack.presented() in (2, None)

@@ -1,0 +1,531 @@
+"""The doctor on a real device and a real server, with one thing wrong at a time: what it finds, and what it leaves."""
+
+import itertools
+import re
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, TokenFlag
+from pkcs11.types import Session
+from pkcs11.util.rsa import encode_rsa_public_key
+
+from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import FixedLogin, Login, Pin, PinRequest
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.diagnosis import Status
+from hsm_signer.doctor import Finding, examine
+from hsm_signer.identity import Operator
+from hsm_signer.testing import EntraEmulator, SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.faults.control import FaultyModule
+
+TENANT = "contoso.example"
+CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
+GRAPH = "https://graph.microsoft.com/.default"
+PIN, WRONG_PIN = "orchard+4711", "meadow+0815"
+
+# What comes of each probe when all is well. That of pcscd depends on what else this process has loaded; it is examined
+# in processes of its own, in tests/cli.
+FINE = dict.fromkeys(
+    (
+        "configuration",
+        "module",
+        "device",
+        "pin",
+        "login",
+        "key",
+        "protection",
+        "mechanisms",
+        "certificate",
+        "signature",
+        "clock",
+        "openid",
+        "token",
+    ),
+    "ok",
+)
+
+
+def unexamined(*probes: str, because: str) -> dict[str, str]:
+    return dict.fromkeys(probes, f"skipped because {because}")
+
+
+def all_after(probe: str) -> dict[str, str]:
+    """What becomes of the probes that need the device when `probe` has failed."""
+    names = list(FINE)
+    return unexamined(*names[names.index(probe) + 1 : names.index("clock")], "token", because=probe)
+
+
+class CountingPin:
+    """Gives one PIN and counts how often it was asked."""
+
+    description = identity = "a test"
+    attended = True
+
+    def __init__(self, text: str = PIN) -> None:
+        self.text = text
+        self.asked = 0
+
+    def __call__(self, request: PinRequest) -> Login:
+        self.asked += 1
+        return Pin(self.text)
+
+
+@pytest.fixture(scope="module")
+def softhsm() -> Iterator[SoftHsm]:
+    with SoftHsm(label="doctor tests", pin=PIN) as softhsm:
+        yield softhsm
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
+    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
+        yield faulty
+
+
+def certify(softhsm: SoftHsm, key: SoftHsmKey, *, days: float, public_key: rsa.RSAPublicKey | None = None) -> bytes:
+    """Store a certificate beside a key, good for so many days from now on."""
+    start = datetime.now(UTC) - timedelta(days=400)
+    der = softhsm.issue_certificate(
+        public_key or key.public_key, not_before=start, not_after=datetime.now(UTC) + timedelta(days=days)
+    )
+    softhsm.add_certificate(der, key.label, key.id)
+    return der
+
+
+_ids = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def identity(softhsm: SoftHsm) -> SoftHsmKey:
+    """The key with which nothing is wrong."""
+    key = softhsm.add_key("good", bytes([next(_ids)]))
+    return replace(key, certificate=certify(softhsm, key, days=365))
+
+
+@pytest.fixture(scope="module")
+def entra(identity: SoftHsmKey) -> Iterator[EntraEmulator]:
+    assert identity.certificate is not None
+    with EntraEmulator() as entra:
+        entra.register(CLIENT, identity.certificate, tenant=TENANT)
+        yield entra
+
+
+@pytest.fixture(autouse=True)
+def _forget_requests(entra: EntraEmulator) -> None:
+    entra.requests.clear()
+
+
+@pytest.fixture
+def settings(softhsm: SoftHsm, identity: SoftHsmKey, entra: EntraEmulator) -> dict[str, object]:
+    """All that a sound profile says."""
+    return {
+        "tenant": TENANT,
+        "client_id": CLIENT,
+        "scope": GRAPH,
+        "key": identity.uri,
+        "module": softhsm.module,
+        "module_environment": softhsm.environment,
+        "authority": entra.authority,
+        "ca_bundle": str(entra.ca_file),
+        "network_timeout": 5.0,
+    }
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    with socket.socket() as bound:  # bound and not listening: nobody else can take it, and it refuses
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
+Examine = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def run(settings: dict[str, object]) -> Examine:
+    """Examine the sound profile with some settings changed, and return the findings."""
+
+    def run(
+        *,
+        pin: CountingPin | None = None,
+        offline: bool = False,
+        now: Callable[[], float] = time.time,
+        **changes: object,
+    ) -> list[Finding]:
+        profile = profile_from_arguments({**settings, **changes})
+        return list(examine(profile, Operator(prompt=pin or CountingPin()), offline=offline, now=now))
+
+    return run
+
+
+def outcome(findings: list[Finding]) -> Mapping[str, str]:
+    """Return what became of each probe but pcscd, in the words of FINE."""
+    return {finding.name: _outcome(finding) for finding in findings if finding.name != "pcscd"}
+
+
+def _outcome(finding: Finding) -> str:
+    culprit = re.search(r"because (\w+) failed", finding.detail)
+    return f"{finding.status} because {culprit[1]}" if culprit else str(finding.status)
+
+
+def found(findings: list[Finding], name: str) -> Finding:
+    (finding,) = (finding for finding in findings if finding.name == name)
+    return finding
+
+
+def fix(findings: list[Finding], name: str) -> str:
+    return found(findings, name).fix or ""
+
+
+class TestAllIsWell:
+    def test_every_probe_says_so_in_order(self, run: Examine) -> None:
+        findings = run()
+        assert list(outcome(findings).items()) == list(FINE.items())
+        assert [finding.fix for finding in findings if finding.status is Status.OK] == [None] * len(FINE)
+
+    def test_there_is_one_login_and_one_signature(self, run: Examine, faulty: FaultyModule) -> None:
+        pin = CountingPin()
+        assert outcome(run(module=faulty.path, pin=pin)) == FINE
+        assert (faulty.calls("C_Login"), faulty.calls("C_Sign"), pin.asked) == (1, 1, 1)
+
+    def test_a_key_that_always_authenticates_is_given_the_pin_once_more_and_asks_nobody(
+        self, run: Examine, faulty: FaultyModule
+    ) -> None:
+        faulty.always_authenticate(True)
+        pin = CountingPin()
+        findings = run(module=faulty.path, pin=pin)
+        assert outcome(findings) == FINE
+        assert "wants the PIN with each signature" in found(findings, "protection").detail
+        assert [login.context_specific for login in faulty.logins()] == [False, True]
+        assert (faulty.calls("C_Sign"), pin.asked) == (1, 1)
+
+    def test_the_token_is_asked_for_once(self, run: Examine, entra: EntraEmulator) -> None:
+        run()
+        assert [request.form["client_id"] for request in entra.requests] == [CLIENT]
+
+    def test_the_device_is_let_go(self, run: Examine, faulty: FaultyModule) -> None:
+        run(module=faulty.path)
+        assert faulty.calls("C_CloseSession") == faulty.calls("C_OpenSession") == 1
+
+    def test_the_device_is_let_go_when_the_rest_is_not_wanted(
+        self, settings: dict[str, object], faulty: FaultyModule
+    ) -> None:
+        profile = profile_from_arguments({**settings, "module": faulty.path})
+        with closing(examine(profile, Operator(prompt=CountingPin()))) as examination:
+            assert found_in(examination, "login").status is Status.OK
+        assert faulty.calls("C_CloseSession") == faulty.calls("C_OpenSession") == 1
+
+    def test_no_finding_shows_a_secret(self, run: Examine, entra: EntraEmulator) -> None:
+        shown = repr(run())
+        assert PIN not in shown
+        assert entra.requests[0].form["client_assertion"].rpartition(".")[2] not in shown
+        assert "eyJ" not in shown
+
+    def test_offline_nothing_is_sent(self, run: Examine, closed_port: int) -> None:
+        findings = run(offline=True, authority=f"https://127.0.0.1:{closed_port}")
+        assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "skipped", "token": "skipped"}
+        assert "--offline" in found(findings, "token").detail
+
+    def test_without_a_scope_no_token_is_asked_for(self, run: Examine, entra: EntraEmulator) -> None:
+        findings = run(scope=None)
+        assert outcome(findings) == {**FINE, "token": "skipped"}
+        assert "--scope" in fix(findings, "token")
+        assert entra.requests == []
+
+    def test_a_custom_token_endpoint_need_have_no_openid_configuration(
+        self, run: Examine, entra: EntraEmulator
+    ) -> None:
+        findings = run(tenant=None, authority=None, token_endpoint=entra.token_endpoint(TENANT))
+        assert outcome(findings) == {**FINE, "openid": "skipped"}
+
+    @pytest.mark.parametrize("algorithm", ["PS256", "auto"])
+    def test_another_algorithm_does_as_well(self, run: Examine, algorithm: str) -> None:
+        findings = run(algorithm=algorithm)
+        assert outcome(findings) == FINE
+        assert found(findings, "signature").detail.startswith("PS256")
+
+    def test_of_several_keys_the_first_is_examined(self, run: Examine, identity: SoftHsmKey) -> None:
+        findings = run(key=(identity.uri, "pkcs11:token=elsewhere"))
+        assert outcome(findings) == FINE
+        assert "of 2 keys only the first is examined" in found(findings, "configuration").detail
+
+
+def found_in(examination: Generator[Finding, None, None], name: str) -> Finding:
+    return next(finding for finding in examination if finding.name == name)
+
+
+class TestConfiguration:
+    def test_without_a_client_id_the_device_is_examined(self, run: Examine) -> None:
+        findings = run(client_id=None)
+        expected = unexamined("clock", "openid", "token", because="configuration")
+        assert outcome(findings) == {**FINE, "configuration": "failed", **expected}
+        assert "--client-id" in fix(findings, "configuration")
+
+    def test_a_scope_that_entra_refuses_costs_the_token_alone(self, run: Examine, entra: EntraEmulator) -> None:
+        expected = unexamined("token", because="configuration")
+        findings = run(scope="https://graph.microsoft.com/User.Read")
+        assert outcome(findings) == {**FINE, "configuration": "failed", **expected}
+        assert entra.requests == []
+
+    def test_without_a_pin_source_that_is_one_the_server_is_examined(self, run: Examine) -> None:
+        findings = run(pin_source="nonsense")
+        assert outcome(findings) == {**FINE, "configuration": "failed", **all_after("configuration")}
+
+    def test_of_two_things_wrong_both_are_told(self, run: Examine) -> None:
+        finding = found(run(pin_source="nonsense", tenant="common"), "configuration")
+        assert "no such PIN source" in finding.detail
+        assert "'common'" in finding.detail
+
+    def test_without_anything_nothing_else_is_examined(self) -> None:
+        names = list(FINE)[1:]
+        assert outcome(list(examine(Profile()))) == {
+            "configuration": "failed",
+            **unexamined(*names, because="configuration"),
+        }
+
+
+class TestModuleAndDevice:
+    def test_a_module_that_is_none(self, run: Examine, tmp_path: Path) -> None:
+        file = tmp_path / "module.so"
+        file.write_text("no library")
+        findings = run(module=file)
+        assert outcome(findings) == {**FINE, "module": "failed", **all_after("module")}
+        assert str(file) in found(findings, "module").detail
+        assert found(findings, "pcscd").detail == "Not examined, because module failed."
+
+    def test_a_device_that_is_not_there(self, run: Examine) -> None:
+        findings = run(key="pkcs11:token=elsewhere;id=%01")
+        assert outcome(findings) == {**FINE, "device": "failed", **all_after("device")}
+        assert "token=doctor%20tests" in found(findings, "device").detail
+
+    @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
+    def test_a_pin_that_must_not_be_tried(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
+        faulty.flags(set=flag)
+        pin = CountingPin()
+        findings = run(module=faulty.path, pin=pin)
+        assert outcome(findings) == {**FINE, "pin": "failed", **all_after("pin")}
+        assert (pin.asked, faulty.logins()) == (0, [])
+
+    @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_COUNT_LOW])
+    def test_a_pin_of_which_to_be_sure(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
+        faulty.flags(set=flag)
+        assert outcome(run(module=faulty.path, allow_last_try=True)) == {**FINE, "pin": "warning"}
+
+    def test_a_device_that_says_no_pin_is_set_may_still_take_one(self, run: Examine, faulty: FaultyModule) -> None:
+        faulty.flags(clear=TokenFlag.USER_PIN_INITIALIZED)
+        assert outcome(run(module=faulty.path)) == {**FINE, "pin": "warning"}
+
+    def test_a_pin_pad(self, run: Examine, faulty: FaultyModule) -> None:
+        faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+        findings = run(module=faulty.path, pin_source="protected")
+        assert outcome(findings) == FINE
+        assert "pad" in found(findings, "login").detail
+
+    def test_no_login_hides_the_key(self, run: Examine) -> None:
+        findings = run(pin_source="none")
+        assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
+        assert "without a login" in found(findings, "login").detail
+
+    def test_a_wrong_pin_is_presented_once(self, run: Examine, faulty: FaultyModule) -> None:
+        pin = CountingPin(WRONG_PIN)
+        findings = run(module=faulty.path, pin=pin)
+        assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
+        assert [login.right for login in faulty.logins()] == [False]
+        assert pin.asked == 1
+        assert WRONG_PIN not in repr(findings)
+        # SoftHSM remembers it until a right one comes.
+        assert outcome(run()) == {**FINE, "pin": "warning"}
+
+    def test_a_login_that_hangs_costs_what_needs_the_device(self, run: Examine, faulty: FaultyModule) -> None:
+        faulty.rule("C_Login", hang=float("inf"))
+        findings = run(module=faulty.path, device_timeout=0.3)
+        assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
+
+    def test_an_error_nobody_foresaw_is_a_finding_that_quotes_nothing(self, settings: dict[str, object]) -> None:
+        class Broken(CountingPin):
+            def __call__(self, request: PinRequest) -> Login:
+                raise ZeroDivisionError(f"the PIN is {PIN}")
+
+        findings = list(examine(profile_from_arguments(settings), Operator(prompt=Broken())))
+        assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
+        assert "ZeroDivisionError" in found(findings, "login").detail
+        assert PIN not in repr(findings)
+
+
+class TestKey:
+    def test_a_key_that_is_not_there(self, run: Examine) -> None:
+        findings = run(key="pkcs11:token=doctor%20tests;object=other")
+        assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
+        assert "object=good" in found(findings, "key").detail
+
+    @pytest.mark.parametrize(
+        ("label", "private_key"),
+        [
+            ("elliptic", ec.generate_private_key(ec.SECP256R1())),
+            ("short", rsa.generate_private_key(65537, 1024)),  # noqa: S505
+        ],
+        ids=["elliptic", "short"],
+    )
+    def test_a_key_that_entra_refuses(
+        self, run: Examine, softhsm: SoftHsm, label: str, private_key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+    ) -> None:
+        key = softhsm.import_key(private_key, label, bytes([next(_ids)]))
+        assert outcome(run(key=key.uri)) == {**FINE, "key": "failed", **all_after("key")}
+
+    def test_a_key_that_can_be_taken_out_of_the_device(
+        self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
+    ) -> None:
+        key = add_open_key(softhsm)
+        entra.register(CLIENT, certify(softhsm, key, days=365), tenant=TENANT)
+        findings = run(key=key.uri)
+        assert outcome(findings) == {**FINE, "protection": "warning"}
+        concerns = re.findall(r"CKA_\w+", found(findings, "protection").detail)
+        assert concerns == ["CKA_SENSITIVE", "CKA_EXTRACTABLE"]
+
+    def test_a_key_that_was_made_elsewhere(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
+        key = softhsm.import_key(rsa.generate_private_key(65537, 2048), "imported", bytes([next(_ids)]))
+        entra.register(CLIENT, certify(softhsm, key, days=365), tenant=TENANT)
+        findings = run(key=key.uri)
+        assert outcome(findings) == {**FINE, "protection": "warning"}
+        assert "CKA_LOCAL" in found(findings, "protection").detail
+
+    def test_an_algorithm_that_the_device_lacks(self, run: Examine, faulty: FaultyModule) -> None:
+        faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
+        findings = run(module=faulty.path, algorithm="PS256")
+        expected = unexamined("signature", "token", because="mechanisms")
+        assert outcome(findings) == {**FINE, "mechanisms": "failed", **expected}
+        assert "RS256" in fix(findings, "mechanisms")
+
+    def test_a_lack_that_nobody_minds(self, run: Examine, faulty: FaultyModule) -> None:
+        faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
+        findings = run(module=faulty.path)
+        assert outcome(findings) == FINE
+        assert "PS256 is not offered" in found(findings, "mechanisms").detail
+
+    def test_a_signature_that_is_false(self, run: Examine, faulty: FaultyModule, entra: EntraEmulator) -> None:
+        faulty.rule("C_Sign", corrupt=True)
+        findings = run(module=faulty.path)
+        assert outcome(findings) == {**FINE, "signature": "failed", **unexamined("token", because="signature")}
+        assert entra.requests == []
+
+
+def add_open_key(softhsm: SoftHsm) -> SoftHsmKey:
+    """Have SoftHSM make a key that it gives away to whoever is logged in."""
+    key_id = bytes([next(_ids)])
+
+    def generate(session: Session) -> bytes:
+        public, _ = session.generate_keypair(
+            KeyType.RSA,
+            2048,
+            id=key_id,
+            label="open",
+            store=True,
+            capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+            private_template={Attribute.PRIVATE: True, Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True},
+        )
+        return encode_rsa_public_key(public)
+
+    uri = Pkcs11Uri(token=softhsm.label, id=key_id)
+    reference = KeyReference(uri, FixedLogin(Pin(PIN), "a test"), softhsm.module, softhsm.environment, writable=True)
+    with open_device(reference) as device:
+        public_key = load_der_public_key(device.call("generating a key", generate))
+    assert isinstance(public_key, rsa.RSAPublicKey)
+    return SoftHsmKey(str(uri), "open", key_id, public_key)
+
+
+# The device shows that it signs all the same.
+NO_CERTIFICATE = {**FINE, "certificate": "failed", **unexamined("token", because="certificate")}
+
+
+class TestCertificate:
+    def test_none(self, run: Examine, softhsm: SoftHsm) -> None:
+        findings = run(key=softhsm.add_key("bare", bytes([next(_ids)])).uri)
+        assert outcome(findings) == NO_CERTIFICATE
+        assert "--certificate" in fix(findings, "certificate")
+
+    def test_one_that_has_expired(self, run: Examine, softhsm: SoftHsm) -> None:
+        key = softhsm.add_key("expired", bytes([next(_ids)]))
+        certify(softhsm, key, days=-1)
+        findings = run(key=key.uri)
+        assert outcome(findings) == NO_CERTIFICATE
+        assert "expired on" in found(findings, "certificate").detail
+
+    def test_one_of_another_key(self, run: Examine, softhsm: SoftHsm) -> None:
+        key = softhsm.add_key("mismatched", bytes([next(_ids)]))
+        certify(softhsm, key, days=365, public_key=rsa.generate_private_key(65537, 2048).public_key())
+        findings = run(key=key.uri)
+        assert outcome(findings) == NO_CERTIFICATE
+        assert "another key" in found(findings, "certificate").detail
+
+    def test_one_that_ends_soon(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
+        key = softhsm.add_key("ending", bytes([next(_ids)]))
+        entra.register(CLIENT, certify(softhsm, key, days=10.5), tenant=TENANT)
+        findings = run(key=key.uri)
+        assert outcome(findings) == {**FINE, "certificate": "warning"}
+        assert "10 days left" in found(findings, "certificate").detail
+
+    def test_one_that_entra_does_not_know(
+        self, run: Examine, softhsm: SoftHsm, identity: SoftHsmKey, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "other.der"
+        file.write_bytes(softhsm.issue_certificate(identity.public_key, not_after=datetime.now(UTC) + timedelta(365)))
+        findings = run(certificate=file)
+        assert outcome(findings) == {**FINE, "token": "failed"}
+        assert re.search(r"AADSTS700027.*Correlation id: [0-9a-f-]{36}\.", found(findings, "token").detail)
+        assert "upload" in fix(findings, "token")
+
+
+class TestServer:
+    def test_a_clock_that_entra_forgives(self, run: Examine) -> None:
+        findings = run(now=lambda: time.time() - 60)
+        assert outcome(findings) == {**FINE, "clock": "warning"}
+        assert re.search(r"(59|60|61) seconds behind", found(findings, "clock").detail)
+
+    @pytest.mark.parametrize("seconds", [-3600, 3600])
+    def test_a_clock_that_entra_does_not_forgive(self, run: Examine, entra: EntraEmulator, seconds: int) -> None:
+        findings = run(now=lambda: time.time() + seconds)
+        assert outcome(findings) == {**FINE, "clock": "failed", **unexamined("token", because="clock")}
+        assert entra.requests == []
+
+    def test_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
+        findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=0.4)
+        expected = unexamined("token", because="openid")
+        assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
+        assert "was refused" in found(findings, "openid").detail
+
+    def test_a_custom_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
+        findings = run(
+            tenant=None,
+            authority=None,
+            token_endpoint=f"https://127.0.0.1:{closed_port}/token",
+            network_timeout=0.4,
+        )
+        expected = unexamined("token", because="openid")
+        assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
+
+    def test_one_that_is_not_trusted_gets_no_assertion(self, run: Examine, entra: EntraEmulator) -> None:
+        findings = run(ca_bundle=None)
+        expected = unexamined("token", because="openid")
+        assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
+        assert "--ca-bundle" in fix(findings, "openid")
+        assert entra.requests == []
+
+    def test_a_ca_bundle_that_is_none(self, run: Examine, tmp_path: Path) -> None:
+        findings = run(ca_bundle=tmp_path / "none.pem")
+        expected = unexamined("token", because="openid")
+        assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
+
+    def test_one_that_does_not_know_the_tenant(self, run: Examine) -> None:
+        findings = run(tenant="fabrikam.example")
+        assert outcome(findings) == {**FINE, "openid": "failed", "token": "failed"}
+        assert "--tenant" in fix(findings, "openid")
