@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import signal
@@ -17,7 +18,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from hsm_signer import __version__
-from hsm_signer.cli import device, doctor, emulator, exchange, inspection
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
 
@@ -55,18 +55,17 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-app = typer.Typer(
-    name="hsm-signer",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="An option falls back to its variable, then to the profile, then to the AZURE variable, then to a default.",
-)
-exchange.register(app)
-inspection.register(app)
-device.register(app)
-doctor.register(app)
-emulator.register(app)
+# Where each command lives, in the order of the help.
+_HOMES = {
+    "token": "exchange",
+    "assertion": "exchange",
+    "decode": "inspection",
+    "verify": "inspection",
+    "explain": "inspection",
+    "device": "device",
+    "doctor": "doctor",
+    "emulator": "emulator",
+}
 
 
 def _show_version(wanted: bool) -> None:
@@ -75,7 +74,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     context: typer.Context,
     config: Annotated[
@@ -105,6 +103,27 @@ def options(
     context.obj = GlobalOptions(config, profile)
 
 
+def make_program(arguments: Sequence[str]) -> typer.Typer:
+    """Return the program with the commands that `arguments` may mean.
+
+    Making a command costs milliseconds, most of them for its options: a command line that begins with its command
+    loads no other. Any other may want help, completion, or a hint at the right spelling, and gets all.
+    """
+    program = typer.Typer(
+        name="hsm-signer",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="An option falls back to its variable, then to the profile, then to the AZURE variable, then to a "
+        "default.",
+    )
+    program.callback()(options)
+    first = arguments[0] if arguments else ""
+    for home in [_HOMES[first]] if first in _HOMES else dict.fromkeys(_HOMES.values()):
+        importlib.import_module(f"hsm_signer.cli.{home}").register(program)
+    return program
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit status. Nothing escapes: every error is explained on stderr.
 
@@ -113,7 +132,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     as_json = _wants_json(arguments)
     try:
-        status = app(args=list(arguments), prog_name="hsm-signer", standalone_mode=False)
+        program = make_program(arguments)
+        status = program(args=list(arguments), prog_name="hsm-signer", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HsmSignerError as error:
         print_error(error, as_json=as_json)

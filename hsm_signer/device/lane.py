@@ -8,10 +8,11 @@ runs.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceTimeout
 
@@ -22,6 +23,34 @@ MOMENT = 1.0
 
 Slow: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Given what is done, shows it to a person for as long as it takes."""
+
+
+class _Job(Generic[T]):
+    """A call: waiting for its turn, or, since `started` on the monotonic clock, inside the module.
+
+    It is abandoned when its caller was interrupted, by Ctrl-C say, and nobody waits for it any more.
+    """
+
+    def __init__(self, what: str, function: Callable[[], T], timeout: float) -> None:
+        self.what = what
+        self.timeout = timeout
+        self.started: float | None = None
+        self.abandoned = False
+        self.future: Future[T] = Future()
+        self._function = function
+
+    def run(self) -> None:
+        self.started = time.monotonic()
+        try:
+            result = self._function()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+    def left(self) -> float:
+        """Seconds until it must be back; all of them while it has not begun."""
+        return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
 
 
 class Lane:
@@ -39,10 +68,10 @@ class Lane:
 
     def __init__(self, module: str) -> None:
         self._module = module
-        self._turn = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._in_flight: Future[Any] | None = None
+        self._jobs: queue.SimpleQueue[_Job[Any]] = queue.SimpleQueue()
+        self._current: _Job[Any] | None = None
         self._overrun: str | None = None
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
@@ -57,41 +86,72 @@ class Lane:
         Raises:
             DeviceTimeout: this call, or one before it, did not come back in time.
         """
-        with self._turn:
-            self._require_idle(timeout)
-            if Lane.watchman is not None:
-                Lane.watchman(timeout)
-                return function()
-            future: Future[T] = Future()
-            self._submit(future, function)
+        if Lane.watchman is not None:
+            Lane.watchman(timeout)
+            return function()
+        job = _Job(what, function, timeout)
+        self._submit(job)
+        try:
             if slow is None or timeout <= MOMENT:
-                return self._result(future, what, timeout, timeout)
-            if not wait([future], MOMENT).done:
-                with slow(what):
-                    return self._result(future, what, timeout, timeout - MOMENT)
-            return future.result()
+                return self._result(job)
+            with suppress(TimeoutError):
+                return job.future.result(MOMENT)
+            if job.future.done():
+                return job.future.result()
+            with slow(what):
+                return self._result(job)
+        except BaseException:
+            job.abandoned = True
+            # Without effect on one that has begun: only its own end frees the module.
+            job.future.cancel()
+            raise
 
     @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module: one that overran, or whose caller was interrupted."""
-        return self._in_flight is not None and not self._in_flight.done()
+        return self._current is not None
 
-    def _result(self, future: "Future[T]", what: str, timeout: float, left: float) -> T:
-        try:
-            return future.result(left)
-        except TimeoutError:
-            if future.done():
-                # It came back in that instant, or failed with a TimeoutError of its own.
-                return future.result()
-            self._overrun = what
-            raise self._timed_out(f"The module did not come back from {what} within {timeout:g} s") from None
+    def _submit(self, job: _Job[Any]) -> None:
+        with self._lock:
+            if self._overrun is not None:
+                raise self._timed_out(f"An earlier call into the module, {self._overrun}, did not come back in time")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"lane {self._module}", daemon=True)
+                self._thread.start()
+            self._jobs.put(job)
 
-    def _require_idle(self, timeout: float) -> None:
-        if self._overrun is not None:
-            raise self._timed_out(f"An earlier call into the module, {self._overrun}, did not come back in time")
-        # A caller interrupted by Ctrl-C leaves its call running. Only its end frees the module.
-        if self._in_flight is not None and not wait([self._in_flight], timeout).done:
-            raise self._timed_out("A call into the module that was interrupted has not come back")
+    def _result(self, job: _Job[T]) -> T:
+        asked = time.monotonic()
+        while True:
+            # Before its turn it waits for another call, which has a deadline of its own; unless nobody minds that one.
+            current = job if job.started is not None else self._current or job
+            orphan = current is not job and current.abandoned
+            left = asked + job.timeout - time.monotonic() if orphan else current.left()
+            try:
+                return job.future.result(max(left, 0))
+            except TimeoutError:
+                if job.future.done():
+                    # It came back in that instant, or failed with a TimeoutError of its own.
+                    return job.future.result()
+                if current.started is None or current is not self._current:
+                    continue
+                if orphan:
+                    raise self._timed_out("A call into the module that was interrupted has not come back") from None
+                if current.left() <= 0:
+                    self._close(current)
+                    raise self._timed_out(
+                        f"The module did not come back from {current.what} within {current.timeout:g} s"
+                    ) from None
+
+    def _close(self, overrun: _Job[Any]) -> None:
+        """Send nothing further, and let those who wait for their turn know."""
+        with self._lock:
+            self._overrun = overrun.what
+            while not self._jobs.empty():
+                waiting = self._jobs.get()
+                if waiting.future.set_running_or_notify_cancel():
+                    what = f"An earlier call into the module, {overrun.what}, did not come back in time"
+                    waiting.future.set_exception(self._timed_out(what))
 
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(
@@ -100,22 +160,10 @@ class Lane:
             "a slow device may need a longer --device-timeout.",
         )
 
-    def _submit(self, future: "Future[T]", function: Callable[[], T]) -> None:
-        def job() -> None:
-            try:
-                result = function()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        # Also the first call of a forked child: threads do not survive a fork.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name=f"lane {self._module}", daemon=True)
-            self._thread.start()
-        self._in_flight = future
-        self._jobs.put(job)
-
     def _run(self) -> None:
         while True:
-            self._jobs.get()()
+            job = self._jobs.get()
+            if self._overrun is None and job.future.set_running_or_notify_cancel():
+                self._current = job
+                job.run()
+                self._current = None
