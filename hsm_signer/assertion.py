@@ -27,6 +27,10 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """RFC 7523 section 2.2."""
 
 
+# json.dumps would make one of these each time.
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 class Thumbprint(StrEnum):
     """Which hash of the certificate the header names it by."""
 
@@ -172,7 +176,7 @@ def base64url_decode(text: str) -> bytes:
 
 
 def _encode_json(value: dict[str, Any]) -> str:
-    return base64url_encode(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
+    return base64url_encode(_COMPACT.encode(value).encode("utf-8"))
 
 
 def _decode(text: str, part: str) -> bytes:
