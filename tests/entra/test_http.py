@@ -1,6 +1,7 @@
 """The HTTP client against real sockets: deadline, retries, limits, TLS, proxies, and what must not leak."""
 
 import logging
+import select
 import signal
 import socket
 import ssl
@@ -454,21 +455,17 @@ def test_a_name_that_does_not_resolve_is_told_apart(clock: Clock, monkeypatch: p
 def tunnel_to(target: int) -> Callable[[socket.socket, threading.Event], None]:
     """Answer CONNECT as a proxy does, but connect every name to this port."""
 
-    def relay(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
     def tunnel(connection: socket.socket, closing: threading.Event) -> None:
+        # In one thread: a TLS connection may not be read and written by two at a time.
         with socket.create_connection(("127.0.0.1", target), timeout=5) as onward:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=relay, args=(onward, connection), daemon=True)
-            back.start()
-            relay(connection, onward)
-            back.join(5)
+            other = {connection: onward, onward: connection}
+            while not closing.is_set():
+                waiting = isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+                for source in [connection] if waiting else select.select(list(other), [], [], 5)[0]:
+                    if not (data := source.recv(65536)):
+                        return
+                    other[source].sendall(data)
 
     return tunnel
 
