@@ -47,6 +47,12 @@ class UriError(ConfigError):
         self.position = position
 
 
+class ScopeError(ConfigError, ValueError):
+    """No token can be asked for by these scopes. A ValueError too, which the Azure SDKs raise for such."""
+
+    code = "scope_error"
+
+
 class JwtError(ConfigError):
     """Text that should be a compact JWT is not one."""
 
@@ -82,6 +88,12 @@ class DeviceGone(DeviceError):
     """The device was there and is not any more, or its session was lost."""
 
     code = "device_gone"
+
+
+class DeviceReadOnly(DeviceError):
+    """The device cannot be changed with what the user's PIN allows."""
+
+    code = "device_read_only"
 
 
 class MechanismUnsupported(DeviceError):
@@ -165,8 +177,14 @@ class KeyAmbiguous(KeyLookupError):
     code = "key_ambiguous"
 
 
+class KeyExists(KeyLookupError):
+    """The label or the id of a key to be made is taken."""
+
+    code = "key_exists"
+
+
 class KeyUnfit(KeyLookupError):
-    """The key cannot sign what Entra accepts: it is not RSA, or not for signing."""
+    """The key cannot sign what Entra accepts, or is not what was asked for."""
 
     code = "key_unfit"
 
@@ -175,6 +193,12 @@ class CertificateNotFound(KeyLookupError):
     """There is no certificate for the key."""
 
     code = "certificate_not_found"
+
+
+class CertificateExists(KeyLookupError):
+    """The key has a certificate already, and nobody allowed to replace it."""
+
+    code = "certificate_exists"
 
 
 class CertificateMismatch(KeyLookupError):

@@ -23,12 +23,12 @@ STATUS_OF_FAMILY: dict[type[HsmSignerError], int] = {
     app.InternalError: 70,
 }
 FAMILY = {
-    errors.ConfigError: "UriError JwtError",
-    errors.DeviceError: "ModuleLoadError DeviceNotFound DeviceAmbiguous DeviceGone MechanismUnsupported "
-    "SignatureInvalid",
+    errors.ConfigError: "UriError ScopeError JwtError",
+    errors.DeviceError: "ModuleLoadError DeviceNotFound DeviceAmbiguous DeviceGone DeviceReadOnly "
+    "MechanismUnsupported SignatureInvalid",
     errors.PinError: "PinIncorrect PinLocked PinLastTry PinRefusedBefore PinUnavailable",
-    errors.KeyLookupError: "KeyNotFound KeyAmbiguous KeyUnfit CertificateNotFound CertificateMismatch "
-    "CertificateUnusable",
+    errors.KeyLookupError: "KeyNotFound KeyAmbiguous KeyExists KeyUnfit CertificateNotFound CertificateExists "
+    "CertificateMismatch CertificateUnusable",
 }
 
 

@@ -1,0 +1,45 @@
+"""Telling systemd how a service is doing (sd_notify(3)): ready, alive, in words, and on its way out."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServiceManager:
+    """Where systemd listens, and how often it wants to hear something.
+
+    Attributes:
+        address: of its socket, as sd_notify(3) writes it; None where nobody listens.
+        watchdog: seconds of silence after which the service is taken for hung; None for as many as it likes.
+    """
+
+    address: str | None = None
+    watchdog: float | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "ServiceManager":
+        """Return what NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID say, where they are meant for this process."""
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        # sd_watchdog_enabled(3): without WATCHDOG_PID it is meant for whoever reads it.
+        is_ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        watched = is_ours and microseconds.isdecimal() and int(microseconds) > 0
+        return cls(environ.get("NOTIFY_SOCKET") or None, int(microseconds) / 1e6 if watched else None)
+
+    def tell(self, **state: str | int) -> None:
+        """Send assignments such as ``READY=1`` in one datagram, without waiting for anybody to take it.
+
+        That nobody does is no error (sd_notify(3)).
+
+        Args:
+            state: by the names of sd_notify(3).
+        """
+        if self.address is None or self.address[0] not in "/@":
+            return
+        # unix(7): the name of an abstract socket begins with NUL.
+        address = "\0" + self.address[1:] if self.address[0] == "@" else self.address
+        message = "\n".join(f"{name}={' '.join(str(value).splitlines())}" for name, value in state.items())
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(message.encode(), socket.MSG_DONTWAIT, address)

@@ -1,0 +1,147 @@
+"""Private files are whole, have their mode from the start, and stand where nobody else can put one."""
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
+from hsm_signer.private_file import others_can_write, warn_unless_in_memory, write_private
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_the_mode_is_the_one_asked_for_under_any_umask(file: Path, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_private(file, lambda: "text", mode=mode)
+    finally:
+        os.umask(before)
+    assert mode_of(file) == mode
+
+
+def test_the_group_is_the_one_asked_for(file: Path) -> None:
+    # Root may choose any.
+    group = 4711 if os.geteuid() == 0 else [os.getegid(), *os.getgroups()][-1]
+    write_private(file, lambda: "text", mode=0o640, group=group)
+    assert file.stat().st_gid == group
+
+
+def test_mode_and_group_are_there_before_the_content(file: Path) -> None:
+    seen = []
+
+    def make() -> str:
+        (temporary,) = file.parent.iterdir()
+        seen.append((mode_of(temporary), temporary.stat().st_size))
+        return "text"
+
+    write_private(file, make, mode=0o640)
+    assert seen == [(0o640, 0)]
+
+
+def test_it_holds_the_text_and_nothing_else(file: Path) -> None:
+    write_private(file, lambda: "text", mode=0o600)
+    assert file.read_bytes() == b"text"
+    assert os.listdir(file.parent) == ["file"]
+
+
+def test_a_reader_sees_the_old_text_or_the_new_one_whole(file: Path) -> None:
+    texts = ["a" * 3000, "b" * 5000]
+    write_private(file, lambda: texts[0], mode=0o600)
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add((file.read_text(), mode_of(file)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for turn in range(300):
+            write_private(file, lambda turn=turn: texts[turn % 2], mode=0o600)  # type: ignore[misc]  # its default
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= {(text, 0o600) for text in texts}
+
+
+@pytest.mark.parametrize("error", [HsmSignerError("The device is away."), KeyboardInterrupt()])
+def test_what_fails_half_way_leaves_the_file_of_before(file: Path, error: BaseException) -> None:
+    file.write_text("of before")
+
+    def fail() -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        write_private(file, fail, mode=0o600)
+    assert os.listdir(file.parent) == ["file"]
+    assert file.read_text() == "of before"
+
+
+def test_a_link_is_replaced_and_not_followed(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("of somebody else")
+    file.symlink_to(target)
+    write_private(file, lambda: "text", mode=0o600)
+    assert not file.is_symlink()
+    assert target.read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_directory_where_others_can_write_is_refused_before_the_text_is_made(file: Path, mode: int) -> None:
+    file.parent.chmod(mode)
+    with pytest.raises(ConfigError, match=f"mode {mode:04o}"):
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert os.listdir(file.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "others"),
+    [(1000, 0o755, False), (0, 0o755, False), (1001, 0o700, True), (1000, 0o775, True), (0, 0o1777, True)],
+)
+def test_a_directory_is_private_to_its_owner_and_root(owner: int, mode: int, others: bool) -> None:
+    status = os.stat_result((stat.S_IFDIR | mode, 1, 1, 1, owner, owner, 0, 0, 0, 0))
+    assert others_can_write(status, 1000) is others
+
+
+def in_no_directory(file: Path) -> Path:
+    return file / "nowhere" / "file"
+
+
+def on_a_directory(file: Path) -> Path:
+    file.mkdir()
+    return file
+
+
+@pytest.mark.parametrize("place", [in_no_directory, on_a_directory])
+def test_what_cannot_be_written_is_explained(file: Path, place: Callable[[Path], Path]) -> None:
+    with pytest.raises(OutputError) as caught:
+        write_private(place(file), lambda: "text", mode=0o600)
+    assert str(file) in caught.value.message
+    assert caught.value.hint is not None
+
+
+class TestWarning:
+    def test_comes_where_files_end_up_on_a_disk(self, caplog: pytest.LogCaptureFixture) -> None:
+        # What /proc shows is the kernel's own, and no memory of ours.
+        warn_unless_in_memory(Path("/proc"))
+        assert "/proc is not in memory (proc)" in caplog.text
+
+    @pytest.mark.parametrize("directory", ["/dev/shm", "/nowhere"])  # noqa: S108
+    def test_does_not_come_in_memory_or_where_it_cannot_be_told(
+        self, directory: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        warn_unless_in_memory(Path(directory))
+        assert caplog.text == ""
