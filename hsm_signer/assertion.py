@@ -1,4 +1,4 @@
-"""The client assertion: strict base64url, the compact JWS around a signature, and Entra's claims; pure but for signing.
+"""Client assertions and proofs: strict base64url, the compact JWS around a signature, the claims; pure but for signing.
 
 RFC 7515 is the envelope, RFC 7523 section 3 the claims, and Microsoft's page on certificate credentials the header:
 https://learn.microsoft.com/entra/identity-platform/certificate-credentials
@@ -26,6 +26,11 @@ MAXIMUM_LIFETIME = 86400
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """RFC 7523 section 2.2."""
 
+PROOF_AUDIENCE = "00000002-0000-0000-c000-000000000000"
+"""Who reads a proof of possession: the directory behind Microsoft Graph."""
+
+PROOF_LIFETIME = 600
+"""Seconds. Graph accepts no proof that lives longer."""
 
 # json.dumps would make one of these each time.
 _COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -81,11 +86,29 @@ def build_assertion(
     Raises:
         HsmSignerError: whatever the signer raises.
     """
-    header = assertion_header(spec, certificate)
     claims = assertion_claims(spec, int(now), jti or uuid.uuid4())
-    signing_input = f"{_encode_json(header)}.{_encode_json(claims)}"
-    signature = signer.sign(spec.algorithm, signing_input.encode("ascii"))
-    return f"{signing_input}.{base64url_encode(signature)}"
+    return _signed_jwt(assertion_header(spec, certificate), claims, signer, spec.algorithm)
+
+
+def build_proof(object_id: str, signer: Signer, certificate: Certificate, now: float) -> str:
+    """Return the proof of possession that Microsoft Graph's addKey and removeKey ask for, as a compact JWT.
+
+    RS256 with ``x5t``: Graph documents no other.
+    https://learn.microsoft.com/graph/application-rollkey-prooftoken
+
+    Args:
+        object_id: of the application or service principal whose credentials change; not its client id.
+        signer: holds a key that is registered there now; called once.
+        certificate: of that key.
+        now: epoch seconds.
+
+    Raises:
+        HsmSignerError: whatever the signer raises.
+    """
+    header = {"alg": Algorithm.RS256.value, "typ": "JWT", "x5t": base64url_encode(certificate.sha1)}
+    begin = int(now)
+    claims = {"aud": PROOF_AUDIENCE, "iss": object_id, "nbf": begin, "exp": begin + PROOF_LIFETIME}
+    return _signed_jwt(header, claims, signer, Algorithm.RS256)
 
 
 def assertion_header(spec: AssertionSpec, certificate: Certificate) -> dict[str, Any]:
@@ -173,6 +196,13 @@ def base64url_decode(text: str) -> bytes:
     if base64url_encode(data) != text:
         raise ValueError("its last character has stray bits")
     return data
+
+
+def _signed_jwt(header: dict[str, Any], claims: dict[str, Any], signer: Signer, algorithm: Algorithm) -> str:
+    """Return the compact serialization (RFC 7515 section 7.1) of what the signer signs."""
+    signing_input = f"{_encode_json(header)}.{_encode_json(claims)}"
+    signature = signer.sign(algorithm, signing_input.encode("ascii"))
+    return f"{signing_input}.{base64url_encode(signature)}"
 
 
 def _encode_json(value: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -43,27 +44,88 @@ class Certificate:
         return hashlib.sha256(self.der).digest()
 
 
+@dataclass(frozen=True)
+class CertificateDetails:
+    """What people also want to know of a certificate.
+
+    Attributes:
+        issuer: as RFC 4514 writes it.
+        serial: its serial number.
+        purposes: the names in its extended key usage, or None without one (RFC 5280 section 4.2.1.12).
+    """
+
+    issuer: str
+    serial: int
+    purposes: frozenset[str] | None
+
+
 def parse_certificates(data: bytes, source: str) -> list[Certificate]:
-    """Parse one DER certificate, or every certificate of a PEM text, in order.
+    """Parse one certificate, or every one of a chain.
 
     Args:
-        data: DER, or PEM with one certificate or a chain; other PEM blocks are passed over.
+        data: DER or PEM, of one certificate, of PKCS#7 (RFC 5652), or, in PEM, of several. They keep their order, which
+            means nothing in PKCS#7. Other PEM blocks are passed over.
         source: where it came from, for messages.
 
     Raises:
         CertificateUnusable: there is no certificate, or one that cannot be parsed.
     """
-    if pem.detect(data):
-        try:
-            ders = [der for kind, _, der in pem.unarmor(data, multiple=True) if kind == "CERTIFICATE"]
-        except ValueError as error:
-            raise CertificateUnusable(f"{source} holds damaged PEM: {error}.", hint="Export it again.") from None
-        if not ders:
-            raise CertificateUnusable(
-                f"{source} is PEM, but holds no certificate.", hint="It needs a CERTIFICATE block."
-            )
-        return [_parse(der, source) for der in ders]
-    return [_parse(data, source)]
+    if not pem.detect(data):
+        return [_parse(der, source) for der in _unpack(data, source)]
+    try:
+        blocks = [der for kind, _, der in pem.unarmor(data, multiple=True) if kind in _PEM_LABELS]
+    except ValueError as error:
+        raise CertificateUnusable(f"{source} holds damaged PEM: {error}.", hint="Export it again.") from None
+    if not blocks:
+        raise CertificateUnusable(f"{source} is PEM, but holds no certificate.", hint="It needs a CERTIFICATE block.")
+    return [_parse(der, source) for block in blocks for der in _unpack(block, source)]
+
+
+def to_pem(der: bytes, label: str = "CERTIFICATE") -> bytes:
+    """Return DER as PEM (RFC 7468), with a newline at its end.
+
+    Args:
+        label: what it is.
+    """
+    armored: bytes = pem.armor(label, der)
+    return armored
+
+
+def select_certificate(certificates: Sequence[Certificate], public_key: PublicKey, source: str) -> Certificate:
+    """Return which of `certificates` certifies a key; of several the one that ends last.
+
+    Args:
+        source: where they came from, for messages.
+
+    Raises:
+        CertificateMismatch: none does.
+    """
+    matching = [certificate for certificate in certificates if certificate.public_key == public_key]
+    if not matching:
+        subjects = "; ".join(certificate.subject for certificate in certificates)
+        raise CertificateMismatch(
+            f"No certificate in {source} certifies the key on the device; it holds {subjects}.",
+            hint="Give the certificate of this key, or the key of this certificate with --key.",
+        )
+    return max(matching, key=lambda certificate: certificate.not_after)
+
+
+def certificate_details(certificate: Certificate) -> CertificateDetails:
+    """Return what people also want to know of a certificate.
+
+    Raises:
+        CertificateUnusable: it cannot be parsed as far as that.
+    """
+    try:
+        parsed = x509.Certificate.load(certificate.der)
+        purposes = parsed.extended_key_usage_value
+        return CertificateDetails(
+            issuer=_name(parsed.issuer),
+            serial=parsed.serial_number,
+            purposes=None if purposes is None else frozenset(purposes.native),
+        )
+    except (ValueError, TypeError, LookupError) as error:
+        raise _malformed(f"The certificate {certificate.subject}", error) from None
 
 
 def require_usable(certificate: Certificate, public_key: PublicKey, now: datetime) -> None:
@@ -120,15 +182,38 @@ def _parse(der: bytes, source: str) -> Certificate:
         return Certificate(
             der=der,
             public_key=_public_key(body["subject_public_key_info"]),
-            subject=_subject(parsed.subject),
+            subject=_name(parsed.subject),
             not_before=validity["not_before"].native.astimezone(UTC),
             not_after=validity["not_after"].native.astimezone(UTC),
             key_usage=None if usage is None else frozenset(usage.native),
         )
     except (ValueError, TypeError, LookupError) as error:
+        raise _malformed(source, error) from None
+
+
+def _malformed(source: str, error: Exception) -> CertificateUnusable:
+    return CertificateUnusable(
+        f"{source} is not an X.509 certificate: {str(error).splitlines()[0]}.", hint="Give it as PEM or DER."
+    )
+
+
+def _unpack(der: bytes, source: str) -> list[bytes]:
+    """Return the certificates in PKCS#7, or `der` itself."""
+    # RFC 5652 section 3: a ContentInfo begins with its type. A certificate begins with another SEQUENCE.
+    if _SIGNED_DATA not in der[: len(_SIGNED_DATA) + _LONGEST_HEADER]:
+        return [der]
+    from asn1crypto import cms
+
+    try:
+        content = cms.ContentInfo.load(der, strict=True)["content"]
+        found = [choice.chosen.dump() for choice in content["certificates"]]
+    except (ValueError, TypeError, LookupError) as error:
         raise CertificateUnusable(
-            f"{source} is not an X.509 certificate: {str(error).splitlines()[0]}.", hint="Give it as PEM or DER."
+            f"{source} is damaged PKCS#7: {str(error).splitlines()[0]}.", hint="Export it again."
         ) from None
+    if not found:
+        raise CertificateUnusable(f"{source} is PKCS#7, but holds no certificate.", hint="Export it with its chain.")
+    return found
 
 
 def _public_key(info: "x509.PublicKeyInfo") -> PublicKey | None:
@@ -138,7 +223,7 @@ def _public_key(info: "x509.PublicKeyInfo") -> PublicKey | None:
     return PublicKey(modulus=numbers["modulus"].native, exponent=numbers["public_exponent"].native)
 
 
-def _subject(name: "x509.Name") -> str:
+def _name(name: "x509.Name") -> str:
     # RFC 4514 section 2.1: the most specific name first. Only short names people know are abbreviated.
     rdns = [[(part["type"].native, part["value"].native) for part in rdn] for rdn in reversed(list(name.chosen))]
     parts = ["+".join(f"{_SHORT.get(kind, kind)}={_escaped(str(value))}" for kind, value in rdn) for rdn in rdns]
@@ -151,6 +236,9 @@ def _escaped(value: str) -> str:
     return "".join(c if c.isprintable() else "".join(f"\\{octet:02X}" for octet in c.encode()) for c in text)
 
 
+_PEM_LABELS = ("CERTIFICATE", "PKCS7", "CMS")  # RFC 7468 sections 5, 8 and 9
+_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # RFC 5652 section 5.1: id-signedData, DER
+_LONGEST_HEADER = 6
 _SHORT = {
     "common_name": "CN",
     "organization_name": "O",

@@ -27,6 +27,7 @@ from hsm_signer.assertion import (
     base64url_decode,
     base64url_encode,
     build_assertion,
+    build_proof,
     parse_jwt,
 )
 from hsm_signer.certificate import Certificate
@@ -35,6 +36,7 @@ from hsm_signer.errors import ConfigError, JwtError, SignatureInvalid
 
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 AUDIENCE = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token"
+OBJECT = "5d3f0a52-7c52-4b39-9a55-1f8a4c0f6d77"
 NOW = 1_750_000_000.75
 JTI = uuid.UUID("6b1d7b1e-9d0f-4a7e-9b54-8f2f7f3f1c11")
 SPEC = AssertionSpec(CLIENT, AUDIENCE)
@@ -179,6 +181,23 @@ def test_what_a_signer_raises_reaches_the_caller(signer: Signer, certificate: Ce
 
     with pytest.raises(SignatureInvalid):
         build_assertion(SPEC, Failing(signer), certificate, NOW)
+
+
+def test_a_proof_says_what_graph_documents_and_nothing_else(signer: Signer, certificate: Certificate) -> None:
+    header, claims = header_and_claims(build_proof(OBJECT, signer, certificate, NOW))
+    x5t = thumbprint(certificate, hashes.SHA1())  # noqa: S303  # a name, no guard
+    assert header == {"alg": "RS256", "typ": "JWT", "x5t": x5t}
+    assert claims == {
+        "aud": "00000002-0000-0000-c000-000000000000",
+        "iss": OBJECT,
+        "nbf": 1750000000,
+        "exp": 1750000600,
+    }
+
+
+def test_joserfc_verifies_a_proof(key: rsa.RSAPrivateKey, signer: Signer, certificate: Certificate) -> None:
+    proof = build_proof(OBJECT, signer, certificate, NOW)
+    assert jwt.decode(proof, public_jwk(key), algorithms=["RS256"]).claims["iss"] == OBJECT
 
 
 @given(st.binary())

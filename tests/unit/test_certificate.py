@@ -4,17 +4,25 @@ import re
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.certificate import Certificate, parse_certificates, require_usable
+from hsm_signer.certificate import (
+    Certificate,
+    certificate_details,
+    parse_certificates,
+    require_usable,
+    select_certificate,
+    to_pem,
+)
 from hsm_signer.crypto import PublicKey, Signer
 from hsm_signer.errors import CertificateMismatch, CertificateUnusable
 
@@ -88,6 +96,94 @@ def test_pem_may_have_windows_line_ends(der: bytes) -> None:
 
 def test_a_private_key_beside_the_certificate_is_passed_over(key: rsa.RSAPrivateKey, der: bytes) -> None:
     assert [found.der for found in parse_certificates(key_pem(key) + pem_of(der), SOURCE)] == [der]
+
+
+def pkcs7(form: str, *ders: bytes, directory: Path) -> bytes:
+    """Have openssl put certificates into PKCS#7."""
+    chain = directory / "chain.pem"
+    chain.write_bytes(b"".join(map(pem_of, ders)))
+    command = ["openssl", "crl2pkcs7", "-nocrl", "-certfile", str(chain), "-outform", form]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("form", ["DER", "PEM"])
+def test_pkcs7_is_read_in_whatever_order_it_has(der: bytes, other_der: bytes, form: str, tmp_path: Path) -> None:
+    data = pkcs7(form, der, other_der, directory=tmp_path)
+    assert {found.der for found in parse_certificates(data, SOURCE)} == {der, other_der}
+
+
+def test_pkcs7_without_a_certificate_is_refused(tmp_path: Path) -> None:
+    command = ["openssl", "crl2pkcs7", "-nocrl", "-outform", "DER"]
+    empty = subprocess.run(command, capture_output=True, check=True).stdout
+    with pytest.raises(CertificateUnusable, match="is PKCS#7, but holds no certificate"):
+        parse_certificates(empty, SOURCE)
+
+
+def test_pkcs7_cut_off_anywhere_is_refused(der: bytes, other_der: bytes, tmp_path: Path) -> None:
+    whole = pkcs7("DER", der, other_der, directory=tmp_path)
+    for length in range(len(whole)):
+        with pytest.raises(CertificateUnusable, match=re.escape(SOURCE)):
+            parse_certificates(whole[:length], SOURCE)
+
+
+def test_whatever_octet_of_pkcs7_is_damaged_the_outcome_is_certificates_or_one_line_of_ours(
+    der: bytes, signer: Signer, now: datetime, tmp_path: Path
+) -> None:
+    whole = pkcs7("DER", der, directory=tmp_path)
+    for index in range(64):  # behind these it is the certificate
+        for octet in (0x00, 0xFF, whole[index] ^ 0x01, whole[index] ^ 0x80):
+            assert "\n" not in refusal_of(whole[:index] + bytes([octet]) + whole[index + 1 :], signer, now)
+
+
+def test_what_is_written_as_pem_is_read_by_cryptography(der: bytes) -> None:
+    assert to_pem(der) == pem_of(der)
+
+
+def test_of_a_chain_the_certificate_of_the_key_is_selected(
+    key: rsa.RSAPrivateKey, der: bytes, other_der: bytes
+) -> None:
+    found = parse_certificates(pem_of(other_der) + pem_of(der), SOURCE)
+    assert select_certificate(found, numbers(key), SOURCE).der == der
+
+
+def test_of_several_certificates_of_the_key_the_one_that_ends_last_is_selected(
+    key: rsa.RSAPrivateKey, issue: Issue, now: datetime
+) -> None:
+    early, late = issue(key, not_after=now), issue(key, not_after=now + SECOND)
+    for order in ((early, late), (late, early)):
+        found = parse_certificates(b"".join(map(pem_of, order)), SOURCE)
+        assert select_certificate(found, numbers(key), SOURCE).der == late
+
+
+def test_a_chain_without_a_certificate_of_the_key_is_refused_with_what_it_holds(
+    key: rsa.RSAPrivateKey, other_der: bytes
+) -> None:
+    with pytest.raises(CertificateMismatch, match=f"No certificate in {SOURCE} .* holds CN=unit test"):
+        select_certificate(parse_certificates(other_der, SOURCE), numbers(key), SOURCE)
+
+
+def test_issuer_serial_and_purposes_are_those_that_cryptography_reads(key: rsa.RSAPrivateKey, issue: Issue) -> None:
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING])
+    (found,) = parse_certificates(issue(key, purposes), SOURCE)
+    ours, theirs = certificate_details(found), x509.load_der_x509_certificate(found.der)
+    assert (ours.issuer, ours.serial, ours.purposes) == (
+        theirs.issuer.rfc4514_string(),
+        theirs.serial_number,
+        frozenset({"client_auth", "code_signing"}),
+    )
+
+
+def test_without_an_extended_key_usage_there_are_no_purposes(certificate: Certificate) -> None:
+    assert certificate_details(certificate).purposes is None
+
+
+def test_damage_where_only_details_are_is_refused_when_they_are_asked_for(key: rsa.RSAPrivateKey, issue: Issue) -> None:
+    der = issue(key, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]))
+    encoded = bytes.fromhex("06082b06010505070302")  # id-kp-clientAuth, RFC 5280 section 4.2.1.12
+    assert der.count(encoded) == 1
+    (found,) = parse_certificates(der.replace(encoded, b"\x05" + encoded[1:]), SOURCE)
+    with pytest.raises(CertificateUnusable, match="CN=unit test"):
+        certificate_details(found)
 
 
 def test_what_cryptography_reads_is_what_we_read(key: rsa.RSAPrivateKey, der: bytes) -> None:
