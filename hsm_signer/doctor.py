@@ -3,8 +3,9 @@
     for finding in examine(profile):
         print(finding.name, finding.status, finding.detail)
 
-A probe that fails stops only those that need what it would have given. There is one login and one signature: the
-assertion that the device signs is the one that is then exchanged, so that a key that wants a touch wants it once.
+A probe that fails stops only those that need what it would have given. There is one login, also where the session is
+lost, and one signature: the assertion that the device signs is the one that is then exchanged, so that a key that wants
+a touch wants it once.
 """
 
 import time
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 from hsm_signer.assertion import parse_jwt
 from hsm_signer.certificate import Certificate, require_usable
 from hsm_signer.config import Profile
-from hsm_signer.credential import HsmCredential
 from hsm_signer.crypto import MINIMUM_BITS, Algorithm
 from hsm_signer.device.pin import NO_LOGIN
 from hsm_signer.diagnosis import (
@@ -36,6 +36,7 @@ from hsm_signer.diagnosis import (
 from hsm_signer.entra.authority import Endpoint, check_scopes
 from hsm_signer.errors import EntraError, HsmSignerError, KeyUnfit
 from hsm_signer.identity import NOBODY, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.tokens import Tokens
 
 if TYPE_CHECKING:
     from hsm_signer.device.condition import Condition
@@ -159,8 +160,8 @@ class _Examination:
         return ok(f"Client {self.profile.client_id}{tenant} at {server}{others}.")
 
     def _read_exchange(self) -> None:
-        credential = HsmCredential.from_profile(self.profile)
-        self.profile, self.endpoint = credential.profile, credential.endpoint
+        tokens = Tokens(self.profile)
+        self.profile, self.endpoint = tokens.profile, tokens.endpoint
         self.scope = check_scopes(self.endpoint, self.profile.scope) if self.profile.scope else ""
 
     def _read_key(self) -> None:
@@ -207,7 +208,7 @@ class _Examination:
         from hsm_signer.device.device import open_device
         from hsm_signer.device.facts import PinState
 
-        self.device = open_device(self.reference)
+        self.device = open_device(self.reference, recover=False)
         if self.condition.pin is PinState.NOT_NEEDED:
             return ok("A session was opened; no login is needed.")
         if self.device.login_pin() is not None:

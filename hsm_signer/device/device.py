@@ -12,15 +12,21 @@ from typing import Self, TypeVar
 
 import pkcs11
 from pkcs11 import PROTECTED_AUTH, Attribute, ObjectClass, TokenFlag
-from pkcs11.types import Session, Slot, Token
+from pkcs11.types import Session, Slot
 
-from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
+from hsm_signer.device.failures import (
+    explain_failure,
+    explain_login_failure,
+    require_changeable,
+    require_pin_tries,
+)
 from hsm_signer.device.lane import Slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.presence import PresentDevice, find_device
+from hsm_signer.device.presence import PresentDevice, find_device, flags_after
 from hsm_signer.device.record import PinRecord
+from hsm_signer.device.search import search
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -70,13 +76,17 @@ class KeyReference:
     slow: Slow | None = None
 
 
-def open_device(reference: KeyReference) -> "Device":
+def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
     """Find the one device `reference` means and log in to it.
 
     The PIN is asked for in the caller's thread, once, and only after the device was found and says that a try is safe.
 
+    Args:
+        recover: open a lost session again, with one more login. Without it there is one login, whatever happens.
+
     Raises:
         ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to talk to.
+        DeviceReadOnly: it is to be writable, and cannot be changed. No PIN was asked for.
         PinError: the login did not succeed; nothing is tried a second time.
         DeviceTimeout: a call into the module did not come back.
     """
@@ -84,17 +94,19 @@ def open_device(reference: KeyReference) -> "Device":
     module = load_module(path, reference.module_environment, reference.timeout)
     module.refresh(reference.timeout)
     found = find_device(module, reference.uri, reference.timeout)
+    if reference.writable:
+        require_changeable(found.info, found.flags)
     login = _ask_for_login(found, reference)
     session = _log_in(module, found, login, reference)
     logger.debug("opened %s through %s", found.info, path)
-    return Device(reference, module, found.info, login, session)
+    return Device(reference, module, found.info, login, session, recover=recover)
 
 
 class Device:
     """A device that is logged in to. Made by `open_device`; safe to use from several threads.
 
     A session that is lost (the device was pulled out, another program reset it, the module was initialised anew) is
-    opened again, with the login that was accepted before, when it is next needed.
+    opened again, with the login that was accepted before, when it is next needed; unless it was opened not to recover.
 
     A context manager: `close` ends the session and with it the login.
 
@@ -103,7 +115,14 @@ class Device:
     """
 
     def __init__(
-        self, reference: KeyReference, module: Module, info: DeviceInfo, login: Login, session: Session
+        self,
+        reference: KeyReference,
+        module: Module,
+        info: DeviceInfo,
+        login: Login,
+        session: Session,
+        *,
+        recover: bool,
     ) -> None:
         self.info = info
         self._reference = reference
@@ -112,6 +131,7 @@ class Device:
         self._login = login
         self._session: Session | None = session
         self._generation = module.generation
+        self._recover = recover
         self._lock = threading.RLock()
         self._closed = False
         self._process = os.getpid()
@@ -125,14 +145,23 @@ class Device:
     ) -> None:
         self.close()
 
-    def signer(self) -> DeviceSigner:
-        """Return the signer for the one private key the URI means.
+    @property
+    def uri(self) -> Pkcs11Uri:
+        """The URI it was opened by."""
+        return self._reference.uri
+
+    def signer(self, uri: Pkcs11Uri | None = None) -> DeviceSigner:
+        """Return the signer for one private key.
+
+        Args:
+            uri: of another key of this device; what it says of the device does not matter. None means the key of the
+                URI that the device was opened by.
 
         Raises:
             KeyNotFound, KeyAmbiguous: none, or several, match.
             KeyUnfit: it is not an RSA key for signing.
         """
-        return DeviceSigner(self, self._reference.uri)
+        return DeviceSigner(self, uri or self.uri)
 
     def certificate(self, signer: DeviceSigner) -> bytes:
         """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID.
@@ -141,7 +170,9 @@ class Device:
             CertificateNotFound: there is none.
             KeyAmbiguous: there are several, and which one is registered only the operator knows.
         """
-        found = self.call("looking up the certificate", lambda session: _certificates(session, signer.key.info.id))
+        found = self.call(
+            "looking up the certificate", lambda session: certificates_with_id(session, signer.key.info.id)
+        )
         if not found:
             raise CertificateNotFound(
                 f"{self.info} holds no certificate with the id of the key ({signer.key.info}).",
@@ -154,13 +185,14 @@ class Device:
             )
         return found.pop()
 
-    def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True) -> T:
+    def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True, at_least: float = 0.0) -> T:
         """Run `function` with the session, on the lane; once more with a new session if the first turns out lost.
 
         Args:
             doing: what is done, for messages: "signing".
             function: makes the calls. Handles of objects belong to the session it is given.
             repeat: False for what must not happen twice, such as making a key.
+            at_least: seconds it may take even where the device was opened with fewer.
 
         Raises:
             DeviceGone: the session is lost, and the device not there to open another.
@@ -170,17 +202,32 @@ class Device:
         """
         session = self._require_session()
         try:
-            return self._run(doing, function, session)
+            return self._run(doing, function, session, at_least)
         except DeviceGone as error:
+            if not self._recover:
+                raise
             self._discard(session)
             if not repeat:
                 raise
             logger.warning("%s Looking it up afresh.", error)
-        return self._run(doing, function, self._require_session())
+        return self._run(doing, function, self._require_session(), at_least)
 
     def login_pin(self) -> Pin | None:
         """Return the PIN that was accepted, for a context-specific login, or None where there was none."""
         return self._login if isinstance(self._login, Pin) else None
+
+    def require_pin_tries(self) -> None:
+        """Make sure that the device's flags, read afresh, allow the PIN to be presented for a signature.
+
+        Raises:
+            PinLocked, PinLastTry: they do not.
+            DeviceError, DeviceTimeout: as `call`.
+        """
+
+        self.call(
+            "reading the PIN state",
+            lambda session: _check_pin_state(session.token.slot, self.info, self._reference),
+        )
 
     def close(self) -> None:
         """End the session and forget the PIN. Never raises and never waits long.
@@ -199,9 +246,18 @@ class Device:
             with contextlib.suppress(HsmSignerError, pkcs11.PKCS11Error):
                 self._module.call("closing the session", session.close, _CLOSE_TIMEOUT)
 
-    def _run(self, doing: str, function: Callable[[Session], T], session: Session) -> T:
+    def give_up(self, refusal: PinError) -> None:
+        """Close the device after it has refused the PIN for a signature, and put that on record."""
+        record = _pin_record(self._module, self.info, self._login, self._reference)
+        self.close()
+        if record is not None:
+            with contextlib.suppress(HsmSignerError), record.login(self._reference.pin, _CLOSE_TIMEOUT, lambda: None):
+                raise refusal
+
+    def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
+        timeout = max(self._reference.timeout, at_least)
         try:
-            return self._module.call(doing, lambda: function(session), self._reference.timeout, self._reference.slow)
+            return self._module.call(doing, lambda: function(session), timeout, self._reference.slow)
         except pkcs11.PKCS11Error as error:
             raise explain_failure(error, doing, str(self.info)) from error
 
@@ -226,6 +282,11 @@ class Device:
                 self._session = None
 
     def _reopen(self) -> Session:
+        if not self._recover:
+            raise DeviceGone(
+                f"The session with {self.info} was lost when this process initialised the module anew.",
+                hint="Begin again.",
+            )
         # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
         if self._generation == self._module.generation:
@@ -266,15 +327,17 @@ def _log_in(module: Module, found: PresentDevice, login: Login, reference: KeyRe
     """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it."""
 
     def check() -> None:
-        module.call("reading the PIN state", lambda: _check_pin_state(found, reference), reference.timeout)
+        module.call(
+            "reading the PIN state", lambda: _check_pin_state(found.slot, found.info, reference), reference.timeout
+        )
 
     def log_in() -> Session:
         return module.call(
             "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
         )
 
-    if isinstance(login, Pin) and not reference.pin.attended and reference.pin_record is not None:
-        record = PinRecord(reference.pin_record, module.path, found.info)
+    record = _pin_record(module, found.info, login, reference)
+    if record is not None:
         with record.login(reference.pin, reference.timeout, check):
             return log_in()
     if login is not None:
@@ -282,12 +345,19 @@ def _log_in(module: Module, found: PresentDevice, login: Login, reference: KeyRe
     return log_in()
 
 
-def _check_pin_state(found: PresentDevice, reference: KeyReference) -> None:
+def _pin_record(module: Module, device: DeviceInfo, login: Login, reference: KeyReference) -> PinRecord | None:
+    """Return the record that guards a login, where nobody watches it."""
+    if isinstance(login, Pin) and not reference.pin.attended and reference.pin_record is not None:
+        return PinRecord(reference.pin_record, module.path, device)
+    return None
+
+
+def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> None:
     try:
-        flags = found.slot.get_token().flags
+        flags = slot.get_token().flags
     except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "reading the PIN state", str(found.info)) from error
-    require_pin_tries(str(found.info), flags, allow_last_try=reference.allow_last_try)
+        raise explain_failure(error, "reading the PIN state", str(device)) from error
+    require_pin_tries(str(device), flags, allow_last_try=reference.allow_last_try)
 
 
 def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -> Session:
@@ -305,18 +375,12 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
         # The login is the process's: another device object of ours holds it, and its sessions may all use it.
         return token.open(rw=reference.writable)
     except pkcs11.PKCS11Error as error:
-        raise explain_login_failure(error, device, _flags_after(found.slot, token)) from error
+        raise explain_login_failure(error, device, flags_after(token)) from error
 
 
-def _flags_after(slot: Slot, token: Token) -> TokenFlag:
-    try:
-        return slot.get_token().flags
-    except pkcs11.PKCS11Error:
-        return token.flags
-
-
-def _certificates(session: Session, key_id: bytes) -> set[bytes]:
+def certificates_with_id(session: Session, key_id: bytes) -> set[bytes]:
+    """Return the certificates that stand beside the key with this id, as DER. Runs on the lane."""
     if not key_id:
         return set()
     template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
-    return {bytes(found[Attribute.VALUE]) for found in list(session.get_objects(template))}
+    return {bytes(found[Attribute.VALUE]) for found in search(session, template)}

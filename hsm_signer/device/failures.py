@@ -3,9 +3,11 @@
 import pkcs11
 from pkcs11 import TokenFlag
 
+from hsm_signer.device.match import DeviceInfo
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
+    DeviceReadOnly,
     HsmSignerError,
     MechanismUnsupported,
     PinError,
@@ -14,7 +16,7 @@ from hsm_signer.errors import (
     PinLocked,
 )
 
-_GONE = (
+GONE = (
     pkcs11.DeviceError,
     pkcs11.DeviceRemoved,
     # All that tpm2-pkcs11 says for ever after its TPM or broker was restarted.
@@ -26,10 +28,23 @@ _GONE = (
     pkcs11.TokenNotRecognised,
     pkcs11.UserNotLoggedIn,
 )
+"""What modules return when the device, or its session, was lost."""
 # ykcs11 answers CKR_ARGUMENTS_BAD to a PIN that is too short, OpenSC CKR_PIN_LEN_RANGE.
 PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.ArgumentsBad)
 """What modules return when a login's PIN was not accepted."""
 _MECHANISM = (pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid)
+_READ_ONLY = (pkcs11.SessionReadOnly, pkcs11.TokenWriteProtected)
+_NOT_LIKE_THIS = (
+    pkcs11.AttributeReadOnly,
+    pkcs11.AttributeTypeInvalid,
+    pkcs11.AttributeValueInvalid,
+    pkcs11.KeySizeRange,
+    pkcs11.TemplateIncomplete,
+    pkcs11.TemplateInconsistent,
+)
+_NOT_AT_ALL = (pkcs11.FunctionNotSupported, pkcs11.FunctionRejected, *_MECHANISM)
+# python-pkcs11 has no class for CKR_USER_TYPE_INVALID.
+_WRONG_ROLE = "User type invalid"
 
 
 def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSignerError:
@@ -39,7 +54,7 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
         doing: what failed, as in "signing".
         device: what to call the device.
     """
-    if isinstance(error, _GONE):
+    if isinstance(error, GONE):
         return DeviceGone(
             f"{device} was lost while {doing} ({_name(error)}).",
             hint=f"Plug {device} in, or see that its daemon runs; another program may have reset it.",
@@ -53,6 +68,63 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
         f"{device} failed while {doing} ({_name(error)}).",
         hint="Check that no other program holds the device, plug it in again, and look at the module's own log.",
     )
+
+
+def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSignerError:
+    """Return our error for a change to a device that it refused, being there.
+
+    Args:
+        doing: what was refused, as in "generating a key".
+        device: what to call the device.
+    """
+    message = f"{device} refused {doing} ({_name(error)})."
+    if isinstance(error, _READ_ONLY):
+        return DeviceReadOnly(message, hint="It is write-protected: change it with the vendor's own tool.")
+    if str(error).startswith(_WRONG_ROLE) or isinstance(error, pkcs11.UserNotLoggedIn):
+        return DeviceReadOnly(
+            message, hint="The user's PIN does not allow it: use the vendor's own tool, as its security officer."
+        )
+    if isinstance(error, pkcs11.DeviceMemory):
+        return DeviceError(
+            message, hint="It is full: delete a key or certificate that is no longer used (key list, key delete)."
+        )
+    if isinstance(error, _NOT_LIKE_THIS):
+        return DeviceError(
+            message,
+            hint="It does not take what was asked for. A key may do with --bits 2048 and without "
+            "--always-authenticate; else use the vendor's own tool.",
+        )
+    if isinstance(error, _NOT_AT_ALL):
+        return DeviceError(message, hint="It does not offer this through PKCS#11: use the vendor's own tool.")
+    return DeviceError(message, hint="See the module's own log (-v shows what it writes to stderr).")
+
+
+def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
+    """Decide whether a device can be changed with the user's PIN, before anybody is asked for it.
+
+    Args:
+        flags: the device's.
+
+    Raises:
+        DeviceReadOnly: it cannot.
+    """
+    if _is_piv(device):
+        # NIST SP 800-73-4 part 2 section 3.3: what makes keys and stores certificates wants the management key.
+        raise DeviceReadOnly(
+            f"{device} is a PIV card: its keys live in fixed slots, and are made and deleted with its management key, "
+            "not with the PIN.",
+            hint="Use its own tool: `ykman piv keys generate --algorithm RSA2048 9a public.pem` and `ykman piv "
+            "certificates generate --subject CN=name 9a public.pem`, or `yubico-piv-tool -s 9a -A RSA2048 -a generate "
+            "-o public.pem`. Slot 9a has the id %01, and 9c, which wants the PIN with each signature, %02.",
+        )
+    if flags & TokenFlag.WRITE_PROTECTED:
+        raise DeviceReadOnly(f"{device} says that it is write-protected.", hint="Change it with the vendor's own tool.")
+
+
+def _is_piv(device: DeviceInfo) -> bool:
+    """Whether it is a PIV card, as ykcs11 and OpenSC describe one."""
+    by_ykcs11 = device.manufacturer.startswith("Yubico") and device.model.startswith("YubiKey")
+    return by_ykcs11 or device.manufacturer == "piv_II"
 
 
 def explain_login_failure(error: pkcs11.PKCS11Error, device: str, flags: TokenFlag) -> HsmSignerError:

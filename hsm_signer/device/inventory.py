@@ -29,6 +29,7 @@ from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.presence import PresentDevice, describe, find_device, present_tokens
+from hsm_signer.device.search import search
 from hsm_signer.device.signer import private_keys, read_attribute, signing_key, signing_mechanisms
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
@@ -190,7 +191,7 @@ def _certificates(
     session: Session, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
 ) -> list[CertificateFacts]:
     facts = []
-    for found in list(session.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE})):
+    for found in search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE}):
         value = read_attribute(found, Attribute.VALUE)
         if value is not None:  # PKCS#11 v3.1 section 4.6.3: there may be a URL instead
             label, key_id = (

@@ -2,7 +2,7 @@
 
 python-pkcs11 initialises a module without locking and releases the GIL inside it, so two threads would enter it
 together: SoftHSM crashes, and some modules return invalid signatures without an error. Every call therefore runs on
-one daemon thread while its caller waits on a Future. That gives order, a deadline, and Ctrl-C that works while C code
+one daemon thread while its caller waits for its end. That gives order, a deadline, and Ctrl-C that works while C code
 runs.
 """
 
@@ -10,8 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceTimeout
@@ -36,21 +35,46 @@ class _Job(Generic[T]):
         self.timeout = timeout
         self.started: float | None = None
         self.abandoned = False
-        self.future: Future[T] = Future()
         self._function = function
+        self._outcome: Callable[[], T] | None = None
+        # A bare lock, held until there is an outcome: lighter than a Future, and each signature waits for one.
+        self._pending = threading.Lock()
+        self._pending.acquire()
 
     def run(self) -> None:
         self.started = time.monotonic()
         try:
             result = self._function()
         except BaseException as error:
-            self.future.set_exception(error)
+            self.fail(error)
         else:
-            self.future.set_result(result)
+            self._end(lambda: result)
+
+    def fail(self, error: BaseException) -> None:
+        def outcome() -> T:
+            raise error
+
+        self._end(outcome)
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether there is an outcome within that time."""
+        if not self._pending.acquire(timeout=max(seconds, 0)):
+            return False
+        self._pending.release()
+        return True
+
+    def result(self) -> T:
+        """Return what the function returned, or raise what it raised."""
+        assert self._outcome is not None  # noqa: S101  # there is one, for it was waited for
+        return self._outcome()
 
     def left(self) -> float:
         """Seconds until it must be back; all of them while it has not begun."""
         return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
+
+    def _end(self, outcome: Callable[[], T]) -> None:
+        self._outcome = outcome
+        self._pending.release()
 
 
 class Lane:
@@ -92,18 +116,13 @@ class Lane:
         job = _Job(what, function, timeout)
         self._submit(job)
         try:
-            if slow is None or timeout <= MOMENT:
+            if slow is None or timeout <= MOMENT or job.wait(MOMENT):
                 return self._result(job)
-            with suppress(TimeoutError):
-                return job.future.result(MOMENT)
-            if job.future.done():
-                return job.future.result()
             with slow(what):
                 return self._result(job)
         except BaseException:
-            job.abandoned = True
             # Without effect on one that has begun: only its own end frees the module.
-            job.future.cancel()
+            job.abandoned = True
             raise
 
     @property
@@ -127,31 +146,23 @@ class Lane:
             current = job if job.started is not None else self._current or job
             orphan = current is not job and current.abandoned
             left = asked + job.timeout - time.monotonic() if orphan else current.left()
-            try:
-                return job.future.result(max(left, 0))
-            except TimeoutError:
-                if job.future.done():
-                    # It came back in that instant, or failed with a TimeoutError of its own.
-                    return job.future.result()
-                if current.started is None or current is not self._current:
-                    continue
-                if orphan:
-                    raise self._timed_out("A call into the module that was interrupted has not come back") from None
-                if current.left() <= 0:
-                    self._close(current)
-                    raise self._timed_out(
-                        f"The module did not come back from {current.what} within {current.timeout:g} s"
-                    ) from None
+            if job.wait(left):
+                return job.result()
+            if current.started is None or current is not self._current:
+                continue
+            if orphan:
+                raise self._timed_out("A call into the module that was interrupted has not come back")
+            if current.left() <= 0:
+                self._close(current)
+                raise self._timed_out(f"The module did not come back from {current.what} within {current.timeout:g} s")
 
     def _close(self, overrun: _Job[Any]) -> None:
         """Send nothing further, and let those who wait for their turn know."""
         with self._lock:
             self._overrun = overrun.what
             while not self._jobs.empty():
-                waiting = self._jobs.get()
-                if waiting.future.set_running_or_notify_cancel():
-                    what = f"An earlier call into the module, {overrun.what}, did not come back in time"
-                    waiting.future.set_exception(self._timed_out(what))
+                what = f"An earlier call into the module, {overrun.what}, did not come back in time"
+                self._jobs.get().fail(self._timed_out(what))
 
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(
@@ -163,7 +174,7 @@ class Lane:
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
-            if self._overrun is None and job.future.set_running_or_notify_cancel():
+            if self._overrun is None and not job.abandoned:
                 self._current = job
                 job.run()
                 self._current = None

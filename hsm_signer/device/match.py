@@ -42,6 +42,11 @@ class KeyInfo:
     label: str
     id: bytes
 
+    @property
+    def selector(self) -> Pkcs11Uri:
+        """A URI that means this key, on whatever device it is."""
+        return Pkcs11Uri(object=self.label or None, id=self.id or None)
+
     def __str__(self) -> str:
         return f"{self.label or 'without a label'!r}, id {self.id.hex() or 'none'}"
 

@@ -169,7 +169,7 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
         if module is not None and module.is_inherited:
             raise DeviceError(
                 f"{path} was loaded by the parent of this process, and its sessions are the parent's.",
-                hint="After a fork, serve the device from a process of its own (hsm_signer.device.worker), "
+                hint="After a fork, serve the device from a process of its own (isolated=True of a credential), "
                 "or fork before the first use.",
             )
         if module is None:
@@ -205,7 +205,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _mending(path: Path) -> str:
-    if "softhsm" in path.name and "SOFTHSM2_CONF" not in os.environ:
+    if "softhsm" in path.name:
         return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
     return (
         "Name the vendor's PKCS#11 library with --module, for example /usr/lib/x86_64-linux-gnu/libykcs11.so, "

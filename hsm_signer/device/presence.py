@@ -52,6 +52,14 @@ def present_tokens(module: Module) -> list[Token]:
     return [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
 
 
+def flags_after(token: Token) -> TokenFlag:
+    """Return the flags of a device after a call that failed, afresh if it still gives them. Runs on the lane."""
+    try:
+        return token.slot.get_token().flags
+    except pkcs11.PKCS11Error:
+        return token.flags
+
+
 def describe(module: Module, token: Token) -> PresentDevice:
     """Return what a device says of itself. Runs on the lane."""
     slot = token.slot

@@ -15,6 +15,8 @@ from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
 from hsm_signer.device.pin import Pin
+from hsm_signer.device.presence import flags_after
+from hsm_signer.device.search import search
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
@@ -89,12 +91,15 @@ class DeviceSigner:
         """
         signing = plan(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
+        if self.key.always_authenticate:
+            # The PIN was right at the login; since then it may have been changed, and others have used up the tries.
+            self._device.require_pin_tries()
         started = time.monotonic()
         try:
             signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
-        except (PinIncorrect, PinLocked):
+        except (PinIncorrect, PinLocked) as error:
             # Not this PIN again; and the session is left in an operation that some modules never end.
-            self._device.close()
+            self._device.give_up(error)
             raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
         if not self.public_key.verify(algorithm, message, signature):
@@ -137,8 +142,7 @@ class DeviceSigner:
         except PIN_REFUSED as error:
             if pin is None:
                 raise
-            flags = session.token.slot.get_token().flags
-            raise explain_login_failure(error, str(self._device.info), flags) from error
+            raise explain_login_failure(error, str(self._device.info), flags_after(session.token)) from error
 
     def _context_pin(self) -> Pin:
         pin = self._device.login_pin()
@@ -158,6 +162,16 @@ def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> Si
         KeyNotFound, KeyAmbiguous: none, or several, match.
         KeyUnfit: it is not an RSA key for signing.
     """
+    info, handle = find_private_key(session, uri, device)
+    return signing_key(session, info, handle, device)
+
+
+def find_private_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> tuple[KeyInfo, Object]:
+    """Look up the one private key `uri` means, of whatever kind. Runs on the lane.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, match.
+    """
     if uri.type not in (None, "private"):
         raise ConfigError(
             f"--key names an object of type {uri.type}; a private key is needed.",
@@ -171,18 +185,16 @@ def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> Si
         template[Attribute.ID] = uri.id
     found = private_keys(session, template)
     try:
-        info, handle = found[select_key(uri, [info for info, _ in found], device)]
+        return found[select_key(uri, [info for info, _ in found], device)]
     except KeyNotFound:
         everything = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
         select_key(uri, [info for info, _ in everything], device)
         raise
-    return signing_key(session, info, handle, device)
 
 
 def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
     """Search for private keys. Runs on the lane."""
-    # A list at once: an abandoned search blocks the session.
-    return [(label_and_id(key), key) for key in list(session.get_objects(template))]
+    return [(label_and_id(key), key) for key in search(session, template)]
 
 
 def label_and_id(found: Object) -> KeyInfo:
@@ -228,7 +240,7 @@ def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object
     yield handle
     if info.id:
         # A search looks at every object of the device: not before it is needed.
-        yield from list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id}))
+        yield from search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id})
 
 
 def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:

@@ -22,23 +22,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.pin import Login, PinRequest, PinSource
 from hsm_signer.errors import (
-    CertificateNotFound,
     DeviceError,
     DeviceGone,
     DeviceTimeout,
     HsmSignerError,
-    KeyAmbiguous,
     PinError,
     PinUnavailable,
 )
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import KeyReference
+    from hsm_signer.device.device import Device, KeyReference
+    from hsm_signer.device.signer import DeviceSigner
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,7 @@ _START = 30.0
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 _LENGTH = struct.Struct("!I")
+_CHUNK = 65536
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ class _Open:
     reference: "KeyReference"
     source: str
     attended: bool
+    log_level: int
+
+
+class _Request(Protocol):
+    """Parent to worker: something to do with the open device."""
+
+    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,30 @@ class _Sign:
     algorithm: Algorithm
     message: bytes
 
+    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
+        return signer.sign(self.algorithm, self.message)
+
+
+@dataclass(frozen=True)
+class _ReadCertificate:
+    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
+        return device.certificate(signer)
+
 
 @dataclass(frozen=True)
 class _Calling:
     """Worker to parent: a call into the module begins, and may take that many seconds."""
 
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """Worker to parent: what it would have logged."""
+
+    logger: str
+    level: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -93,13 +118,12 @@ class _PinGiven:
 class _Opened:
     public_key: PublicKey
     algorithms: frozenset[Algorithm]
-    certificate: bytes | HsmSignerError
     device: str
 
 
 @dataclass(frozen=True)
-class _Signed:
-    signature: bytes
+class _Done:
+    result: bytes
 
 
 @dataclass(frozen=True)
@@ -112,6 +136,7 @@ class _Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._unread = bytearray()
 
     def send(self, message: object) -> None:
         data = pickle.dumps(message)
@@ -131,18 +156,20 @@ class _Channel:
         self._end.close()
 
     def _read(self, size: int, deadline: float | None) -> bytes:
-        data = bytearray()
-        while len(data) < size:
+        while len(self._unread) < size:
             # A timeout of zero would make the socket non-blocking.
             self._end.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
             try:
-                chunk = self._end.recv(size - len(data))
+                # Whatever is there: most messages come whole, and each look costs.
+                chunk = self._end.recv(_CHUNK)
             except ConnectionError:
                 chunk = b""
             if not chunk:
                 raise EOFError
-            data += chunk
-        return bytes(data)
+            self._unread += chunk
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
 
 
 def open_worker(reference: "KeyReference", *, workers: int = 1) -> "WorkerSigner":
@@ -167,6 +194,7 @@ class WorkerSigner:
     Attributes:
         public_key: of the key.
         algorithms: what it can sign.
+        device: what the device says of itself, in a line.
     """
 
     def __init__(self, reference: "KeyReference", workers: int) -> None:
@@ -188,9 +216,9 @@ class WorkerSigner:
             self.close()
             raise
         self._idle.append(worker)
-        self._opened = worker.opened
         self.public_key = worker.opened.public_key
         self.algorithms = worker.opened.algorithms
+        self.device = worker.opened.device
 
     def __enter__(self) -> Self:
         return self
@@ -205,10 +233,9 @@ class WorkerSigner:
 
         Raises:
             CertificateNotFound, KeyAmbiguous: there is none, or there are several.
+            HsmSignerError: as `sign`.
         """
-        if isinstance(self._opened.certificate, HsmSignerError):
-            raise self._opened.certificate
-        return self._opened.certificate
+        return self._request(_ReadCertificate())
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
         """Return the device's signature over `message`, verified by the worker.
@@ -218,21 +245,28 @@ class WorkerSigner:
             DeviceError: the worker died, or what the device answered.
             PinError: a login was refused. No worker is started again.
         """
+        return self._request(_Sign(algorithm, message))
+
+    def _request(self, request: _Request) -> bytes:
         with self._places:
             try:
-                return self._attempt(_Sign(algorithm, message))
+                return self._attempt(request)
             except _Stale as stale:
                 # Some modules never recover in a process that saw the device go. A new one is a fresh look-up.
                 logger.warning("%s Starting another worker.", stale.error)
             try:
-                return self._attempt(_Sign(algorithm, message))
+                return self._attempt(request)
             except _Stale as stale:
                 raise stale.error from None
 
-    def _attempt(self, request: _Sign) -> bytes:
+    def _attempt(self, request: _Request) -> bytes:
         worker = self._take()
         try:
-            signature = worker.sign(request)
+            result = worker.perform(request)
+        except _Unsent:
+            # It died while it was idle, and nothing was asked of it.
+            worker.kill()
+            return self._attempt(request)
         except DeviceGone as error:
             answered = worker.is_alive
             worker.kill()
@@ -254,17 +288,19 @@ class WorkerSigner:
             worker.kill()
             raise
         self._give_back(worker)
-        return signature
+        return result
 
     def close(self) -> None:
-        """End all workers that are idle now; one that signs ends with its request."""
+        """End all workers that are idle now; one that signs ends with its request. A forked child leaves them be."""
+        # Before the lock: one that another thread of the parent held would never be released.
+        if self._process != os.getpid():
+            return
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        if self._process == os.getpid():
-            for worker in idle:
-                worker.kill()
-            self._starter.shutdown(wait=False)
+        for worker in idle:
+            worker.kill()
+        self._starter.shutdown(wait=False)
 
     def _take(self) -> "_Worker":
         if self._process != os.getpid():
@@ -274,16 +310,13 @@ class WorkerSigner:
         with self._lock:
             if self._closed:
                 raise DeviceError("The workers were closed.", hint="Open them again.")
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.is_alive:
-                    return worker
-                worker.kill()
+            if self._idle:
+                return self._idle.pop()
         return self._start()
 
     def _give_back(self, worker: "_Worker") -> None:
         with self._lock:
-            if not self._closed and worker.is_alive:
+            if not self._closed:
                 self._idle.append(worker)
                 return
         worker.kill()
@@ -305,6 +338,8 @@ class WorkerSigner:
 
     def _log_in(self, request: PinRequest) -> Login:
         """Answer a worker that wants a PIN: with the accepted one, else with what the source gives."""
+        if request.last_try and self._reference.confirm is not None:
+            self._reference.confirm(request)
         if not self._accepted:
             self._login = self._reference.pin(request)
         return self._login
@@ -316,6 +351,10 @@ class _Stale(Exception):
     def __init__(self, error: DeviceGone) -> None:
         super().__init__()
         self.error = error
+
+
+class _Unsent(Exception):
+    """A worker was dead before it was asked for anything."""
 
 
 class _Worker:
@@ -349,20 +388,27 @@ class _Worker:
         """Have it open the device."""
         source: PinSource = reference.pin
         without = replace(reference, pin=None, confirm=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
-        self._send(_Open(without, source.description, source.attended))
+        self._send(_Open(without, source.description, source.attended, logger.getEffectiveLevel()))
         answer: _Opened | _Failed = self._receive(_START, lambda wanted: _answer(source, log_in, wanted))
         if isinstance(answer, _Failed):
             self.kill()
             raise answer.error
         self.opened = answer
 
-    def sign(self, request: _Sign) -> bytes:
-        """Have it sign."""
-        self._send(request)
-        answer: _Signed | _Failed = self._receive(self._timeout + _GRACE)
+    def perform(self, request: _Request) -> bytes:
+        """Have it do something.
+
+        Raises:
+            _Unsent: it is dead, and was before.
+        """
+        try:
+            self._channel.send(request)
+        except OSError:
+            raise _Unsent from None
+        answer: _Done | _Failed = self._receive(self._timeout + _GRACE)
         if isinstance(answer, _Failed):
             raise answer.error
-        return answer.signature
+        return answer.result
 
     def kill(self) -> None:
         """End it at once."""
@@ -396,6 +442,8 @@ class _Worker:
             match message:
                 case _Calling(seconds):
                     deadline = time.monotonic() + seconds + _GRACE
+                case _Logged(name, level, text):
+                    logging.getLogger(name).log(level, "%s", text)
                 case _PinWanted(request) if answer_pin is not None:
                     self._send(answer_pin(request))
                     deadline = time.monotonic() + _START
@@ -435,6 +483,17 @@ class _Calls:
             self._channel.send(_Calling(seconds))
 
 
+class _ParentLog(logging.Handler):
+    """In the worker: what is logged is the parent's to show, or not."""
+
+    def __init__(self, channel: _Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.send(_Logged(record.name, record.levelno, record.getMessage()))
+
+
 class _ParentPin:
     """In the worker: the PIN source is the parent."""
 
@@ -472,23 +531,20 @@ def _serve(channel: _Channel) -> None:
     calls = _Calls(channel)
     Lane.watchman = calls
     request: _Open = channel.receive()
+    logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
     pin = _ParentPin(channel, request.source, request.attended)
     try:
         device = open_device(replace(request.reference, pin=pin))
         signer = device.signer()
-        try:
-            certificate: bytes | HsmSignerError = device.certificate(signer)
-        except (CertificateNotFound, KeyAmbiguous) as error:
-            certificate = error
-        channel.send(_Opened(signer.public_key, signer.algorithms, certificate, str(device.info)))
+        channel.send(_Opened(signer.public_key, signer.algorithms, str(device.info)))
     except Exception as error:
         channel.send(_Failed(_ours(error)))
         return
     while True:
-        wanted: _Sign = channel.receive()
+        wanted: _Request = channel.receive()
         calls.expected = True
         try:
-            channel.send(_Signed(signer.sign(wanted.algorithm, wanted.message)))
+            channel.send(_Done(wanted.perform(device, signer)))
         except EOFError:
             raise
         except Exception as error:

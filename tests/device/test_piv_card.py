@@ -105,6 +105,11 @@ class TestPin:
         assert verify(card, RIGHT) == 0x6983
         assert card.presented == 4
 
+    def test_one_that_was_changed_is_wrong_from_then_on(self) -> None:
+        card = make_card()
+        card.change_pin("654321")
+        assert (verify(card, RIGHT), verify(card, WRONG)) == (0x63C2, 0x9000)
+
     def test_the_right_one_gives_all_tries_back(self) -> None:
         card = make_card()
         verify(card, WRONG)

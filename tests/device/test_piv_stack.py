@@ -186,3 +186,30 @@ def _padding(algorithm: str) -> padding.AsymmetricPadding:
     if algorithm == "RS256":
         return padding.PKCS1v15()
     return padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
+
+
+class TestSharing:
+    """One card, two processes."""
+
+    @pytest.mark.parametrize("other", ["ykcs11", "opensc"])
+    def test_both_sign_in_turn(self, stack: PivStack, other: str, yubikey: VirtualYubiKey) -> None:
+        (beside,) = (each for each in yubikey.stacks if each.name == other)
+        lines = """
+            with open_device(reference(KEY)) as device:
+                signer = device.signer()
+                for _ in range(3):
+                    tell(signer.sign(Algorithm.RS256, b"x").hex())
+                    wait()
+            """
+        with Apart(stack, lines) as first, Apart(beside, lines) as second:
+            for _ in range(3):
+                for process in (first, second):
+                    signature = bytes.fromhex(process.hear())
+                    stack.key.public_key.verify(signature, b"x", padding.PKCS1v15(), hashes.SHA256())
+                    process.go()
+
+    def test_its_serial_depends_on_the_module(self, yubikey: VirtualYubiKey) -> None:
+        lines = "with open_device(reference(KEY)) as device: tell(device.info.serial)"
+        serials = [run_apart(stack, lines) for stack in yubikey.stacks]
+        assert serials[0] == ["12345678"]
+        assert serials[1] != serials[0]

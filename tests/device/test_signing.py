@@ -1,9 +1,11 @@
 """The contract of a device: find exactly one key, log in once, sign, and return only what verifies."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.device import open_device
+from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.pin import FixedLogin, Login, Pin, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
     DeviceAmbiguous,
     DeviceError,
+    DeviceGone,
     DeviceNotFound,
     KeyAmbiguous,
     KeyNotFound,
@@ -259,6 +262,43 @@ class TestLogin:
     def test_two_devices_of_one_process_share_the_login(self, refer: Refer, key: SoftHsmKey) -> None:
         with open_device(refer(key.uri)), open_device(refer(key.uri)) as second:
             second.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+class TestReplaced:
+    """A device or a key that was made anew under the same name while it was in use."""
+
+    @pytest.fixture
+    def replaced(self, tmp_path: Path, refer: Refer) -> Iterator[tuple[SoftHsm, KeyReference]]:
+        with SoftHsm(tmp_path, label="replaced") as softhsm:
+            softhsm.add_key()
+            pin = FixedLogin(Pin(softhsm.pin), "a test PIN")
+            yield softhsm, replace(refer("pkcs11:token=replaced", pin=pin), module_environment=softhsm.environment)
+
+    def test_a_device_is_not_taken_for_the_old_one(
+        self, replaced: tuple[SoftHsm, KeyReference], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        softhsm, reference = replaced
+        with open_device(reference) as device:
+            signer = device.signer()
+            shutil.rmtree(softhsm.directory / "tokens")
+            (softhsm.directory / "tokens").mkdir()
+            softhsm.add_token("replaced")
+            for _ in range(2):
+                with pytest.raises(DeviceGone, match="is not there; in its place is 'replaced'"):
+                    signer.sign(Algorithm.RS256, MESSAGE)
+        assert "(ObjectHandleInvalid)" in caplog.text
+
+    def test_a_key_is_not_taken_for_the_old_one(self, replaced: tuple[SoftHsm, KeyReference]) -> None:
+        softhsm, reference = replaced
+        with open_device(reference) as device:
+            signer = device.signer()
+            (token,) = (softhsm.directory / "tokens").iterdir()
+            for file in token.glob("*.object"):
+                if file.name != "token.object":
+                    file.unlink()
+            softhsm.import_key(rsa.generate_private_key(65537, 2048))
+            with pytest.raises(KeyNotFound, match="is back with another key"):
+                signer.sign(Algorithm.RS256, MESSAGE)
 
 
 class TestEnd:

@@ -1,5 +1,8 @@
-"""The SoftHSM of the matrix can be taken away and brought back, and forgets what a test did to it."""
+"""The SoftHSM of the matrix: taken away and brought back, never locked, and lost without its configuration."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -66,3 +69,45 @@ def test_forgets_a_wrong_pin_at_reset(stack: Stack) -> None:
     assert run_apart(stack, FLAGS) == ["True"]
     stack.reset()
     assert run_apart(stack, FLAGS) == ["False"]
+
+
+def test_is_not_locked_by_ten_wrong_pins(stack: Stack) -> None:
+    lines = run_apart(stack, f"for _ in range(10): {WRONG_PIN}\n{SIGN}")
+    assert lines[:10] == ["PinIncorrect"] * 10
+    assert len(lines) == 16
+
+
+_WITHOUT_CONFIGURATION = """
+import os, sys
+from pathlib import Path
+
+import pkcs11._pkcs11  # python-pkcs11 would load it later, when it may be out of reach
+
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import NO_LOGIN
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ModuleLoadError
+
+if os.geteuid() == 0:  # root could read the system's configuration
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+try:
+    open_device(KeyReference(Pkcs11Uri(), NO_LOGIN, Path(sys.argv[1])))
+except ModuleLoadError as error:
+    print(error.message, error.hint, sep="\\n")
+"""
+
+
+def test_without_a_configuration_an_ordinary_user_is_told_what_to_set(stack: Stack) -> None:
+    message, hint = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_CONFIGURATION, str(stack.module)],
+        env={name: value for name, value in os.environ.items() if name != "SOFTHSM2_CONF"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    ).stdout.splitlines()
+    assert str(stack.module) in message
+    assert "it refused to initialise (GeneralError)" in message
+    assert "SOFTHSM2_CONF" in hint
+    assert "module_environment" in hint

@@ -8,19 +8,32 @@ from dataclasses import replace
 import pytest
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import FixedLogin, Pin
+from hsm_signer.device.condition import load, look
+from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.facts import PinState
+from hsm_signer.device.pin import FixedLogin, NobodyToAsk, Pin
+from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import PinLastTry, TouchMissed
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    PinError,
+    PinIncorrect,
+    PinLastTry,
+    PinLocked,
+    PinUnavailable,
+    TouchMissed,
+)
 
+from .stacks import StackKey
 from .stacks.piv import PivStack
 
 MESSAGE = b"header.claims"
 
 
-def refer(yubikey: PivStack, pin: str | None = None) -> KeyReference:
+def refer(yubikey: PivStack, pin: str | None = None, key: StackKey | None = None) -> KeyReference:
     return KeyReference(
-        uri=Pkcs11Uri.parse(yubikey.key.uri),
+        uri=Pkcs11Uri.parse((key or yubikey.key).uri),
         pin=FixedLogin(Pin(pin or yubikey.pin), "a test PIN"),
         module=yubikey.module,
         module_environment=yubikey.environment,
@@ -109,3 +122,129 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
     assert yubikey.presented() == 2
     with open_device(replace(refer(yubikey), allow_last_try=True)) as device:
         device.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+class TestPinState:
+    @pytest.mark.parametrize(
+        ("wrong", "ykcs11", "opensc"),
+        [
+            (0, PinState.FINE, PinState.FINE),
+            (1, PinState.COUNT_LOW, PinState.FINE),  # OpenSC never sets CKF_USER_PIN_COUNT_LOW
+            (2, PinState.LAST_TRY, PinState.LAST_TRY),
+            (3, PinState.LOCKED, PinState.LOCKED),
+        ],
+    )
+    def test_is_told_after_so_many_wrong_ones(
+        self, wrong: int, ykcs11: PinState, opensc: PinState, yubikey: PivStack
+    ) -> None:
+        for _ in range(wrong):
+            with contextlib.suppress(PinError):
+                open_device(replace(refer(yubikey, yubikey.wrong_pin), allow_last_try=True))
+        module, _ = load(refer(yubikey))
+        assert look(module, refer(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
+
+    def test_is_read_afresh_before_a_login(self, yubikey: PivStack) -> None:
+        open_device(refer(yubikey)).close()
+        yubikey.leave_tries(1)
+        with pytest.raises(PinLastTry):
+            open_device(refer(yubikey))
+        assert yubikey.presented() == 1
+
+    def test_of_a_card_that_is_locked_is_told_without_presenting_a_pin(self, yubikey: PivStack) -> None:
+        yubikey.leave_tries(0)
+        with pytest.raises(PinLocked):
+            open_device(refer(yubikey))
+        assert yubikey.presented() == 0
+
+    def test_the_refusal_before_the_last_try_says_so(self, yubikey: PivStack) -> None:
+        yubikey.leave_tries(2)
+        with pytest.raises(PinIncorrect, match=r"One more wrong PIN locks the device\."):
+            open_device(refer(yubikey, yubikey.wrong_pin))
+
+    def test_nobody_tries_the_pin_that_cards_are_delivered_with(self, yubikey: PivStack) -> None:
+        assert yubikey.pin == "123456"
+        with pytest.raises(PinUnavailable):
+            open_device(replace(refer(yubikey), pin=NobodyToAsk()))
+        assert yubikey.presented() == 0
+
+    def test_an_old_pin_is_presented_once_after_a_replug(self, yubikey: PivStack) -> None:
+        with open_device(refer(yubikey)) as device:
+            signer = device.signer()
+            yubikey.change_pin("111111")
+            yubikey.unplug()
+            yubikey.plug()
+            with pytest.raises(PinIncorrect):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            for _ in range(3):
+                with pytest.raises(DeviceError):
+                    signer.sign(Algorithm.RS256, MESSAGE)
+        assert yubikey.presented() == 2
+
+
+class TestKeyThatAlwaysAuthenticates:
+    """Slot 9c: the PIN once more for each signature (CKA_ALWAYS_AUTHENTICATE)."""
+
+    @pytest.fixture
+    def device(self, yubikey: PivStack) -> Iterator[Device]:
+        with open_device(refer(yubikey, key=yubikey.always_authenticate_key)) as device:
+            yield device
+
+    @pytest.fixture
+    def signer(self, device: Device) -> DeviceSigner:
+        return device.signer()
+
+    @staticmethod
+    def sign(signer: DeviceSigner) -> None:
+        assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
+
+    def test_a_pin_changed_since_the_login_is_presented_once(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+        yubikey.change_pin("111111")
+        with pytest.raises(PinIncorrect):
+            self.sign(signer)
+        for _ in range(3):
+            with pytest.raises(DeviceError):
+                self.sign(signer)
+        assert yubikey.presented() == 2
+
+    def test_a_card_locked_since_the_login_says_so(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+        yubikey.leave_tries(0)
+        with pytest.raises(PinLocked) as caught:
+            self.sign(signer)
+        assert "Unblock" in str(caught.value.hint)
+
+    def test_a_missed_touch_is_its_own_error_and_costs_no_more_pins(
+        self, signer: DeviceSigner, yubikey: PivStack
+    ) -> None:
+        yubikey.patience(6)
+        yubikey.touch(True)
+        with pytest.raises(TouchMissed):
+            self.sign(signer)
+        assert yubikey.presented() == 2
+
+    def test_a_card_that_forgot_the_login_signs_with_the_pin_it_wants_anyway(
+        self, signer: DeviceSigner, yubikey: PivStack
+    ) -> None:
+        yubikey.forget_login()
+        self.sign(signer)
+        assert yubikey.presented() == 2
+
+    def test_a_card_that_was_reset_signs(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+        yubikey.reset_card()
+        self.sign(signer)
+        # ykcs11 presents the PIN once more by itself.
+        assert yubikey.presented() == {"ykcs11": 3, "opensc": 2}[yubikey.name]
+
+    def test_a_card_pulled_out_and_put_back_costs_one_more_login(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+        yubikey.unplug()
+        yubikey.plug()
+        self.sign(signer)
+        assert yubikey.presented() == 3
+
+    def test_a_card_that_is_away_is_an_error_until_it_is_back(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+        yubikey.unplug()
+        for _ in range(2):
+            with pytest.raises(DeviceGone):
+                self.sign(signer)
+        yubikey.plug()
+        self.sign(signer)
+        assert yubikey.presented() == 3

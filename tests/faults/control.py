@@ -173,6 +173,7 @@ class FaultyModule:
         self._flags = (0, 0)
         self._absent = False
         self._always_authenticate = False
+        self._noisy = False
         self._give_orders()
         self._forgotten = self._log.stat().st_size
 
@@ -241,6 +242,11 @@ class FaultyModule:
         self._always_authenticate = always
         self._give_orders()
 
+    def noisy(self, noisy: bool) -> None:
+        """Have every call print a line to stdout and one to stderr, or none."""
+        self._noisy = noisy
+        self._give_orders()
+
     def calls(self, function: str) -> int:
         """Return how often a function was called."""
         if function not in FUNCTIONS:
@@ -274,6 +280,7 @@ class FaultyModule:
             f"flags {self._flags[0]} {self._flags[1]}\n",
             f"device {self._removals} {self._absent:d}\n",
             f"always-authenticate {self._always_authenticate:d}\n",
+            f"noisy {self._noisy:d}\n",
         ]
         # Whole or not at all: a call may be reading.
         unfinished = self._directory / "orders.new"

@@ -1,6 +1,9 @@
 """The fault module does what it is told, and otherwise only forwards."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from ast import literal_eval
 
@@ -274,6 +277,22 @@ class TestAbsence:
         assert client("session = token().open(user_pin=PIN)") == "done"
         verify(key, client("sign()"))
         assert client("list(old.get_objects())") == "SessionHandleInvalid"
+
+
+class TestNoise:
+    @pytest.mark.parametrize(("noisy", "printed"), [(True, ["noise of C_Initialize"]), (False, [])])
+    def test_is_printed_on_both_streams_when_told_so(
+        self, noisy: bool, printed: list[str], faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        faulty.noisy(noisy)
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys, pkcs11; pkcs11.lib(sys.argv[1])", faulty.path],
+            env={**os.environ, **faulty.environment},
+            capture_output=True,
+            text=True,
+        )
+        for stream in (done.stdout, done.stderr):
+            assert [line for line in stream.splitlines() if line == "noise of C_Initialize"] == printed
 
 
 class TestLogins:

@@ -18,7 +18,7 @@ import hsm_signer
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 
-from .control import FUNCTIONS, Call, FaultyModule
+from .control import FUNCTIONS, Call, FaultyModule, Rv
 
 DEADLINE = 1.0
 CLOSING = 2.0  # seconds that saying goodbye to a device may take
@@ -165,6 +165,54 @@ class TestHangs:
     ) -> None:
         faulty.rule("C_Sign", hang=DEADLINE / 2)
         verify(key, assertion().stdout)
+
+
+class TestLostDevices:
+    @pytest.mark.parametrize("call", ["C_FindObjectsInit", "C_FindObjects", "C_SignInit", "C_Sign"])
+    def test_cost_a_warning_and_no_traceback(
+        self, call: str, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
+        faulty.rule(call, rv=Rv.DEVICE_REMOVED, times=1)
+        ended = assertion()
+        verify(key, ended.stdout)
+        (warning,) = ended.stderr.splitlines()
+        assert warning.startswith("hsm-signer: warning: 'faults' ")
+        assert "was lost while" in warning
+
+    @pytest.mark.parametrize("call", ["C_FindObjectsInit", "C_FindObjects", "C_SignInit", "C_Sign"])
+    def test_that_stay_lost_are_an_error_and_no_traceback(
+        self, call: str, assertion: Assertion, faulty: FaultyModule
+    ) -> None:
+        for function in (call, "C_FindObjectsFinal"):
+            faulty.rule(function, rv=Rv.DEVICE_REMOVED)
+        ended = assertion()
+        assert (ended.status, ended.stdout) == (3, "")
+        assert [line.partition(": ")[0] for line in ended.stderr.splitlines()] == ["hsm-signer", "error", "hint"]
+
+
+class TestNoise:
+    def test_is_not_mixed_into_ours(self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
+        faulty.noisy(True)
+        ended = assertion()
+        assert (ended.status, ended.stderr) == (0, "")
+        assert ended.stdout.count("\n") == 1
+        verify(key, ended.stdout)
+
+    def test_does_not_hide_an_error(self, assertion: Assertion, faulty: FaultyModule) -> None:
+        faulty.noisy(True)
+        faulty.rule("C_Sign", corrupt=True)
+        ended = assertion()
+        assert (ended.status, ended.stdout) == (3, "")
+        assert [line.partition(": ")[0] for line in ended.stderr.splitlines()] == ["error", "hint"]
+
+    def test_is_shown_on_request_and_never_where_the_result_is(
+        self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
+        faulty.noisy(True)
+        ended = assertion(before=("-v",))
+        assert "noise of C_Sign\n" in ended.stderr
+        assert ended.stdout.count("\n") == 1
+        verify(key, ended.stdout)
 
 
 class TestFalseSignatures:

@@ -15,8 +15,8 @@ from pkcs11 import Mechanism, TokenFlag
 from hsm_signer.config import profile_from_arguments
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.generation import KeySpec, generate_key
 from hsm_signer.device.pin import FixedLogin, Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.provision import generate_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker import open_worker
 from hsm_signer.errors import (
@@ -29,6 +29,7 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLastTry,
     PinLocked,
+    PinRefusedBefore,
     PinUnavailable,
     SignatureInvalid,
 )
@@ -155,7 +156,7 @@ class TestLostSession:
         with open_device(replace(refer(), writable=True)) as device:
             faulty.rule("C_GenerateKeyPair", rv=Rv.DEVICE_REMOVED)
             with pytest.raises(DeviceGone):
-                generate_key(device, label="new", key_id=b"\x77", bits=2048)
+                generate_key(device, KeySpec("new", b"\x77"))
         assert faulty.calls("C_GenerateKeyPair") == 1
 
 
@@ -297,16 +298,101 @@ class TestAlwaysAuthenticate:
         assert source.times == 1
         assert [seen.context_specific for seen in faulty.logins()] == [False, True, True]
 
-    def test_a_refused_context_login_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
+    @pytest.mark.parametrize(
+        ("rv", "error"),
+        [
+            (Rv.PIN_INCORRECT, PinIncorrect),
+            (Rv.PIN_INVALID, PinIncorrect),
+            (Rv.PIN_LEN_RANGE, PinIncorrect),  # OpenSC, to a PIN that is too short
+            (Rv.ARGUMENTS_BAD, PinIncorrect),  # ykcs11, likewise
+            (Rv.PIN_LOCKED, PinLocked),
+        ],
+    )
+    def test_a_refused_context_login_is_not_repeated(
+        self, rv: Rv, error: type[PinError], refer: Refer, faulty: FaultyModule
+    ) -> None:
         faulty.always_authenticate(True)
         with open_device(refer()) as device:
             signer = device.signer()
-            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
-            with pytest.raises(PinIncorrect):
+            faulty.rule("C_Login", rv=rv)
+            with pytest.raises(error):
                 signer.sign(Algorithm.RS256, MESSAGE)
             with pytest.raises(DeviceError):
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
+
+    def test_a_refused_context_login_is_on_record_for_other_processes(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+    ) -> None:
+        faulty.always_authenticate(True)
+        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(reference) as device:
+            signer = device.signer()
+            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+            with pytest.raises(PinIncorrect):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        with pytest.raises(PinRefusedBefore):
+            open_device(reference)
+        assert len(faulty.logins()) == 2
+
+    def test_a_pin_that_was_kept_back_is_not_on_record(
+        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+    ) -> None:
+        faulty.always_authenticate(True)
+        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(reference) as device:
+            signer = device.signer()
+            faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
+            with pytest.raises(PinLocked):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            faulty.flags()
+            signer.sign(Algorithm.RS256, MESSAGE)
+        open_device(reference).close()
+
+    def test_a_context_login_that_was_refused_is_not_repeated_when_the_device_is_lost_next(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        faulty.always_authenticate(True)
+        with open_device(refer()) as device:
+            signer = device.signer()
+            faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
+            faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_REMOVED, skip=1)  # the first is before the login
+            with pytest.raises(PinIncorrect):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 2
+
+    @pytest.mark.parametrize(
+        ("flag", "error"), [(TokenFlag.USER_PIN_LOCKED, PinLocked), (TokenFlag.USER_PIN_FINAL_TRY, PinLastTry)]
+    )
+    def test_the_pin_is_kept_back_once_others_have_used_up_the_tries(
+        self, flag: TokenFlag, error: type[PinError], refer: Refer, faulty: FaultyModule
+    ) -> None:
+        faulty.always_authenticate(True)
+        with open_device(refer()) as device:
+            signer = device.signer()
+            faulty.flags(set=flag)
+            with pytest.raises(error):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 1
+
+    def test_the_last_try_is_taken_for_a_signature_where_that_is_allowed(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        faulty.always_authenticate(True)
+        faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
+        with open_device(replace(refer(), allow_last_try=True)) as device:
+            device.signer().sign(Algorithm.RS256, MESSAGE)
+        assert len(faulty.logins()) == 2
+
+    def test_a_device_lost_after_the_login_costs_one_more_and_one_for_the_signature(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        faulty.always_authenticate(True)
+        with open_device(refer()) as device:
+            signer = device.signer()
+            faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert [seen.context_specific for seen in faulty.logins()] == [False, False, True]
 
     def test_an_ordinary_key_has_no_context_login(self, device: Device, faulty: FaultyModule) -> None:
         device.signer().sign(Algorithm.RS256, MESSAGE)
@@ -358,6 +444,16 @@ class TestWorker:
         assert first.pid != second.pid
         assert first.left is not None
         assert first.left < second.entered
+
+    def test_somebody_is_asked_before_the_last_try(self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm) -> None:
+        def confirm(request: PinRequest) -> None:
+            raise PinLastTry("Nobody wants to.")
+
+        faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
+        source = Source(softhsm.pin)
+        with pytest.raises(PinLastTry, match="Nobody wants to"):
+            open_worker(replace(refer(source), allow_last_try=True, confirm=confirm))
+        assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
     def test_a_pin_refused_on_the_way_back_stops_all_workers(self, refer: Refer, faulty: FaultyModule) -> None:
         with open_worker(refer()) as signer:

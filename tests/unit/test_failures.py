@@ -6,10 +6,18 @@ import pkcs11
 import pytest
 from pkcs11 import TokenFlag, exceptions
 
-from hsm_signer.device.failures import explain_failure, explain_login_failure, require_pin_tries
+from hsm_signer.device.failures import (
+    explain_failure,
+    explain_login_failure,
+    explain_refusal,
+    require_changeable,
+    require_pin_tries,
+)
+from hsm_signer.device.match import DeviceInfo
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
+    DeviceReadOnly,
     HsmSignerError,
     MechanismUnsupported,
     PinError,
@@ -70,6 +78,58 @@ def test_whatever_a_login_returns_becomes_one_error(kind: type[pkcs11.PKCS11Erro
 def test_a_failure_says_which_device_what_it_did_and_what_the_module_returned(kind: type[pkcs11.PKCS11Error]) -> None:
     message = explain_failure(kind("0x123"), "signing", DEVICE).message
     assert (message.startswith(DEVICE), message.endswith(f"while signing ({kind.__name__}: 0x123).")) == (True, True)
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_a_refusal_says_which_device_what_it_refused_and_what_the_module_returned(
+    kind: type[pkcs11.PKCS11Error],
+) -> None:
+    refusal = explain_refusal(kind("0x123"), "generating a key", DEVICE)
+    assert refusal.message == f"{DEVICE} refused generating a key ({kind.__name__}: 0x123)."
+    assert refusal.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pkcs11.SessionReadOnly(),
+        pkcs11.TokenWriteProtected(),
+        pkcs11.UserNotLoggedIn(),
+        # All that python-pkcs11 says of CKR_USER_TYPE_INVALID.
+        pkcs11.PKCS11Error("User type invalid. Should never see this."),
+    ],
+)
+def test_what_the_user_s_pin_does_not_allow_is_told_apart(error: pkcs11.PKCS11Error) -> None:
+    assert type(explain_refusal(error, "generating a key", DEVICE)) is DeviceReadOnly
+
+
+def device(manufacturer: str, model: str) -> DeviceInfo:
+    return DeviceInfo("Office card", manufacturer, model, "0001", 0, "reader", "", "", "", (0, 0))
+
+
+# As ykcs11 and OpenSC describe a YubiKey.
+PIV = [device("Yubico (www.yubico.com)", "YubiKey YK5"), device("piv_II", "PKCS#15 emulated")]
+OTHERS_THAN_PIV = [
+    device("Yubico (www.yubico.com)", "YubiHSM"),
+    device("SoftHSM project", "SoftHSM v2"),
+    device("IBM", "SW   TPM"),
+    device("ZeitControl", "PKCS#15 emulated"),
+]
+
+
+@pytest.mark.parametrize("card", PIV, ids=str)
+def test_a_piv_card_is_not_changed_and_its_own_tools_are_named(card: DeviceInfo) -> None:
+    with pytest.raises(DeviceReadOnly, match="management key") as refused:
+        require_changeable(card, NO_FLAGS)
+    assert "ykman piv keys generate" in str(refused.value.hint)
+    assert "yubico-piv-tool" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("other", OTHERS_THAN_PIV, ids=str)
+def test_other_devices_are_changed_unless_they_are_write_protected(other: DeviceInfo) -> None:
+    require_changeable(other, NO_FLAGS)
+    with pytest.raises(DeviceReadOnly, match="write-protected"):
+        require_changeable(other, TokenFlag.WRITE_PROTECTED)
 
 
 @pytest.mark.parametrize("kind", RETURNED)

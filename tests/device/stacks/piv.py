@@ -78,8 +78,16 @@ class PivStack:
         """Let another process reset the card; pcscd tells all others."""
         self._card.order("reset card")
 
+    def change_pin(self, pin: str) -> None:
+        """Let the owner of the card change its PIN elsewhere, until `reset`."""
+        self._card.order("change pin", pin)
+
+    def leave_tries(self, tries: int) -> None:
+        """Let somebody else use up PIN tries: so many are left."""
+        self._card.order("leave tries", tries)
+
     def reset(self) -> None:
-        """Put the card in, give back all PIN tries, touch at once, sign at once, count from 0."""
+        """Put the card in with its first PIN, give back all tries, touch at once, sign at once, count from 0."""
         self._card.order("reset")
         self._card.order("plug")
 
@@ -119,7 +127,7 @@ class VirtualYubiKey:
             self.close()
             raise
 
-    def order(self, command: str, argument: float = 0) -> int | None:
+    def order(self, command: str, argument: float | str = 0) -> int | None:
         """Have the program do something with the card; returns when it is done."""
         assert self._program.stdin is not None
         with self._turn:

@@ -60,7 +60,7 @@ class PivCard:
         self, keys: Mapping[int, PivKey], pin: str, serial: int, touched: Callable[[], bool] = lambda: True
     ) -> None:
         self._keys = dict(keys)
-        self._pin = pin.encode().ljust(8, b"\xff")
+        self.change_pin(pin)
         self._serial = serial.to_bytes(4, "big")
         self._touched = touched
         self._objects = _data_objects(self._keys, self._serial)
@@ -74,6 +74,10 @@ class PivCard:
         self.forget_login()
         self._chain: tuple[tuple[int, int, int], bytes] | None = None
         self._rest = b""
+
+    def change_pin(self, pin: str) -> None:
+        """Want another PIN from now on, as if its owner had changed it elsewhere."""
+        self._pin = pin.encode().ljust(8, b"\xff")
 
     def forget_login(self) -> None:
         """Want the PIN again."""

@@ -266,7 +266,7 @@ def main(pin: str) -> None:
     card = PivCard(keys, pin, _SERIAL, finger)
     contacts = Contacts(card, port)
 
-    def obey(command: str, argument: float) -> int | None:
+    def obey(command: str, argument: float | str) -> int | None:
         match command:
             case "plug":
                 contacts.plug()
@@ -283,13 +283,19 @@ def main(pin: str) -> None:
             case "wait for wish":
                 finger.wait_for_wish()
             case "patience":
-                finger.patience = argument
+                finger.patience = float(argument)
             case "hold":
-                finger.latency = argument
+                finger.latency = float(argument)
+            case "change pin":
+                card.change_pin(str(argument))
+            case "leave tries":
+                card.tries = int(argument)
+                card.forget_login()  # as every wrong PIN makes it
             case "presented":
                 return card.presented
             case "reset":
                 card.tries, card.presented = TRIES, 0
+                card.change_pin(pin)
                 finger.reset()
             case _:
                 raise ValueError(command)

@@ -81,16 +81,20 @@ class TpmStack:
             self._power = resources.enter_context(ExitStack())
             self.plug()
             self._tool("tpm2_ptool", "init")
-            self._tool(
-                *("tpm2_ptool", "addtoken", "--pid=1", f"--label={_LABEL}"),
-                *(f"--userpin={self.pin}", "--sopin=of the administrator"),
-            )
+            self.add_token(_LABEL)
             self.key = self._add_identity("key", "01")
             self.always_authenticate_key: StackKey | None = self._add_identity(
                 "always", "02", "--attr-always-authenticate"
             )
             self.reset()
             self._resources = resources.pop_all()
+
+    def add_token(self, label: str) -> None:
+        """Make one more token, empty and with the same PIN."""
+        self._tool(
+            *("tpm2_ptool", "addtoken", "--pid=1", f"--label={label}"),
+            *(f"--userpin={self.pin}", "--sopin=of the administrator"),
+        )
 
     def unplug(self) -> None:
         """Switch the TPM off and its broker with it, in order, as a kernel does.

@@ -1,0 +1,120 @@
+"""The doctor on a device that is lost meanwhile: one login all the same, and whatever can be said is said."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.diagnosis import Status
+from hsm_signer.doctor import Finding, examine
+from hsm_signer.identity import Operator
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.counted_pin import CountedPin
+
+from .control import FaultyModule, Rv
+
+# What needs the session, in its order. The probes after these are the network's.
+ON_THE_DEVICE = ("key", "protection", "mechanisms", "certificate", "signature")
+ON_SESSIONS = ("C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_SignInit", "C_Sign(NULL)", "C_Sign")
+LOST = (Rv.DEVICE_REMOVED, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR)
+
+
+@pytest.fixture
+def pin(softhsm: SoftHsm) -> CountedPin:
+    return CountedPin(softhsm.pin)
+
+
+@pytest.fixture
+def profile(faulty: FaultyModule, key: SoftHsmKey) -> Profile:
+    return profile_from_arguments(
+        {
+            "tenant": "contoso.example",
+            "client_id": "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001",
+            "key": key.uri,
+            "module": faulty.path,
+            "module_environment": faulty.environment,
+        }
+    )
+
+
+def run(profile: Profile, pin: CountedPin) -> list[Finding]:
+    return list(examine(profile, Operator(prompt=pin), offline=True))
+
+
+def calls_of_each_probe(profile: Profile, pin: CountedPin, faulty: FaultyModule) -> Iterator[tuple[str, int]]:
+    """Examine a sound device, and return for each call after the login the probe that made it and its number."""
+    done = 0
+    for finding in examine(profile, Operator(prompt=pin), offline=True):
+        before, done = done, len(faulty.log())
+        if finding.name in ON_THE_DEVICE:
+            for number in range(before, done):
+                yield finding.name, number
+
+
+def lose_session(faulty: FaultyModule, rv: Rv, before: list[str], call: str) -> None:
+    """Have the session lost in a call, after those before. The device is there, and would be logged in to again."""
+    for function in {call, *ON_SESSIONS}:
+        faulty.rule(function, rv=rv, skip=before.count(function), times=None if function in ON_SESSIONS else 1)
+
+
+@pytest.mark.parametrize("rv", LOST)
+@pytest.mark.parametrize("always_authenticate", [False, True])
+def test_a_device_lost_at_any_call_costs_no_second_login(
+    rv: Rv, always_authenticate: bool, profile: Profile, pin: CountedPin, faulty: FaultyModule
+) -> None:
+    run(profile, pin)  # the next ones find the module loaded
+    faulty.clear()
+    faulty.always_authenticate(always_authenticate)
+    calls = list(calls_of_each_probe(profile, pin, faulty))
+    names = [call.function for call in faulty.log()]
+    assert {probe for probe, _ in calls} == {"key", "protection", "certificate", "signature"}
+    for probe, number in calls:
+        faulty.clear()
+        faulty.always_authenticate(always_authenticate)
+        pin.times = 0
+        lose_session(faulty, rv, names[:number], names[number])
+        findings = {finding.name: finding for finding in run(profile, pin)}
+        where = f"{names[number]}, call {number}, of the probe {probe}"
+        logins = [login.context_specific for login in faulty.logins()]
+        assert (logins.count(False), pin.times) == (1, 1), where
+        assert logins.count(True) <= always_authenticate, where
+        assert findings[probe].status is Status.FAILED, where
+        assert "was lost while" in findings[probe].detail, where
+        before = ON_THE_DEVICE[: ON_THE_DEVICE.index(probe)]
+        assert Status.FAILED not in [findings[name].status for name in before], where
+
+
+def test_a_device_that_failed_once_is_examined_to_the_end(
+    profile: Profile, pin: CountedPin, faulty: FaultyModule
+) -> None:
+    run(profile, pin)
+    faulty.clear()
+    numbers = [number for probe, number in calls_of_each_probe(profile, pin, faulty) if probe == "protection"]
+    names = [call.function for call in faulty.log()][: numbers[0]]
+    faulty.clear()
+    faulty.rule("C_GetAttributeValue", rv=Rv.DEVICE_ERROR, times=1, skip=names.count("C_GetAttributeValue") + 1)
+    findings = {finding.name: finding.status for finding in run(profile, pin)}
+    assert [name for name, status in findings.items() if status is Status.FAILED] == ["protection"]
+    assert findings["signature"] is Status.OK
+    assert faulty.calls("C_Login") == 1
+
+
+def test_a_module_that_somebody_else_initialises_anew_costs_no_second_login(
+    profile: Profile, pin: CountedPin, faulty: FaultyModule, key: SoftHsmKey
+) -> None:
+    reference = KeyReference(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)
+    findings = {}
+    with open_device(reference) as other:
+        signer = other.signer()
+        for finding in examine(profile, Operator(prompt=pin), offline=True):
+            findings[finding.name] = finding
+            if finding.name == "key":
+                faulty.clear()
+                faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
+                signer.sign(Algorithm.RS256, b"message")
+    assert "initialised the module anew" in findings["protection"].detail
+    assert faulty.calls("C_Login") == 1  # the other's
