@@ -1,44 +1,80 @@
-"""Writing to a device: making a key pair, and storing a certificate beside it."""
+"""Changing what is on a device: deleting a key pair; storing, finding and deleting certificates.
 
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+Each change is asked for once.
+"""
+
+from collections.abc import Callable
+
+import pkcs11
+from pkcs11 import Attribute, ObjectClass
 from pkcs11.constants import CertificateType
-from pkcs11.types import Session
+from pkcs11.types import Object, Session
 
-from hsm_signer.crypto import PublicKey
+from hsm_signer.certificate import Certificate, parse_certificates
 from hsm_signer.device.device import Device
+from hsm_signer.device.failures import GONE, explain_refusal
+from hsm_signer.device.match import KeyInfo
+from hsm_signer.device.search import search
+from hsm_signer.device.signer import find_private_key, private_keys, read_attribute
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateNotFound, CertificateUnusable, KeyUnfit
 
 
-def generate_key(device: Device, *, label: str, key_id: bytes, bits: int) -> PublicKey:
-    """Make an RSA key pair that never leaves the device: token object, private, sensitive, not extractable, sign only.
+def find_key(device: Device, uri: Pkcs11Uri) -> KeyInfo:
+    """Return the label and id of the one private key `uri` means, also of one that cannot sign for us.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, match.
+    """
+    return device.call("looking up the key", lambda session: find_private_key(session, uri, device.info)[0])
+
+
+def key_labels(device: Device) -> frozenset[str]:
+    """Return the labels of all private keys."""
+    template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+    found = device.call("looking for keys", lambda session: private_keys(session, template))
+    return frozenset(info.label for info, _ in found)
+
+
+def delete_key(device: Device, key: KeyInfo) -> None:
+    """Delete both halves of a key pair. Its certificates stay.
 
     Args:
         device: opened writable.
-        label: CKA_LABEL of both halves.
-        key_id: CKA_ID of both halves.
-        bits: length of the modulus.
+        key: of `find_key`, `DeviceSigner.key.info` or `MadeKey.info`.
 
     Raises:
-        DeviceError, DeviceTimeout: the device did not do it.
+        KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
     """
 
-    def generate(session: Session) -> PublicKey:
-        public, _ = session.generate_keypair(
-            KeyType.RSA,
-            bits,
-            id=key_id,
-            label=label,
-            store=True,
-            capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-            private_template={
-                Attribute.PRIVATE: True,
-                Attribute.SENSITIVE: True,
-                Attribute.EXTRACTABLE: False,
-            },
-        )
-        modulus, exponent = public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT]
-        return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
+    def delete(session: Session) -> None:
+        _, private = find_private_key(session, key.selector, device.info)
+        modulus = read_attribute(private, Attribute.MODULUS)
+        same = {Attribute.ID: key.id} if key.id else {Attribute.LABEL: key.label}
+        # The private half last: while it is there, a deletion that was cut short can be repeated.
+        for public in search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, **same}):
+            # Devices let two pairs have one id.
+            if modulus is None or read_attribute(public, Attribute.MODULUS) == modulus:
+                public.destroy()
+        private.destroy()
 
-    return device.call("generating a key", generate, repeat=False)
+    _change(device, "deleting a key", delete)
+
+
+def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
+    """Return the certificates on the device that certify a key, whatever their ids.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
+        DeviceError, DeviceTimeout: the device failed.
+    """
+    try:
+        public_key = device.signer(key.selector).public_key
+    except KeyUnfit:
+        return []
+    stored = device.call("reading its certificates", lambda session: [der for _, der in _stored(session)])
+    return [each for der in dict.fromkeys(stored) for each in _parsed(der) if each.public_key == public_key]
 
 
 def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str, key_id: bytes) -> None:
@@ -52,7 +88,7 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
         key_id: CKA_ID of the key it certifies.
 
     Raises:
-        DeviceError, DeviceTimeout: the device did not do it.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
     """
 
     def store(session: Session) -> None:
@@ -68,4 +104,55 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
             }
         )
 
-    device.call("storing a certificate", store, repeat=False)
+    _change(device, "storing a certificate", store)
+
+
+def delete_certificate(device: Device, der: bytes) -> None:
+    """Delete a certificate, wherever on the device it stands.
+
+    Args:
+        device: opened writable.
+        der: the certificate.
+
+    Raises:
+        CertificateNotFound: it is not on the device.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+    """
+
+    def delete(session: Session) -> None:
+        stored = [found for found, value in _stored(session) if value == der]
+        if not stored:
+            raise CertificateNotFound(
+                f"{device.info} does not hold the certificate that was to be deleted.",
+                hint="See what it holds with device show.",
+            )
+        for found in stored:
+            found.destroy()
+
+    _change(device, "deleting a certificate", delete)
+
+
+def _change(device: Device, doing: str, change: Callable[[Session], None]) -> None:
+    """Have the device do something once, and explain a refusal as one."""
+
+    def guarded(session: Session) -> None:
+        try:
+            change(session)
+        except GONE:
+            raise
+        except pkcs11.PKCS11Error as error:
+            raise explain_refusal(error, doing, str(device.info)) from error
+
+    device.call(doing, guarded, repeat=False)
+
+
+def _stored(session: Session) -> list[tuple[Object, bytes | None]]:
+    found = search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE})
+    return [(each, read_attribute(each, Attribute.VALUE)) for each in found]
+
+
+def _parsed(der: bytes | None) -> list[Certificate]:
+    try:
+        return parse_certificates(der, "It")[:1] if der else []
+    except CertificateUnusable:
+        return []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -13,10 +14,19 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker import open_worker
-from hsm_signer.errors import DeviceError, DeviceGone, DeviceNotFound, HsmSignerError, PinError, PinIncorrect, PinLocked
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceNotFound,
+    HsmSignerError,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinRefusedBefore,
+)
+from tests.counted_pin import CountedPin
 
 from .conftest import Running
 from .stacks import Stack, StackKey
@@ -29,21 +39,6 @@ STACKS = ["own"] if OWN else ["softhsm", "p11-kit", "tpm", "ykcs11", "opensc"]
 not_on_ones_own = pytest.mark.skipif(OWN is not None, reason="not done to a person's own device")
 
 
-class Source:
-    """Gives a PIN, and counts how often it was asked."""
-
-    description = identity = "a test"
-    attended = True
-
-    def __init__(self, text: str) -> None:
-        self.times = 0
-        self._text = text
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.times += 1
-        return Pin(self._text)
-
-
 @pytest.fixture(params=STACKS)
 def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack = running(request.param)
@@ -52,11 +47,11 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-def refer(stack: Stack, key: StackKey | None = None, pin: Source | None = None) -> KeyReference:
+def refer(stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None) -> KeyReference:
     """Refer to a key of a stack."""
     return KeyReference(
         uri=Pkcs11Uri.parse((key or stack.key).uri),
-        pin=pin or Source(stack.pin),
+        pin=pin or CountedPin(stack.pin),
         module=stack.module,
         module_environment=stack.environment,
     )
@@ -113,7 +108,7 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
     key = stack.always_authenticate_key
     if key is None:
         pytest.skip("there is no such key on this device")
-    source = Source(stack.pin)
+    source = CountedPin(stack.pin)
     with open_device(refer(stack, key, source)) as device:
         signer = device.signer()
         assert signer.key.always_authenticate
@@ -132,7 +127,7 @@ def test_an_ordinary_key_costs_one_login(stack: Stack) -> None:
 
 @not_on_ones_own
 def test_a_wrong_pin_is_presented_once(stack: Stack) -> None:
-    source = Source(stack.wrong_pin)
+    source = CountedPin(stack.wrong_pin)
     with pytest.raises(PinIncorrect) as caught:
         open_device(refer(stack, pin=source))
     assert source.times == 1
@@ -141,9 +136,22 @@ def test_a_wrong_pin_is_presented_once(stack: Stack) -> None:
 
 
 @not_on_ones_own
+def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(stack: Stack, tmp_path: Path) -> None:
+    source = CountedPin(stack.wrong_pin)
+    source.attended = False
+    reference = replace(refer(stack, pin=source), pin_record=tmp_path)
+    with pytest.raises(PinIncorrect):
+        open_device(reference)
+    for _ in range(3):
+        with pytest.raises(PinRefusedBefore):
+            open_device(reference)
+    assert stack.presented() in (1, None)
+
+
+@not_on_ones_own
 def test_a_pin_that_is_too_short_counts_as_refused(stack: Stack) -> None:
     with pytest.raises(PinIncorrect):
-        open_device(refer(stack, pin=Source("1")))
+        open_device(refer(stack, pin=CountedPin("1")))
 
 
 @not_on_ones_own
@@ -152,7 +160,7 @@ def test_a_locked_device_says_so(stack: Stack) -> None:
     assert stack.locks
     for _ in range(3):
         with pytest.raises(PinError):
-            open_device(replace(refer(stack, pin=Source(stack.wrong_pin)), allow_last_try=True))
+            open_device(replace(refer(stack, pin=CountedPin(stack.wrong_pin)), allow_last_try=True))
     with pytest.raises(PinLocked) as caught:
         open_device(refer(stack))
     assert "Unblock" in str(caught.value.hint)
@@ -160,7 +168,7 @@ def test_a_locked_device_says_so(stack: Stack) -> None:
 
 @not_on_ones_own
 def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
-    source = Source(stack.pin)
+    source = CountedPin(stack.pin)
     with open_device(refer(stack, pin=source)) as device:
         signer = device.signer()
         signer.sign(Algorithm.RS256, MESSAGE)
@@ -194,7 +202,7 @@ def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: St
 
 @not_on_ones_own
 def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
-    source = Source(stack.pin)
+    source = CountedPin(stack.pin)
     with open_worker(refer(stack, pin=source)) as signer:
         signer.sign(Algorithm.RS256, MESSAGE)
         stack.unplug()
@@ -222,6 +230,7 @@ from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.pin import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
+from tests.counted_pin import CountedPin
 
 uri, module = sys.argv[1:]
 reference = KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))

@@ -1,5 +1,8 @@
 """The TPM of the matrix is a TPM: keys in it, one count of wrong PINs for all of it, and a memory of its clients."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
+
+import hsm_signer
 
 from .stacks import Stack, StackKey
 from .stacks.apart import Apart, run_apart
@@ -77,6 +82,98 @@ def test_is_locked_by_the_third_wrong_pin_until_reset(stack: Stack) -> None:
     assert lines == ["PinIncorrect"] * 3 + ["PinLocked"]
     stack.reset()
     require_signatures(stack, run_apart(stack, SIGN))
+
+
+def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: Stack) -> None:
+    lines = run_apart(
+        stack,
+        """
+        from hsm_signer.device.condition import load, look
+
+        for _ in range(3):
+            module, _ = load(reference(KEY))
+            tell(look(module, reference(KEY)).pin)
+            outcome(open_device, reference(KEY, "STACK_WRONG_PIN"))
+        """,
+    )
+    assert lines == ["fine"] * 3
+
+
+def test_only_the_record_keeps_processes_from_locking_it(stack: Stack, tmp_path: Path) -> None:
+    lines = f"""
+        from dataclasses import replace
+
+        recorded = replace(reference(KEY, "STACK_WRONG_PIN"), pin_record=Path({str(tmp_path)!r}))
+        tell(outcome(open_device, recorded))
+        """
+    assert [run_apart(stack, lines) for _ in range(4)] == [["PinIncorrect"], *[["PinRefusedBefore"]] * 3]
+    assert stack.presented() == 1
+
+
+def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: Stack) -> None:
+    (hint,) = run_apart(
+        stack,
+        """
+        from hsm_signer.errors import PinLocked
+
+        for _ in range(3):
+            outcome(open_device, reference(KEY, "STACK_WRONG_PIN"))
+        try:
+            open_device(reference(KEY))
+        except PinLocked as error:
+            tell(error.hint)
+        """,
+    )
+    assert "tpm2_dictionarylockout --clear-lockout" in hint
+
+
+def test_its_serial_is_that_of_every_tpm(stack: Stack) -> None:
+    # So a URI needs the label, and a record of refused PINs more than the serial.
+    assert run_apart(stack, "with open_device(reference(KEY)) as device: tell(device.info.serial)") == ["0" * 16]
+
+
+def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: Stack) -> None:
+    (message,) = run_apart(
+        stack,
+        """
+        from hsm_signer.errors import KeyNotFound
+
+        with open_device(reference("pkcs11:token=device%20tests;id=%01")) as device:
+            try:
+                device.signer()
+            except KeyNotFound as error:
+                tell(error)
+        """,
+    )
+    assert "id=%01; it has " in message
+    assert "object=key;id=%30%31" in message
+
+
+def test_what_its_libraries_print_is_shown_on_request_only(stack: Stack, tmp_path: Path) -> None:
+    def errors(*options: str) -> list[str]:
+        """Return what the program says of a wrong PIN."""
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", "from hsm_signer.cli import main; main()", *options, "device", "show"),
+                *("--login", "--key", stack.key.uri.partition(";")[0], "--module", str(stack.module)),
+                *("--pin-source", "env:DEVICE_PIN", "--no-pin-record"),
+            ],
+            env={
+                **stack.environment,
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
+                "HOME": str(tmp_path),
+                "DEVICE_PIN": stack.wrong_pin,
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (4, "")
+        return [line.partition(": ")[0] for line in done.stderr.splitlines()]
+
+    assert errors() == ["error", "hint"]
+    assert set(errors("--verbose")) > {"hsm-signer", "error", "hint"}
 
 
 def test_a_new_process_signs_after_unplug_and_plug(stack: Stack) -> None:

@@ -1,0 +1,149 @@
+"""Every device of the matrix signs certificates and requests; those that can be written to keep what is stored."""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.certificates import read_certificate, replace_certificates, require_no_certificate
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.provision import store_certificate
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
+from hsm_signer.issuance import certificate_request, create_certificate
+from tests.counted_pin import CountedPin
+
+from .conftest import Running
+from .stacks import Stack, StackKey
+
+SUBJECT = "CN=my app,O=Contoso"
+
+
+@pytest.fixture(params=["softhsm", "p11-kit", "tpm", "ykcs11", "opensc"])
+def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
+    stack = running(request.param)
+    stack.reset()
+    yield stack
+    stack.reset()
+
+
+writable = pytest.mark.parametrize("stack", ["softhsm", "tpm"], indirect=True)
+piv = pytest.mark.parametrize("stack", ["ykcs11", "opensc"], indirect=True)
+
+
+def refer(stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None) -> KeyReference:
+    return KeyReference(
+        uri=Pkcs11Uri.parse((key or stack.key).uri),
+        pin=pin or CountedPin(stack.pin),
+        module=stack.module,
+        module_environment=stack.environment,
+    )
+
+
+def keys(stack: Stack) -> list[StackKey]:
+    return [key for key in (stack.key, stack.always_authenticate_key) if key is not None]
+
+
+def algorithms(stack: Stack) -> list[Algorithm]:
+    return [Algorithm.RS256, Algorithm.PS256] if stack.has_pss else [Algorithm.RS256]
+
+
+def openssl(*arguments: str) -> str:
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_certificates_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "certificate.pem"
+    for key in keys(stack):
+        source = CountedPin(stack.pin)
+        with open_device(refer(stack, key, source)) as device:
+            signer = device.signer()
+            for algorithm in algorithms(stack):
+                der = create_certificate(signer, algorithm, SUBJECT, 365, datetime.now(UTC))
+                certificate = x509.load_der_x509_certificate(der)
+                file.write_bytes(certificate.public_bytes(Encoding.PEM))
+                assert certificate.public_key() == key.public_key
+                verdict = openssl("verify", "-x509_strict", "-check_ss_sig", "-CAfile", str(file), str(file))
+                assert verdict == f"{file}: OK\n"
+        assert source.times == 1
+
+
+def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "request.pem"
+    for key in keys(stack):
+        source = CountedPin(stack.pin)
+        with open_device(refer(stack, key, source)) as device:
+            signer = device.signer()
+            for algorithm in algorithms(stack):
+                request = x509.load_der_x509_csr(certificate_request(signer, algorithm, SUBJECT))
+                file.write_bytes(request.public_bytes(Encoding.PEM))
+                assert request.public_key() == key.public_key
+                assert "verify OK" in openssl("req", "-in", str(file), "-noout", "-verify")
+        assert source.times == 1
+
+
+def test_the_certificate_is_read_without_a_login(stack: Stack) -> None:
+    source = CountedPin(stack.pin)
+    assert read_certificate(refer(stack, pin=source)) == stack.key.certificate
+    assert source.times == 0
+    assert stack.presented() in (0, None)
+
+
+def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack) -> None:
+    source = CountedPin(stack.pin)
+    with open_device(refer(stack)) as device:
+        info = device.signer().key.info
+    by_label = replace(
+        refer(stack, pin=source), uri=replace(Pkcs11Uri.parse(stack.key.uri), id=None, object=info.label)
+    )
+    assert read_certificate(by_label) == stack.key.certificate
+    assert source.times == 1
+
+
+@writable
+def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
+    with open_device(replace(refer(stack), writable=True)) as device:
+        signer = device.signer()
+        old = device.certificate(signer)
+        new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
+        with pytest.raises(CertificateExists):
+            require_no_certificate(device, signer.key.info)
+        try:
+            replace_certificates(device, signer.key.info, new)
+            assert device.certificate(signer) == new
+        finally:
+            replace_certificates(device, signer.key.info, old)
+        assert device.certificate(signer) == old
+
+
+@writable
+def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack) -> None:
+    with open_device(replace(refer(stack), writable=True)) as device:
+        signer = device.signer()
+        old = device.certificate(signer)
+        new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
+        subject = x509.load_der_x509_certificate(new).subject.public_bytes()
+        info = signer.key.info
+        store_certificate(device, new, subject=subject, label=info.label, key_id=info.id)
+        try:
+            with pytest.raises(KeyAmbiguous):
+                device.certificate(signer)
+            replace_certificates(device, info, new)
+            assert device.certificate(signer) == new
+        finally:
+            replace_certificates(device, info, old)
+
+
+@piv
+def test_a_card_that_wants_its_management_key_refuses_before_the_pin(stack: Stack) -> None:
+    source = CountedPin(stack.pin)
+    with pytest.raises(DeviceReadOnly):
+        open_device(replace(refer(stack, pin=source), writable=True))
+    assert source.times == 0

@@ -1,0 +1,229 @@
+"""A device that refuses, lies, hangs or goes away while it is changed: nothing half-made stays or is called made."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pkcs11 import Attribute, Mechanism, ObjectClass, TokenFlag
+from pkcs11.types import Session
+
+from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.pin import FixedLogin, Pin
+from hsm_signer.device.provision import delete_certificate, delete_key, find_key, store_certificate
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceReadOnly,
+    DeviceTimeout,
+    HsmSignerError,
+    KeyUnfit,
+    MechanismUnsupported,
+)
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .control import FaultyModule, Rv
+
+SPEC = KeySpec("new")
+FOR_EVER = float("inf")
+# CK_RV, PKCS#11 v3.1 section 6.1.
+ATTRIBUTE_READ_ONLY, ATTRIBUTE_VALUE_INVALID, DEVICE_MEMORY, FUNCTION_NOT_SUPPORTED = 0x10, 0x13, 0x31, 0x54
+KEY_SIZE_RANGE, SESSION_READ_ONLY, TEMPLATE_INCONSISTENT, TOKEN_WRITE_PROTECTED = 0x62, 0xB5, 0xD1, 0xE2
+USER_TYPE_INVALID = 0x103
+
+# What the device answers, what becomes of it, and a word of what to do.
+REFUSALS = [
+    (DEVICE_MEMORY, DeviceError, "full"),
+    (TOKEN_WRITE_PROTECTED, DeviceReadOnly, "write-protected"),
+    (SESSION_READ_ONLY, DeviceReadOnly, "write-protected"),
+    (USER_TYPE_INVALID, DeviceReadOnly, "security officer"),
+    (Rv.USER_NOT_LOGGED_IN, DeviceReadOnly, "security officer"),
+    (ATTRIBUTE_READ_ONLY, DeviceError, "--bits 2048"),
+    (ATTRIBUTE_VALUE_INVALID, DeviceError, "--bits 2048"),
+    (Rv.ATTRIBUTE_TYPE_INVALID, DeviceError, "--bits 2048"),
+    (TEMPLATE_INCONSISTENT, DeviceError, "--bits 2048"),
+    (KEY_SIZE_RANGE, DeviceError, "--bits 2048"),
+    (Rv.MECHANISM_INVALID, DeviceError, "vendor's own tool"),
+    (FUNCTION_NOT_SUPPORTED, DeviceError, "vendor's own tool"),
+    (Rv.GENERAL_ERROR, DeviceError, "log"),
+    (Rv.VENDOR_DEFINED, DeviceError, "log"),
+]
+
+
+@pytest.fixture
+def refer(faulty: FaultyModule, softhsm: SoftHsm) -> KeyReference:
+    return KeyReference(
+        uri=Pkcs11Uri(token=softhsm.label),
+        pin=FixedLogin(Pin(softhsm.pin), "a test"),
+        module=Path(faulty.path),
+        module_environment=faulty.environment,
+        timeout=10,
+        writable=True,
+    )
+
+
+@pytest.fixture
+def device(refer: KeyReference) -> Iterator[Device]:
+    with open_device(refer) as device:
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def _tidy(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[None]:
+    """Leave the SoftHSM as it was, whatever the test made."""
+    (token,) = (softhsm.directory / "tokens").iterdir()
+    before = set(token.iterdir())
+    yield
+    for file in set(token.iterdir()) - before:
+        file.unlink()
+
+
+def count(device: Device) -> int:
+    """Return how many halves of keys there are."""
+
+    def look(session: Session) -> int:
+        kinds = ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY
+        return sum(len(list(session.get_objects({Attribute.CLASS: kind}))) for kind in kinds)
+
+    return device.call("looking", look)
+
+
+class TestGenerate:
+    @pytest.mark.parametrize(("rv", "kind", "mending"), REFUSALS)
+    def test_a_refusal_is_explained(
+        self, device: Device, faulty: FaultyModule, rv: int, kind: type[HsmSignerError], mending: str
+    ) -> None:
+        faulty.rule("C_GenerateKeyPair", rv=rv)
+        with pytest.raises(kind, match=r"'faults' .* refused generating a key") as caught:
+            generate_key(device, SPEC)
+        assert type(caught.value) is kind
+        assert mending in str(caught.value.hint)
+
+    @pytest.mark.parametrize("rv", [DEVICE_MEMORY, Rv.GENERAL_ERROR, Rv.DEVICE_REMOVED, Rv.VENDOR_DEFINED])
+    def test_what_a_device_made_and_called_failed_is_deleted(
+        self, device: Device, faulty: FaultyModule, rv: int
+    ) -> None:
+        before = count(device)
+        faulty.rule("C_GenerateKeyPair", rv=rv, after_forward=True)
+        with pytest.raises(DeviceError):
+            generate_key(device, SPEC)
+        assert count(device) == before
+
+    @pytest.mark.parametrize("rv", [ATTRIBUTE_VALUE_INVALID, Rv.GENERAL_ERROR, TEMPLATE_INCONSISTENT])
+    def test_a_device_that_minds_the_template_is_asked_for_less(
+        self, device: Device, faulty: FaultyModule, rv: int
+    ) -> None:
+        faulty.rule("C_GenerateKeyPair", rv=rv, times=1)
+        assert generate_key(device, SPEC).info.label == "new"
+        assert faulty.calls("C_GenerateKeyPair") == 2
+
+    @pytest.mark.parametrize("rv", [DEVICE_MEMORY, USER_TYPE_INVALID, Rv.DEVICE_REMOVED])
+    def test_any_other_failure_is_not_tried_again(self, device: Device, faulty: FaultyModule, rv: int) -> None:
+        faulty.rule("C_GenerateKeyPair", rv=rv)
+        with pytest.raises(DeviceError):
+            generate_key(device, SPEC)
+        assert faulty.calls("C_GenerateKeyPair") == 1
+
+    def test_a_device_that_makes_no_rsa_keys_is_not_asked(self, device: Device, faulty: FaultyModule) -> None:
+        faulty.hide_mechanisms(Mechanism.RSA_PKCS_KEY_PAIR_GEN)
+        with pytest.raises(MechanismUnsupported, match="CKM_RSA_PKCS_KEY_PAIR_GEN is missing"):
+            generate_key(device, SPEC)
+        assert faulty.calls("C_GenerateKeyPair") == 0
+
+    def test_another_key_than_asked_for_is_named_and_deleted(self, device: Device, faulty: FaultyModule) -> None:
+        before = count(device)
+        faulty.always_authenticate(True)
+        with pytest.raises(KeyUnfit, match=r"CKA_ALWAYS_AUTHENTICATE is True and should be False.* deleted again"):
+            generate_key(device, SPEC)
+        assert count(device) == before
+
+    def test_another_key_that_cannot_be_deleted_is_said_to_be_there(self, device: Device, faulty: FaultyModule) -> None:
+        faulty.always_authenticate(True)
+        faulty.rule("C_DestroyObject", rv=TOKEN_WRITE_PROTECTED)
+        with pytest.raises(KeyUnfit, match=r"CKA_ALWAYS_AUTHENTICATE.* could not be deleted: 'faults'.*") as caught:
+            generate_key(device, SPEC)
+        assert str(caught.value.hint).startswith("Do not use it")
+
+    def test_a_device_lost_on_the_way_leaves_it_open_whether_there_is_a_key(
+        self, device: Device, faulty: FaultyModule
+    ) -> None:
+        before = count(device)
+        faulty.rule("C_GenerateKeyPair", rv=Rv.FUNCTION_FAILED, after_forward=True)
+        faulty.rule("C_DestroyObject", rv=Rv.DEVICE_REMOVED)
+        with pytest.raises(DeviceGone, match=r"Whether the key 'new', id .* was made is not known") as caught:
+            generate_key(device, SPEC)
+        assert "key list" in str(caught.value.hint)
+        assert count(device) == before + 2
+
+    def test_a_session_lost_before_is_opened_again(self, device: Device, faulty: FaultyModule) -> None:
+        faulty.rule("C_FindObjectsInit", rv=Rv.SESSION_HANDLE_INVALID, times=1)
+        assert generate_key(device, SPEC).info.label == "new"
+
+    def test_a_device_that_hangs_is_left_and_it_is_open_whether_there_is_a_key(
+        self, refer: KeyReference, faulty: FaultyModule
+    ) -> None:
+        with open_device(replace(refer, timeout=2)) as device:
+            faulty.rule("C_GenerateKeyPair", hang=FOR_EVER)
+            started = time.monotonic()
+            with pytest.raises(DeviceTimeout, match=r"generating a key within 2 s.* was made is not known"):
+                generate_key(device, SPEC, timeout=0)
+        assert time.monotonic() - started < 10
+
+    def test_it_may_take_longer_than_other_calls(self, refer: KeyReference, faulty: FaultyModule) -> None:
+        with open_device(replace(refer, timeout=2)) as device:
+            faulty.rule("C_GenerateKeyPair", hang=2.5)
+            assert generate_key(device, SPEC).info.label == "new"
+
+
+class TestDelete:
+    def test_that_was_cut_short_can_be_repeated(self, device: Device, faulty: FaultyModule) -> None:
+        before = count(device)
+        made = generate_key(device, SPEC)
+        faulty.rule("C_DestroyObject", rv=Rv.DEVICE_REMOVED, skip=1, times=1)
+        with pytest.raises(DeviceGone):
+            delete_key(device, made.info)
+        assert count(device) == before + 1
+        delete_key(device, find_key(device, Pkcs11Uri.parse(made.uri)))
+        assert count(device) == before
+
+    @pytest.mark.parametrize(
+        ("rv", "kind"), [(TOKEN_WRITE_PROTECTED, DeviceReadOnly), (FUNCTION_NOT_SUPPORTED, DeviceError)]
+    )
+    def test_that_is_refused_leaves_both_halves(
+        self, device: Device, faulty: FaultyModule, rv: int, kind: type[HsmSignerError]
+    ) -> None:
+        made = generate_key(device, SPEC)
+        there = count(device)
+        faulty.rule("C_DestroyObject", rv=rv)
+        with pytest.raises(kind, match="refused deleting a key"):
+            delete_key(device, made.info)
+        assert count(device) == there
+
+
+class TestCertificate:
+    def test_that_has_no_room_is_not_stored(self, device: Device, faulty: FaultyModule, key: SoftHsmKey) -> None:
+        faulty.rule("C_CreateObject", rv=DEVICE_MEMORY)
+        with pytest.raises(DeviceError, match="refused storing a certificate") as caught:
+            store_certificate(device, b"0", subject=b"0", label="new", key_id=b"\x02")
+        assert "full" in str(caught.value.hint)
+        assert faulty.calls("C_CreateObject") == 1
+
+    def test_that_may_not_go_stays(self, device: Device, faulty: FaultyModule, key: SoftHsmKey) -> None:
+        assert key.certificate is not None
+        faulty.rule("C_DestroyObject", rv=TOKEN_WRITE_PROTECTED)
+        with pytest.raises(DeviceReadOnly, match="refused deleting a certificate"):
+            delete_certificate(device, key.certificate)
+        assert device.certificate(device.signer(Pkcs11Uri.parse(key.uri))) == key.certificate
+
+
+def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(
+    refer: KeyReference, faulty: FaultyModule
+) -> None:
+    faulty.flags(set=TokenFlag.WRITE_PROTECTED)
+    with pytest.raises(DeviceReadOnly, match="says that it is write-protected"):
+        open_device(refer)
+    assert faulty.calls("C_Login") == 0
