@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from hsm_signer.errors import ConfigError
+from hsm_signer.errors import ConfigError, ScopeError
 
 
 class Cloud(StrEnum):
@@ -88,36 +88,82 @@ def resolve_endpoint(
     return Endpoint(url, _check_audience(audience, url), origin, name, entra=True)
 
 
+@dataclass(frozen=True)
+class GraphService:
+    """Microsoft Graph, of one cloud.
+
+    Args:
+        origin: scheme and host.
+        scope: what a token for it is asked for.
+    """
+
+    origin: str
+    scope: str
+
+
+def resolve_graph(endpoint: Endpoint, graph: str | None = None) -> GraphService:
+    """Return the Microsoft Graph in which the applications of an authority are registered.
+
+    A token for Graph is worth much, so it is sent to Microsoft's own hosts only; or, where the authority is none of
+    Microsoft's, to that authority's host, which gave the token.
+    https://learn.microsoft.com/graph/deployments
+
+    Args:
+        endpoint: where tokens come from.
+        graph: another of Microsoft's Graph hosts, which the US government's L5 (DoD) needs.
+
+    Raises:
+        ConfigError: there is no Graph for this endpoint, or `graph` is none of Microsoft's.
+    """
+    if not endpoint.entra or endpoint.tenant == "adfs":
+        raise ConfigError(
+            f"Applications of {endpoint.authority} are not registered in Microsoft Graph.",
+            hint="Replace the certificate there with the server's own means.",
+        )
+    if graph is not None:
+        origin = _origin(_split_url(_with_scheme(graph), "Graph host"), "Graph host")
+        if origin not in (*_GRAPHS.values(), _GRAPH_OF_DOD, endpoint.authority):
+            raise ConfigError(
+                f"{origin} is none of Microsoft Graph's hosts, and would be sent a token that opens Graph.",
+                hint=f"Graph is at {', '.join((*_GRAPHS.values(), _GRAPH_OF_DOD))}.",
+            )
+    else:
+        cloud = next((cloud for cloud, authority in _AUTHORITIES.items() if authority == endpoint.authority), None)
+        known = cloud or (Cloud.PUBLIC if _ENTRA_HOST.search(endpoint.authority) else None)
+        origin = _GRAPHS[known] if known else endpoint.authority
+    return GraphService(origin, f"{_GRAPHS[Cloud.PUBLIC] if origin == endpoint.authority else origin}/.default")
+
+
 def check_scopes(endpoint: Endpoint, scopes: Sequence[str]) -> str:
     """Return the `scope` parameter of a request for `scopes`.
 
     For Entra's client-credentials grant a scope is `<resource>/.default`, and one request is for one resource.
 
     Raises:
-        ConfigError: there is no scope, or one that this endpoint would refuse.
+        ScopeError: there is no scope, or one that this endpoint would refuse.
     """
     if isinstance(scopes, str):
         raise TypeError("scopes is a sequence of strings, not one string")
     if not scopes:
-        raise ConfigError(
+        raise ScopeError(
             "No scope was given: what should the token be for?",
             hint="Give one with --scope, for example https://graph.microsoft.com/.default.",
         )
     for scope in scopes:
         # RFC 6749 section 3.3, scope-token.
         if not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", scope):
-            raise ConfigError(
+            raise ScopeError(
                 f"The scope {scope!r} is empty or has a character that no scope may have.",
                 hint="Give each scope on its own: --scope may be repeated.",
             )
         if endpoint.entra and not re.fullmatch(r".+/\.default", scope):
-            raise ConfigError(
+            raise ScopeError(
                 f"The scope {scope!r} does not end in '/.default', as Entra demands of client credentials.",
                 hint=f"Ask for {_suggest_scope(scope)}; the token then carries every application permission granted.",
             )
     distinct = list(dict.fromkeys(scopes))
     if endpoint.entra and len(distinct) > 1:
-        raise ConfigError(
+        raise ScopeError(
             f"The scopes name {len(distinct)} resources: {', '.join(distinct)}; an Entra token is for one.",
             hint="Ask for one token for each resource.",
         )
@@ -139,6 +185,12 @@ _AUTHORITIES = {
     Cloud.USGOV: "https://login.microsoftonline.us",
     Cloud.CHINA: "https://login.partner.microsoftonline.cn",
 }
+_GRAPHS = {
+    Cloud.PUBLIC: "https://graph.microsoft.com",
+    Cloud.USGOV: "https://graph.microsoft.us",
+    Cloud.CHINA: "https://microsoftgraph.chinacloudapi.cn",
+}
+_GRAPH_OF_DOD = "https://dod-graph.microsoft.us"
 # Hosts at which Entra takes assertions or which its issuers are named after, today's and yesterday's. Looked for
 # anywhere in an audience, so that no odd spelling of a URL hides one.
 _ENTRA_HOST = re.compile(

@@ -1,5 +1,5 @@
-"""The one HTTP client: posts a form, or gets a document, over verified TLS, within a deadline, and tries again where
-that can help.
+"""The one HTTP client: posts forms and JSON, and gets documents, over verified TLS, within a deadline, and tries again
+where that can help.
 
 An attempt runs on a daemon thread of its own while the caller waits for as long as is left: httpx's timeouts are for
 single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. The
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 
 from hsm_signer import __version__
@@ -52,10 +52,10 @@ class HttpResponse:
 
 
 class HttpClient:
-    """Posts forms and gets documents.
+    """Posts forms and JSON, and gets documents.
 
     Args:
-        timeout: seconds for one `post_form` or `get`, all its attempts and waits included.
+        timeout: seconds for one request, all its attempts and waits included.
         ca_bundle: PEM file of authorities to trust beside the system's. Verification cannot be turned off.
         sleep: waits for that many seconds.
         monotonic: seconds on a clock that is never set.
@@ -93,22 +93,30 @@ class HttpClient:
             NetworkError: no usable answer arrived in time; the message names the last cause.
             ConfigError: a proxy variable of the environment is unusable.
         """
-        return self._send("POST", url, form, headers)
+        return self._send("POST", url, headers, data=form)
 
-    def get(self, url: str) -> HttpResponse:
-        """Get what is at `url`, in the same way. Nothing is sent that the address does not say.
+    def post_json(self, url: str, document: Mapping[str, object], headers: Mapping[str, str]) -> HttpResponse:
+        """Post `document` to `url` as JSON, in the same way: a repetition may reach a server that has done it already.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
         """
-        return self._send("GET", url, None, {})
+        return self._send("POST", url, headers, json=document)
 
-    def _send(self, method: str, url: str, form: Mapping[str, str] | None, headers: Mapping[str, str]) -> HttpResponse:
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
+        """Get what is at `url`, in the same way.
+
+        Raises:
+            NetworkError, ConfigError: as `post_form`.
+        """
+        return self._send("GET", url, headers or {})
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], **content: Mapping[str, object]) -> HttpResponse:
         if self._closed:
             raise RuntimeError("this HttpClient is closed")
         deadline = self._monotonic() + self._timeout
         proxy = _proxy_for(url)
-        attempt = _Attempt(method, url, form, headers, self._trust, proxy, lambda: deadline - self._monotonic())
+        attempt = _Attempt(method, url, content, headers, self._trust, proxy, lambda: deadline - self._monotonic())
         host = _host_of(url)
         last: _Failure | None = None
         retries = 0
@@ -199,8 +207,8 @@ class _Attempt:
 
     method: str
     url: str
-    form: Mapping[str, str] | None = field(repr=False)
-    headers: Mapping[str, str]
+    content: Mapping[str, Any] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     trust: "ssl.SSLContext"
     proxy: str | None = field(repr=False)
     left: Callable[[], float]
@@ -225,7 +233,7 @@ class _Attempt:
             proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
             with (
                 httpx.Client(verify=self.trust, proxy=proxy, trust_env=False, timeout=limits) as client,
-                client.stream(self.method, self.url, data=self.form, headers=headers) as response,
+                client.stream(self.method, self.url, headers=headers, **self.content) as response,
             ):
                 body = bytearray()
                 for chunk in response.iter_raw():
@@ -242,7 +250,8 @@ class _Attempt:
             return _Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
 
 
-_WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is no token endpoint of Entra."
+_WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is not the server that was meant."
+_BROKEN = "Try again. If it stays so, look for a firewall or proxy that cuts connections."
 _RETRIES = 3
 
 
@@ -318,9 +327,9 @@ def _explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> _Failure
     if isinstance(error, httpx.ConnectTimeout):
         return _Failure(f"No connection to {way} came about in time.", "Check the network, and any firewall or proxy.")
     if isinstance(error, httpx.RemoteProtocolError):
-        return _Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.")
+        return _Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.", _BROKEN)
     reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
-    return _Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.")
+    return _Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.", _BROKEN)
 
 
 def _certificate_hint(verify_code: int) -> str:

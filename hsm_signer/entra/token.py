@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from hsm_signer.entra import aadsts
 from hsm_signer.entra.authority import Endpoint
+from hsm_signer.entra.wording import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
 
 # A program that only signs must not pay for the client.
@@ -130,7 +131,7 @@ def _seconds(value: object) -> int | None:
 
 
 def _nonsense(response: "HttpResponse", host: str, complaint: str) -> NetworkError:
-    kind = _printable(response.headers.get("content-type", "no content type"), 80)
+    kind = printable(response.headers.get("content-type", "no content type"), 80)
     return NetworkError(
         f"The answer of {host} {complaint} (status {response.status}, {kind}, {len(response.body)} bytes).",
         hint="Check --authority, --tenant and --token-endpoint, and whether a proxy or a login page answered instead.",
@@ -146,7 +147,7 @@ def _refusal(
     now: float,
 ) -> EntraError:
     assertion = form["client_assertion"]
-    error = _printable(_without_tokens(str(document["error"]), assertion), 80)
+    error = printable(without_tokens(str(document["error"]), assertion), 80)
     number = _aadsts(document.get("error_codes"))
     description = _first_line(document.get("error_description"), assertion)
     return EntraError(
@@ -154,8 +155,8 @@ def _refusal(
         hint=_RFC_6749_HINTS.get(error) if number is None else _hint(number, response, now),
         error=error,
         aadsts=number,
-        correlation_id=_identifier(document.get("correlation_id")) or request_id,
-        trace_id=_identifier(document.get("trace_id")),
+        correlation_id=identifier(document.get("correlation_id")) or request_id,
+        trace_id=identifier(document.get("trace_id")),
     )
 
 
@@ -200,23 +201,4 @@ def _first_line(description: object, assertion: str) -> str:
         return ""
     # Entra appends its ids after a line break, and newer texts after a space; they are fields of their own.
     line = re.split(r"[\r\n]| Trace ID: ", description.strip(), maxsplit=1)[0]
-    return _printable(_without_tokens(line, assertion), 300)
-
-
-def _without_tokens(text: str, assertion: str) -> str:
-    """Return `text` without our assertion and what else looks like a JWT, for servers echo what they get."""
-    for part in (assertion, *assertion.split(".")):
-        if len(part) >= 16:
-            text = text.replace(part, "[removed]")
-    # A JWT begins with base64url of '{"'. The long run is a part of one, longer than any thumbprint in hexadecimal.
-    return re.sub(r"eyJ[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*)*|[A-Za-z0-9_+/=-]{80,}", "[removed]", text)
-
-
-def _identifier(value: object) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9-]{1,64}", value) else None
-
-
-def _printable(text: str, length: int) -> str:
-    """Return `text` on one line, at most `length` characters of it, with nothing that could steer a terminal."""
-    clean = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return clean if len(clean) <= length else clean[:length] + "…"
+    return printable(without_tokens(line, assertion), 300)

@@ -118,6 +118,9 @@ def _read_request(stream: socket.socket) -> bytes:
     lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     while lengths and len(body) < int(lengths[0]) and (chunk := stream.recv(65536)):
         body += chunk
+    if b"transfer-encoding: chunked" in head.lower():
+        while not body.endswith(b"0\r\n\r\n") and (chunk := stream.recv(65536)):
+            body += chunk
     return head + b"\r\n\r\n" + body
 
 

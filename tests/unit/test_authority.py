@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.entra.authority import Cloud, Endpoint, check_scopes, is_loopback, resolve_endpoint
+from hsm_signer.entra.authority import Cloud, Endpoint, check_scopes, is_loopback, resolve_endpoint, resolve_graph
 from hsm_signer.errors import ConfigError
 
 GUID = "72f988bf-86f1-41af-91ab-2d7cd011db47"
@@ -298,3 +298,57 @@ def test_loopback_hosts_are_recognized(host: str) -> None:
 @pytest.mark.parametrize("host", ["localhost.example.com", "127.0.0.1.example.com", "128.0.0.1", "::2", "::", "", "1"])
 def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "host"),
+    [
+        (Cloud.PUBLIC, "graph.microsoft.com"),
+        (Cloud.USGOV, "graph.microsoft.us"),
+        (Cloud.CHINA, "microsoftgraph.chinacloudapi.cn"),
+    ],
+)
+def test_each_cloud_has_its_own_graph(cloud: Cloud, host: str) -> None:
+    graph = resolve_graph(resolve_endpoint(tenant=GUID, cloud=cloud))
+    assert (graph.origin, graph.scope) == (f"https://{host}", f"https://{host}/.default")
+
+
+def test_an_authority_named_by_its_host_has_its_clouds_graph() -> None:
+    endpoint = resolve_endpoint(tenant=GUID, authority="login.microsoftonline.us")
+    assert resolve_graph(endpoint).origin == "https://graph.microsoft.us"
+
+
+def test_another_name_of_the_public_authority_has_the_public_graph() -> None:
+    endpoint = resolve_endpoint(tenant=None, authority="https://contoso.ciamlogin.com")
+    assert resolve_graph(endpoint).origin == "https://graph.microsoft.com"
+
+
+def test_the_graph_of_the_defence_department_can_be_chosen() -> None:
+    graph = resolve_graph(resolve_endpoint(tenant=GUID, cloud=Cloud.USGOV), "dod-graph.microsoft.us")
+    assert (graph.origin, graph.scope) == (
+        "https://dod-graph.microsoft.us",
+        "https://dod-graph.microsoft.us/.default",
+    )
+
+
+def test_an_authority_that_is_none_of_microsofts_is_its_own_graph() -> None:
+    graph = resolve_graph(resolve_endpoint(tenant=GUID, authority="http://127.0.0.1:8443"))
+    assert (graph.origin, graph.scope) == ("http://127.0.0.1:8443", GRAPH)
+
+
+@pytest.mark.parametrize("graph", ["https://graph.example.com", "https://graph.microsoft.com.example.com"])
+def test_a_token_for_graph_goes_to_no_strangers_host(graph: str) -> None:
+    with pytest.raises(ConfigError, match="none of Microsoft Graph's hosts"):
+        resolve_graph(resolve_endpoint(tenant=GUID), graph)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        pytest.param(custom(), id="another server"),
+        pytest.param(resolve_endpoint(tenant="adfs", authority="https://adfs.example.com"), id="AD FS"),
+    ],
+)
+def test_a_server_that_is_not_entra_has_no_graph(endpoint: Endpoint) -> None:
+    with pytest.raises(ConfigError, match="are not registered in Microsoft Graph"):
+        resolve_graph(endpoint)

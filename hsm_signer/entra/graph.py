@@ -1,0 +1,222 @@
+"""Microsoft Graph, as far as an application rolls its own keys: list, add and remove key credentials.
+
+An application needs no permission for addKey and removeKey on itself, but a proof that it holds a key registered now.
+https://learn.microsoft.com/graph/api/application-addkey
+"""
+
+import base64
+import binascii
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from hsm_signer.certificate import Certificate
+from hsm_signer.entra.authority import GraphService
+from hsm_signer.entra.wording import identifier, printable, without_tokens
+from hsm_signer.errors import EntraError, NetworkError
+
+if TYPE_CHECKING:
+    from hsm_signer.entra.http import HttpClient, HttpResponse
+
+
+class Holder(StrEnum):
+    """What holds key credentials, by its name in Graph's addresses."""
+
+    APPLICATION = "applications"
+    SERVICE_PRINCIPAL = "servicePrincipals"
+
+
+@dataclass(frozen=True)
+class KeyCredential:
+    """A certificate that is registered.
+
+    Attributes:
+        key_id: a GUID, by which it is removed.
+        thumbprint: its ``customKeyIdentifier``, which is the SHA-1 thumbprint unless somebody chose another.
+        certificate: DER, or empty where Graph does not give it.
+    """
+
+    key_id: str
+    thumbprint: bytes
+    certificate: bytes
+
+
+@dataclass(frozen=True)
+class Registration:
+    """An application or service principal as Graph knows it.
+
+    Attributes:
+        object_id: its id in the directory, which is not the client id.
+        credentials: its certificates.
+    """
+
+    object_id: str
+    credentials: tuple[KeyCredential, ...]
+
+    @property
+    def key_ids(self) -> frozenset[str]:
+        """The ids of all credentials."""
+        return frozenset(credential.key_id for credential in self.credentials)
+
+    def find(self, certificate: Certificate) -> str | None:
+        """Return the id of the credential that a certificate is registered as, or None."""
+        for credential in self.credentials:
+            if certificate.der == credential.certificate or certificate.sha1 == credential.thumbprint:
+                return credential.key_id
+        return None
+
+
+class Graph:
+    """The key credentials of one application, or of its service principal.
+
+    Args:
+        service: which Graph.
+        client_id: of the application.
+        holder: which of the two is meant.
+        http: the client that asks.
+        token: returns an access token for Graph.
+    """
+
+    def __init__(
+        self, service: GraphService, client_id: str, holder: Holder, http: "HttpClient", token: Callable[[], str]
+    ) -> None:
+        self._host = urlsplit(service.origin).netloc
+        # An appId addresses both kinds, so that nobody need look up the object id to act.
+        self._address = f"{service.origin}/v1.0/{holder}(appId='{quote(client_id, safe='')}')"
+        self._http = http
+        self._token = token
+
+    def registration(self) -> Registration:
+        """Return what is registered.
+
+        Raises:
+            EntraError: Graph refuses; without Application.Read.All it may, even to the application itself.
+            NetworkError: it cannot be reached, or makes no sense.
+        """
+        document = self._document(self._http.get(f"{self._address}?$select=id,keyCredentials", self._headers()))
+        object_id, entries = document.get("id"), document.get("keyCredentials")
+        if not isinstance(object_id, str) or not isinstance(entries, list):
+            raise self._nonsense("has no id or no keyCredentials")
+        return Registration(object_id, tuple(self._credential(entry) for entry in entries))
+
+    def add_key(self, certificate: bytes, proof: str) -> KeyCredential:
+        """Register a certificate beside those there are.
+
+        Args:
+            certificate: DER.
+            proof: what `build_proof` returned, signed by a key that is registered.
+
+        Raises:
+            EntraError: the proof, the certificate or the application's policy stands against it.
+            NetworkError: as `registration`. It may have been registered all the same.
+        """
+        encoded = base64.b64encode(certificate).decode("ascii")
+        key = {"type": "AsymmetricX509Cert", "usage": "Verify", "key": encoded}
+        body = {"keyCredential": key, "passwordCredential": None, "proof": proof}
+        answer = self._http.post_json(f"{self._address}/addKey", body, self._headers())
+        return self._credential(self._document(answer, proof))
+
+    def remove_key(self, key_id: str, proof: str) -> None:
+        """Remove a certificate.
+
+        Args:
+            key_id: of the credential.
+            proof: signed by a key that is registered; the one removed may do.
+
+        Raises:
+            EntraError: the proof stands against it, or there is no such credential.
+            NetworkError: as `registration`. It may have been removed all the same.
+        """
+        body = {"keyId": key_id, "proof": proof}
+        answer = self._http.post_json(f"{self._address}/removeKey", body, self._headers())
+        if answer.status != 204:
+            self._document(answer, proof)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token()}", "client-request-id": str(uuid.uuid4())}
+
+    def _document(self, response: "HttpResponse", *secrets: str) -> dict[str, Any]:
+        document = _json_object(response.body)
+        if document is not None and isinstance(document.get("error"), dict):
+            raise self._refusal(document["error"], response.status, (self._token(), *secrets))
+        if document is None or not 200 <= response.status < 300:
+            raise self._nonsense(f"is no document of Graph (status {response.status})")
+        return document
+
+    def _credential(self, entry: object) -> KeyCredential:
+        fields = entry if isinstance(entry, dict) else {}
+        if not isinstance(fields.get("keyId"), str):
+            raise self._nonsense("has a key credential without a keyId")
+        return KeyCredential(
+            fields["keyId"], _thumbprint(fields.get("customKeyIdentifier")), _binary(fields.get("key"))
+        )
+
+    def _refusal(self, error: Mapping[str, Any], status: int, secrets: tuple[str, ...]) -> EntraError:
+        code = printable(without_tokens(str(error.get("code") or "unknown"), *secrets), 80)
+        text = printable(without_tokens(str(error.get("message") or ""), *secrets), 300)
+        inner = error.get("innerError")
+        request = identifier(inner.get("request-id")) if isinstance(inner, dict) else None
+        return EntraError(
+            f"{self._host} refused the request ({status} {code}){f': {text}' if text else '.'}",
+            hint=_hint(code),
+            error=code,
+            correlation_id=request,
+        )
+
+    def _nonsense(self, complaint: str) -> NetworkError:
+        return NetworkError(
+            f"The answer of {self._host} {complaint}.", hint="Check --graph, and whether a proxy answered instead."
+        )
+
+
+# https://learn.microsoft.com/graph/errors, and what addKey and removeKey have been seen to answer.
+_HINTS = {
+    "Authentication_MissingOrMalformed": "Graph says this of a proof, too: see that --object-id is the application's "
+    "object id, not its client id, and that the key that signs is still registered and in its validity.",
+    "InvalidAuthenticationToken": "Graph does not take the token: check --cloud and --graph.",
+    "Authorization_RequestDenied": "An application may roll its own keys only: see that --client-id is the one the "
+    "token was given to, and --object-id its object id. To list them, it needs Application.Read.All.",
+    "Request_ResourceNotFound": "There is no such application in this tenant: check --tenant and --client-id; "
+    "a key of a service principal needs --service-principal.",
+}
+
+
+def _hint(code: str) -> str:
+    # https://learn.microsoft.com/graph/api/resources/applicationauthenticationmethodpolicy
+    if code.endswith("AsPerAppPolicy"):
+        if "Lifetime" in code:
+            return "A policy of this tenant caps the lifetime of certificates: choose fewer --days."
+        return (
+            "A policy of this tenant does not allow this certificate. If it wants one of an authority it trusts: have "
+            "the request of `certificate request` signed there, then `certificate import`, and go on."
+        )
+    return _HINTS.get(code, "Microsoft explains Graph's errors at https://learn.microsoft.com/graph/errors.")
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _binary(value: object) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _thumbprint(value: object) -> bytes:
+    """Return a ``customKeyIdentifier``: Edm.Binary by its type, but hexadecimal is seen as well."""
+    if isinstance(value, str) and len(value) == 40:
+        try:
+            return bytes.fromhex(value)
+        except ValueError:
+            pass
+    return _binary(value)
