@@ -2,9 +2,10 @@
 
     from hsm_signer.testing import EntraEmulator, SoftHsm
 
-`EntraEmulator` is a strict stand-in for Entra's token endpoint, `SoftHsm` a PKCS#11 device in software. Both are used
-as context managers, listen or write nowhere but on this machine, and leave nothing behind. The scripted answers of the
-emulator (`Throttled`, `Truncated`, ...) are here too. It needs ``pip install 'hsm-signer[testing]'``.
+`EntraEmulator` is a strict stand-in for Entra's token endpoint and for the part of Microsoft Graph that rolls keys,
+`SoftHsm` a PKCS#11 device in software. Both are used as context managers, listen or write nowhere but on this machine,
+and leave nothing behind. The scripted answers of the emulator (`Throttled`, `Truncated`, ...) are here too. It needs
+``pip install 'hsm-signer[testing]'``.
 """
 
 from importlib import import_module
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from hsm_signer.testing.answers import Throttled as Throttled
     from hsm_signer.testing.answers import Truncated as Truncated
     from hsm_signer.testing.answers import Unavailable as Unavailable
+    from hsm_signer.testing.directory import GraphRefusal as GraphRefusal
     from hsm_signer.testing.emulator import EntraEmulator as EntraEmulator
     from hsm_signer.testing.emulator import TokenRequest as TokenRequest
+    from hsm_signer.testing.graph import GraphRequest as GraphRequest
     from hsm_signer.testing.softhsm import SoftHsm as SoftHsm
 
 _ANSWERS = (
@@ -35,6 +38,8 @@ _ANSWERS = (
 _HOMES = {
     **dict.fromkeys(_ANSWERS, "hsm_signer.testing.answers"),
     "EntraEmulator": "hsm_signer.testing.emulator",
+    "GraphRefusal": "hsm_signer.testing.directory",
+    "GraphRequest": "hsm_signer.testing.graph",
     "TokenRequest": "hsm_signer.testing.emulator",
     "SoftHsm": "hsm_signer.testing.softhsm",
 }

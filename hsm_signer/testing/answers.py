@@ -1,32 +1,32 @@
-"""Scripted answers: how a token endpoint misbehaves, on request.
+"""Scripted answers: how Entra and Graph misbehave, on request.
 
-Each is a frozen dataclass that says what happens to one token request. `EntraEmulator.answer_next` takes them;
-`play` turns one into a response. Those that break HTTP itself write to the connection's transport, past uvicorn.
+Each is a frozen dataclass that says what happens to one request. `EntraEmulator.answer_next` and `answer_next_graph`
+take them; a `Script` plays them. Those that break HTTP itself write to the connection's transport, past uvicorn.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Generic, Protocol, TypeVar
 
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from hsm_signer.testing.directory import EntraRefusal
 from hsm_signer.testing.loopback import TRANSPORT
 
 
 @dataclass(frozen=True)
 class Throttled:
-    """429 with AADSTS90055. `retry_after` is the header as sent: seconds, or an HTTP date; None sends none."""
+    """429, as the service words it. `retry_after` is the header as sent: seconds, or an HTTP date; None sends none."""
 
     retry_after: str | None
 
 
 @dataclass(frozen=True)
 class Unavailable:
-    """503 with AADSTS90033. `retry_after` as for `Throttled`."""
+    """503, as the service words it. `retry_after` as for `Throttled`."""
 
     retry_after: str | None = None
 
@@ -77,7 +77,7 @@ class NoAccessToken:
 
 @dataclass(frozen=True)
 class Refused:
-    """Any error document. `description` comes without the number before it and the ids behind it."""
+    """Any error document of Entra's. `description` comes without the number before it and the ids behind it."""
 
     aadsts: int
     error: str
@@ -90,41 +90,62 @@ class Disconnected:
     """No answer: the connection breaks off."""
 
 
-Answer = (
-    Throttled
-    | Unavailable
-    | Slow
-    | DripFeed
-    | Truncated
-    | Endless
-    | Html
-    | Redirect
-    | NoAccessToken
-    | Refused
-    | Disconnected
-)
+Misbehaviour = Slow | DripFeed | Truncated | Endless | Html | Redirect | Disconnected
+"""What any service can do."""
+
+Answer = Misbehaviour | Throttled | Unavailable | NoAccessToken | Refused
+"""What the token endpoint can do."""
+
+Worded = TypeVar("Worded")
+"""Answers that are a document of the service's own."""
 
 
-async def play(
-    answer: Answer,
+class Recorded(Protocol):
+    """A request that was noted down, and what it was answered."""
+
+    status: int | None
+
+
+class Script(Generic[Worded]):
+    """The answers that the next requests to a service get, before it serves them in the ordinary way."""
+
+    def __init__(self) -> None:
+        self._answers: deque[Misbehaviour | Worded] = deque()
+
+    def extend(self, answers: tuple[Misbehaviour | Worded, ...]) -> None:
+        """Put answers behind those that wait, one a request."""
+        self._answers.extend(answers)
+
+    async def answer(
+        self,
+        received: Recorded,
+        ordinary: Callable[[], Response],
+        document: Callable[[Worded], Response],
+        stopping: asyncio.Event,
+    ) -> Response:
+        """Return the response to a request, and note its status. A broken connection has none.
+
+        Args:
+            ordinary: makes the answer that is given when nothing was scripted.
+            document: makes a document of the service's own.
+            stopping: set when the server stops; ends every wait.
+        """
+        if not self._answers:
+            response = ordinary()
+        else:
+            response = await _play(self._answers.popleft(), ordinary, document, stopping)
+        if not isinstance(response, _Broken):
+            received.status = response.status_code
+        return response
+
+
+async def _play(
+    answer: Misbehaviour | Worded,
     ordinary: Callable[[], Response],
-    refuse: Callable[[EntraRefusal], Response],
+    document: Callable[[Worded], Response],
     stopping: asyncio.Event,
 ) -> Response:
-    """Return the response that `answer` asks for. Its ``status_code`` means nothing for `Disconnected`.
-
-    Args:
-        ordinary: makes the answer that would have been given.
-        refuse: makes an error document.
-        stopping: set when the server stops; ends every wait.
-    """
     match answer:
-        case Throttled(retry_after):
-            busy = EntraRefusal(90055, "temporarily_unavailable", "There are too many incoming requests.", 429)
-            return _retry_after(refuse(busy), retry_after)
-        case Unavailable(retry_after):
-            down = EntraRefusal(90033, "temporarily_unavailable", "A transient error has occurred.", 503)
-            return _retry_after(refuse(down), retry_after)
         case Slow(seconds):
             await _pause(seconds, stopping)
             return ordinary()
@@ -138,19 +159,10 @@ async def play(
             return HTMLResponse("<!DOCTYPE html><title>Sign in</title><p>Sign in to this network.", status)
         case Redirect(location, status):
             return RedirectResponse(location, status)
-        case NoAccessToken():
-            return JSONResponse({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599})
-        case Refused(aadsts, error, description, status):
-            return refuse(EntraRefusal(aadsts, error, description, status))
         case Disconnected():
             return _Broken()
-    assert_never(answer)
-
-
-def _retry_after(response: Response, value: str | None) -> Response:
-    if value is not None:
-        response.headers["Retry-After"] = value
-    return response
+        case _:
+            return document(answer)
 
 
 async def _pause(seconds: float, stopping: asyncio.Event) -> None:

@@ -22,10 +22,6 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import RSAKey
 
 from hsm_signer.testing.directory import (
     ADFS,
@@ -36,7 +32,7 @@ from hsm_signer.testing.directory import (
     invalid_request,
     missing_field,
 )
-from hsm_signer.testing.strict_jwt import MalformedJwt, StrictJwt, decode_base64url, whole_seconds
+from hsm_signer.testing.strict_jwt import Malformed, StrictJwt, decode_base64url, whole_seconds
 
 LONGEST_LIFETIME: Final = 86400
 """Seconds."""
@@ -50,7 +46,7 @@ def check_assertion(
     """Return the `jti` of an assertion that proves to be `client_id`'s.
 
     Raises:
-        MalformedJwt: it is not a JWT, or a part of it is not of the documented form.
+        Malformed: it is not a JWT, or a part of it is not of the documented form.
         RequestRefused: it is a JWT, and proves nothing.
     """
     jwt = StrictJwt.parse(assertion)
@@ -66,7 +62,7 @@ def _algorithm(header: Mapping[str, object], directory: Directory) -> str:
     if header.get("typ") != "JWT":
         raise invalid_request(5002727, "Invalid JWT header type specified, must be 'JWT'.")
     if "crit" in header:  # RFC 7515 section 4.1.11: refuse extensions that are not understood
-        raise MalformedJwt("the header marks parameters as critical, and none of them is understood")
+        raise Malformed("the header marks parameters as critical, and none of them is understood")
     given = [name for name in _THUMBPRINT_OF.values() if name in header]
     if not given:
         raise invalid_client(
@@ -93,7 +89,7 @@ def _certificate(header: Mapping[str, object], registered: Collection[Registered
         if name in header:
             text = header[name]
             if not isinstance(text, str):
-                raise MalformedJwt(f"the thumbprint '{name}' is not a string")
+                raise Malformed(f"the thumbprint '{name}' is not a string")
             named[name] = decode_base64url(text, f"the thumbprint '{name}'")
     for candidate in registered:
         if named.items() <= candidate.thumbprints.items():
@@ -112,31 +108,22 @@ def _check_chain(header: Mapping[str, object], certificate: RegisteredCertificat
         return
     entries = header["x5c"]
     if not isinstance(entries, list) or not entries:
-        raise MalformedJwt("'x5c' is not an array of certificates")
+        raise Malformed("'x5c' is not an array of certificates")
     try:
         chain = [x509.load_der_x509_certificate(base64.b64decode(entry, validate=True)) for entry in entries]
         for subject, issuer in pairwise(chain):
             subject.verify_directly_issued_by(issuer)
     except (TypeError, ValueError, InvalidSignature):
-        raise MalformedJwt("'x5c' is not a chain of DER certificates in standard base64") from None
+        raise Malformed("'x5c' is not a chain of DER certificates in standard base64") from None
     if chain[0] != certificate.certificate:
-        raise MalformedJwt("the first certificate of 'x5c' is not the one the thumbprint names")
+        raise Malformed("the first certificate of 'x5c' is not the one the thumbprint names")
 
 
 def _check_signature(assertion: str, algorithm: str, certificate: RegisteredCertificate) -> None:
     if certificate.public_key.key_size < 2048:
         raise _not_verified(f"The key has {certificate.public_key.key_size} bits, fewer than 2048", certificate)
-    registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
-    # joserfc stops at 512 octets of header, too few for 'x5c'.
-    registry.max_header_length = registry.max_signature_length = 1 << 16
-    pem = certificate.public_key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    try:
-        jws.deserialize_compact(assertion, RSAKey.import_key(pem), registry=registry)
-    except JoseError:
-        reason = "The provided signature value did not match the expected signature value"
-        raise _not_verified(reason, certificate) from None
+    if not certificate.verifies(assertion, algorithm):
+        raise _not_verified("The provided signature value did not match the expected signature value", certificate)
 
 
 def _not_verified(reason: str, certificate: RegisteredCertificate) -> RequestRefused:
@@ -149,9 +136,9 @@ def _not_verified(reason: str, certificate: RegisteredCertificate) -> RequestRef
 
 
 def _check_validity(certificate: RegisteredCertificate, now: float) -> None:
-    start = certificate.certificate.not_valid_before_utc.timestamp()
-    end = certificate.certificate.not_valid_after_utc.timestamp()
-    if not start <= now <= end:
+    if not certificate.covers(now):
+        start = certificate.certificate.not_valid_before_utc.timestamp()
+        end = certificate.certificate.not_valid_after_utc.timestamp()
         raise invalid_client(
             1000502,
             "The provided certificate is not within its specified validity time range. "
@@ -183,7 +170,7 @@ def _text(claims: Mapping[str, object], name: str) -> str:
         raise missing_field(name)
     value = claims[name]
     if not isinstance(value, str) or not value:
-        raise MalformedJwt(f"the claim '{name}' is not a string, or is empty")
+        raise Malformed(f"the claim '{name}' is not a string, or is empty")
     return value
 
 

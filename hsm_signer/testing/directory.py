@@ -1,13 +1,18 @@
-"""What the emulated Entra knows (tenants, their applications with certificates, resources), and how it refuses."""
+"""What the emulated Entra and Graph know (tenants, applications, certificates, resources), and how they refuse."""
 
+import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import RSAKey
 
 from hsm_signer.errors import ConfigError
 
@@ -17,10 +22,17 @@ ADFS: Final = "adfs"
 
 @dataclass(frozen=True)
 class RegisteredCertificate:
-    """A certificate as an application registration holds it."""
+    """A certificate as an application or a service principal holds it.
+
+    Args:
+        display_name: what whoever added it called it, or None.
+        key_id: GUID by which Graph knows the credential; a fresh one unless given.
+    """
 
     certificate: x509.Certificate
     public_key: rsa.RSAPublicKey
+    display_name: str | None = None
+    key_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     @classmethod
     def load(cls, data: bytes) -> "RegisteredCertificate":
@@ -53,9 +65,62 @@ class RegisteredCertificate:
             "x5t#S256": self.certificate.fingerprint(hashes.SHA256()),
         }
 
+    def covers(self, now: float) -> bool:
+        """Whether the certificate is valid at `now`, in seconds since the epoch (RFC 5280 section 4.1.2.5)."""
+        start, end = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        return start.timestamp() <= now <= end.timestamp()
+
+    def verifies(self, jwt: str, algorithm: str) -> bool:
+        """Whether the signature of a compact JWT by `algorithm` is by this certificate's key."""
+        registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
+        # joserfc stops at 512 octets of header, too few for 'x5c'.
+        registry.max_header_length = registry.max_signature_length = 1 << 16
+        pem = self.public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        try:
+            jws.deserialize_compact(jwt, RSAKey.import_key(pem), registry=registry)
+        except JoseError:
+            return False
+        return True
+
 
 Applications = Mapping[str, Collection[RegisteredCertificate]]
 """Registered certificates by client id."""
+
+
+class Kind(StrEnum):
+    """What an app registration consists of, as Graph's paths name it."""
+
+    APPLICATION = "applications"
+    SERVICE_PRINCIPAL = "servicePrincipals"
+
+
+@dataclass(frozen=True)
+class DirectoryObject:
+    """An application or a service principal, with the certificates it holds at the moment.
+
+    Args:
+        app_id: the client id, which both have in common.
+    """
+
+    kind: Kind
+    tenant: str
+    app_id: str
+    credentials: tuple[RegisteredCertificate, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The object id."""
+        return object_id(self.kind, self.tenant, self.app_id)
+
+    @property
+    def display_name(self) -> str:
+        """What an administrator would have called it."""
+        return f"Application {self.app_id}"
+
+
+def object_id(kind: Kind, tenant: str, app_id: str) -> str:
+    """The object id of an application or a service principal: the same in every run."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{tenant}/{kind}/{app_id}"))
 
 
 @dataclass(frozen=True)
@@ -86,12 +151,35 @@ class EntraRefusal:
         error: the OAuth error code.
         message: the description, without the number before it and the ids behind it.
         status: the HTTP status.
+        retry_after: the header as sent, or None.
     """
 
     aadsts: int
     error: str
     message: str
     status: int = 400
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True)
+class GraphRefusal:
+    """An answer of Microsoft Graph that is an error document.
+
+    Args:
+        code: Graph's name for the error.
+        message: the service's words.
+        status: the HTTP status.
+        reason: what the service would not say, or None; goes into the document's ``details``.
+        target: what in the request is to blame, for the same place.
+        retry_after: the header as sent, or None.
+    """
+
+    code: str
+    message: str
+    status: int = 400
+    reason: str | None = None
+    target: str | None = None
+    retry_after: str | None = None
 
 
 class RequestRefused(Exception):

@@ -1,9 +1,20 @@
-"""The JSON documents Entra answers with, as pure functions of what they are about."""
+"""The JSON documents Entra and Graph answer with, as pure functions of what they are about."""
 
+import base64
 import uuid
+from collections.abc import Collection
 from datetime import UTC, datetime
 
-from hsm_signer.testing.directory import EntraRefusal
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hsm_signer.testing.directory import (
+    DirectoryObject,
+    EntraRefusal,
+    GraphRefusal,
+    Kind,
+    RegisteredCertificate,
+    object_id,
+)
 
 
 def error_document(refusal: EntraRefusal, authority: str, correlation_id: str | None, now: float) -> dict[str, object]:
@@ -58,7 +69,7 @@ def access_token_claims(
         lifetime: seconds.
         now: seconds since the epoch.
     """
-    principal = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{tenant}/{client_id}"))
+    principal = object_id(Kind.SERVICE_PRINCIPAL, tenant, client_id)
     return {
         "iss": issuer(authority, tenant),
         "aud": resource,
@@ -74,3 +85,60 @@ def access_token_claims(
         "jti": str(uuid.uuid4()),
         "ver": "2.0",
     }
+
+
+def graph_error_document(
+    refusal: GraphRefusal, request_id: str, client_request_id: str, now: float
+) -> dict[str, object]:
+    """Graph's error document (Microsoft Graph, "Error responses and resource types").
+
+    Args:
+        request_id: of the answer.
+        client_request_id: what the client sent as ``client-request-id``, or else the former.
+        now: seconds since the epoch.
+    """
+    error: dict[str, object] = {"code": refusal.code, "message": refusal.message}
+    if refusal.reason is not None:
+        error["details"] = [{"code": refusal.code, "message": refusal.reason, "target": refusal.target}]
+    error["innerError"] = {
+        "date": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "request-id": request_id,
+        "client-request-id": client_request_id,
+    }
+    return {"error": error}
+
+
+def key_credential(held: RegisteredCertificate, *, with_key: bool = False) -> dict[str, object]:
+    """One key credential (Microsoft Graph, "keyCredential resource type").
+
+    `customKeyIdentifier` is what the service fills in by itself, the SHA-1 thumbprint in 40 characters of hex. Other
+    programs write base64 of it there: the property identifies nothing for certain.
+
+    Args:
+        with_key: tell the certificate too. Graph does where ``$select`` asks for the credentials.
+    """
+    return {
+        "customKeyIdentifier": held.thumbprints["x5t"].hex().upper(),
+        "displayName": held.display_name,
+        "endDateTime": held.certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "key": base64.b64encode(held.certificate.public_bytes(Encoding.DER)).decode("ascii") if with_key else None,
+        "keyId": held.key_id,
+        "startDateTime": held.certificate.not_valid_before_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "type": "AsymmetricX509Cert",
+        "usage": "Verify",
+    }
+
+
+def directory_object(holder: DirectoryObject, names: Collection[str], *, with_keys: bool) -> dict[str, object]:
+    """The properties `names` of an application or a service principal.
+
+    Args:
+        with_keys: tell the certificates too.
+    """
+    document = {
+        "id": holder.id,
+        "appId": holder.app_id,
+        "displayName": holder.display_name,
+        "keyCredentials": [key_credential(held, with_key=with_keys) for held in holder.credentials],
+    }
+    return {name: value for name, value in document.items() if name in names}

@@ -5,43 +5,41 @@
         trust = ssl.create_default_context(cafile=entra.ca_file)
         response = httpx.post(entra.token_endpoint(tenant), data=form, verify=trust)
 
-`entra_rules` decides, `answers` misbehaves on request, `loopback` serves; here they meet. Nothing is shared with the
-code that builds assertions.
+`entra_rules` decides, `answers` misbehaves on request, `loopback` serves; here they meet. `graph` does the same for
+Microsoft Graph. Nothing is shared with the code that builds assertions.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-import trustme
 from joserfc import jwt
-from joserfc.jwk import RSAKey
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hsm_signer.errors import ConfigError
-from hsm_signer.testing.answers import Answer, Disconnected, play
-from hsm_signer.testing.directory import ADFS, Directory, EntraRefusal, RegisteredCertificate
+from hsm_signer.testing.answers import Answer, NoAccessToken, Refused, Script, Throttled, Unavailable
+from hsm_signer.testing.directory import ADFS, Directory, EntraRefusal, Kind, RegisteredCertificate, object_id
 from hsm_signer.testing.documents import access_token_claims, error_document, openid_configuration
-from hsm_signer.testing.entra_rules import MANY_TENANTS, Accepted, TokenForm, check_token_request, unknown_tenant
-from hsm_signer.testing.loopback import LoopbackServer, require_loopback
-
-WELL_KNOWN_RESOURCES: Final = (
-    "https://graph.microsoft.com",
-    "https://vault.azure.net",
-    "https://management.azure.com",
-    "https://storage.azure.com",
-    "https://database.windows.net",
+from hsm_signer.testing.entra_rules import (
+    WELL_KNOWN_RESOURCES,
+    Accepted,
+    TokenForm,
+    check_token_request,
+    unknown_tenant,
 )
+from hsm_signer.testing.graph import Graph, GraphAnswer, GraphRequest
+from hsm_signer.testing.graph_rules import Policy
+from hsm_signer.testing.loopback import require_loopback
+from hsm_signer.testing.registrations import Delay, Registrations
+from hsm_signer.testing.running import Running
 
 
 @dataclass
@@ -62,7 +60,7 @@ class TokenRequest:
 
 
 class EntraEmulator:
-    """Emulate Entra's token endpoint, OpenID configuration and signing keys, strictly.
+    """Emulate Entra's token endpoint, OpenID configuration and signing keys, and Graph's roll-over of keys, strictly.
 
     Register applications with their certificates, then point a client at `authority`. Tokens verify with any JWT
     library through the published keys; their issuer is this machine, so no service of Microsoft's takes them.
@@ -76,6 +74,7 @@ class EntraEmulator:
         refuse_replay: refuse an assertion whose `jti` has earned a token before.
         token_lifetime: seconds an access token is good for.
         refresh_in: seconds after which the answer asks for a refresh, or None not to ask.
+        forbid_listing: have Graph refuse to tell an application what it holds.
 
     Raises:
         ConfigError: `host` is not a loopback address.
@@ -91,6 +90,7 @@ class EntraEmulator:
         refuse_replay: bool = False,
         token_lifetime: int = 3599,
         refresh_in: int | None = None,
+        forbid_listing: bool = False,
     ) -> None:
         require_loopback(host)
         self.requests: list[TokenRequest] = []
@@ -100,28 +100,40 @@ class EntraEmulator:
         self._lifetimes = {"expires_in": token_lifetime, "ext_expires_in": token_lifetime}
         if refresh_in is not None:
             self._lifetimes["refresh_in"] = refresh_in
-        self._tenants: dict[str, dict[str, tuple[RegisteredCertificate, ...]]] = {}
+        self._registrations = Registrations(clock)
         self._resources = set(WELL_KNOWN_RESOURCES)
         self._spent: set[tuple[str, str]] = set()
-        self._answers: deque[Answer] = deque()
-        self._running: _Running | None = None
+        self._script: Script[Throttled | Unavailable | NoAccessToken | Refused] = Script()
+        self._graph = Graph(self._registrations, clock, lambda: self._run, forbid_listing=forbid_listing)
+        self._running: Running | None = None
 
-    def register(self, client_id: str, certificate: bytes, *, tenant: str) -> None:
+    def register(self, client_id: str, certificate: bytes, *, tenant: str, service_principal: bool = False) -> None:
         """Register an application with a certificate, or add one to those it has. The tenant need not exist.
 
         Args:
             certificate: PEM or DER, of an RSA key.
+            service_principal: let the application's service principal hold the certificate.
 
         Raises:
             ConfigError: the certificate cannot be read or is not RSA, or `tenant` names no single tenant.
         """
-        if tenant in MANY_TENANTS or not tenant.replace("-", "").replace(".", "").isalnum():
-            raise ConfigError(
-                f"'{tenant}' is not the name of one tenant.", hint="Use a GUID, a domain, or 'adfs' for AD FS."
-            )
-        registered = RegisteredCertificate.load(certificate)
-        applications = self._tenants.setdefault(tenant, {})
-        applications[client_id] = (*applications.get(client_id, ()), registered)
+        self._registrations.register(
+            tenant, client_id, _kind(service_principal), RegisteredCertificate.load(certificate)
+        )
+
+    def key_credentials(
+        self, client_id: str, *, tenant: str, service_principal: bool = False
+    ) -> tuple[RegisteredCertificate, ...]:
+        """Return the certificates that an application, or its service principal, holds in Graph's eyes."""
+        return self._registrations.credentials(tenant, client_id, _kind(service_principal))
+
+    def object_id(self, client_id: str, *, tenant: str) -> str:
+        """Return the application's object id. It follows from tenant and client id, whoever is registered."""
+        return object_id(Kind.APPLICATION, tenant, client_id)
+
+    def service_principal_id(self, client_id: str, *, tenant: str) -> str:
+        """Return the object id of the application's service principal: the `oid` of its tokens."""
+        return object_id(Kind.SERVICE_PRINCIPAL, tenant, client_id)
 
     def add_resource(self, resource: str) -> None:
         """Let tokens be asked for `resource`, an application ID URI, beside the well-known ones."""
@@ -129,7 +141,45 @@ class EntraEmulator:
 
     def answer_next(self, *answers: Answer) -> None:
         """Answer the next token requests so, one answer a request, before ordinary service resumes."""
-        self._answers.extend(answers)
+        self._script.extend(answers)
+
+    def answer_next_graph(self, *answers: GraphAnswer) -> None:
+        """Answer the next requests to Graph so, as `answer_next` does for token requests."""
+        self._graph.script.extend(answers)
+
+    def delay_propagation(self, *, token_requests: int = 0, seconds: float = 0) -> None:
+        """Keep what Graph changes from now on from the token endpoint, until both have passed.
+
+        Meanwhile a new certificate is not known there, and a removed one still is.
+
+        Args:
+            token_requests: so many of them see the state before the change.
+            seconds: on the emulator's clock.
+        """
+        self._registrations.delay = Delay(token_requests, seconds)
+
+    def restrict_certificates(self, *, max_lifetime: timedelta | None = None, issuer: bytes | None = None) -> None:
+        """Have Graph refuse new certificates as a tenant's app management policy does; without arguments, none.
+
+        Args:
+            max_lifetime: from the certificate's first second to its last.
+            issuer: certificate of the only authority that is trusted, PEM or DER, of an RSA key.
+
+        Raises:
+            ConfigError: the issuer's certificate cannot be read or is not RSA.
+        """
+        authority = None if issuer is None else RegisteredCertificate.load(issuer).certificate
+        self._graph.policy = Policy(max_lifetime, authority)
+
+    @property
+    def graph_requests(self) -> list[GraphRequest]:
+        """The requests to Graph, as received."""
+        return self._graph.requests
+
+    @property
+    def graph(self) -> str:
+        """URL of Microsoft Graph, without a slash at the end: its paths begin with ``/v1.0``."""
+        return self.authority
 
     @property
     def authority(self) -> str:
@@ -156,27 +206,20 @@ class EntraEmulator:
             raise ConfigError(f"The emulator is running already, at {self.authority}.")
         application = Starlette(
             routes=[
+                self._graph.route,
                 Route("/adfs/oauth2/token", self._token, methods=["GET", "POST"]),
                 Route("/{tenant}/oauth2/v2.0/token", self._token, methods=["GET", "POST"]),
                 Route("/{tenant}/v2.0/.well-known/openid-configuration", self._openid_configuration),
                 Route("/{tenant}/discovery/v2.0/keys", self._keys),
             ]
         )
-        with ExitStack() as undo:
-            ca_file = certificate = None
-            if self._https:
-                directory = undo.enter_context(TemporaryDirectory(prefix="hsm-signer-emulator-"))
-                ca_file, certificate = _make_certificates(Path(directory), self._host)
-            signing_key = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
-            server = LoopbackServer(application, host=self._host, port=self._port, certificate=certificate)
-            self._running = _Running(server, signing_key, ca_file, undo.pop_all())
-            server.start()
+        self._running = Running.prepare(application, https=self._https, host=self._host, port=self._port)
+        self._running.server.start()
 
     def stop(self) -> None:
         """End at once, whatever is being answered. Stopping twice does nothing."""
         if self._running is not None:
-            self._running.server.stop()
-            self._running.files.close()
+            self._running.stop()
             self._running = None
 
     def __enter__(self) -> Self:
@@ -189,7 +232,7 @@ class EntraEmulator:
         self.stop()
 
     @property
-    def _run(self) -> "_Running":
+    def _run(self) -> Running:
         if self._running is None:
             raise ConfigError("The emulator is not running.", hint="Use it as a context manager, or call start().")
         return self._running
@@ -212,21 +255,26 @@ class EntraEmulator:
             outcome = check_token_request(form, self._directory(tenant), self._clock())
             return self._issue(outcome, tenant) if isinstance(outcome, Accepted) else refuse(outcome)
 
-        if not self._answers:
-            response = ordinary()
-        else:
-            answer = self._answers.popleft()
-            response = await play(answer, ordinary, refuse, self._run.server.stopping)
-            if isinstance(answer, Disconnected):
-                return response
-        received.status = response.status_code
-        return response
+        def document(answer: Throttled | Unavailable | NoAccessToken | Refused) -> Response:
+            match answer:
+                case Throttled(retry_after):
+                    message = "There are too many incoming requests."
+                    return refuse(EntraRefusal(90055, "temporarily_unavailable", message, 429, retry_after))
+                case Unavailable(retry_after):
+                    message = "A transient error has occurred."
+                    return refuse(EntraRefusal(90033, "temporarily_unavailable", message, 503, retry_after))
+                case Refused(aadsts, error, description, status):
+                    return refuse(EntraRefusal(aadsts, error, description, status))
+                case NoAccessToken():
+                    return self._answer({"token_type": "Bearer", **self._lifetimes})
+
+        return await self._script.answer(received, ordinary, document, self._run.server.stopping)
 
     def _directory(self, tenant: str) -> Directory:
         return Directory(
             tenant=tenant,
             token_endpoint=self.token_endpoint(tenant),
-            applications=self._tenants.get(tenant),
+            applications=self._registrations.look_up(tenant),
             resources=self._resources,
             spent=self._spent,
         )
@@ -244,11 +292,14 @@ class EntraEmulator:
 
     def _refuse(self, refusal: EntraRefusal, request: Request) -> Response:
         correlation_id = request.headers.get("client-request-id")
-        return self._answer(error_document(refusal, self.authority, correlation_id, self._clock()), refusal.status)
+        response = self._answer(error_document(refusal, self.authority, correlation_id, self._clock()), refusal.status)
+        if refusal.retry_after is not None:
+            response.headers["Retry-After"] = refusal.retry_after
+        return response
 
     async def _openid_configuration(self, request: Request) -> Response:
         tenant = request.path_params["tenant"]
-        if tenant not in self._tenants:
+        if tenant not in self._registrations:
             return self._refuse(replace(unknown_tenant(tenant).refusal, error="invalid_tenant"), request)
         return self._answer(openid_configuration(self.authority, tenant, self.token_endpoint(tenant)))
 
@@ -261,20 +312,5 @@ class EntraEmulator:
         return JSONResponse(document, status, headers)
 
 
-@dataclass(frozen=True)
-class _Running:
-    """What exists only between start and stop."""
-
-    server: LoopbackServer
-    signing_key: RSAKey
-    ca_file: Path | None
-    files: ExitStack
-
-
-def _make_certificates(directory: Path, host: str) -> tuple[Path, Path]:
-    """Return the CA's file, and the file of the server's key and chain."""
-    ca = trustme.CA()
-    ca_file, certificate = directory / "ca.pem", directory / "server.pem"
-    ca.cert_pem.write_to_path(ca_file)
-    ca.issue_cert(host).private_key_and_cert_chain_pem.write_to_path(certificate)
-    return ca_file, certificate
+def _kind(service_principal: bool) -> Kind:
+    return Kind.SERVICE_PRINCIPAL if service_principal else Kind.APPLICATION

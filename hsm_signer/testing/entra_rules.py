@@ -23,13 +23,22 @@ from hsm_signer.testing.directory import (
     invalid_request,
     missing_field,
 )
-from hsm_signer.testing.strict_jwt import MalformedJwt
+from hsm_signer.testing.strict_jwt import Malformed
 
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """RFC 7523 section 2.2."""
 
 MANY_TENANTS: Final = frozenset({"common", "organizations", "consumers"})
 """Names that stand for no tenant of their own, and so cannot serve an application."""
+
+WELL_KNOWN_RESOURCES: Final = (
+    "https://graph.microsoft.com",
+    "https://vault.azure.net",
+    "https://management.azure.com",
+    "https://storage.azure.com",
+    "https://database.windows.net",
+)
+"""Application ID URIs that tokens can be asked for without further ado."""
 
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _CREDENTIALS = {"client_assertion", "client_secret"}
@@ -94,7 +103,7 @@ def check_token_request(form: TokenForm, directory: Directory, now: float) -> Ac
         return Accepted(client_id, _resource(scope, directory), jti)
     except RequestRefused as refused:
         return refused.refusal
-    except MalformedJwt as malformed:
+    except Malformed as malformed:
         return EntraRefusal(50027, "invalid_request", f"JWT token is invalid or malformed: {malformed}.")
 
 

@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import NameOID
 
 from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.generation import KeySpec, generate_key
 from hsm_signer.device.pin import FixedLogin, Pin
-from hsm_signer.device.provision import generate_key, store_certificate
+from hsm_signer.device.provision import store_certificate
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError
 
@@ -110,7 +111,7 @@ class SoftHsm:
     def add_key(self, label: str = "key", key_id: bytes = b"\x01", *, bits: int = 2048) -> SoftHsmKey:
         """Have the token make an RSA key that never leaves it."""
         with self._open() as device:
-            numbers = generate_key(device, label=label, key_id=key_id, bits=bits)
+            numbers = generate_key(device, KeySpec(label, key_id, bits)).public_key
         public_key = rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()
         return self._key(label, key_id, public_key)
 

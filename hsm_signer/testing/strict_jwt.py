@@ -1,4 +1,4 @@
-"""A compact JWT read with no forgiveness: what RFC 7515 and RFC 7519 allow, and nothing wider.
+"""A compact JWT, or JSON, read with no forgiveness: what RFC 7515, 7519 and 8259 allow, and nothing wider.
 
 Entra forgives padding, floats and strings, and JWT libraries forgive repeated members. An emulator that forgave them
 would hide the mistakes it is there to find. Nothing here is shared with the code that builds assertions.
@@ -14,8 +14,8 @@ from typing import NoReturn
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
-class MalformedJwt(ValueError):
-    """The text is not a compact JWT. The message says why and never quotes the text."""
+class Malformed(ValueError):
+    """The text is not a compact JWT, or not a JSON object. The message says why and never quotes the text."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class StrictJwt:
         """Read a compact JWT (RFC 7519 section 7.2, RFC 7515 section 7.1).
 
         Raises:
-            MalformedJwt: it has not three parts, or one is not base64url without padding, or header and claims are not
+            Malformed: it has not three parts, or one is not base64url without padding, or header and claims are not
                 JSON objects in UTF-8 with members that occur once.
         """
         parts = text.split(".")
         if len(parts) != 3:
-            raise MalformedJwt(f"it has {len(parts)} parts where a signed JWT has 3")
+            raise Malformed(f"it has {len(parts)} parts where a signed JWT has 3")
         header, claims, signature = parts
         decode_base64url(signature, "the signature")
-        return cls(_json_object(header, "the header"), _json_object(claims, "the claims"))
+        return cls(_decode_object(header, "the header"), _decode_object(claims, "the claims"))
 
 
 def decode_base64url(text: str, what: str) -> bytes:
@@ -48,15 +48,15 @@ def decode_base64url(text: str, what: str) -> bytes:
         what: what the text is, for the message of the error.
 
     Raises:
-        MalformedJwt: padding, another alphabet, white space, an impossible length, or stray bits at the end.
+        Malformed: padding, another alphabet, white space, an impossible length, or stray bits at the end.
     """
     if "=" in text:
-        raise MalformedJwt(f"{what} is padded with '=', base64url in a JWT is not")
+        raise Malformed(f"{what} is padded with '=', base64url in a JWT is not")
     if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
-        raise MalformedJwt(f"{what} is not base64url")
+        raise Malformed(f"{what} is not base64url")
     value = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if base64.urlsafe_b64encode(value).rstrip(b"=") != text.encode("ascii"):
-        raise MalformedJwt(f"{what} has stray bits at its end")
+        raise Malformed(f"{what} has stray bits at its end")
     return value
 
 
@@ -66,34 +66,46 @@ def whole_seconds(value: object, what: str) -> int:
     RFC 7519 section 2 would allow fractions; Entra documents integers.
 
     Raises:
-        MalformedJwt: it is a fraction, a string, a boolean or anything else.
+        Malformed: it is a fraction, a string, a boolean or anything else.
     """
     if type(value) is not int:  # isinstance would let true and false through
-        raise MalformedJwt(f"{what} is not an integer but a {_json_type(value)}")
+        raise Malformed(f"{what} is not an integer but a {_json_type(value)}")
     return value
 
 
-def _json_object(part: str, what: str) -> dict[str, object]:
+def json_object(data: bytes, what: str) -> dict[str, object]:
+    """Read a JSON object in UTF-8 whose members occur once (RFC 8259 sections 4 and 8.1).
+
+    Args:
+        what: what the object is, for the message of the error.
+
+    Raises:
+        Malformed: it is anything else.
+    """
+
     def unique(members: Sequence[tuple[str, object]]) -> dict[str, object]:
         found = dict(members)
         if len(found) != len(members):
-            raise MalformedJwt(f"{what} names a member twice")
+            raise Malformed(f"{what} names a member twice")
         return found
 
     def no_constant(_: str) -> NoReturn:
-        raise MalformedJwt(f"{what} holds NaN or Infinity, which JSON has not")
+        raise Malformed(f"{what} holds NaN or Infinity, which JSON has not")
 
     try:
-        text = decode_base64url(part, what).decode("utf-8")
-        value: object = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-    except MalformedJwt:
+        value: object = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+    except Malformed:
         raise
     except (ValueError, RecursionError):
         # Neither the cause nor its text: a JSON error carries the document, and with it the assertion.
-        raise MalformedJwt(f"{what} is not JSON in UTF-8") from None
+        raise Malformed(f"{what} is not JSON in UTF-8") from None
     if not isinstance(value, dict):
-        raise MalformedJwt(f"{what} is not a JSON object but a {_json_type(value)}")
+        raise Malformed(f"{what} is not a JSON object but a {_json_type(value)}")
     return value
+
+
+def _decode_object(part: str, what: str) -> dict[str, object]:
+    return json_object(decode_base64url(part, what), what)
 
 
 def _json_type(value: object) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.testing.strict_jwt import MalformedJwt, StrictJwt, decode_base64url, whole_seconds
+from hsm_signer.testing.strict_jwt import Malformed, StrictJwt, decode_base64url, json_object, whole_seconds
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -35,7 +35,7 @@ def test_every_pair_of_json_objects_is_read_as_written(header: dict[str, object]
 def test_any_text_is_a_jwt_or_malformed_and_nothing_else(text: str) -> None:
     try:
         jwt = StrictJwt.parse(text)
-    except MalformedJwt:
+    except Malformed:
         return
     assert jwt.header is not None
 
@@ -49,7 +49,7 @@ def test_base64url_is_decoded(data: bytes) -> None:
 def test_only_one_text_stands_for_a_value(text: str) -> None:
     try:
         value = decode_base64url(text, "it")
-    except MalformedJwt:
+    except Malformed:
         return
     assert _encode(value) == text
 
@@ -65,7 +65,7 @@ def test_only_one_text_stands_for_a_value(text: str) -> None:
     ],
 )
 def test_what_is_not_base64url_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(MalformedJwt, match=reason):
+    with pytest.raises(Malformed, match=reason):
         decode_base64url(text, "it")
 
 
@@ -85,18 +85,23 @@ def test_what_is_not_base64url_is_refused(text: str, reason: str) -> None:
     ],
 )
 def test_what_is_no_jwt_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(MalformedJwt, match=reason):
+    with pytest.raises(Malformed, match=reason):
         StrictJwt.parse(text)
 
 
 @pytest.mark.parametrize("value", [1.0, "1", True, None, [1]])
 def test_a_time_is_an_integer_and_nothing_like_one(value: object) -> None:
-    with pytest.raises(MalformedJwt, match="not an integer"):
+    with pytest.raises(Malformed, match="not an integer"):
         whole_seconds(value, "the time")
 
 
+@given(_OBJECTS)
+def test_every_json_object_is_read_as_written(value: dict[str, object]) -> None:
+    assert json_object(json.dumps(value, ensure_ascii=False).encode(), "it") == value
+
+
 def test_the_error_does_not_carry_the_jwt() -> None:
-    with pytest.raises(MalformedJwt) as caught:
+    with pytest.raises(Malformed) as caught:
         StrictJwt.parse(_jwt(claims=b'{"secret":'))
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
