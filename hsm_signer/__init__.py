@@ -9,16 +9,18 @@ with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hsm_signer.async_credential import AsyncHsmCredential as AsyncHsmCredential
     from hsm_signer.credential import HsmCredential as HsmCredential
     from hsm_signer.entra.token import AccessToken as AccessToken
     from hsm_signer.errors import HsmSignerError as HsmSignerError
 
 __version__ = "0.1.0"
 
-__all__ = ["AccessToken", "HsmCredential", "HsmSignerError", "__version__"]
+__all__ = ["AccessToken", "AsyncHsmCredential", "HsmCredential", "HsmSignerError", "__version__"]
 
 _HOMES = {
     "AccessToken": "hsm_signer.entra.token",
+    "AsyncHsmCredential": "hsm_signer.async_credential",
     "HsmCredential": "hsm_signer.credential",
     "HsmSignerError": "hsm_signer.errors",
 }

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hsm_signer.entra.token import AccessToken
 from hsm_signer.errors import HsmSignerError
@@ -21,9 +21,11 @@ RETRY_AFTER = 30
 
 @dataclass
 class _Entry:
+    """What is known of one key: its token, and the acquisitions that are under way, by the challenge they answer."""
+
     token: AccessToken | None = None
     failed_at: float | None = None
-    in_flight: "Future[AccessToken] | None" = None
+    flights: "dict[str | None, Future[AccessToken]]" = field(default_factory=dict)
 
 
 class TokenCache:
@@ -38,7 +40,7 @@ class TokenCache:
         self._entries: dict[Hashable, _Entry] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, acquire: Callable[[], AccessToken]) -> AccessToken:
+    def get(self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None) -> AccessToken:
         """Return the token for `key`, acquiring it when there is none, or it is about to expire.
 
         Callers who ask while an acquisition is under way share its outcome, also its failure: a wrong PIN must not be
@@ -47,44 +49,83 @@ class TokenCache:
         Args:
             key: what the token is for.
             acquire: gets a new one; runs in the thread of one of the callers.
+            challenge: why the token that is here will not do; a new one is then acquired, and kept in its place.
 
         Raises:
             HsmSignerError: what `acquire` raised, unless a token that is still valid can be returned instead.
         """
+        found = self._find(key, challenge)
+        if isinstance(found, AccessToken):
+            return found
+        entry, flight, leads = found
+        if leads:
+            self._fly(entry, flight, acquire, challenge)
+        return flight.result()
+
+    def begin(
+        self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None
+    ) -> "Future[AccessToken]":
+        """Do what `get` does, and return at once: what has to be acquired is acquired in a thread of its own."""
+        found = self._find(key, challenge)
+        if isinstance(found, AccessToken):
+            cached: Future[AccessToken] = Future()
+            cached.set_result(found)
+            return cached
+        entry, flight, leads = found
+        if leads:
+            threading.Thread(
+                target=self._fly, args=(entry, flight, acquire, challenge), name="hsm-signer-token", daemon=True
+            ).start()
+        return flight
+
+    def after_fork(self) -> None:
+        """Make this, in a forked child, usable: it keeps the tokens, and nothing of what the parent's threads do."""
+        self._lock = threading.Lock()
+        for entry in self._entries.values():
+            entry.flights = {}
+
+    def _find(self, key: Hashable, challenge: str | None) -> "AccessToken | tuple[_Entry, Future[AccessToken], bool]":
+        """Return the token; or where it will arrive, and whether it is up to this caller to acquire it."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
-            if entry.token is not None and not self._is_due(entry, entry.token):
-                return entry.token
-            leads = entry.in_flight is None
-            if not leads and entry.token is not None and self._is_valid(entry.token):
-                return entry.token
-            flight = entry.in_flight = entry.in_flight or Future()
-        return self._acquire(entry, flight, acquire) if leads else flight.result()
+            flight = entry.flights.get(challenge)
+            if challenge is None and entry.token is not None:
+                if not self._is_due(entry, entry.token) or (flight and self._is_valid(entry.token)):
+                    return entry.token
+            if flight is not None:
+                return entry, flight, False
+            flight = entry.flights[challenge] = Future()
+            return entry, flight, True
 
-    def put(self, key: Hashable, token: AccessToken) -> None:
-        """Replace the token for `key` by one acquired past the cache."""
-        with self._lock:
-            self._entries.setdefault(key, _Entry()).token = token
-
-    def _acquire(self, entry: _Entry, flight: "Future[AccessToken]", acquire: Callable[[], AccessToken]) -> AccessToken:
+    def _fly(
+        self,
+        entry: _Entry,
+        flight: "Future[AccessToken]",
+        acquire: Callable[[], AccessToken],
+        challenge: str | None,
+    ) -> None:
         try:
             token = acquire()
         except BaseException as error:
             with self._lock:
-                entry.in_flight, entry.failed_at = None, self._now()
-                last_good = entry.token
+                entry.flights.pop(challenge, None)  # none in a child that was forked meanwhile
+                last_good = entry.token if challenge is None else None
+                if challenge is None:
+                    entry.failed_at = self._now()
             if isinstance(error, HsmSignerError) and last_good is not None and self._is_valid(last_good):
                 logger.warning("keeping the last token, which expires at %d: %s", last_good.expires_on, error)
                 flight.set_result(last_good)
-                return last_good
-            # An interrupt is this thread's own; whoever shares the flight is told in other words.
-            shared = error if isinstance(error, Exception) else HsmSignerError("The request for a token was abandoned.")
-            flight.set_exception(shared)
-            raise
-        with self._lock:
-            entry.token, entry.failed_at, entry.in_flight = token, None, None
-        flight.set_result(token)
-        return token
+            elif isinstance(error, Exception):
+                flight.set_exception(error)
+            else:
+                # An interrupt is this thread's own; whoever shares the flight is told in other words.
+                flight.set_exception(HsmSignerError("The request for a token was abandoned."))
+                raise
+        else:
+            with self._lock:
+                entry.flights.pop(challenge, None)  # none in a child that was forked meanwhile
+                entry.token, entry.failed_at = token, None
+            flight.set_result(token)
 
     def _is_valid(self, token: AccessToken) -> bool:
         return self._now() < token.expires_on

@@ -9,12 +9,12 @@ import difflib
 import logging
 import math
 import os
-import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, Thumbprint
@@ -22,6 +22,8 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import Cloud
 from hsm_signer.errors import ConfigError, UriError
+from hsm_signer.keyfile import KEY_FILE, read_key_file
+from hsm_signer.private_file import read_trusted
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Profile:
 
     Attributes:
         key: where the key is; several name devices in order of preference.
+        key_file: the file that says so, and which `rotate` replaces; None where the profile does.
         pin_source: as `parse_pin_source` reads it.
         algorithm: None means PS256 where the device can, else RS256.
         lifetime: of an assertion, seconds.
@@ -48,6 +51,7 @@ class Profile:
     client_id: str | None = None
     scope: tuple[str, ...] = ()
     key: tuple[Pkcs11Uri, ...] = ()
+    key_file: Path | None = None
     module: Path | None = None
     module_environment: Mapping[str, str] = field(default_factory=dict)
     pin_source: str | tuple[str, ...] | None = None
@@ -60,6 +64,9 @@ class Profile:
     token_endpoint: str | None = None
     audience: str | None = None
     lifetime: int = DEFAULT_LIFETIME
+    object_id: str | None = None
+    service_principal: bool = False
+    graph: str | None = None
     ca_bundle: Path | None = None
     device_timeout: float = 60.0
     network_timeout: float = 30.0
@@ -187,7 +194,23 @@ def _algorithm(value: object, source: Source) -> Algorithm | None:
         raise ConfigError(error.message.removesuffix(".") + ", auto.", hint=error.hint) from None
 
 
+def _key_file(value: object, source: Source) -> Path | None:
+    """Return the file that ``file:PATH`` names, or None for URIs."""
+    texts = _texts(value, source)
+    if not any(text.startswith(KEY_FILE) for text in texts):
+        return None
+    if len(texts) > 1:
+        raise ConfigError(
+            f"{source.name} names a key file beside other keys.",
+            hint="A key file stands alone: it says which key it is.",
+        )
+    return _path(texts[0].removeprefix(KEY_FILE), source)
+
+
 def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
+    if file := _key_file(value, source):
+        # One that is not there yet is for `rotate` to begin.
+        return (read_key_file(file).current.uri,) if file.exists() else ()
     uris = []
     for text in _texts(value, source):
         try:
@@ -229,7 +252,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "key",
-        "Where the key is: a PKCS#11 URI (RFC 7512). Several name devices in order of preference.",
+        "Where the key is: a PKCS#11 URI (RFC 7512), or file:PATH for the file that rotate keeps. Several URIs name "
+        "devices in order of preference.",
         _uris,
         "URI",
         "HSM_SIGNER_KEY",
@@ -291,7 +315,27 @@ SETTINGS: tuple[Setting, ...] = (
         "HSM_SIGNER_TOKEN_ENDPOINT",
     ),
     Setting("audience", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
-    Setting("lifetime", f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}.", _lifetime, "SECONDS"),
+    Setting(
+        "lifetime",
+        f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}; of one that is kept in a file 3600.",
+        _lifetime,
+        "SECONDS",
+    ),
+    Setting(
+        "object_id",
+        "Object id of the application in the directory, which is not its client id.",
+        _text,
+        "ID",
+        "HSM_SIGNER_OBJECT_ID",
+    ),
+    Setting("service_principal", "The keys are the service principal's, not the application's.", _flag),
+    Setting(
+        "graph",
+        "Another of Microsoft Graph's hosts: https://dod-graph.microsoft.us. Default: the cloud's.",
+        _text,
+        "URL",
+        "HSM_SIGNER_GRAPH",
+    ),
     Setting("ca_bundle", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
     Setting(
         "device_timeout",
@@ -324,6 +368,7 @@ def load_profile(
     config: Path | None = None,
     name: str | None = None,
     environ: Mapping[str, str] | None = None,
+    defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> Profile:
     """Put a profile together.
 
@@ -332,13 +377,14 @@ def load_profile(
         config: the TOML file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
         name: the profile in it, else HSM_SIGNER_PROFILE, else "default", which need not be there.
         environ: os.environ when None.
+        defaults: values of fields where nothing else says; those of `Profile` when left out.
 
     Raises:
         ConfigError: a value is malformed, a key unknown, or the file is missing, unreadable or not to be trusted.
     """
     environ = os.environ if environ is None else environ
     table, file_source = _read_profile(config, name, environ)
-    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source), environ)
+    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source), environ, defaults)
 
 
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
@@ -350,6 +396,29 @@ def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
     return _profile(lambda setting: [(arguments.get(setting.name), Source(setting.name))], os.environ)
 
 
+def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profile:
+    """Put a profile together from the variables alone; no file is read.
+
+    Args:
+        environ: os.environ when None.
+
+    Raises:
+        ConfigError: a value is malformed.
+    """
+    environ = os.environ if environ is None else environ
+    return _profile(lambda setting: _candidates(setting, {}, environ, {}, Source("no file")), environ)
+
+
+def uri_argument(text: str, option: str) -> Pkcs11Uri:
+    """Read a PKCS#11 URI that a command takes beside the settings.
+
+    Raises:
+        ConfigError: it is malformed, or holds a PIN.
+    """
+    (uri,) = _uris([text], Source(option, is_argument=True))
+    return uri
+
+
 def state_directory(environ: Mapping[str, str]) -> Path:
     """Return where state is kept: systemd's directory for the service, else the user's."""
     if environ.get("STATE_DIRECTORY"):
@@ -358,16 +427,29 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_STATE_HOME") or _in_home(".local/state")) / "hsm-signer"
 
 
-def _profile(candidates: Callable[[Setting], Iterable[tuple[object, Source]]], environ: Mapping[str, str]) -> Profile:
-    values: dict[str, Any] = {"state_directory": state_directory(environ)}
+def _profile(
+    candidates: Callable[[Setting], Iterable[tuple[object, Source]]],
+    environ: Mapping[str, str],
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> Profile:
+    values: dict[str, Any] = {"state_directory": state_directory(environ), **defaults}
     for setting in SETTINGS:
         for found, source in candidates(setting):
             if found is not None:
                 values[setting.name] = setting.read(found, source)
                 if setting.name == "pin_source":
                     values["pin_directory"] = source.directory
+                elif setting.name == "key":
+                    values["key_file"] = _key_file(found, source)
                 break
     return Profile(**values)
+
+
+def missing_key(profile: Profile) -> ConfigError:
+    """Return the error for a profile without a key."""
+    if profile.key_file is None:
+        return missing("key")
+    return ConfigError(f"The key file {profile.key_file} is not there.", hint="Begin it with: rotate --current URI")
 
 
 def missing(name: str) -> ConfigError:
@@ -458,25 +540,9 @@ def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mappin
 
 def _load_toml(file: Path) -> Mapping[str, object]:
     try:
-        with file.open("rb") as stream:
-            _require_trusted(file, os.fstat(stream.fileno()))
-            return tomllib.load(stream)
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {file} cannot be read: {error.strerror}.", hint="Check --config and the file's mode."
-        ) from None
+        return tomllib.loads(read_trusted(file, "configuration").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None
-
-
-def _require_trusted(file: Path, status: os.stat_result) -> None:
-    # It names code to load (module, command:), so whoever can write it can run as us.
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"The configuration {file} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}, "
-            f"owner {status.st_uid}), and it names code to run.",
-            hint=f"chmod go-w {file}; it must belong to root or to you.",
-        )
 
 
 def _kind(value: object) -> str:

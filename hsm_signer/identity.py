@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,13 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
     CertificateUnusable,
+    ConfigError,
+    DeviceError,
     DeviceGone,
     DeviceNotFound,
     DeviceTimeout,
     HsmSignerError,
+    KeyLookupError,
     KeyNotFound,
     MechanismUnsupported,
     ModuleLoadError,
@@ -31,6 +35,7 @@ from hsm_signer.errors import (
     PinLocked,
     SignatureInvalid,
 )
+from hsm_signer.keyfile import read_key_file
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device, KeyReference
@@ -40,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 # With several keys, what makes the next one's turn. A refused PIN, a missed touch or a setting never does.
 _NEXT_KEY = (DeviceGone, DeviceNotFound, DeviceTimeout, KeyNotFound, ModuleLoadError, SignatureInvalid)
+
+REREAD = 60.0
+"""Seconds after which a certificate on a device is read again before it is used: some devices take their time."""
 
 REST = 30.0
 """Seconds for which a key that failed is passed over while another one works."""
@@ -130,21 +138,31 @@ class Keys:
     """The keys of a profile, in order of preference: the first whose device is present and works signs.
 
     A key is opened when it is first needed. One that fails is passed over for a while and then tried again, so that
-    the preferred device is returned to when it is back. Safe to use from several threads.
+    the preferred device is returned to when it is back. Where the profile names a key file, its key is used as long as
+    the file says so. Safe to use from several threads.
 
     Args:
         profile: with a client id and at least one key.
         operator: who can be asked and told.
+        isolated: as for `open_identity`.
         monotonic: seconds on a clock that is never set.
     """
 
     def __init__(
-        self, profile: Profile, operator: Operator = NOBODY, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        profile: Profile,
+        operator: Operator = NOBODY,
+        *,
+        isolated: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._profile = profile
         self._operator = operator
+        self._isolated = isolated
         self._monotonic = monotonic
         self._keys = [_Key(uri) for uri in profile.key]
+        self._followed: tuple[int, ...] = ()
+        self._following = threading.Lock()
 
     def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
         """Return a fresh client assertion, signed by the first key that can. See `Identity.assertion`.
@@ -154,10 +172,15 @@ class Keys:
             PinError: the device wants a PIN that it did not get. One that was refused is not presented again.
         """
         while True:
+            if self._profile.key_file is not None:
+                self._follow(self._profile.key_file)
+            keys = self._keys
             try:
                 return self._attempt(audience, lifetime)
-            except (DeviceNotFound, DeviceGone) as error:
-                if self._operator.wait is None:
+            except DeviceError as error:
+                if self._keys is not keys:  # another thread has gone over to the next key, and closed this one
+                    continue
+                if self._operator.wait is None or not isinstance(error, DeviceNotFound | DeviceGone):
                     raise
                 self._operator.wait(error)
 
@@ -165,6 +188,32 @@ class Keys:
         """Let go of every device."""
         for key in self._keys:
             key.close()
+
+    def after_fork(self) -> None:
+        """Make this, in a forked child, usable: the parent's devices stay the parent's, and are opened anew."""
+        self._following = threading.Lock()
+        for key in self._keys:
+            key.after_fork()
+
+    def _follow(self, file: Path) -> None:
+        """Go over to the key that the key file names by now."""
+        with self._following:
+            try:
+                version = _version(file)
+                if version == self._followed:
+                    return
+                uri = read_key_file(file).current.uri
+            except (OSError, ConfigError) as error:
+                logger.warning("Going on with the key known so far: %s", error)
+                return
+            self._followed = version
+            (key,) = self._keys
+            if uri != key.uri:
+                logger.info("the key file names another key")
+                # Before the next one is opened: the end of the session that logged in ends the login for all.
+                key.close()
+                # It is the same device, most likely, and the same PIN.
+                self._keys = [_Key(uri, key.refusal)]
 
     def _attempt(self, audience: str, lifetime: int) -> str:
         now = self._monotonic()
@@ -180,30 +229,34 @@ class Keys:
 
     def _sign(self, key: "_Key", audience: str, lifetime: int) -> str:
         try:
-            return key.open(self._profile, self._operator).assertion(audience, lifetime)
+            return key.open(self._profile, self._operator, self._isolated).assertion(audience, lifetime)
         except (PinIncorrect, PinLocked) as error:
             key.refusal = error
             key.close()
             raise
 
 
+_inherited: list[Identity | None] = []
+"""Kept for as long as this process lives: what was open when it was forked."""
+
+
 class _Key:
     """One key, and what has become of it so far."""
 
-    def __init__(self, uri: Pkcs11Uri) -> None:
+    def __init__(self, uri: Pkcs11Uri, refusal: PinError | None = None) -> None:
         self.uri = uri
         self.rests_until = 0.0
-        self.refusal: PinError | None = None
+        self.refusal = refusal
         self._identity: Identity | None = None
         self._lock = threading.Lock()
 
-    def open(self, profile: Profile, operator: Operator) -> Identity:
+    def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
             if self.refusal is not None:
                 raise type(self.refusal)(self.refusal.message, hint=self.refusal.hint)
             if self._identity is None:
                 try:
-                    self._identity = open_identity(profile, self.uri, operator)
+                    self._identity = open_identity(profile, self.uri, operator, isolated=isolated)
                 except (PinIncorrect, PinLocked) as error:
                     # Under the lock: whoever waits for it must not present the PIN again.
                     self.refusal = error
@@ -216,27 +269,42 @@ class _Key:
         if identity is not None:
             identity.close()
 
+    def after_fork(self) -> None:
+        # A refusal stands: it is the same PIN. The identity is the parent's: it is neither closed nor destroyed, for
+        # what it holds leads to the parent's device.
+        _inherited.append(self._identity)
+        self._identity = None
+        self._lock = threading.Lock()
 
-def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> Identity:
+
+def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False) -> Identity:
     """Open one key of a profile, and return the identity it gives.
+
+    Args:
+        isolated: have a process of its own serve the device, which may hang or crash alone.
 
     Raises:
         ConfigError: the profile has no client id, or its PIN source is malformed.
         DeviceError, DeviceTimeout, PinError, KeyLookupError: the key cannot be used.
     """
-    from hsm_signer.device.device import open_device
-
     if not profile.client_id:
         raise missing("client_id")
-    device = open_device(key_reference(profile, uri, operator))
-    try:
-        signer = device.signer()
-        certificates = certificates_of(profile, device, signer)
+    reference = key_reference(profile, uri, operator)
+    with ExitStack() as undo:
+        signer: Signer
+        if isolated:
+            from hsm_signer.device.worker import open_worker
+
+            signer = worker = undo.enter_context(open_worker(reference))
+            certificates = _certificates(profile, signer.public_key, worker.certificate, worker.device)
+        else:
+            from hsm_signer.device.device import open_device
+
+            device = undo.enter_context(open_device(reference))
+            signer = device.signer()
+            certificates = certificates_of(profile, device, signer)
         certificates()
-    except BaseException:
-        device.close()
-        raise
-    return make_identity(profile, signer, certificates, close=device.close)
+        return make_identity(profile, signer, certificates, close=undo.pop_all().close)
 
 
 def make_identity(
@@ -311,10 +379,49 @@ def certificates_of(
     Raises:
         CertificateNotFound, CertificateUnusable, KeyAmbiguous: the device does not hold exactly one that can be read.
     """
+    return _certificates(profile, signer.public_key, lambda: device.certificate(signer), str(device.info))
+
+
+def _certificates(
+    profile: Profile, public_key: PublicKey, read: Callable[[], bytes], device: str
+) -> Callable[[], tuple[Certificate, ...]]:
     if profile.certificate is not None:
-        return CertificateFile(profile.certificate, signer.public_key)
-    stored = tuple(parse_certificates(device.certificate(signer), f"The certificate on {device.info}"))
-    return lambda: stored
+        return CertificateFile(profile.certificate, public_key)
+    return StoredCertificate(read, device)
+
+
+class StoredCertificate:
+    """The certificate on a device, read again now and then: it may be renewed under running services.
+
+    Args:
+        read: returns it, as DER.
+        device: where it is, for messages.
+        monotonic: seconds on a clock that is never set.
+    """
+
+    def __init__(self, read: Callable[[], bytes], device: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._source = f"The certificate on {device}"
+        self._monotonic = monotonic
+        self._read_at = 0.0
+        self._certificates: tuple[Certificate, ...] = ()
+
+    def __call__(self) -> tuple[Certificate, ...]:
+        """Return it. While it is being replaced there may be none, or two; then it is the one known.
+
+        Raises:
+            CertificateNotFound, CertificateUnusable, KeyAmbiguous: there is not exactly one that can be read.
+            HsmSignerError: the device failed.
+        """
+        now = self._monotonic()
+        if not self._certificates or now >= self._read_at + REREAD:
+            try:
+                self._certificates = tuple(parse_certificates(self._read(), self._source))
+            except KeyLookupError:
+                if not self._certificates:
+                    raise
+            self._read_at = now
+        return self._certificates
 
 
 class CertificateFile:
@@ -341,8 +448,7 @@ class CertificateFile:
             CertificateUnusable: it holds no certificate.
         """
         try:
-            status = self._path.stat()
-            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            version = _version(self._path)
             if version != self._version:
                 found = parse_certificates(self._path.read_bytes(), str(self._path))
                 # Its own first; one of another key is left to `require_usable`, which says so.
@@ -357,3 +463,9 @@ class CertificateFile:
             if not self._certificates:
                 raise
         return self._certificates
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino

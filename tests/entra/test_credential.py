@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,15 +21,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
-from hsm_signer import HsmCredential
-from hsm_signer.credential import Settings
+from hsm_signer import AsyncHsmCredential, HsmCredential
+from hsm_signer.credential import Options, Settings
 from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable
+from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable, ScopeError
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.device.test_worker import workers_of_this_process
 
 TENANT = "contoso.example"
+OTHER_TENANT = "fabrikam.example"
 CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
 GRAPH = "https://graph.microsoft.com/.default"
 VAULT = "https://vault.azure.net/.default"
@@ -49,7 +52,7 @@ def hsm_key(softhsm: SoftHsm) -> SoftHsmKey:
 def entra(hsm_key: SoftHsmKey) -> Iterator[EntraEmulator]:
     assert hsm_key.certificate is not None
     with EntraEmulator() as entra:
-        for tenant in (TENANT, "adfs"):
+        for tenant in (TENANT, OTHER_TENANT, "adfs"):
             entra.register(CLIENT, hsm_key.certificate, tenant=tenant)
         yield entra
 
@@ -82,7 +85,9 @@ def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iter
     """Make a credential for the emulator; closed after the test."""
     made: list[HsmCredential] = []
 
-    def connect(*, tenant: str = TENANT, pin: CountingPin | None = None, **settings: object) -> HsmCredential:
+    def connect(
+        *, tenant: str = TENANT, key: str | list[str] = hsm_key.uri, pin: CountingPin | None = None, **settings: object
+    ) -> HsmCredential:
         defaults: Settings = {
             "module": softhsm.module,
             "module_environment": softhsm.environment,
@@ -90,7 +95,7 @@ def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iter
             "ca_bundle": str(entra.ca_file),
         }
         merged: Settings = {**defaults, **settings}  # type: ignore[typeddict-item]  # checked at run time
-        credential = HsmCredential(tenant, CLIENT, hsm_key.uri, prompt=pin or CountingPin(softhsm.pin), **merged)
+        credential = HsmCredential(tenant, CLIENT, key, prompt=pin or CountingPin(softhsm.pin), **merged)
         made.append(credential)
         return credential
 
@@ -121,7 +126,7 @@ class TestToken:
 
     def test_comes_from_the_cache_the_second_time(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
-        assert credential.get_token(GRAPH) is credential.get_token(GRAPH)
+        assert credential.get_token(GRAPH).token == credential.get_token(GRAPH).token
         assert len(entra.requests) == 1
 
     def test_is_asked_for_once_by_thirty_threads(self, connect: Connect, entra: EntraEmulator) -> None:
@@ -143,16 +148,26 @@ class TestToken:
         new = credential.get_token(GRAPH, claims='{"access_token": {}}')
         assert new.token != old.token
         assert entra.requests[1].form["claims"] == '{"access_token": {}}'
-        assert credential.get_token(GRAPH) is new
+        assert credential.get_token(GRAPH).token == new.token
 
     def test_for_continuous_access_evaluation_is_cached_apart(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
         assert credential.get_token(GRAPH).token != credential.get_token(GRAPH, enable_cae=True).token
         assert "cp1" in entra.requests[1].form["claims"].lower()
 
-    def test_for_another_tenant_is_refused(self, connect: Connect) -> None:
-        with pytest.raises(ConfigError, match="is for the tenant contoso"):
-            connect().get_token(GRAPH, tenant_id="fabrikam.example")
+    @pytest.mark.parametrize(
+        "scopes", [(), (GRAPH, VAULT), ("https://graph.microsoft.com/User.Read",)], ids=["none", "two", "a permission"]
+    )
+    def test_for_anything_but_one_resource_is_refused_as_the_sdks_do(
+        self, scopes: tuple[str, ...], connect: Connect, entra: EntraEmulator
+    ) -> None:
+        credential = connect()
+        for ask in (credential.get_token, credential.get_token_info):
+            with pytest.raises(ValueError, match="scope") as caught:
+                ask(*scopes)
+            assert isinstance(caught.value, ScopeError)
+            assert caught.value.hint
+        assert entra.requests == []
 
     def test_from_ad_fs(self, connect: Connect, entra: EntraEmulator) -> None:
         assert connect(tenant="adfs", algorithm="auto").get_token(GRAPH).token
@@ -164,6 +179,221 @@ class TestToken:
         with pytest.raises(ConfigError, match="AD FS"):
             connect(tenant="adfs", algorithm="PS256")
         assert entra.requests == []
+
+
+class TestAnotherTenant:
+    @pytest.mark.parametrize("allowed", [[OTHER_TENANT], ["*"], ["Fabrikam.Example"]])
+    def test_that_is_allowed_gets_an_assertion_made_out_to_it(
+        self, allowed: list[str], connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
+    ) -> None:
+        connect(additionally_allowed_tenants=allowed).get_token(GRAPH, tenant_id=OTHER_TENANT)
+        claims = jwt.decode(only_assertion(entra), public_key(hsm_key), algorithms=["RS256"]).claims
+        assert claims["aud"] == entra.token_endpoint(OTHER_TENANT)
+        assert [request.tenant for request in entra.requests] == [OTHER_TENANT]
+
+    def test_has_tokens_of_its_own(self, connect: Connect, entra: EntraEmulator) -> None:
+        credential = connect(additionally_allowed_tenants=["*"])
+        asked = [None, OTHER_TENANT, TENANT, OTHER_TENANT]
+        tokens = [credential.get_token(GRAPH, tenant_id=tenant).token for tenant in asked]
+        assert [request.tenant for request in entra.requests] == [TENANT, OTHER_TENANT]
+        assert tokens[:2] == tokens[2:]
+
+    @pytest.mark.parametrize("allowed", [[], ["another.example"]])
+    def test_that_is_not_allowed_is_refused_with_the_way_out(
+        self, allowed: list[str], connect: Connect, entra: EntraEmulator
+    ) -> None:
+        with pytest.raises(ConfigError, match="is for the tenant contoso") as caught:
+            connect(additionally_allowed_tenants=allowed).get_token(GRAPH, tenant_id=OTHER_TENANT)
+        assert "additionally_allowed_tenants" in str(caught.value.hint)
+        assert entra.requests == []
+
+    def test_that_is_none_is_refused_though_any_is_allowed(self, connect: Connect) -> None:
+        with pytest.raises(ConfigError, match="neither a GUID nor a domain"):
+            connect(additionally_allowed_tenants=["*"]).get_token(GRAPH, tenant_id="../evil")
+
+    def test_is_its_own_tenant_however_it_is_spelt(self, connect: Connect, entra: EntraEmulator) -> None:
+        connect().get_token(GRAPH, tenant_id=TENANT.upper())
+        assert [request.tenant for request in entra.requests] == [TENANT]
+
+    def test_means_nothing_to_ad_fs(self, connect: Connect, entra: EntraEmulator) -> None:
+        connect(tenant="adfs").get_token(GRAPH, tenant_id=OTHER_TENANT)
+        assert [request.tenant for request in entra.requests] == ["adfs"]
+
+    def test_cannot_be_reached_where_the_endpoint_is_given(self, connect: Connect, entra: EntraEmulator) -> None:
+        credential = connect(token_endpoint=entra.token_endpoint(TENANT), additionally_allowed_tenants=["*"])
+        with pytest.raises(ConfigError, match="is the only endpoint"):
+            credential.get_token(GRAPH, tenant_id=OTHER_TENANT)
+
+
+class TestTokenInfo:
+    def test_has_the_type_and_says_when_to_renew(self, connect: Connect, hsm_key: SoftHsmKey) -> None:
+        assert hsm_key.certificate is not None
+        with EntraEmulator(refresh_in=1800) as entra:
+            entra.register(CLIENT, hsm_key.certificate, tenant=TENANT)
+            info = connect(authority=entra.authority, ca_bundle=entra.ca_file).get_token_info(GRAPH)
+        assert info.token_type == "Bearer"
+        assert info.refresh_on is not None
+        assert info.expires_on - info.refresh_on == 3599 - 1800
+
+    def test_is_of_the_same_token(self, connect: Connect, entra: EntraEmulator) -> None:
+        credential = connect()
+        assert credential.get_token_info(GRAPH, options={}).token == credential.get_token(GRAPH).token
+        assert len(entra.requests) == 1
+
+    def test_takes_the_options_it_knows_and_ignores_others(self, connect: Connect, entra: EntraEmulator) -> None:
+        credential = connect(additionally_allowed_tenants=["*"])
+        options: Any = {"claims": '{"id_token": {}}', "tenant_id": OTHER_TENANT, "enable_cae": True, "pop": {}}
+        credential.get_token_info(GRAPH, options=options)
+        (request,) = entra.requests
+        assert request.tenant == OTHER_TENANT
+        assert json.loads(request.form["claims"]) == {
+            "id_token": {},
+            "access_token": {"xms_cc": {"values": ["CP1"]}},
+        }
+
+
+class TestIsolated:
+    def test_tokens_are_got_through_a_process_of_its_own(self, connect: Connect, entra: EntraEmulator) -> None:
+        connect(isolated=True).get_token(GRAPH)
+        assert len(workers_of_this_process()) == 1
+        assert [request.status for request in entra.requests] == [200]
+
+    def test_the_certificate_may_be_a_file(
+        self, connect: Connect, softhsm: SoftHsm, hsm_key: SoftHsmKey, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "certificate.der"
+        file.write_bytes(softhsm.issue_certificate(hsm_key.public_key))
+        assertion = connect(isolated=True, certificate=file).assertion()
+        thumbprint = hashlib.sha1(file.read_bytes()).digest()  # noqa: S324  # what x5t is
+        header = jws.extract_compact(assertion.encode()).headers()
+        assert header["x5t"] == base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
+
+    def test_the_pin_is_asked_for_here_and_once(self, connect: Connect, softhsm: SoftHsm) -> None:
+        pin = CountingPin(softhsm.pin)
+        credential = connect(isolated=True, pin=pin)
+        for _ in range(3):
+            credential.assertion()
+        assert pin.asked == 1
+
+    def test_a_refused_pin_is_presented_once(self, connect: Connect) -> None:
+        pin = CountingPin("not-the-pin")
+        credential = connect(isolated=True, pin=pin)
+        for _ in range(3):
+            with pytest.raises(PinIncorrect):
+                credential.assertion()
+        assert pin.asked == 1
+
+    def test_warnings_of_that_process_are_logged_by_this_one(
+        self, connect: Connect, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(PinIncorrect):
+            connect(isolated=True, pin=CountingPin("not-the-pin"), pin_record=False).assertion()
+        caplog.clear()
+        connect(isolated=True).assertion()
+        assert "A wrong PIN was entered since the last login" in caplog.text
+        assert capfd.readouterr().err == ""
+
+    def test_the_next_key_signs_when_the_first_is_not_there(
+        self, connect: Connect, hsm_key: SoftHsmKey, entra: EntraEmulator
+    ) -> None:
+        connect(isolated=True, key=["pkcs11:token=nowhere", hsm_key.uri]).get_token(GRAPH)
+        assert [request.status for request in entra.requests] == [200]
+
+    def test_closing_ends_the_process_and_the_next_assertion_starts_another(self, connect: Connect) -> None:
+        credential = connect(isolated=True)
+        credential.assertion()
+        (first,) = workers_of_this_process()
+        credential.close()
+        assert workers_of_this_process() == []
+        credential.assertion()
+        assert workers_of_this_process() != [first]
+
+
+class TestConstruction:
+    @pytest.fixture
+    def variables(
+        self, softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[str, str]:
+        """Variables that describe a whole credential."""
+        variables = {
+            "HSM_SIGNER_KEY": hsm_key.uri,
+            "HSM_SIGNER_MODULE": str(softhsm.module),
+            "HSM_SIGNER_PIN_SOURCE": "env:DEVICE_PIN",
+            "HSM_SIGNER_CA_BUNDLE": str(entra.ca_file),
+            "DEVICE_PIN": softhsm.pin,
+            "AZURE_TENANT_ID": TENANT,
+            "AZURE_CLIENT_ID": CLIENT,
+            "AZURE_AUTHORITY_HOST": entra.authority,
+            **softhsm.environment,
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return variables
+
+    @pytest.fixture
+    def config(self, softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator, tmp_path: Path) -> Path:
+        """A configuration with the profile "prod"."""
+        (tmp_path / "pin").write_text(softhsm.pin)
+        (tmp_path / "pin").chmod(0o600)
+        file = tmp_path / "config.toml"
+        file.write_text(
+            f"""[profile.prod]
+tenant = "{TENANT}"
+client_id = "{CLIENT}"
+key = "{hsm_key.uri}"
+module = "{softhsm.module}"
+module_environment = {{ SOFTHSM2_CONF = "{softhsm.configuration}" }}
+pin_source = "file:pin"
+authority = "{entra.authority}"
+ca_bundle = "{entra.ca_file}"
+"""
+        )
+        return file
+
+    def test_from_a_profile_of_a_file(self, config: Path, entra: EntraEmulator) -> None:
+        with HsmCredential.from_profile("prod", config=config) as credential:
+            credential.get_token(GRAPH)
+        assert [request.status for request in entra.requests] == [200]
+
+    def test_from_a_profile_of_the_usual_file(
+        self, config: Path, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
+        with HsmCredential.from_profile("prod") as credential:
+            credential.get_token(GRAPH)
+        assert [request.status for request in entra.requests] == [200]
+
+    def test_a_profile_that_is_not_there_is_named(self, config: Path) -> None:
+        with pytest.raises(ConfigError, match="no profile 'dev'; it has prod"):
+            HsmCredential.from_profile("dev", config=str(config))
+
+    def test_a_profile_takes_what_is_the_programs_own(self, config: Path) -> None:
+        options: Options = {"additionally_allowed_tenants": ["*"], "isolated": True}
+        with HsmCredential.from_profile("prod", config=config, **options) as credential:
+            credential.get_token(GRAPH, tenant_id=OTHER_TENANT)
+            assert len(workers_of_this_process()) == 1
+
+    def test_from_the_environment(self, variables: dict[str, str], entra: EntraEmulator) -> None:
+        with HsmCredential.from_environment() as credential:
+            credential.get_token(GRAPH)
+        assert [request.status for request in entra.requests] == [200]
+
+    def test_the_environment_alone_reads_no_file(
+        self, variables: dict[str, str], config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
+        monkeypatch.setenv("HSM_SIGNER_PROFILE", "prod")
+        monkeypatch.delenv("HSM_SIGNER_KEY")
+        with pytest.raises(ConfigError, match="There is no key") as caught:
+            HsmCredential.from_environment()
+        assert "HSM_SIGNER_KEY" in str(caught.value.hint)
+
+    @pytest.mark.parametrize("kind", [HsmCredential, AsyncHsmCredential])
+    def test_both_credentials_are_made_in_each_way(
+        self, kind: type[HsmCredential | AsyncHsmCredential], variables: dict[str, str], config: Path
+    ) -> None:
+        made = [kind(TENANT, CLIENT, "pkcs11:"), kind.from_profile("prod", config=config), kind.from_environment()]
+        assert [type(credential) for credential in made] == [kind] * 3
 
 
 class TestAssertion:
@@ -311,15 +541,14 @@ class TestFailure:
         credential = connect(network_timeout=0.2)
         good = credential.get_token(GRAPH)
         # Due for renewal, and not yet expired.
-        ageing = replace(good, expires_on=int(time.time()) + 100)
-        credential._cache.put((GRAPH, False), ageing)
+        set_expiry(credential, int(time.time()) + 100)
         entra.answer_next(Unavailable(retry_after="60"))
-        assert credential.get_token(GRAPH) is ageing
+        assert credential.get_token(GRAPH).token == good.token
         assert "keeping the last token" in caplog.text
 
     def test_an_expired_token_is_never_returned(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect(network_timeout=0.2)
-        credential._cache.put((GRAPH, False), replace(credential.get_token(GRAPH), expires_on=int(time.time()) - 1))
+        set_expiry(credential, int(time.time()) - 1)
         entra.answer_next(Unavailable(retry_after="60"))
         with pytest.raises(NetworkError):
             credential.get_token(GRAPH)
@@ -329,6 +558,14 @@ class TestFailure:
         credential.assertion()
         credential.close()
         credential.assertion()
+
+
+def set_expiry(credential: HsmCredential, expires_on: int) -> None:
+    """Let the token that the credential keeps expire then."""
+    tokens = credential._tokens
+    wanted = tokens.wanted((GRAPH,))
+    aged = replace(tokens.get(wanted), expires_on=expires_on)
+    tokens._cache.get(wanted, lambda: aged, "another expiry")
 
 
 def only_assertion_parts(entra: EntraEmulator) -> str:

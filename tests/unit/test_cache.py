@@ -62,6 +62,11 @@ def server(clock: Clock) -> Server:
     return Server(clock)
 
 
+def challenge(cache: TokenCache, token: AccessToken, claims: str = "{}") -> AccessToken:
+    """Have the cache acquire `token` because of a claims challenge."""
+    return cache.get(KEY, lambda: token, claims)
+
+
 def seen(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list[str]:
     """The tokens that are returned at these moments, in seconds after the start."""
     tokens = []
@@ -107,15 +112,43 @@ def test_tokens_for_different_keys_are_kept_apart(cache: TokenCache, server: Ser
     assert [cache.get(key, server).token for key in [*keys, *keys]] == ["token 1", "token 2", "token 3"] * 2
 
 
-def test_a_token_put_in_replaces_the_one_there(cache: TokenCache, server: Server, clock: Clock) -> None:
+def test_a_challenge_is_answered_with_a_new_token_which_is_kept(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
     cache.get(KEY, server)
-    cache.put(KEY, token("from a challenge", clock.now))
-    assert cache.get(KEY, server).token == "from a challenge"
+    answer = challenge(cache, token("from a challenge", clock.now))
+    assert (answer.token, cache.get(KEY, server).token) == ("from a challenge",) * 2
 
 
-def test_a_token_put_in_first_is_not_asked_for(cache: TokenCache, server: Server, clock: Clock) -> None:
-    cache.put(KEY, token("from a challenge", clock.now))
+def test_the_same_challenge_again_is_answered_with_yet_another_token(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    assert [cache.get(KEY, server, "{}").token for _ in range(2)] == ["token 1", "token 2"]
+
+
+def test_a_token_from_a_challenge_is_not_asked_for_again(cache: TokenCache, server: Server, clock: Clock) -> None:
+    challenge(cache, token("from a challenge", clock.now))
     assert (cache.get(KEY, server).token, server.asked) == ("from a challenge", 0)
+
+
+def test_a_challenge_that_cannot_be_answered_is_not_answered_with_the_token_that_was_challenged(
+    cache: TokenCache, server: Server
+) -> None:
+    cache.get(KEY, server)
+    server.failure = NetworkError("The endpoint is down.")
+    with pytest.raises(NetworkError):
+        cache.get(KEY, server, "{}")
+
+
+def test_a_challenge_that_cannot_be_answered_does_not_delay_a_renewal(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    clock.now, server.failure = START + HOUR - REFRESH_BEFORE, NetworkError("The endpoint is down.")
+    with pytest.raises(NetworkError):
+        cache.get(KEY, server, "{}")
+    server.failure = None
+    assert cache.get(KEY, server).token == "token 3"
 
 
 def test_a_failure_without_a_token_reaches_the_caller(cache: TokenCache, server: Server) -> None:
@@ -249,7 +282,7 @@ def ask_together(gate: Gate, finish: Callable[[TokenCache], None]) -> list[Futur
     """Let many threads ask for a token that has expired, and let the acquisition end when all have asked."""
     clock = WatchedClock()
     cache = TokenCache(clock)
-    cache.put(KEY, token("expired", START - HOUR))
+    challenge(cache, token("expired", START - HOUR))
     with ThreadPoolExecutor(CALLERS) as pool:
         futures = [pool.submit(cache.get, KEY, gate) for _ in range(CALLERS)]
         clock.wait_for_threads(CALLERS)
@@ -276,7 +309,7 @@ def test_an_interrupt_is_its_own_threads_and_the_others_are_told_in_other_words(
 
 def test_callers_who_ask_together_share_a_good_token_that_came_from_elsewhere_while_theirs_failed(gate: Gate) -> None:
     def finish(cache: TokenCache) -> None:
-        cache.put(KEY, token("from a challenge", START))
+        challenge(cache, token("from a challenge", START))
         gate.fail(NetworkError("The endpoint is down."))
 
     assert {future.result().token for future in ask_together(gate, finish)} == {"from a challenge"}
@@ -313,3 +346,57 @@ def test_after_a_shared_acquisition_the_token_is_kept(cache: TokenCache, server:
         gate.succeed(token("kept", START))
         leading.result()
     assert (cache.get(KEY, server).token, server.asked) == ("kept", 0)
+
+
+def test_callers_with_the_same_challenge_share_one_acquisition(cache: TokenCache, server: Server, gate: Gate) -> None:
+    first = cache.begin(KEY, gate, "{}")
+    gate.begun.wait()
+    second = cache.begin(KEY, server, "{}")
+    gate.succeed(token("shared", START))
+    assert ({first.result().token, second.result().token}, server.asked) == ({"shared"}, 0)
+
+
+def test_another_challenge_is_an_acquisition_of_its_own(cache: TokenCache, server: Server, gate: Gate) -> None:
+    slow = cache.begin(KEY, gate, "{}")
+    other = cache.get(KEY, server, '{"access_token": {}}').token
+    gate.succeed(token("slow", START))
+    assert (other, slow.result().token) == ("token 1", "slow")
+
+
+def test_a_token_that_is_kept_is_there_as_soon_as_it_is_asked_for(cache: TokenCache, server: Server) -> None:
+    cache.get(KEY, server)
+    found = cache.begin(KEY, server)
+    assert (found.done(), found.result().token) == (True, "token 1")
+
+
+def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache, server: Server, gate: Gate) -> None:
+    begun = cache.begin(KEY, gate)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cache.get, KEY, server)
+        gate.succeed(token("shared", START))
+        assert {begun.result().token, waiting.result().token} == {"shared"}
+    assert (gate.asked, server.asked) == (1, 0)
+
+
+def test_a_failure_reaches_who_did_not_wait(cache: TokenCache, server: Server) -> None:
+    server.failure = PinIncorrect("The device refused the PIN.")
+    assert cache.begin(KEY, server).exception() is server.failure
+
+
+def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> None:
+    cache.get(KEY, server)
+    cache.after_fork()
+    assert (cache.get(KEY, server).token, server.asked) == ("token 1", 1)
+
+
+def test_a_forked_child_waits_neither_for_a_lock_nor_for_an_acquisition_of_the_parents(
+    cache: TokenCache, server: Server, gate: Gate
+) -> None:
+    begun = cache.begin(KEY, gate)
+    gate.begun.wait()
+    # As at a fork, when another thread is about to look.
+    cache._lock.acquire()
+    cache.after_fork()
+    assert cache.get(KEY, server).token == "token 1"
+    gate.succeed(token("the parent's", START))
+    assert begun.result().token == "the parent's"

@@ -50,6 +50,9 @@ NAMES = {
     "token_endpoint": ("--token-endpoint", "HSM_SIGNER_TOKEN_ENDPOINT", None),
     "audience": ("--audience", None, None),
     "lifetime": ("--lifetime", None, None),
+    "object_id": ("--object-id", "HSM_SIGNER_OBJECT_ID", None),
+    "service_principal": ("--service-principal", None, None),
+    "graph": ("--graph", "HSM_SIGNER_GRAPH", None),
     "ca_bundle": ("--ca-bundle", "HSM_SIGNER_CA_BUNDLE", None),
     "device_timeout": ("--device-timeout", "HSM_SIGNER_DEVICE_TIMEOUT", None),
     "network_timeout": ("--network-timeout", "HSM_SIGNER_NETWORK_TIMEOUT", None),
@@ -117,6 +120,13 @@ FOUND: dict[str, dict[str, tuple[Any, Any]]] = {
     },
     "audience": {"option": ("https://a", "https://a"), "profile": ("https://b", "https://b")},
     "lifetime": {"option": ("300", 300), "profile": (900, 900)},
+    "object_id": {"option": ("a", "a"), "variable": ("b", "b"), "profile": ("c", "c")},
+    "service_principal": {"option": (True, True), "profile": (False, False)},
+    "graph": {
+        "option": ("https://a", "https://a"),
+        "variable": ("https://b", "https://b"),
+        "profile": ("https://c", "https://c"),
+    },
     "ca_bundle": {
         "option": ("/a.pem", Path("/a.pem")),
         "variable": ("/b.pem", Path("/b.pem")),
@@ -175,8 +185,8 @@ def test_every_setting_has_the_names_that_are_documented() -> None:
 
 
 def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> None:
-    directories = {"pin_directory", "state_directory"}
-    assert {each.name for each in SETTINGS} == {field.name for field in fields(Profile)} - directories
+    places = {"key_file", "pin_directory", "state_directory"}
+    assert {each.name for each in SETTINGS} == {field.name for field in fields(Profile)} - places
 
 
 def test_the_tables_of_these_tests_have_every_place_that_a_setting_has() -> None:
@@ -206,7 +216,7 @@ def test_an_empty_variable_is_not_set(write: Write, setting: Setting) -> None:
     assert load(write, setting.name, {"variable": "", "profile": raw}) == expected
 
 
-@pytest.mark.parametrize("name", ["send_chain", "pin_record"])
+@pytest.mark.parametrize("name", ["send_chain", "service_principal", "pin_record"])
 @pytest.mark.parametrize("value", [True, False])
 def test_a_flag_in_a_profile_may_be_either(write: Write, name: str, value: bool) -> None:
     assert load(write, name, {"profile": value}) is value

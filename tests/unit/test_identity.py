@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,21 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceNotFound,
     HsmSignerError,
+    KeyAmbiguous,
     PinIncorrect,
     PinLocked,
 )
-from hsm_signer.identity import NOBODY, REST, CertificateFile, Identity, Keys, Operator, key_reference
+from hsm_signer.identity import (
+    NOBODY,
+    REREAD,
+    REST,
+    CertificateFile,
+    Identity,
+    Keys,
+    Operator,
+    StoredCertificate,
+    key_reference,
+)
 
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 AUDIENCE = "https://login.example.org/token"
@@ -132,6 +144,44 @@ def test_nothing_is_signed_when_the_lifetime_is_out_of_range(
 ) -> None:
     with pytest.raises(ConfigError, match="cannot live"):
         identity(Untouched(signer.public_key), certificate, now=now).assertion(AUDIENCE, 86401)
+
+
+@dataclass
+class Device:
+    """Holds certificates beside a key, and counts how often they are read."""
+
+    stored: list[bytes]
+    read: int = 0
+
+    def certificate(self) -> bytes:
+        self.read += 1
+        if len(self.stored) != 1:
+            raise KeyAmbiguous(f"{len(self.stored)} certificates.")
+        return self.stored[0]
+
+
+class TestACertificateOnTheDevice:
+    def test_that_was_renewed_is_used_after_a_while(self, first: bytes, renewed: bytes) -> None:
+        device, clock = Device([first]), [0.0]
+        certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
+        seen = [certificates()[0].der]
+        device.stored = [renewed]
+        for clock[0] in (REREAD - 1, REREAD):
+            seen.append(certificates()[0].der)
+        assert seen == [first, first, renewed]
+        assert device.read == 2
+
+    def test_is_the_one_known_while_it_is_being_replaced(self, first: bytes, renewed: bytes) -> None:
+        device, clock = Device([first]), [0.0]
+        certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
+        certificates()
+        device.stored = [first, renewed]
+        clock[0] = REREAD
+        assert certificates()[0].der == first
+
+    def test_must_be_the_only_one_to_begin_with(self, first: bytes, renewed: bytes) -> None:
+        with pytest.raises(KeyAmbiguous):
+            StoredCertificate(Device([first, renewed]).certificate, "the device")()
 
 
 @pytest.fixture
@@ -268,13 +318,17 @@ class Devices:
 
     def __init__(self, working: Identity) -> None:
         self.opened: list[str | None] = []
+        self.isolated: list[bool] = []
         self.closed: list[str | None] = []
         self.failing: dict[Pkcs11Uri, type[HsmSignerError]] = {}
         self.now = 0.0
         self._working = working
 
-    def open(self, profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> Identity:
+    def open(
+        self, profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False
+    ) -> Identity:
         self.opened.append(uri.token)
+        self.isolated.append(isolated)
         if uri in self.failing:
             raise self.failing[uri](f"{uri.token} failed.")
         return Identity(
@@ -285,8 +339,9 @@ class Devices:
             now=self._working.now,
         )
 
-    def keys(self, *uris: Pkcs11Uri, operator: Operator = NOBODY) -> Keys:
-        return Keys(Profile(client_id=CLIENT, key=uris), operator, monotonic=lambda: self.now)
+    def keys(self, *uris: Pkcs11Uri, operator: Operator = NOBODY, isolated: bool = False) -> Keys:
+        profile = Profile(client_id=CLIENT, key=uris)
+        return Keys(profile, operator, isolated=isolated, monotonic=lambda: self.now)
 
 
 @pytest.fixture
@@ -394,6 +449,32 @@ def test_closing_lets_go_of_every_device_and_the_next_assertion_opens_anew(devic
     keys.close()
     keys.assertion(AUDIENCE)
     assert (devices.opened, devices.closed) == (["Office", "Office"], ["Office"])
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_every_key_is_opened_in_a_process_of_its_own_if_one_is(devices: Devices, isolated: bool) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    devices.keys(OFFICE, HOME, isolated=isolated).assertion(AUDIENCE)
+    assert devices.isolated == [isolated, isolated]
+
+
+def test_after_a_fork_a_key_is_opened_anew_and_the_parents_left_alone(devices: Devices) -> None:
+    keys = devices.keys(OFFICE)
+    keys.assertion(AUDIENCE)
+    keys._keys[0]._lock.acquire()  # as another thread of the parent may have held it
+    keys.after_fork()
+    keys.assertion(AUDIENCE)
+    assert (devices.opened, devices.closed) == (["Office", "Office"], [])
+
+
+def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices) -> None:
+    devices.failing = {OFFICE: PinIncorrect}
+    keys = devices.keys(OFFICE)
+    for _ in range(2):
+        with pytest.raises(PinIncorrect):
+            keys.assertion(AUDIENCE)
+        keys.after_fork()
+    assert devices.opened == ["Office"]
 
 
 class Prompt:

@@ -1,0 +1,120 @@
+"""The key file: which key a program uses today, in a file that `rotate` replaces while programs read it.
+
+    {"key": "pkcs11:token=Office;id=%01"}
+
+is one, and is how to begin by hand. What else stands in it is a rotation under way: the key that is to come, and those
+that have had their day. A profile follows it with ``key = "file:PATH"``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, UriError
+from hsm_signer.private_file import read_trusted, write_private
+
+KEY_FILE = "file:"
+"""How a profile's `key` begins when it names one."""
+
+
+@dataclass(frozen=True)
+class FiledKey:
+    """A key, and what became of its certificate at Entra.
+
+    Attributes:
+        uri: of the key.
+        registered: whether Entra knows its certificate.
+        key_id: of the key credential, by which it is removed; None where it is not known.
+    """
+
+    uri: Pkcs11Uri
+    registered: bool = True
+    key_id: str | None = None
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """What a key file says.
+
+    Attributes:
+        current: the key to use.
+        next: the one that is to follow it.
+        retired: those that are to be taken away, the oldest first.
+        object_id: of the application, once it was found out.
+    """
+
+    current: FiledKey
+    next: FiledKey | None = None
+    retired: tuple[FiledKey, ...] = ()
+    object_id: str | None = None
+
+
+def read_key_file(path: Path) -> KeyFile:
+    """Read a key file.
+
+    Raises:
+        ConfigError: it cannot be read, is not one, or others can write it.
+    """
+    try:
+        document = json.loads(read_trusted(path, "key file"))
+        if unknown := document.keys() - {"key", "registered", "key_id", "object_id", "next", "retired"}:
+            raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
+        following = document.get("next")
+        content = KeyFile(
+            current=_filed_key(document),
+            next=None if following is None else _filed_key(following),
+            retired=tuple(_filed_key(entry) for entry in document.get("retired", ())),
+            object_id=document.get("object_id"),
+        )
+    except UriError as error:
+        raise _damaged(path, error.message.rstrip(".")) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(path, "it is not the JSON that it should be") from None
+    if any(key is not None and key.uri.pin_value for key in (content.current, content.next, *content.retired)):
+        raise ConfigError(
+            f"The key file {path} holds a PIN (pin-value), and everybody may read it.",
+            hint="Take it out, and use --pin-source. Then change the PIN.",
+        )
+    return content
+
+
+def write_key_file(path: Path, content: KeyFile) -> None:
+    """Replace a key file.
+
+    Raises:
+        ConfigError: others can write in its directory.
+        OutputError: it cannot be written. What was there before is unchanged.
+    """
+    document = _document(content.current)
+    if content.object_id is not None:
+        document["object_id"] = content.object_id
+    if content.next is not None:
+        document["next"] = _document(content.next)
+    if content.retired:
+        document["retired"] = [_document(key) for key in content.retired]
+    text = json.dumps(document, indent=2) + "\n"
+    # For all to read, as a profile is: programs that use the key are often other users than the one who rotates it.
+    write_private(path, lambda: text, mode=0o644)
+
+
+def _filed_key(entry: Mapping[str, Any]) -> FiledKey:
+    return FiledKey(Pkcs11Uri.parse(entry["key"]), entry.get("registered", True), entry.get("key_id"))
+
+
+def _document(key: FiledKey) -> dict[str, Any]:
+    document: dict[str, Any] = {"key": str(key.uri)}
+    if not key.registered:
+        document["registered"] = False
+    if key.key_id is not None:
+        document["key_id"] = key.key_id
+    return document
+
+
+def _damaged(path: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is no key file: {reason}.",
+        hint='It begins as {"key": "pkcs11:token=Office;id=%01"}, and rotate keeps it.',
+    )
