@@ -1,0 +1,414 @@
+"""From one key to the next without a gap: `rotation_plan` decides each step, here it is done.
+
+    with Rotation(profile, RotationRequest(days=180), report=print) as rotation:
+        rotation.run()
+
+There is one login. What was done is on the device, at Entra and in the key file, and nowhere else: a run that was cut
+off, by whatever, is gone on with by the next.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cryptography import x509
+
+from hsm_signer.certificate import Certificate, require_usable
+from hsm_signer.config import Profile
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.certificates import replace_certificates
+from hsm_signer.device.device import open_device
+from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.provision import delete_certificate, delete_key, key_labels
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.entra.graph import Registration
+from hsm_signer.errors import (
+    CertificateNotFound,
+    ConfigError,
+    DeviceReadOnly,
+    KeyAmbiguous,
+    KeyExists,
+    KeyLookupError,
+    KeyNotFound,
+    OutputError,
+)
+from hsm_signer.identity import NOBODY, Identity, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.issuance import DEFAULT_DAYS, create_certificate, parse_subject
+from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.registrar import Clock, Registrar
+from hsm_signer.rotation_plan import Observed, Step, after, next_step, plan
+
+
+@dataclass(frozen=True)
+class RotationRequest:
+    """What is wanted of a rotation.
+
+    Attributes:
+        current: the key in use, where there is no key file yet.
+        following: a key on the device that is to be the next, in place of one made now.
+        bits: of a key that is made; None is as the current one.
+        subject: of its certificate (RFC 4514); None is as the current one.
+        days: its certificate's validity.
+        delete_old: delete the old key and its certificate from the device at the end.
+        old_key_id: of the old key's credential, where Graph will not tell.
+        propagation: seconds to wait for Entra to take notice of a change.
+
+    Raises:
+        ConfigError: there are no keys of that size, or the subject is malformed.
+    """
+
+    current: Pkcs11Uri | None = None
+    following: Pkcs11Uri | None = None
+    bits: int | None = None
+    subject: str | None = None
+    days: int = DEFAULT_DAYS
+    delete_old: bool = False
+    old_key_id: str | None = None
+    propagation: float = 600.0
+
+    def __post_init__(self) -> None:
+        # Before a key is named or made, not when its turn comes.
+        if self.bits is not None:
+            KeySpec("next", bits=self.bits)
+        if self.subject is not None:
+            parse_subject(self.subject)
+
+
+Report = Callable[[Step, str], None]
+"""Told of each step when it is done, and of waits: which, and in a sentence what became of it."""
+
+
+class Rotation:
+    """One run of `rotate`, with the device open and logged in to.
+
+    A context manager: at its end the device is closed, and the next run may begin.
+
+    Args:
+        profile: its `key` names the key file.
+        request: what is wanted.
+        operator: who can be asked and told.
+        report: see `Report`.
+        clock: tells the time, and lets it pass.
+
+    Raises:
+        ConfigError: the profile names no key file, or another rotation is under way, or a setting is missing.
+        HsmSignerError: the current key cannot be opened.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        request: RotationRequest,
+        operator: Operator = NOBODY,
+        *,
+        report: Report = lambda step, text: None,
+        clock: Clock = Clock(),  # noqa: B008  # frozen
+    ) -> None:
+        self.path = require_key_file(profile)
+        self._profile, self._request, self._report, self._clock = profile, request, report, clock
+        self._registrar = Registrar(profile, request.propagation, self._say_waiting, clock)
+        self._identities: dict[str, Identity] = {}
+        self._step = Step.NAME
+        with ExitStack() as undo:
+            undo.callback(os.close, _lock(self.path))
+            self.file = _load(self.path, request.current)
+            reference = key_reference(profile, self.file.current.uri, operator)
+            self._unchangeable: DeviceReadOnly | None = None
+            try:
+                device = open_device(replace(reference, writable=True))
+            except DeviceReadOnly as error:
+                # Said before anybody was asked for a PIN; and keys made there by other means can be rolled over.
+                self._unchangeable = error
+                device = open_device(reference)
+            self._device = undo.enter_context(device)
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def plan(self) -> list[Step]:
+        """Return the steps that `run` would take, if each succeeds."""
+        return plan(self._observe(self._with_the_key_asked_for(self.file)))
+
+    def run(self) -> None:
+        """Take every step to the end.
+
+        Raises:
+            HsmSignerError: a step failed. What was done before it stands, and the current key works.
+        """
+        self._identity(self.file.current.uri)  # without it there is nothing to go on from
+        observed = self._observe(self._with_the_key_asked_for(self.file))
+        while (step := next_step(observed)) is not None:
+            if self._unchangeable is not None and self._would_change_device(step):
+                raise self._unchangeable
+            self._step = step
+            observed = _DOING[step](self, observed)
+            self._write(observed.file)
+
+    def _with_the_key_asked_for(self, file: KeyFile) -> KeyFile:
+        """Return the file with the key that is asked for in place of one that was begun and is not yet registered."""
+        if self._request.following is None or file.next is None or file.next.registered:
+            return file
+        return replace(file, next=FiledKey(self._request.following, registered=False))
+
+    def _would_change_device(self, step: Step) -> bool:
+        makes = step is Step.NAME and self._request.following is None
+        return makes or step in (Step.GENERATE, Step.CERTIFY, Step.DELETE)
+
+    def _observe(self, file: KeyFile) -> Observed:
+        key = certificate = False
+        if file.next is not None:
+            try:
+                signer = self._device.signer(file.next.uri)
+                key = True
+                certificate = self._will_do(file.next, self._device.certificate(signer))
+            except (KeyNotFound, CertificateNotFound, KeyAmbiguous):
+                pass
+        unfinished = file.next is not None or bool(file.retired)
+        return Observed(file, not unfinished, key, certificate, delete_old=self._request.delete_old)
+
+    def _will_do(self, key: FiledKey, der: bytes) -> bool:
+        certificate = x509.load_der_x509_certificate(der)
+        if self._clock.now() > certificate.not_valid_after_utc.timestamp():
+            return False
+        # One of ours that is valid for longer than is now asked for was refused by a policy, most likely.
+        ours = certificate.issuer == certificate.subject
+        days = (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days
+        return key.registered or not ours or days <= self._request.days
+
+    def _name(self, observed: Observed) -> Observed:
+        uri = self._request.following
+        if uri is None:
+            label = self._device.signer(self.file.current.uri).key.info.label
+            label = next_label(label, key_labels(self._device), self._now.strftime("%Y%m%d"))
+            uri = replace(self.file.current.uri, object=label, id=secrets.token_bytes(4))
+        self._report(Step.NAME, f"The next key is {uri.object or uri}.")
+        return self._observe(after(Step.NAME, observed, FiledKey(uri, registered=False)).file)
+
+    def _generate(self, observed: Observed) -> Observed:
+        uri, old = _following(observed).uri, self._device.signer(self.file.current.uri)
+        if self._request.following is not None or uri.id is None or uri.object is None:
+            raise KeyNotFound(f"{uri} is not on {self._device.info}.", hint="Check --next.")
+        bits = self._request.bits or old.public_key.bits
+        spec = KeySpec(uri.object, uri.id, bits, always_authenticate=old.key.always_authenticate)
+        try:
+            generate_key(self._device, spec)
+        except KeyExists:
+            # Half of it is there, from a run that was cut off; or somebody else took the name.
+            return self._name(observed)
+        self._report(Step.GENERATE, f"{self._device.info} has made it: RSA, {bits} bits.")
+        return after(Step.GENERATE, observed)
+
+    def _certify(self, observed: Observed) -> Observed:
+        signer = self._device.signer(_following(observed).uri)
+        current = x509.load_der_x509_certificate(self._certificate(self.file.current.uri).der)
+        subject = self._request.subject or current.subject.rfc4514_string()
+        der = create_certificate(signer, Algorithm.RS256, subject, self._request.days, self._now)
+        replace_certificates(self._device, signer.key.info, der)
+        self._report(Step.CERTIFY, f"Its certificate: {subject}, valid for {self._request.days} days.")
+        return after(Step.CERTIFY, observed)
+
+    def _register(self, observed: Observed) -> Observed:
+        key, current = _following(observed), self.file.current
+        identity, prover = self._identity(key.uri), self._identity(current.uri)
+        certificate = identity.certificates()[0]
+        self._registrar.authenticate(prover)
+        listed = self._registrar.listed()
+        # What was found out is written with the step, and need not be found out again without permission to list.
+        object_id = self._object_id(listed)
+        if listed is not None and current.key_id is None:
+            current = replace(current, key_id=listed.find(prover.certificates()[0]))
+        key_id = None if listed is None else listed.find(certificate)
+        if key_id is None:
+            key_id = self._registrar.add(identity, object_id, prover)
+        self._report(Step.REGISTER, f"Entra knows its certificate, thumbprint {certificate.sha1.hex().upper()}.")
+        file = replace(observed.file, current=current, object_id=object_id)
+        return after(Step.REGISTER, replace(observed, file=file), replace(key, registered=True, key_id=key_id))
+
+    def _prove(self, observed: Observed) -> Observed:
+        self._registrar.await_acceptance(self._identity(_following(observed).uri))
+        self._report(Step.PROVE, "A token was obtained with it.")
+        return after(Step.PROVE, observed)
+
+    def _switch(self, observed: Observed) -> Observed:
+        done = after(Step.SWITCH, observed)
+        self._write(done.file)  # before it is said
+        self._report(Step.SWITCH, f"{self.path} names it: programs that follow the file use it from now on.")
+        return done
+
+    def _abandon(self, observed: Observed) -> Observed:
+        uri = _following(observed).uri
+        self._report(Step.ABANDON, f"{uri} is registered, and not whole on the device any more. It is given up.")
+        return after(Step.ABANDON, observed)
+
+    def _unregister(self, observed: Observed) -> Observed:
+        old, prover = observed.file.retired[0], self._identity(self.file.current.uri)
+        self._registrar.authenticate(prover)
+        listed = self._registrar.listed()
+        key_id = old.key_id or self._request.old_key_id
+        if listed is not None:
+            certificate = self._retired_certificate(old.uri)
+            by_certificate = None if certificate is None else listed.find(certificate)
+            key_id = by_certificate or (key_id if key_id in listed.key_ids else None)
+        elif key_id is None:
+            raise ConfigError(
+                f"The id of the old key's credential is not known, and Graph does not list them ({old.uri}).",
+                hint=f"Find it with: az ad app credential list --cert --id {self._profile.client_id}  "
+                "and run rotate again with --old-key-id.",
+            )
+        if key_id is not None:
+            object_id = self._object_id(listed)
+            self._registrar.remove(key_id, object_id, prover, lambda: self._retired_identity(old.uri))
+        self._report(Step.UNREGISTER, "Entra does not know the old key any more.")
+        return after(Step.UNREGISTER, observed)
+
+    def _delete(self, observed: Observed) -> Observed:
+        uri = observed.file.retired[0].uri
+        self._identities.pop(str(uri), None)
+        with suppress(KeyNotFound):  # a run that was cut off may have deleted it
+            signer = self._device.signer(uri)
+            # The certificate first: it is found by its key.
+            with suppress(CertificateNotFound):
+                delete_certificate(self._device, self._device.certificate(signer))
+            delete_key(self._device, signer.key.info)
+        self._report(Step.DELETE, f"The old key is deleted: {uri.object or uri}.")
+        return after(Step.DELETE, observed)
+
+    def _keep(self, observed: Observed) -> Observed:
+        uri = observed.file.retired[0].uri
+        self._report(Step.KEEP, f"The old key stays on the device: {uri}. `key delete --certificate` removes it.")
+        return after(Step.KEEP, observed)
+
+    def _write(self, file: KeyFile) -> None:
+        if file != self.file:
+            write_key_file(self.path, file)
+            self.file = file
+
+    def _identity(self, uri: Pkcs11Uri) -> Identity:
+        name = str(uri)
+        if name not in self._identities:
+            signer = self._device.signer(uri)
+            certificates = certificates_of(self._profile, self._device, signer)
+            require_usable(certificates()[0], signer.public_key, self._now)
+            self._identities[name] = make_identity(self._profile, signer, certificates, now=self._clock.now)
+        return self._identities[name]
+
+    def _retired_identity(self, uri: Pkcs11Uri) -> Identity | None:
+        """Return the identity of a key, or None where it is gone, or its certificate is over."""
+        try:
+            return self._identity(uri)
+        except KeyLookupError:
+            return None
+
+    def _retired_certificate(self, uri: Pkcs11Uri) -> Certificate | None:
+        """Return the certificate of a key, over or not; or None where one of them is gone."""
+        try:
+            return certificates_of(self._profile, self._device, self._device.signer(uri))()[0]
+        except KeyLookupError:
+            return None
+
+    def _certificate(self, uri: Pkcs11Uri) -> Certificate:
+        return self._identity(uri).certificates()[0]
+
+    def _object_id(self, listed: Registration | None) -> str:
+        return self._registrar.object_id(self._profile.object_id or self.file.object_id, listed)
+
+    def _say_waiting(self) -> None:
+        self._report(self._step, "Waiting for Entra to take notice of the change…")
+
+    @property
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now(), UTC)
+
+
+_DOING: dict[Step, Callable[[Rotation, Observed], Observed]] = {
+    Step.NAME: Rotation._name,
+    Step.GENERATE: Rotation._generate,
+    Step.CERTIFY: Rotation._certify,
+    Step.REGISTER: Rotation._register,
+    Step.PROVE: Rotation._prove,
+    Step.SWITCH: Rotation._switch,
+    Step.ABANDON: Rotation._abandon,
+    Step.UNREGISTER: Rotation._unregister,
+    Step.DELETE: Rotation._delete,
+    Step.KEEP: Rotation._keep,
+}
+
+
+def require_key_file(profile: Profile) -> Path:
+    """Return the key file of a profile.
+
+    Raises:
+        ConfigError: it has none, or names a certificate, which would stay behind when the key changes.
+    """
+    if profile.key_file is None:
+        raise ConfigError(
+            "rotate replaces the key that a profile uses, so the profile must name it by a file that can be replaced.",
+            hint='Write key = "file:PATH" in the profile, and begin with: rotate --current URI',
+        )
+    if profile.certificate is not None:
+        raise ConfigError(
+            "The profile names a certificate file, which would not follow the key.",
+            hint="Leave certificate out: the certificate is stored on the device, beside its key.",
+        )
+    return profile.key_file
+
+
+def next_label(current: str, taken: frozenset[str], today: str) -> str:
+    """Return a label for the next key: that of the current one with the date, and a number where that is taken.
+
+    Args:
+        today: as YYYYMMDD.
+    """
+    stem = re.sub(r"-\d{8}(-\d+)?\Z", "", current) or "key"
+    label, number = f"{stem}-{today}", 1
+    while label in taken:
+        number += 1
+        label = f"{stem}-{today}-{number}"
+    return label
+
+
+def _following(observed: Observed) -> FiledKey:
+    assert observed.file.next is not None  # noqa: S101  # the plan sees to it
+    return observed.file.next
+
+
+def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
+    if path.exists():
+        return read_key_file(path)
+    if current is None:
+        raise ConfigError(
+            f"The key file {path} is not there, so it is not known which key is in use.",
+            hint="Begin with: rotate --current URI",
+        )
+    return KeyFile(FiledKey(current))
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor that holds the lock of a key file."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be replaced: {error.strerror}.", hint="Its directory must be there, and yours to write in."
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"Another rotate is at work on {path}.", hint="Wait for its end.") from None
+    return descriptor

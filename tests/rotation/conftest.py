@@ -1,0 +1,167 @@
+"""An application with one key on a device, and rotations of it, which may be cut off anywhere."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.device.facts import Contents
+from hsm_signer.device.inventory import examine
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.identity import key_reference
+from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.rotation import Rotation, RotationRequest
+from hsm_signer.rotation_plan import Step
+from hsm_signer.testing import EntraEmulator, SoftHsm
+from hsm_signer.tokens import Tokens
+
+TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
+SCOPE = "https://graph.microsoft.com/.default"
+PIN = "orchard+4711"
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application, its device, and Entra."""
+
+    entra: EntraEmulator
+    softhsm: SoftHsm
+    key_file: Path
+
+    def settings(self, **changes: object) -> dict[str, object]:
+        return {
+            "authority": self.entra.authority,
+            "module": str(self.softhsm.module),
+            "module_environment": self.softhsm.environment,
+            "pin_source": "env:DEVICE_PIN",
+            "pin_record": False,
+            "network_timeout": 1,
+            "object_id": self.entra.object_id(CLIENT, tenant=TENANT),
+            **changes,
+        }
+
+    def profile(self, **changes: object) -> Profile:
+        arguments = {"tenant": TENANT, "client_id": CLIENT, "key": f"file:{self.key_file}"}
+        return profile_from_arguments({**arguments, **self.settings(**changes)})
+
+    def rotate(self, **wanted: object) -> list[Step]:
+        """Rotate in this process, and return the steps that were taken."""
+        taken: list[Step] = []
+        request = RotationRequest(**{"delete_old": True, "propagation": 0, **wanted})  # type: ignore[arg-type]
+        with Rotation(self.profile(), request, report=lambda step, _: taken.append(step)) as rotation:
+            rotation.run()
+        return taken
+
+    def rotate_until(self, cut: Mapping[str, object]) -> int:
+        """Rotate in a process that is killed at some moment, and return its exit status."""
+        arguments = {"key": f"file:{self.key_file}", "tenant": TENANT, "client_id": CLIENT, **self.settings()}
+        done = subprocess.run(
+            [sys.executable, "-c", _CUT_OFF, json.dumps(arguments), json.dumps(cut)], capture_output=True, text=True
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode
+
+    def token(self) -> str:
+        """Get a token as a program does that follows the key file."""
+        with self.tokens() as tokens:
+            return tokens.get(tokens.wanted((SCOPE,))).token
+
+    def tokens(self) -> Tokens:
+        """A program that follows the key file."""
+        return Tokens(self.profile())
+
+    @property
+    def file(self) -> KeyFile:
+        return read_key_file(self.key_file)
+
+    def registered(self) -> list[bytes]:
+        """The certificates that Entra knows."""
+        return [each.thumbprints["x5t"] for each in self.entra.key_credentials(CLIENT, tenant=TENANT)]
+
+    def on_device(self) -> Contents:
+        """What the device holds."""
+        reference = key_reference(self.profile(), Pkcs11Uri(token=self.softhsm.label))
+        contents = examine(reference, datetime.now(UTC), login=True).devices[0].contents
+        assert contents is not None
+        return contents
+
+    def is_tidy(self) -> bool:
+        """Whether there is one key, one certificate, one registration, nothing left to do, and a token to be had."""
+        contents, file = self.on_device(), self.file
+        return (
+            len(contents.keys) == 1
+            and self.registered() == [certificate.sha1 for certificate in contents.certificates]
+            and (file.next, file.retired) == (None, ())
+            and bool(self.token())
+        )
+
+
+# Kills its process, as a power cut would, at one call of one function: before it, or when it has done its work.
+_CUT_OFF = """
+import importlib, json, os, signal, sys
+from hsm_signer.config import profile_from_arguments
+from hsm_signer.rotation import Rotation, RotationRequest
+
+arguments, cut = map(json.loads, sys.argv[1:])
+home = importlib.import_module(cut["module"])
+for name in cut["name"].split(".")[:-1]:
+    home = getattr(home, name)
+name = cut["name"].split(".")[-1]
+function, calls = getattr(home, name), 0
+
+def cut_off(*given, **named):
+    global calls
+    calls += 1
+    if calls == cut["call"] and cut["when"] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = function(*given, **named)
+    if calls == cut["call"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(home, name, cut_off)
+request = RotationRequest(delete_old=True, propagation=0)
+with Rotation(profile_from_arguments(arguments), request) as rotation:
+    rotation.run()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVICE_PIN", PIN)
+
+
+@contextmanager
+def running(directory: Path, *, forbid_listing: bool) -> Iterator[Application]:
+    """Run an application that has its first key."""
+    with (
+        SoftHsm(label="rolling", pin=PIN) as softhsm,
+        EntraEmulator(https=False, forbid_listing=forbid_listing) as entra,
+    ):
+        first = softhsm.add_identity("app", b"\x01")
+        assert first.certificate is not None
+        entra.register(CLIENT, first.certificate, tenant=TENANT)
+        file = directory / "key.json"
+        (credential,) = entra.key_credentials(CLIENT, tenant=TENANT)
+        write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
+        yield Application(entra, softhsm, file)
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Iterator[Application]:
+    with running(tmp_path, forbid_listing=False) as application:
+        yield application
+
+
+@pytest.fixture
+def reticent(tmp_path: Path) -> Iterator[Application]:
+    """An application that Graph does not tell what it holds."""
+    with running(tmp_path, forbid_listing=True) as application:
+        yield application

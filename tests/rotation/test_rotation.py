@@ -1,0 +1,270 @@
+"""Rotations that meet with something: Graph unwilling, a key lost, a device or a file that cannot be changed."""
+
+import fcntl
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from joserfc.util import urlsafe_b64decode
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.certificates import replace_certificates
+from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.match import KeyInfo
+from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, find_key
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
+from hsm_signer.identity import key_reference
+from hsm_signer.issuance import create_certificate
+from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.rotation import Rotation, RotationRequest, next_label
+from hsm_signer.rotation_plan import Step
+from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
+from tests.rotation.conftest import CLIENT, PIN, TENANT, Application
+
+# One rotation asks Graph: what is registered, addKey, what is registered, removeKey.
+REQUESTS = 4
+
+ORDINARY = Slow(0)
+
+
+@pytest.mark.parametrize("request_number", range(REQUESTS))
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param([GraphRefusal("Authorization_RequestDenied", "Insufficient privileges.", 403)], id="403"),
+        pytest.param([GraphRefusal("Request_BadRequest", "It cannot be.", 400)], id="400"),
+        pytest.param([Throttled("3600")], id="429"),
+        pytest.param([Unavailable()] * 2, id="503"),
+        pytest.param([Html(502)] * 2, id="HTML"),
+        pytest.param([Disconnected()] * 2, id="disconnected"),
+    ],
+)
+def test_whatever_graph_answers_at_whatever_step_a_key_works_and_the_next_run_ends_the_rotation(
+    application: Application, answers: list[GraphRefusal], request_number: int
+) -> None:
+    before = application.registered()
+    application.entra.answer_next_graph(*[ORDINARY] * request_number, *answers)
+    failure = attempt(application)
+    if failure is not None:  # else a repetition has helped, or doing without the list
+        assert failure.hint
+        assert application.token()
+        application.rotate()
+    assert application.is_tidy()
+    assert application.registered() != before
+
+
+def attempt(application: Application) -> HsmSignerError | None:
+    try:
+        application.rotate()
+    except (EntraError, NetworkError) as error:
+        return error
+    return None
+
+
+def test_a_second_rotation_follows_the_first(application: Application) -> None:
+    seen = {*application.registered()}
+    for _ in range(2):
+        application.rotate()
+        seen |= {*application.registered()}
+        assert application.is_tidy()
+    assert len(seen) == 3
+
+
+def test_a_service_principals_own_keys_are_rolled_in_the_same_way(application: Application) -> None:
+    first = application.softhsm.add_identity("principal", b"\x02")
+    assert first.certificate is not None
+    entra = application.entra
+    entra.register(CLIENT, first.certificate, tenant=TENANT, service_principal=True)
+    write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri))))
+    principal = entra.service_principal_id(CLIENT, tenant=TENANT)
+    before = application.registered()
+    with Rotation(application.profile(service_principal=True, object_id=principal), RotationRequest()) as rotation:
+        rotation.run()
+    (held,) = entra.key_credentials(CLIENT, tenant=TENANT, service_principal=True)
+    assert held.key_id == application.file.current.key_id
+    assert application.registered() == before
+
+
+def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(application: Application) -> None:
+    spec = KeySpec("careful", b"\x03", always_authenticate=True)
+    with change_session(application) as device:
+        made = generate_key(device, spec)
+        signer = device.signer(Pkcs11Uri.parse(made.uri))
+        certificate = create_certificate(signer, Algorithm.RS256, "CN=careful", 30, datetime.now(UTC))
+        replace_certificates(device, made.info, certificate)
+    application.entra.register(CLIENT, certificate, tenant=TENANT)
+    write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri.parse(made.uri))))
+    application.rotate()
+    following = [key for key in application.on_device().keys if key.label.startswith("careful-")]
+    assert [key.always_authenticate for key in following] == [True]
+
+
+def test_a_proof_that_graph_refuses_leaves_the_current_key_in_use(application: Application) -> None:
+    with (
+        Rotation(application.profile(object_id=CLIENT), RotationRequest(propagation=0)) as rotation,
+        pytest.raises(EntraError, match="Authentication_MissingOrMalformed") as caught,
+    ):
+        rotation.run()
+    assert caught.value.hint is not None
+    assert "object id" in caught.value.hint
+    assert application.token()
+    application.rotate()
+    assert application.is_tidy()
+
+
+def test_a_program_that_runs_meanwhile_goes_over_to_the_next_key_with_the_file(application: Application) -> None:
+    with application.tokens() as tokens:
+        before = thumbprint(tokens.assertion())
+        application.rotate(delete_old=False)
+        after = thumbprint(tokens.assertion())
+    assert [before] != application.registered()
+    assert [after] == application.registered()
+
+
+def test_a_pin_that_was_refused_is_not_presented_again_for_the_next_key(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with application.tokens() as tokens:
+        monkeypatch.setenv("DEVICE_PIN", "0815")
+        with pytest.raises(PinIncorrect):
+            tokens.assertion()
+        monkeypatch.setenv("DEVICE_PIN", PIN)
+        application.rotate(delete_old=False)
+        with pytest.raises(PinIncorrect):  # the same refusal, for the PIN that is right now would be accepted
+            tokens.assertion()
+
+
+def test_a_program_goes_on_with_its_key_while_the_key_file_cannot_be_read(application: Application) -> None:
+    with application.tokens() as tokens:
+        before = thumbprint(tokens.assertion())
+        application.key_file.write_text("{")
+        assert thumbprint(tokens.assertion()) == before
+
+
+def thumbprint(assertion: str) -> bytes:
+    header = json.loads(urlsafe_b64decode(assertion.partition(".")[0].encode()))
+    return urlsafe_b64decode(header["x5t"].encode())
+
+
+def change_session(application: Application) -> Device:
+    reference = key_reference(application.profile(), Pkcs11Uri(token=application.softhsm.label))
+    return open_device(replace(reference, writable=True))
+
+
+def change(application: Application, act: Callable[[Device, KeyInfo], None], uri: Pkcs11Uri) -> None:
+    """Do something to a key on the device behind the rotation's back."""
+    with change_session(application) as device:
+        act(device, find_key(device, uri))
+
+
+def delete_certificates(device: Device, key: KeyInfo) -> None:
+    for certificate in certificates_of_key(device, key):
+        delete_certificate(device, certificate.der)
+
+
+def stop_before_proof(application: Application) -> Pkcs11Uri:
+    """Rotate until the next key is registered, and return where it is."""
+    application.entra.delay_propagation(token_requests=2)
+    with pytest.raises(EntraError, match="still does not accept the next key"):
+        application.rotate()
+    assert application.token()
+    application.entra.delay_propagation()
+    following = application.file.next
+    assert following is not None
+    assert following.registered
+    return following.uri
+
+
+def test_a_next_key_that_is_lost_after_it_was_registered_is_given_up_and_another_made(
+    application: Application,
+) -> None:
+    lost = stop_before_proof(application)
+    change(application, delete_key, lost)
+    taken = application.rotate()
+    assert taken[:4] == [Step.ABANDON, Step.UNREGISTER, Step.DELETE, Step.NAME]
+    contents = application.on_device()
+    assert len(application.registered()) == 1
+    assert len(contents.keys) == 1
+    assert application.token()
+
+
+def test_a_next_certificate_that_is_lost_after_it_was_registered_is_given_up_with_its_key(
+    application: Application,
+) -> None:
+    lost = stop_before_proof(application)
+    change(application, delete_certificates, lost)
+    assert application.rotate()[0] is Step.ABANDON
+    assert application.is_tidy()
+
+
+def test_a_next_key_that_is_there_already_is_taken(application: Application) -> None:
+    made = application.softhsm.add_key("made elsewhere", b"\x77")
+    taken = application.rotate(following=Pkcs11Uri.parse(made.uri))
+    assert Step.GENERATE not in taken
+    assert application.file.current.uri == Pkcs11Uri.parse(made.uri)
+    assert application.is_tidy()
+
+
+def test_a_next_key_takes_the_place_of_one_that_was_only_begun(application: Application) -> None:
+    application.entra.answer_next_graph(ORDINARY, GraphRefusal("Request_BadRequest", "It cannot be.", 400))
+    with pytest.raises(EntraError):
+        application.rotate()
+    made = application.softhsm.add_identity("made elsewhere", b"\x77")
+    application.rotate(following=Pkcs11Uri.parse(made.uri))
+    assert application.file.current.uri == Pkcs11Uri.parse(made.uri)
+    assert application.token()
+
+
+def test_a_next_key_that_is_not_there_is_not_made_up(application: Application) -> None:
+    with pytest.raises(HsmSignerError, match="is not on"):
+        application.rotate(following=Pkcs11Uri(token="rolling", id=b"\x99"))
+    assert application.token()
+
+
+def test_a_credential_that_somebody_else_has_removed_is_no_obstacle(reticent: Application) -> None:
+    unknown = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
+    write_key_file(reticent.key_file, replace(reticent.file, current=unknown))
+    with pytest.raises(EntraError, match="Request_ResourceNotFound"):
+        reticent.rotate()
+    assert reticent.token()
+    (old, _) = reticent.entra.key_credentials(CLIENT, tenant=TENANT)
+    known = replace(reticent.file.retired[0], key_id=old.key_id)
+    write_key_file(reticent.key_file, replace(reticent.file, retired=(known,)))
+    reticent.rotate()
+    assert reticent.is_tidy()
+
+
+def test_two_rotations_do_not_run_at_once(application: Application) -> None:
+    with (application.key_file.parent / ".key.json.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="Another rotate is at work"):
+            application.rotate()
+
+
+def test_a_key_file_that_cannot_be_written_stops_it_before_anything_is_made(application: Application) -> None:
+    # So long that the file that would replace it cannot have its name.
+    stuck = replace(application, key_file=application.key_file.with_name("k" * 240))
+    application.key_file.rename(stuck.key_file)
+    with pytest.raises(OutputError, match="cannot be written"):
+        stuck.rotate()
+    assert len(stuck.on_device().keys) == 1
+    assert len(stuck.registered()) == 1
+
+
+@pytest.mark.parametrize(
+    ("current", "taken", "label"),
+    [
+        ("app", set(), "app-20261123"),
+        ("app-20250101", set(), "app-20261123"),
+        ("app-20250101-3", set(), "app-20261123"),
+        ("app", {"app-20261123"}, "app-20261123-2"),
+        ("app-20261123", {"app-20261123", "app-20261123-2"}, "app-20261123-3"),
+        ("", set(), "key-20261123"),
+    ],
+)
+def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, taken: set[str], label: str) -> None:
+    assert next_label(current, frozenset(taken), "20261123") == label

@@ -1,0 +1,125 @@
+"""A rotation, decided: which step comes next, and that the order never leaves an application without a working key."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.keyfile import FiledKey, KeyFile
+from hsm_signer.rotation_plan import Observed, Step, after, next_step, plan
+
+OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
+NEW = FiledKey(Pkcs11Uri(token="t", id=b"new"), registered=False)
+REGISTERED = replace(NEW, registered=True, key_id="2")
+
+WHOLE = [
+    Step.NAME,
+    Step.GENERATE,
+    Step.CERTIFY,
+    Step.REGISTER,
+    Step.PROVE,
+    Step.SWITCH,
+    Step.UNREGISTER,
+]
+
+filed = st.builds(
+    FiledKey,
+    st.binary(min_size=1, max_size=4).map(lambda key_id: Pkcs11Uri(token="t", id=key_id)),
+    st.booleans(),
+    st.none() | st.just("id"),
+)
+observations = st.builds(
+    Observed,
+    st.builds(
+        KeyFile,
+        current=filed.map(lambda key: replace(key, registered=True)),
+        next=st.none() | filed,
+        retired=st.lists(filed, max_size=2).map(tuple),
+    ),
+    wanted=st.booleans(),
+    has_key=st.booleans(),
+    has_certificate=st.booleans(),
+    proven=st.booleans(),
+    delete_old=st.booleans(),
+)
+
+
+def test_a_rotation_from_the_beginning_takes_every_step_in_order() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=True)) == [*WHOLE, Step.KEEP]
+
+
+def test_the_old_key_is_deleted_where_that_is_asked_for() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=True, delete_old=True)) == [*WHOLE, Step.DELETE]
+
+
+def test_nothing_is_left_to_do_where_nothing_is_wanted() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("observed", "step"),
+    [
+        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False), Step.GENERATE, id="named only"),
+        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False, has_key=True), Step.CERTIFY, id="key only"),
+        pytest.param(
+            Observed(KeyFile(OLD, NEW), wanted=False, has_key=True, has_certificate=True), Step.REGISTER, id="certified"
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True, has_certificate=True),
+            Step.PROVE,
+            id="registered",
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True), Step.ABANDON, id="its certificate is gone"
+        ),
+        pytest.param(Observed(KeyFile(OLD, REGISTERED), wanted=False), Step.ABANDON, id="it is gone"),
+        pytest.param(Observed(KeyFile(REGISTERED, retired=(OLD,)), wanted=False), Step.UNREGISTER, id="switched"),
+        pytest.param(
+            Observed(KeyFile(REGISTERED, retired=(replace(OLD, registered=False),)), wanted=False),
+            Step.KEEP,
+            id="unregistered",
+        ),
+    ],
+)
+def test_a_run_that_was_cut_off_is_gone_on_with_where_it_stands(observed: Observed, step: Step) -> None:
+    assert next_step(observed) is step
+
+
+def test_a_key_that_was_registered_and_lost_is_taken_from_entra_before_another_is_begun() -> None:
+    lost = Observed(KeyFile(OLD, REGISTERED), wanted=False)
+    assert plan(lost) == [Step.ABANDON, Step.UNREGISTER, Step.KEEP, *WHOLE, Step.KEEP]
+
+
+@given(observations)
+def test_from_everywhere_the_end_is_reached_with_one_registered_key_and_nothing_left_over(observed: Observed) -> None:
+    steps = plan(observed)
+    assert len(steps) < 25
+    for step in steps:
+        observed = after(step, observed)
+    assert observed.file == KeyFile(observed.file.current, object_id=observed.file.object_id)
+    assert observed.file.current.registered
+
+
+@given(observations)
+def test_the_current_key_is_registered_at_every_moment_and_changes_only_for_one_that_was_proven(
+    observed: Observed,
+) -> None:
+    while (step := next_step(observed)) is not None:
+        if step is Step.SWITCH:
+            assert observed.proven
+            assert observed.has_key
+            assert observed.has_certificate
+        following = after(step, observed)
+        assert following.file.current.registered
+        assert step is Step.SWITCH or following.file.current == observed.file.current
+        observed = following
+
+
+@given(observations)
+def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observed: Observed) -> None:
+    while (step := next_step(observed)) is not None:
+        if step in (Step.DELETE, Step.KEEP):
+            assert not observed.file.retired[0].registered
+        observed = after(step, observed)
