@@ -1,0 +1,286 @@
+"""A fresh assertion in a file, for the programs that AZURE_FEDERATED_TOKEN_FILE points there.
+
+    keep(AssertionFile(Path("/run/app/assertion"), client_id, tokens.endpoint.audience), tokens.assertion)
+
+The loop looks at the file, decides what to do next, does it, and looks again. It remembers nothing but the last
+failure, so that a restart goes on with the file it finds, and one that somebody removed is written anew.
+"""
+
+import logging
+import math
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hsm_signer.assertion import MAXIMUM_LIFETIME, parse_jwt
+from hsm_signer.errors import ConfigError, DeviceError, DeviceTimeout, JwtError, OutputError
+from hsm_signer.private_file import unwritable, write_private
+from hsm_signer.systemd import ServiceManager
+
+logger = logging.getLogger(__name__)
+
+LIFETIME = 3600
+INTERVAL = 1200
+"""Seconds an assertion lives, and after how many the next one is written."""
+
+KEPT_BY_READERS = 600
+"""Seconds for which an SDK may go on with what it has read: azure-identity reads the file every ten minutes."""
+
+LOOK_AGAIN = 30.0
+"""Seconds from one look at the file to the next, at most: the clock may be set, and a machine may sleep."""
+
+_MODES = (0o600, 0o640, 0o400, 0o440)
+# What passes without anybody's doing: the device is plugged in again, the disk has room again.
+_PASSING = (DeviceError, DeviceTimeout, OutputError)
+_LIMIT = 65536
+_NOBODY = ServiceManager()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the file holds.
+
+    Attributes:
+        issued: epoch seconds; the assertion is not valid earlier.
+        due: when it is to be replaced.
+        expires: from when on nobody accepts it.
+    """
+
+    issued: float
+    due: float
+    expires: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the file was last not replaced.
+
+    Attributes:
+        at: epoch seconds.
+        count: how many there were in a row, from 1.
+        reason: the message.
+    """
+
+    at: float
+    count: int
+    reason: str
+
+    @property
+    def pause(self) -> float:
+        """Seconds to let pass before the next try."""
+        return min(60.0, 5.0 * 2.0 ** min(self.count - 1, 4))
+
+
+@dataclass(frozen=True)
+class Write:
+    """Replace the assertion now."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Remove it: it has expired."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+
+def next_step(now: float, held: Held | None, failure: Failure | None) -> Write | Remove | Wait:
+    """Decide what to do with the file.
+
+    Args:
+        now: epoch seconds.
+        held: what it holds; None for nothing of ours.
+        failure: the last one, if nothing was written since.
+    """
+    if held is not None and now >= held.expires:
+        return Remove()
+    # Issued in the future: the clock has been set back, and nobody accepts the assertion until then.
+    due = now if held is None or now < held.issued else held.due
+    if failure is not None and failure.at <= now:
+        due = max(due, failure.at + failure.pause)
+    if due <= now:
+        return Write()
+    return Wait((due if held is None else min(due, held.expires)) - now)
+
+
+@dataclass(frozen=True)
+class AssertionFile:
+    """The file: what it is to hold, and who may read it.
+
+    Args:
+        path: its directory must be writable by nobody but root and us.
+        client_id: issuer of the assertions in it.
+        audience: theirs.
+        lifetime: theirs, seconds.
+        interval: seconds after which one is replaced.
+        mode: 0600, 0640, 0400 or 0440.
+        group: id of the group it is to belong to; None leaves that to the directory.
+
+    Raises:
+        ConfigError: readers would be left with an expired assertion, or the mode lets others in.
+    """
+
+    path: Path
+    client_id: str
+    audience: str
+    lifetime: int = LIFETIME
+    interval: int = INTERVAL
+    mode: int = 0o600
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        left = self.lifetime - self.interval
+        if left <= KEPT_BY_READERS:
+            raise ConfigError(
+                f"An assertion that lives for {self.lifetime} s and is replaced after {self.interval} s has "
+                f"{self.lifetime} - {self.interval} = {left} s left by then, and SDKs go on with what they have read "
+                f"for up to {KEPT_BY_READERS} s.",
+                hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s: {LIFETIME} and {INTERVAL} are "
+                "the defaults.",
+            )
+        if self.lifetime > MAXIMUM_LIFETIME:
+            raise ConfigError(
+                f"An assertion cannot live for {self.lifetime} s.", hint=f"{MAXIMUM_LIFETIME} s are accepted at most."
+            )
+        if self.mode not in _MODES:
+            raise ConfigError(
+                f"The mode {self.mode:04o} does not suit an assertion, with which anybody could act as the client.",
+                hint=f"Choose one of {', '.join(f'{mode:04o}' for mode in _MODES)}.",
+            )
+
+    def held(self) -> Held | None:
+        """Return what the file holds, or None where that is no assertion of this client for this audience."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, encoding="ascii") as file:
+                status, text = os.fstat(descriptor), file.read(_LIMIT)
+        except (OSError, UnicodeDecodeError):
+            return None
+        times = self._times(text)
+        if times is None:
+            return None
+        issued, expires = times
+        as_asked = (
+            status.st_uid == os.geteuid()
+            and stat.S_IMODE(status.st_mode) == self.mode
+            and self.group in (None, status.st_gid)
+            and expires - issued == self.lifetime
+            and text == text.strip()
+        )
+        return Held(issued, issued + self.interval if as_asked else issued, expires)
+
+    def replace(self, sign: Callable[[], str]) -> None:
+        """Replace the assertion by a new one.
+
+        Args:
+            sign: returns it: `Tokens.assertion`.
+
+        Raises:
+            ConfigError: it is none that this file is for, or others can write in the directory.
+            OutputError: the file cannot be written. What was there before is unchanged.
+            HsmSignerError: whatever `sign` raises.
+        """
+
+        def make() -> str:
+            text = sign()
+            issued, expires = self._times(text) or (0, 0)
+            if expires - issued != self.lifetime:
+                # It would be replaced at once, again and again.
+                raise ConfigError(
+                    f"{self.path} is for assertions by {self.client_id} for {self.audience} that live for "
+                    f"{self.lifetime} s, and another was made.",
+                    hint="Give the file the credential's client id, audience and lifetime.",
+                )
+            return text
+
+        write_private(self.path, make, mode=self.mode, group=self.group)
+
+    def remove(self) -> None:
+        """Remove the file.
+
+        Raises:
+            OutputError: it cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _times(self, text: str) -> tuple[int, int] | None:
+        """Return when an assertion was issued and expires; None where it is none, or another's."""
+        try:
+            claims = parse_jwt(text).claims
+        except JwtError:
+            return None
+        issued, expires = claims.get("nbf"), claims.get("exp")
+        ours = (claims.get("iss"), claims.get("aud")) == (self.client_id, self.audience)
+        return (issued, expires) if ours and isinstance(issued, int) and isinstance(expires, int) else None
+
+
+def keep(
+    file: AssertionFile,
+    sign: Callable[[], str],
+    *,
+    once: bool = False,
+    patient: bool = False,
+    manager: ServiceManager = _NOBODY,
+    now: Callable[[], float] = time.time,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Keep a fresh assertion in the file until something ends it, such as an interrupt. The file then stays.
+
+    While the device is away, the last assertion stays until it expires, and is then removed.
+
+    Args:
+        sign: returns an assertion as `file` describes it: `Tokens.assertion`.
+        once: return as soon as there is a fresh one; whatever fails is raised.
+        patient: wait for the device although there was no assertion of ours yet.
+        manager: is told of the first good assertion, and that all is well. Its watchdog must have the patience for
+            what `sign` may take.
+        now: the clock, epoch seconds.
+        wait: lets that many seconds pass.
+
+    Raises:
+        PinError, KeyLookupError, ConfigError: what does not pass by itself. A refused PIN is not presented again.
+        DeviceError, DeviceTimeout, OutputError: with `once`, or where there was no assertion yet and nobody is
+            `patient`.
+    """
+    failure: Failure | None = None
+    while True:
+        held = file.held()
+        patient = patient or held is not None
+        match next_step(now(), held, failure):
+            case Write():
+                try:
+                    file.replace(sign)
+                    failure = None
+                except _PASSING as error:
+                    if once or not patient:
+                        raise
+                    failure = Failure(now(), failure.count + 1 if failure else 1, error.message)
+                    logger.warning("%s Trying again in %d s.", error.message, failure.pause)
+            case Remove():
+                file.remove()
+                logger.warning("%s held an assertion that has expired, and was removed.", file.path)
+            case Wait(seconds):
+                manager.tell(**_state(held, failure))
+                if once:
+                    return
+                wait(min(seconds, LOOK_AGAIN, (manager.watchdog or math.inf) / 2))
+
+
+def _state(held: Held | None, failure: Failure | None) -> dict[str, str | int]:
+    """Return what a service manager is told (sd_notify(3))."""
+    trouble = f" {failure.reason}" if failure else ""
+    if held is None:
+        return {"WATCHDOG": 1, "STATUS": f"There is no assertion.{trouble}"}
+    until = datetime.fromtimestamp(held.expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"READY": 1, "WATCHDOG": 1, "STATUS": f"The assertion is good until {until}.{trouble}"}

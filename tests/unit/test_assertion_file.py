@@ -1,0 +1,420 @@
+"""When the file is written, removed and left alone: decided without a device, kept up without waiting."""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import OctKey
+
+from hsm_signer.assertion_file import (
+    KEPT_BY_READERS,
+    LOOK_AGAIN,
+    AssertionFile,
+    Failure,
+    Held,
+    Remove,
+    Wait,
+    Write,
+    keep,
+    next_step,
+)
+from hsm_signer.errors import (
+    CertificateUnusable,
+    ConfigError,
+    DeviceGone,
+    DeviceTimeout,
+    HsmSignerError,
+    OutputError,
+    PinIncorrect,
+)
+from hsm_signer.systemd import ServiceManager
+
+START = 1_750_000_000
+CLIENT, AUDIENCE = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001", "https://login.example/contoso/oauth2/v2.0/token"
+MINUTE = 60
+HELD = Held(START, START + 20 * MINUTE, START + 60 * MINUTE)
+GONE = DeviceGone("The device is away.", hint="Plug it in.")
+
+
+class TestNextStep:
+    @pytest.mark.parametrize(
+        ("minutes", "step"),
+        [
+            pytest.param(0, Wait(20 * MINUTE), id="fresh"),
+            pytest.param(19, Wait(MINUTE), id="almost due"),
+            pytest.param(20, Write(), id="due"),
+            pytest.param(59, Write(), id="overdue"),
+            pytest.param(60, Remove(), id="expired"),
+            pytest.param(600, Remove(), id="long expired"),
+            pytest.param(-1, Write(), id="before it was issued: the clock was set back"),
+        ],
+    )
+    def test_follows_from_what_the_file_holds(self, minutes: int, step: object) -> None:
+        assert next_step(START + minutes * MINUTE, HELD, None) == step
+
+    def test_is_to_write_where_there_is_nothing(self) -> None:
+        assert next_step(START, None, None) == Write()
+
+    @pytest.mark.parametrize(
+        ("held", "count", "seconds"),
+        [(None, 1, 5), (None, 2, 10), (None, 3, 20), (None, 5, 60), (None, 10000, 60), (HELD, 1, 5)],
+    )
+    def test_after_a_failure_is_to_wait_longer_each_time(self, held: Held | None, count: int, seconds: float) -> None:
+        now = START + 20 * MINUTE
+        assert next_step(now, held, Failure(now, count, "away")) == Wait(seconds)
+        assert next_step(now + seconds, held, Failure(now, count, "away")) == Write()
+
+    def test_after_a_failure_is_not_later_than_the_expiry(self) -> None:
+        now = HELD.expires - 3
+        assert next_step(now, HELD, Failure(now, 5, "away")) == Wait(3)
+
+    def test_after_a_failure_in_the_future_is_to_write(self) -> None:
+        # The clock was set back by a year: nobody is to wait for a year.
+        assert next_step(START, None, Failure(START + 365 * 24 * 60 * MINUTE, 1, "away")) == Write()
+
+    @given(
+        now=st.integers(START - 10**6, START + 10**6),
+        held=st.none() | st.just(HELD),
+        failure=st.none()
+        | st.builds(Failure, st.integers(START - 10**6, START + 10**6), st.integers(1, 99), st.just("")),
+    )
+    def test_never_leaves_what_has_expired_and_never_waits_for_nothing(
+        self, now: int, held: Held | None, failure: Failure | None
+    ) -> None:
+        match next_step(now, held, failure):
+            case Remove():
+                assert held is not None
+                assert now >= held.expires
+            case Wait(seconds):
+                assert seconds > 0
+                assert held is None or now + seconds <= held.expires
+
+
+Make = Callable[..., AssertionFile]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make(**changes: object) -> AssertionFile:
+        given: dict[str, object] = {"path": tmp_path / "assertion", "client_id": CLIENT, "audience": AUDIENCE}
+        return AssertionFile(**{**given, **changes})  # type: ignore[arg-type]  # checked by those that use it
+
+    return make
+
+
+@pytest.fixture
+def file(make: Make) -> AssertionFile:
+    return make()
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize(("lifetime", "interval"), [(3600, 3000), (600, 1), (1200, 1200), (600, 1200)])
+    def test_that_leaves_readers_with_an_expired_assertion_is_refused_and_shown(
+        self, make: Make, lifetime: int, interval: int
+    ) -> None:
+        with pytest.raises(ConfigError) as caught:
+            make(lifetime=lifetime, interval=interval)
+        assert f"{lifetime} - {interval} = {lifetime - interval} s" in caught.value.message
+        assert f"more than {KEPT_BY_READERS} s" in str(caught.value.hint)
+
+    @pytest.mark.parametrize(("lifetime", "interval"), [(3600, 2999), (602, 1), (86400, 1)])
+    def test_that_leaves_more_than_readers_keep_is_accepted(self, make: Make, lifetime: int, interval: int) -> None:
+        make(lifetime=lifetime, interval=interval)
+
+    def test_beyond_what_entra_accepts_is_refused(self, make: Make) -> None:
+        with pytest.raises(ConfigError, match="86401 s"):
+            make(lifetime=86401)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o700, 0o200, 0o000, 0o4600])
+def test_a_mode_that_lets_others_in_or_ourselves_not_is_refused(make: Make, mode: int) -> None:
+    with pytest.raises(ConfigError, match=f"{mode:04o}"):
+        make(mode=mode)
+
+
+class Over(Exception):
+    """The test has seen enough."""
+
+
+@dataclass
+class World:
+    """A clock that only waiting moves, a device, and what happened when, in seconds from the start."""
+
+    file: AssertionFile
+    now: float = START
+    failure: HsmSignerError | None = None
+    away: Sequence[tuple[float, float]] = ()
+    signed: list[float] = field(default_factory=list)
+    lifetime: int = 3600
+    waits: list[float] = field(default_factory=list)
+    there: list[tuple[float, bool]] = field(default_factory=list)
+
+    def sign(self) -> str:
+        self.signed.append(self.now - START)
+        if self.failure is not None:
+            raise self.failure
+        if any(start <= self.signed[-1] < end for start, end in self.away):
+            raise GONE
+        return self.assertion(self.now)
+
+    def assertion(self, issued: float, **changes: object) -> str:
+        claims = {"iss": CLIENT, "aud": AUDIENCE, "nbf": int(issued), "exp": int(issued) + self.lifetime, **changes}
+        return jwt.encode({"alg": "HS256", "typ": "JWT"}, claims, OctKey.import_key("a key for the tests of a file"))
+
+    def put(self, text: str, mode: int = 0o600) -> None:
+        self.file.path.write_text(text)
+        self.file.path.chmod(mode)
+
+    def run(self, seconds: float, **settings: object) -> None:
+        """Keep the file for so many seconds."""
+        end = self.now + seconds
+
+        def wait(seconds: float) -> None:
+            self.waits.append(seconds)
+            self.there.append((self.now - START, self.file.path.exists()))
+            self.now += seconds
+            if self.now > end:
+                raise Over
+
+        with pytest.raises(Over):
+            keep(self.file, self.sign, now=lambda: self.now, wait=wait, **settings)  # type: ignore[arg-type]
+
+    def once(self) -> None:
+        def wait(seconds: float) -> None:
+            raise AssertionError("nothing is to be waited for")
+
+        keep(self.file, self.sign, once=True, now=lambda: self.now, wait=wait)
+
+
+@pytest.fixture
+def world(file: AssertionFile) -> World:
+    return World(file)
+
+
+class TestKeep:
+    def test_writes_at_once_and_then_every_interval(self, world: World) -> None:
+        world.run(61 * MINUTE)
+        assert world.signed == [0, 20 * MINUTE, 40 * MINUTE, 60 * MINUTE]
+        assert world.file.path.read_text() == world.assertion(START + 60 * MINUTE)
+
+    def test_looks_again_before_long(self, world: World) -> None:
+        world.run(20 * MINUTE)
+        assert max(world.waits) == LOOK_AGAIN
+
+    def test_writes_as_soon_as_the_machine_wakes_up(self, world: World) -> None:
+        world.run(MINUTE)
+        world.now += 25 * MINUTE
+        world.run(MINUTE)
+        assert world.signed == [0, world.waits[0] * 3 + 25 * MINUTE]
+
+    def test_writes_anew_what_somebody_removed(self, world: World) -> None:
+        world.run(MINUTE)
+        world.file.path.unlink()
+        world.run(MINUTE)
+        assert len(world.signed) == 2
+
+    def test_leaves_the_last_assertion_until_it_expires_while_the_device_is_away(self, world: World) -> None:
+        world.away = [(10 * MINUTE, 70 * MINUTE)]
+        world.run(69 * MINUTE)
+        assert [at for at, there in world.there if there != (at < 60 * MINUTE)] == []
+        assert any(at > 60 * MINUTE for at, _ in world.there)
+
+    def test_tries_less_and_less_often_while_the_device_is_away(self, world: World) -> None:
+        world.away = [(10 * MINUTE, 70 * MINUTE)]
+        world.run(25 * MINUTE)
+        tries = [at - 20 * MINUTE for at in world.signed[1:]]
+        assert tries == [0, 5, 15, 35, 75, 135, 195, 255]
+
+    def test_goes_on_when_the_device_is_back(self, world: World) -> None:
+        world.away = [(10 * MINUTE, 90 * MINUTE)]
+        world.run(92 * MINUTE)
+        assert world.file.held() is not None
+
+    def test_begins_its_pauses_anew_after_a_success(self, world: World) -> None:
+        world.away = [(20 * MINUTE, 22 * MINUTE), (30 * MINUTE, 50 * MINUTE)]
+        world.run(45 * MINUTE)
+        first, second, third = [at for at in world.signed if at >= 30 * MINUTE][:3]
+        assert (second - first, third - second) == (5, 10)
+
+    @pytest.mark.parametrize("failure", [GONE, DeviceTimeout("It hangs."), OutputError("The disk is full.")])
+    def test_is_not_ended_by_what_passes(self, world: World, failure: HsmSignerError) -> None:
+        world.run(MINUTE)
+        world.failure = failure
+        world.run(30 * MINUTE)
+
+    @pytest.mark.parametrize(
+        "failure", [PinIncorrect("The PIN was refused."), CertificateUnusable("It has expired."), ConfigError("No.")]
+    )
+    def test_is_ended_by_what_somebody_must_mend_at_the_first_time(self, world: World, failure: HsmSignerError) -> None:
+        world.run(MINUTE)
+        signed = len(world.signed)
+        world.failure = failure
+        with pytest.raises(type(failure)):
+            world.run(30 * MINUTE, patient=True)
+        assert len(world.signed) == signed + 1
+
+    def test_is_ended_by_a_device_that_was_never_there(self, world: World) -> None:
+        world.failure = GONE
+        with pytest.raises(DeviceGone):
+            world.run(MINUTE)
+
+    def test_waits_patiently_for_a_device_that_was_never_there(self, world: World) -> None:
+        world.failure = GONE
+        world.run(MINUTE, patient=True)
+        assert world.signed == [0, 5, 15, 35]
+
+    def test_says_what_failed_and_when_it_tries_again(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        world.failure = GONE
+        world.run(4, patient=True)
+        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+            "The device is away. Trying again in 5 s."
+        ]
+
+    def test_refuses_assertions_that_it_would_replace_for_ever(self, world: World) -> None:
+        world.lifetime = 600
+        with pytest.raises(ConfigError, match="live for 3600 s"):
+            world.run(MINUTE)
+        assert world.signed == [0]
+
+    def test_writes_no_newline(self, world: World) -> None:
+        world.run(MINUTE)
+        assert world.file.path.read_text() == world.assertion(START)
+
+
+class TestRestart:
+    def test_goes_on_with_the_file_it_finds(self, world: World) -> None:
+        world.put(world.assertion(START - 5 * MINUTE))
+        world.run(16 * MINUTE)
+        assert world.signed == [15 * MINUTE]
+
+    def test_without_the_device_leaves_the_file_until_it_expires(self, world: World) -> None:
+        world.put(world.assertion(START - 50 * MINUTE))
+        world.failure = GONE
+        world.run(9 * MINUTE)
+        assert world.file.path.exists()
+        world.run(2 * MINUTE)
+        assert not world.file.path.exists()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"iss": "another"}, id="of another client"),
+            pytest.param({"aud": "https://login.example/other"}, id="for another audience"),
+            pytest.param({"exp": START + 7200}, id="of another lifetime"),
+            pytest.param({"exp": "soon"}, id="without times"),
+            pytest.param({"nbf": START + 3600, "exp": START + 7200}, id="of the future"),
+        ],
+    )
+    def test_replaces_an_assertion_that_is_not_as_asked(self, world: World, changes: dict[str, object]) -> None:
+        world.put(world.assertion(START, **changes))
+        world.run(MINUTE)
+        assert world.signed == [0]
+
+    @pytest.mark.parametrize("text", ["", "nonsense", "ÿ", "a.b.c", "{assertion}\n"])
+    def test_replaces_what_sdks_would_post_in_vain(self, world: World, text: str) -> None:
+        world.put(text.format(assertion=world.assertion(START)))
+        world.run(MINUTE)
+        assert world.signed == [0]
+
+    def test_replaces_a_file_of_another_mode(self, world: World) -> None:
+        world.put(world.assertion(START), mode=0o644)
+        world.run(MINUTE)
+        assert world.signed == [0]
+        assert world.file.path.stat().st_mode & 0o777 == 0o600
+
+    def test_replaces_a_file_of_another_group(self, world: World, make: Make) -> None:
+        world.put(world.assertion(START))
+        another = make(group=world.file.path.stat().st_gid + 1)
+        assert another.held() == Held(START, START, START + 3600)
+
+    def test_replaces_a_file_of_another_owner(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.put(world.assertion(START))
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+        assert world.file.held() == Held(START, START, START + 3600)
+
+    def test_replaces_a_link(self, world: World, tmp_path: Path) -> None:
+        world.put(world.assertion(START))
+        world.file.path.rename(tmp_path / "elsewhere")
+        world.file.path.symlink_to(tmp_path / "elsewhere")
+        world.run(MINUTE)
+        assert world.signed == [0]
+
+    def test_replaces_a_pipe_without_waiting_for_a_writer(self, world: World) -> None:
+        os.mkfifo(world.file.path, 0o600)
+        world.run(MINUTE)
+        assert world.file.held() is not None
+
+
+class TestOnce:
+    def test_writes_and_ends(self, world: World) -> None:
+        world.once()
+        assert world.signed == [0]
+        assert world.file.held() is not None
+
+    def test_leaves_a_fresh_assertion(self, world: World) -> None:
+        world.put(world.assertion(START - 19 * MINUTE))
+        world.once()
+        assert world.signed == []
+
+    def test_raises_what_fails_though_there_is_still_an_assertion(self, world: World) -> None:
+        world.put(world.assertion(START - 21 * MINUTE))
+        world.failure = GONE
+        with pytest.raises(DeviceGone):
+            world.once()
+        assert world.file.held() is not None
+
+
+class TestServiceManager:
+    @pytest.fixture
+    def listener(self) -> Iterator[socket.socket]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(f"\0hsm-signer-{secrets.token_hex(8)}")
+            listener.setblocking(False)
+            yield listener
+
+    @staticmethod
+    def manager(listener: socket.socket, watchdog: float | None = None) -> ServiceManager:
+        return ServiceManager("@" + listener.getsockname()[1:].decode(), watchdog)
+
+    @staticmethod
+    def heard(listener: socket.socket) -> list[dict[str, str]]:
+        messages: list[dict[str, str]] = []
+        while True:
+            try:
+                lines = listener.recv(4096).decode().splitlines()
+            except BlockingIOError:
+                return messages
+            messages.append(dict(line.split("=", 1) for line in lines))
+
+    def test_hears_that_the_first_assertion_is_there(self, world: World, listener: socket.socket) -> None:
+        world.run(1, manager=self.manager(listener))
+        assert self.heard(listener) == [
+            {"READY": "1", "WATCHDOG": "1", "STATUS": "The assertion is good until 2025-06-15 16:06:40 UTC."}
+        ]
+
+    def test_hears_of_no_readiness_without_an_assertion(self, world: World, listener: socket.socket) -> None:
+        world.failure = GONE
+        world.run(4, manager=self.manager(listener), patient=True)
+        assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": "There is no assertion. The device is away."}]
+
+    def test_hears_what_is_wrong_while_the_last_assertion_is_good(self, world: World, listener: socket.socket) -> None:
+        world.put(world.assertion(START - 20 * MINUTE))
+        world.failure = GONE
+        world.run(1, manager=self.manager(listener))
+        (state,) = self.heard(listener)
+        assert state["READY"] == "1"
+        assert state["STATUS"].endswith(" UTC. The device is away.")
+
+    def test_is_kept_from_taking_us_for_hung_twice_in_its_time(self, world: World, listener: socket.socket) -> None:
+        world.run(30, manager=self.manager(listener, watchdog=10))
+        assert max(world.waits) == 5
+        assert len(self.heard(listener)) == len(world.waits)
