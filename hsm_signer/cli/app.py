@@ -59,10 +59,14 @@ class Terminated(BaseException):
 _HOMES = {
     "token": "exchange",
     "assertion": "exchange",
+    "assertion-file": "assertion_file",
     "decode": "inspection",
     "verify": "inspection",
     "explain": "inspection",
     "device": "device",
+    "rotate": "rotate",
+    "key": "key",
+    "certificate": "certificate",
     "doctor": "doctor",
     "emulator": "emulator",
 }
@@ -95,10 +99,9 @@ def options(
     ] = False,
 ) -> None:
     """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device."""
-    from hsm_signer.cli.log import configure_logging, hush_modules
+    from hsm_signer.cli.log import configure_logging, keep_modules_apart
 
-    if not verbose:
-        hush_modules()
+    keep_modules_apart(verbose=verbose)
     configure_logging(verbose=verbose, as_json=log_format is LogFormat.JSON)
     context.obj = GlobalOptions(config, profile)
 

@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from hsm_signer.cli.operator import show_slow, terminal_operator
+from hsm_signer.cli.operator import reference_to_one, show_slow
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.config import Profile, load_profile
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, ModuleLoadError, PinError
-from hsm_signer.identity import key_reference
+from hsm_signer.errors import ModuleLoadError, PinError
 
 
 def register(app: typer.Typer) -> None:
@@ -76,11 +75,7 @@ def show(
     from hsm_signer.cli.inventory import module_text, plain
     from hsm_signer.device.inventory import examine
 
-    if len(profile.key) > 1:
-        raise ConfigError(f"There are {len(profile.key)} keys, and one device is shown.", hint="Name one with --key.")
-    uri = profile.key[0] if profile.key else Pkcs11Uri()
-    reference = key_reference(profile, uri, terminal_operator())
-    facts = examine(reference, datetime.now(UTC), login=login)
+    facts = examine(reference_to_one(profile), datetime.now(UTC), login=login)
     if output is Output.JSON:
         print_json(plain(facts))
     else:

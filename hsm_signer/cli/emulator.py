@@ -12,6 +12,8 @@ from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_result
 from hsm_signer.errors import CertificateNotFound
 
+_OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -37,6 +39,7 @@ def emulator(
     """Run a strict local stand-in for Entra, on loopback, until it is interrupted.
 
     It checks assertions as Entra is documented to, and answers with tokens nobody outside can mistake for Microsoft's.
+    On the same port it is the part of Microsoft Graph with which an application rolls its keys.
     """
     from hsm_signer.testing import EntraEmulator
 
@@ -49,15 +52,17 @@ def emulator(
             "client_id": client_id,
             "ca_bundle": None if running.ca_file is None else str(running.ca_file),
             "token_endpoint": running.token_endpoint(tenant),
+            "graph": running.graph,
+            "object_id": running.object_id(client_id, tenant=tenant),
         }
         if output is Output.JSON:
             # One line: whoever started it reads that, and then goes on.
             print_result(json.dumps(ready))
         else:
-            options = [f"--{name.replace('_', '-')} {value}" for name, value in ready.items()
-                       if value and name != "token_endpoint"]  # fmt: skip
+            options = [f"--{name.replace('_', '-')} {ready[name]}" for name in _OPTIONS if ready[name]]
             print_result(
-                f"Entra emulator at {running.authority}. Use it with:\n  hsm-signer token " + " ".join(options)
+                f"Entra emulator at {running.authority}. Use it with:\n  hsm-signer token {' '.join(options)}\n"
+                f"Microsoft Graph at {ready['graph']}. There the application has the object id {ready['object_id']}."
             )
         sys.stderr.write("Stop it with Ctrl-C.\n")
         threading.Event().wait()

@@ -1,5 +1,8 @@
 """The main job: `token` and `assertion`."""
 
+import contextlib
+import json
+import os
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,13 +15,15 @@ from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import result_writer, to_json
 from hsm_signer.config import Profile, missing
-from hsm_signer.credential import HsmCredential
-from hsm_signer.entra.authority import check_scopes
 from hsm_signer.entra.token import AccessToken
+from hsm_signer.tokens import Tokens
 
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait for the device to be plugged in.", rich_help_panel="Device")
 ]
+
+
+_EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"
 
 
 class TokenOutput(StrEnum):
@@ -54,12 +59,12 @@ def token(
     hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
     --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
     """
-    with HsmCredential.from_profile(profile, operator=terminal_operator(wait=wait)) as credential:
+    with Tokens(profile, terminal_operator(wait=wait)) as tokens:
         if not profile.scope:
             raise missing("scope")
-        check_scopes(credential.endpoint, profile.scope)
+        wanted = tokens.wanted(profile.scope)
         with result_writer(output_file) as write:
-            write(_show_token(credential.get_token(*profile.scope), output, credential))
+            write(_show_token(tokens.get(wanted), output, tokens))
 
 
 def assertion(
@@ -70,10 +75,10 @@ def assertion(
 ) -> None:
     """Sign a client assertion and print it. Sends nothing, needs no network."""
     with (
-        HsmCredential.from_profile(profile, operator=terminal_operator(wait=wait)) as credential,
+        Tokens(profile, terminal_operator(wait=wait)) as tokens,
         result_writer(output_file) as write,
     ):
-        jwt = credential.assertion()
+        jwt = tokens.assertion()
         if output is Output.TEXT:
             write(jwt)
         else:
@@ -81,36 +86,46 @@ def assertion(
             write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
 
 
-def _show_token(token: AccessToken, output: TokenOutput, credential: HsmCredential) -> str:
+def _show_token(token: AccessToken, output: TokenOutput, tokens: Tokens) -> str:
     match output:
         case TokenOutput.TEXT:
             return token.token
         case TokenOutput.HEADER:
             return f"Authorization: {token.token_type} {token.token}"
         case TokenOutput.JSON:
-            return to_json(_document(token, credential))
+            return to_json(_document(token, tokens))
         case TokenOutput.EXEC_CREDENTIAL:
             return to_json(_exec_credential(token))
 
 
-def _document(token: AccessToken, credential: HsmCredential) -> dict[str, Any]:
+def _document(token: AccessToken, tokens: Tokens) -> dict[str, Any]:
     return {
         "access_token": token.token,
         "token_type": token.token_type,
         "expires_in": max(0, token.expires_on - int(time.time())),
         "expires_on": token.expires_on,
         "scope": token.scope,
-        "tenant": credential.endpoint.tenant,
-        "client_id": credential.profile.client_id,
-        "authority": credential.endpoint.authority,
+        "tenant": tokens.endpoint.tenant,
+        "client_id": tokens.profile.client_id,
+        "authority": tokens.endpoint.authority,
     }
 
 
 def _exec_credential(token: AccessToken) -> dict[str, Any]:
-    # https://kubernetes.io/docs/reference/config-api/client-authentication.v1/
     expiry = datetime.fromtimestamp(token.expires_on, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
-        "apiVersion": "client.authentication.k8s.io/v1",
+        "apiVersion": _exec_credential_version(os.environ.get("KUBERNETES_EXEC_INFO", "")),
         "kind": "ExecCredential",
         "status": {"token": token.token, "expirationTimestamp": expiry},
     }
+
+
+def _exec_credential_version(asked: str) -> str:
+    """Return the version that client-go asks for, for it takes no other; v1 where it does not say.
+
+    https://kubernetes.io/docs/reference/config-api/client-authentication.v1/; v1beta1 has the same status.
+    """
+    with contextlib.suppress(ValueError, AttributeError):
+        if json.loads(asked).get("apiVersion") == _EXEC_CREDENTIAL_BETA:
+            return _EXEC_CREDENTIAL_BETA
+    return "client.authentication.k8s.io/v1"

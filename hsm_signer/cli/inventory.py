@@ -52,6 +52,24 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def row(indent: int, label: str, *values: str) -> Iterator[str]:
+    """Return the lines of a label and its values, each value on a line of its own, wrapped under itself."""
+    before, under = f"{' ' * indent}{label:{_LABEL}}", " " * (indent + _LABEL)
+    for value in map(clean, values):
+        if max(map(len, value.split()), default=0) > WIDTH - len(under):
+            # Too long for the line. It stays whole, with less before it.
+            yield before.rstrip()
+            before = under = " " * (indent + 2)
+        yield from _wrapped(value, before, under)
+        before = under
+
+
+def validity_in_words(not_before: datetime, not_after: datetime, days_left: int) -> str:
+    """Return from when to when a certificate is valid, and how long that still is."""
+    left = "EXPIRED" if days_left < 0 else f"{days_left} day{'' if days_left == 1 else 's'} left"
+    return f"{not_before:%Y-%m-%d} to {not_after:%Y-%m-%d}, {left}"
+
+
 def _library(module: ModuleFacts) -> str:
     if module.library is None:
         return ""
@@ -64,13 +82,13 @@ def _device(device: DeviceFacts) -> Iterator[str]:
     serial = f"serial {info.serial}" if info.serial else ""
     maker = ", ".join(part for part in (info.manufacturer, info.model, serial) if part)
     yield from _heading(2, f"DEVICE {info.label or info.model or info.slot_description!r}", maker)
-    yield from _row(4, "uri", device.uri)
-    yield from _row(4, "PIN", _pin(device))
+    yield from row(4, "uri", device.uri)
+    yield from row(4, "PIN", _pin(device))
     if device.contents is None or not device.mechanisms:
-        yield from _row(4, "signs", _algorithms(device))
+        yield from row(4, "signs", _algorithms(device))
     else:
-        yield from _row(4, "signs", *_mechanisms(device, chosen=True))
-        yield from _row(4, "unused", *_mechanisms(device, chosen=False))
+        yield from row(4, "signs", *_mechanisms(device, chosen=True))
+        yield from row(4, "unused", *_mechanisms(device, chosen=False))
     yield from _problem(4, device.problem)
     if device.contents is not None:
         yield from _contents(device.contents)
@@ -120,8 +138,8 @@ def _key(key: KeyFacts) -> Iterator[str]:
     bits = f"{key.bits} bits" if key.bits else ""
     kind = " ".join(part for part in (key.kind, bits) if part)
     yield from _heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
-    yield from _row(6, "uri", key.uri)
-    yield from _row(6, "guarded", ", ".join(_protection(key)))
+    yield from row(6, "uri", key.uri)
+    yield from row(6, "guarded", ", ".join(_protection(key)))
     yield from _problem(6, key.problem)
 
 
@@ -145,20 +163,15 @@ def _protection(key: KeyFacts) -> Iterator[str]:
 def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[str]:
     yield from _heading(4, f"CERTIFICATE {certificate.label!r}", f"id {_id(certificate.id)}")
     if certificate.subject is not None:
-        yield from _row(6, "subject", certificate.subject)
+        yield from row(6, "subject", certificate.subject)
     if certificate.not_before and certificate.not_after and certificate.days_left is not None:
-        yield from _row(
-            6, "valid", f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}, {_left(certificate)}"
+        yield from row(
+            6, "valid", validity_in_words(certificate.not_before, certificate.not_after, certificate.days_left)
         )
-    yield from _row(6, "SHA-1", certificate.sha1.hex().upper())
-    yield from _row(6, "SHA-256", certificate.sha256.hex().upper())
-    yield from _row(6, "certifies", _certified(certificate, contents))
+    yield from row(6, "SHA-1", certificate.sha1.hex().upper())
+    yield from row(6, "SHA-256", certificate.sha256.hex().upper())
+    yield from row(6, "certifies", _certified(certificate, contents))
     yield from _problem(6, certificate.problem)
-
-
-def _left(certificate: CertificateFacts) -> str:
-    days = certificate.days_left or 0
-    return "EXPIRED" if days < 0 else f"{days} day{'' if days == 1 else 's'} left"
 
 
 def _certified(certificate: CertificateFacts, contents: Contents) -> str:
@@ -171,9 +184,9 @@ def _certified(certificate: CertificateFacts, contents: Contents) -> str:
 
 def _problem(indent: int, problem: Problem | None) -> Iterator[str]:
     if problem is not None:
-        yield from _row(indent, "problem", problem.message)
+        yield from row(indent, "problem", problem.message)
         if problem.hint:
-            yield from _row(indent, "hint", problem.hint)
+            yield from row(indent, "hint", problem.hint)
 
 
 def _id(octets: bytes) -> str:
@@ -189,18 +202,6 @@ def _heading(indent: int, title: str, rest: str) -> Iterator[str]:
     under = " " * (indent + 2)
     yield from _wrapped(clean(title), " " * indent, under)
     yield from _wrapped(clean(rest), under, under)
-
-
-def _row(indent: int, label: str, *values: str) -> Iterator[str]:
-    """Label and values, each value on a line of its own, wrapped under itself."""
-    before, under = f"{' ' * indent}{label:{_LABEL}}", " " * (indent + _LABEL)
-    for value in map(clean, values):
-        if max(map(len, value.split()), default=0) > WIDTH - len(under):
-            # Too long for the line. It stays whole, with less before it.
-            yield before.rstrip()
-            before = under = " " * (indent + 2)
-        yield from _wrapped(value, before, under)
-        before = under
 
 
 def _wrapped(text: str, before: str, under: str) -> list[str]:

@@ -31,25 +31,32 @@ def configure_logging(*, verbose: bool, as_json: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
-def hush_modules() -> None:
-    """Keep what PKCS#11 modules print out of our output: stdout and stderr stay ours, descriptors 1 and 2 lead nowhere.
+def keep_modules_apart(*, verbose: bool) -> None:
+    """Keep what PKCS#11 modules print out of our output: stdout stays ours alone, and stderr unless `verbose`.
 
     tpm2-pkcs11 and the libraries below it report on stderr what they also return; p11-kit's proxy loads it for
     everybody.
+
+    Args:
+        verbose: let what they print be seen, on stderr; else it goes nowhere.
     """
-    sys.stdout, sys.stderr = _apart(sys.stdout, 1), _apart(sys.stderr, 2)
+    if verbose:
+        sys.stdout = _apart(sys.stdout, 1, instead=os.dup(2))
+        return
+    sys.stdout = _apart(sys.stdout, 1, instead=os.open(os.devnull, os.O_WRONLY))
+    sys.stderr = _apart(sys.stderr, 2, instead=os.open(os.devnull, os.O_WRONLY))
 
 
-def _apart(stream: Any, descriptor: int) -> Any:
-    """Return a stream to where `stream` leads, while the descriptor itself is made to lead nowhere."""
+def _apart(stream: Any, descriptor: int, *, instead: int) -> Any:
+    """Return a stream to where `stream` leads, while the descriptor itself is made to lead where `instead` does."""
     try:
         if stream is None or stream.fileno() != descriptor:
             return stream
         stream.flush()
         kept = os.dup(descriptor)
+        os.dup2(instead, descriptor)
     except (OSError, ValueError):
         return stream
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)
+    finally:
+        os.close(instead)
     return open(kept, "w", encoding=stream.encoding, errors=stream.errors)

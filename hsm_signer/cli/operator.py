@@ -8,10 +8,16 @@ import getpass
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from hsm_signer.config import Profile
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
-from hsm_signer.errors import HsmSignerError, PinLastTry, PinUnavailable
-from hsm_signer.identity import Operator
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
+from hsm_signer.identity import Operator, key_reference
+
+if TYPE_CHECKING:
+    from hsm_signer.device.device import KeyReference
 
 _TERMINAL = "/dev/tty"
 _CLEAR_LINE = "\r\x1b[K"
@@ -27,6 +33,17 @@ def terminal_operator(*, wait: bool = False) -> Operator:
     return Operator(
         prompt=TerminalPrompt(), confirm=confirm_last_try, slow=show_slow, wait=DeviceAwaited() if wait else None
     )
+
+
+def reference_to_one(profile: Profile) -> "KeyReference":
+    """Return how to get to the one key of a profile, or to its device; without a key, to the only device there is.
+
+    Raises:
+        ConfigError: the profile names several.
+    """
+    if len(profile.key) > 1:
+        raise ConfigError(f"There are {len(profile.key)} keys, and this is about one.", hint="Name one with --key.")
+    return key_reference(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator())
 
 
 @contextlib.contextmanager
@@ -75,7 +92,7 @@ class TerminalPrompt:
         if request.pad:
             sys.stderr.write(f"Enter the PIN of {request.device} on its own pad.\n")
             return PinPad.PROTECTED
-        if not _has_terminal():
+        if not has_terminal():
             raise PinUnavailable(
                 f"{request.device} wants a PIN, and there is no terminal to ask on.",
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
@@ -96,17 +113,21 @@ def confirm_last_try(request: PinRequest) -> None:
     Raises:
         PinLastTry: it is not.
     """
-    if not _has_terminal():
+    if not has_terminal():
         return
-    with open(_TERMINAL, "r+b", buffering=0) as terminal:
-        question = f"{request.device} has one PIN try left. A wrong PIN locks it. Type yes to go on: "
-        terminal.write(question.encode())
-        answer = terminal.readline()
-    if answer.strip() != b"yes":
+    if ask(f"{request.device} has one PIN try left. A wrong PIN locks it. Type yes to go on: ") != "yes":
         raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
 
 
-def _has_terminal() -> bool:
+def ask(question: str) -> str:
+    """Ask on the terminal; return what was typed, without blanks around it. Needs `has_terminal`."""
+    with open(_TERMINAL, "r+b", buffering=0) as terminal:
+        terminal.write(question.encode())
+        return terminal.readline().decode(errors="replace").strip()
+
+
+def has_terminal() -> bool:
+    """Whether there is a person to ask."""
     try:
         with open(_TERMINAL, "rb"):
             return True

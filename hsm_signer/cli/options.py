@@ -11,12 +11,13 @@ import typer
 from hsm_signer.config import SETTINGS, Setting, load_profile
 
 _PANELS = {
-    "Device": ("key", "module", "pin_source", "certificate", "device_timeout", "pin_record", "allow_last_try"),
+    "Device": ("key", "module", "pin_source", "device_timeout", "pin_record", "allow_last_try"),
     "Assertion": (
-        "tenant", "client_id", "algorithm", "thumbprint", "send_chain", "cloud", "authority", "token_endpoint",
-        "audience", "lifetime",
+        "tenant", "client_id", "certificate", "algorithm", "thumbprint", "send_chain", "cloud", "authority",
+        "token_endpoint", "audience", "lifetime",
     ),
     "Exchange": ("scope", "ca_bundle", "network_timeout"),
+    "Graph": ("object_id", "service_principal", "graph"),
 }  # fmt: skip
 
 
@@ -30,11 +31,12 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the result on stdout.")]
 
 
-def takes_profile(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some panels, and call it with the profile they add up to.
 
     Args:
-        panels: "Device", "Assertion", "Exchange".
+        panels: "Device", "Assertion", "Exchange", "Graph".
+        defaults: where they are not those of `Profile`.
 
     Returns:
         A decorator for a function whose first parameter is the profile.
@@ -44,7 +46,7 @@ def takes_profile(*panels: str) -> Callable[[Callable[..., None]], Callable[...,
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
             given = {setting.name: _given(setting, values.pop(setting.name)) for setting in settings}
-            profile = load_profile(given, config=context.obj.config, name=context.obj.profile)
+            profile = load_profile(given, config=context.obj.config, name=context.obj.profile, defaults=defaults)
             command(profile, **values)
 
         parameters = [

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 
@@ -19,13 +19,13 @@ class ReaderGone(Exception):
 class Write(Protocol):
     """Takes the result, once."""
 
-    def __call__(self, text: str) -> None:
-        """Write `text`."""
+    def __call__(self, result: str | bytes) -> None:
+        """Write `result`."""
         ...
 
 
-def print_result(text: str) -> None:
-    """Write a result and a newline to stdout.
+def print_result(result: str | bytes) -> None:
+    """Write a result to stdout: text and a newline, or octets as they are.
 
     Raises:
         OutputError: it cannot be written.
@@ -33,7 +33,10 @@ def print_result(text: str) -> None:
     """
     stream = _stdout()
     try:
-        stream.write(text + "\n")
+        if isinstance(result, bytes):
+            stream.buffer.write(result)
+        else:
+            stream.write(result + "\n")
         stream.flush()
     except BrokenPipeError:
         # What is still buffered must not be tried again at exit.
@@ -78,10 +81,10 @@ def result_writer(file: Path | None) -> Iterator[Write]:
     except OSError as error:
         raise _unwritable(file, error) from None
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with os.fdopen(descriptor, "wb") as stream:
 
-            def write(text: str) -> None:
-                stream.write(text)
+            def write(result: str | bytes) -> None:
+                stream.write(result if isinstance(result, bytes) else result.encode())
 
             yield write
             stream.flush()
@@ -140,6 +143,8 @@ def _unwritable(file: Path, error: OSError) -> OutputError:
 class TextStream(Protocol):
     """The part of stdout that is used."""
 
+    @property
+    def buffer(self) -> BinaryIO: ...
     def write(self, text: str, /) -> int: ...
     def flush(self) -> None: ...
     def fileno(self) -> int: ...

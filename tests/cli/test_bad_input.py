@@ -159,7 +159,7 @@ def test_the_tenant_common(program: Program, signing: Settings) -> None:
 
 def test_a_scope_without_default(program: Program, exchange: Settings) -> None:
     result = program("token", *options(exchange, scope="https://graph.microsoft.com/User.Read"))
-    assert_explained(result, 2, "config_error")
+    assert_explained(result, 2, "scope_error")
     assert "https://graph.microsoft.com/.default" in result.stderr.splitlines()[1]
 
 

@@ -3,12 +3,14 @@
 import json
 import shlex
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.cli.conftest import CLIENT, TENANT, Program, Settings, assert_explained, options
@@ -39,7 +41,8 @@ def test_another_process_gets_a_token_with_what_the_json_says(
     start: Start, program: Program, signing: Settings
 ) -> None:
     document = ready(start("-o", "json"))
-    assert list(document) == ["authority", "tenant", "client_id", "ca_bundle", "token_endpoint"]
+    places = ["token_endpoint", "graph", "object_id"]
+    assert list(document) == ["authority", "tenant", "client_id", "ca_bundle", *places]
     assert document["token_endpoint"] == f"{document['authority']}/{TENANT}/oauth2/v2.0/token"
     where = {"authority": document["authority"], "ca_bundle": document["ca_bundle"]}
     scope = "https://vault.azure.net/.default"
@@ -48,11 +51,24 @@ def test_another_process_gets_a_token_with_what_the_json_says(
     assert result.stdout.count(".") == 2
 
 
+def test_the_application_finds_itself_in_graph_by_the_object_id(
+    start: Start, program: Program, signing: Settings
+) -> None:
+    document = ready(start("-o", "json"))
+    where = {"authority": document["authority"], "ca_bundle": document["ca_bundle"]}
+    result = program("token", *options({**signing, **where}, scope="https://graph.microsoft.com/.default"))
+    with httpx.Client(verify=ssl.create_default_context(cafile=document["ca_bundle"])) as http:
+        url = f"{document['graph']}/v1.0/applications/{document['object_id']}"
+        found = http.get(url, headers={"Authorization": f"Bearer {result.stdout.strip()}"})
+    assert (found.status_code, found.json()["appId"]) == (200, CLIENT)
+
+
 def test_the_text_for_people_is_a_command_that_works(start: Start, program: Program, signing: Settings) -> None:
     process = start()
     assert process.stdout is not None
-    first, command = process.stdout.readline(), process.stdout.readline()
+    first, command, graph = (process.stdout.readline() for _ in range(3))
     assert first.startswith("Entra emulator at https://127.0.0.1:")
+    assert graph.startswith("Microsoft Graph at https://127.0.0.1:")
     name, *arguments = shlex.split(command)
     assert name == "hsm-signer"
     device = {name: signing[name] for name in ("key", "module", "pin_source")}

@@ -34,6 +34,23 @@ EXCHANGE = {
     "--ca-bundle": ["HSM_SIGNER_CA_BUNDLE"],
     "--network-timeout": ["HSM_SIGNER_NETWORK_TIMEOUT"],
 }
+ASSERTION_FILE: dict[str, list[str]] = {
+    **{option: variables for option, variables in ASSERTION.items() if not option.startswith("--output")},
+    "--interval": [],
+    "--mode": [],
+    "--group": [],
+    "--once": [],
+    "--print-env": [],
+}
+DEVICE = {
+    option: ASSERTION[option]
+    for option in ("--key", "--module", "--pin-source", "--device-timeout", "--no-pin-record", "--allow-last-try")
+}
+GENERATE: dict[str, list[str]] = {"--label": [], "--id": [], "--bits": [], "--always-authenticate": []}
+DELETE: dict[str, list[str]] = {"--certificate": [], "--yes": []}
+ISSUE: dict[str, list[str]] = {"--subject": [], "--algorithm": [], "--output": [], "--output-file": []}
+CREATE: dict[str, list[str]] = {**ISSUE, "--days": [], "--no-store": [], "--replace": []}
+EXPORT: dict[str, list[str]] = {"--form": [], "--output": [], "--output-file": []}
 GLOBAL = {
     "--config": ["HSM_SIGNER_CONFIG"],
     "--profile": ["HSM_SIGNER_PROFILE"],
@@ -60,9 +77,18 @@ EMULATOR: dict[str, list[str]] = {
         pytest.param([], GLOBAL, id="hsm-signer"),
         pytest.param(["token"], ASSERTION | EXCHANGE, id="token"),
         pytest.param(["assertion"], ASSERTION, id="assertion"),
+        pytest.param(["assertion-file"], ASSERTION_FILE, id="assertion-file"),
         pytest.param(["decode"], {"--output": []}, id="decode"),
         pytest.param(["verify"], {"--certificate": [], "--output": []}, id="verify"),
         pytest.param(["explain"], {"--output": []}, id="explain"),
+        pytest.param(["key", "generate"], {**DEVICE, **GENERATE, "--output": []}, id="key generate"),
+        pytest.param(["key", "list"], {**DEVICE, "--output": []}, id="key list"),
+        pytest.param(["key", "delete"], {**DEVICE, **DELETE, "--output": []}, id="key delete"),
+        pytest.param(["certificate", "create"], DEVICE | CREATE, id="certificate create"),
+        pytest.param(["certificate", "request"], DEVICE | ISSUE, id="certificate request"),
+        pytest.param(["certificate", "import"], {**DEVICE, "--replace": [], "--output": []}, id="certificate import"),
+        pytest.param(["certificate", "export"], DEVICE | EXPORT, id="certificate export"),
+        pytest.param(["certificate", "show"], {**DEVICE, "--output": []}, id="certificate show"),
         pytest.param(["emulator"], EMULATOR, id="emulator"),
     ],
 )
@@ -79,7 +105,8 @@ def test_help_lists_every_option_with_its_variables(
 
 def test_help_lists_every_command(program: Program) -> None:
     commands = re.findall(r"│ ([a-z-]+)", program("-h").stdout.partition("Commands")[2])
-    assert {"token", "assertion", "decode", "verify", "explain", "emulator"} <= set(commands)
+    expected = {"token", "assertion", "assertion-file", "decode", "verify", "explain", "key", "certificate", "emulator"}
+    assert expected <= set(commands)
 
 
 def test_version_is_the_packages(program: Program) -> None:

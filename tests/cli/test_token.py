@@ -89,6 +89,25 @@ def test_token_as_an_exec_credential_is_what_kubectl_reads(
     assert 3500 < datetime.fromisoformat(status["expirationTimestamp"]).timestamp() - time.time() <= 3600
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1"),
+        ("client.authentication.k8s.io/v1beta1", "client.authentication.k8s.io/v1beta1"),
+        ("client.authentication.k8s.io/v7", "client.authentication.k8s.io/v1"),
+        (None, "client.authentication.k8s.io/v1"),
+    ],
+)
+def test_an_exec_credential_is_of_the_version_that_kubectl_asks_for(
+    program: Program, exchange: Settings, asked: str | None, given: str
+) -> None:
+    # client-go says so in this variable, and takes no other version.
+    info = json.dumps({"apiVersion": asked, "kind": "ExecCredential", "spec": {"interactive": False}}) if asked else "?"
+    arguments = ("token", *options(exchange), "-o", "exec-credential")
+    document = program(*arguments, environment={"KUBERNETES_EXEC_INFO": info}).json
+    assert document["apiVersion"] == given
+
+
 def test_a_refusal_by_entra_carries_its_number_and_correlation_id(
     program: Program, exchange: Settings, entra: EntraEmulator
 ) -> None:

@@ -1,0 +1,171 @@
+"""`rotate`: over to the next key, step by step."""
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.output import ReaderGone, print_json, print_result
+from hsm_signer.config import Profile, uri_argument
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
+from hsm_signer.rotation_plan import Step
+
+DUE = 1
+
+_MEANING = {
+    Step.NAME: "choose the next key's label and id, and write them into the key file",
+    Step.GENERATE: "make the next key on the device",
+    Step.CERTIFY: "make its certificate and store it on the device",
+    Step.REGISTER: "add the certificate to the application (Graph addKey), proved by the current key",
+    Step.PROVE: "get a token with the next key, as soon as Entra takes it",
+    Step.SWITCH: "name the next key in the key file as the current one",
+    Step.ABANDON: "give up the next key, which is gone from the device",
+    Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
+    Step.DELETE: "delete the old key and its certificate from the device",
+    Step.KEEP: "leave the old key on the device",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(takes_profile("Device", "Assertion", "Exchange", "Graph")(rotate))
+
+
+def rotate(
+    profile: Profile,
+    current: Annotated[
+        str | None,
+        typer.Option(
+            help="The key in use today, to begin with: where the key file is not there yet.",
+            metavar="URI",
+            rich_help_panel="Rotation",
+        ),
+    ] = None,
+    next_key: Annotated[
+        str | None,
+        typer.Option(
+            "--next",
+            help="A key on the device that is to be the next, made there by other means.",
+            metavar="URI",
+            rich_help_panel="Rotation",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of the next key. Default: as the current one.", rich_help_panel="Rotation")
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            help="Of its certificate. Default: as the current one.", metavar="NAME", rich_help_panel="Rotation"
+        ),
+    ] = None,
+    days: Annotated[
+        int,
+        typer.Option(help="Validity of its certificate.", min=1, max=MAXIMUM_DAYS, rich_help_panel="Rotation"),
+    ] = DEFAULT_DAYS,
+    delete_old_key: Annotated[
+        bool,
+        typer.Option(
+            "--delete-old-key", help="Delete the old key from the device at the end.", rich_help_panel="Rotation"
+        ),
+    ] = False,
+    old_key_id: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of the old key's credential at Entra, where it is not known and Graph does not tell.",
+            metavar="ID",
+            rich_help_panel="Rotation",
+        ),
+    ] = None,
+    propagation_timeout: Annotated[
+        float,
+        typer.Option(
+            help="How long to wait for Entra to take notice of a change.",
+            metavar="SECONDS",
+            min=0,
+            rich_help_panel="Rotation",
+        ),
+    ] = 600,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the steps, and take none.", rich_help_panel="Rotation")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only tell whether it is time: exit status 1 when it is. Rarely needs a login.",
+            rich_help_panel="Rotation",
+        ),
+    ] = False,
+    warn_days: Annotated[
+        int,
+        typer.Option(
+            help="For --check: how many days before its end a certificate is due.", min=0, rich_help_panel="Rotation"
+        ),
+    ] = 30,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Go over to a new key without a gap: make it, register it, prove it, use it, and take the old one away.
+
+    The profile's key names a key file: key = "file:PATH".
+    Until a token was obtained with the new key, the old one stays in use.
+    Interrupted anywhere, rotate goes on from there when it is run again.
+
+    hsm-signer --profile prod rotate --delete-old-key
+    """
+    from hsm_signer.rotation import Rotation, RotationRequest
+
+    if check:
+        _check(profile, warn_days, output)
+        return
+    request = RotationRequest(
+        current=_uri(current, "--current"),
+        following=_uri(next_key, "--next"),
+        bits=bits,
+        subject=subject,
+        days=days,
+        delete_old=delete_old_key,
+        old_key_id=old_key_id,
+        propagation=propagation_timeout,
+    )
+    steps: list[dict[str, str]] = []
+
+    def report(step: Step, text: str) -> None:
+        steps.append({"step": step.value, "detail": text})
+        if output is Output.TEXT:
+            with contextlib.suppress(ReaderGone):  # that nobody reads on is no reason to stop half-way
+                print_result(f"{step.value:<11} {text}")
+
+    with Rotation(profile, request, terminal_operator(), report=report) as rotation:
+        if dry_run:
+            for step in rotation.plan():
+                report(step, _MEANING[step][0].upper() + _MEANING[step][1:] + ".")
+        else:
+            rotation.run()
+        current_key = rotation.file.current
+    if output is Output.JSON:
+        print_json({"steps": steps, "key": str(current_key.uri), "key_id": current_key.key_id, "dry_run": dry_run})
+
+
+def _check(profile: Profile, warn_days: int, output: Output) -> None:
+    from hsm_signer.rotation_due import check_due
+
+    found = check_due(profile, warn_days, datetime.now(UTC), terminal_operator())
+    if output is Output.JSON:
+        print_json({"due": found.due, "days_left": found.days_left, "unfinished": found.unfinished})
+    else:
+        state = "A rotation was begun and not ended: run rotate." if found.unfinished else ""
+        when = f"{found.days_left} days left" if found.days_left >= 0 else "expired"
+        print_result(
+            f"The certificate of the current key: {when}. {state or ('Run rotate.' if found.due else '')}".strip()
+        )
+    if found.due:
+        raise typer.Exit(DUE)
+
+
+def _uri(text: str | None, option: str) -> Pkcs11Uri | None:
+    return None if text is None else uri_argument(text, option)

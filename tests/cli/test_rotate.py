@@ -1,0 +1,331 @@
+"""`rotate`: from one key to the next against Entra's and Graph's emulator, and what stops it on the way."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from hsm_signer.testing import EntraEmulator, GraphRefusal, SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Result, assert_explained
+
+STEPS = ["name", "generate", "certify", "register", "prove", "switch", "unregister"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An application with one key on a device, and a profile that follows a key file."""
+
+    program: Program
+    entra: EntraEmulator
+    softhsm: SoftHsm
+    first: SoftHsmKey
+
+    @property
+    def key_file(self) -> Path:
+        return self.program.directory / "key.json"
+
+    def __call__(self, *arguments: str) -> Result:
+        return self.program(*arguments, environment=self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HSM_SIGNER_CONFIG": str(self.program.directory / "config.toml"), **self.softhsm.environment}
+
+    def begin(self, *more: str) -> Result:
+        """Rotate for the first time."""
+        return self("rotate", "--current", self.first.uri, *more)
+
+    def registered(self) -> list[str]:
+        """Thumbprints of the certificates that Entra knows."""
+        held = self.entra.key_credentials(CLIENT, tenant=TENANT)
+        return [each.thumbprints["x5t"].hex() for each in held]
+
+    def on_device(self) -> tuple[int, int]:
+        """How many private keys and certificates the device holds."""
+        shown = self("device", "show", "--login", "-o", "json", "--key", self.first.uri.partition(";")[0]).json
+        contents = shown["devices"][0]["contents"]
+        return len(contents["keys"]), len(contents["certificates"])
+
+    def works(self) -> bool:
+        """Whether the profile gets a token."""
+        return self("token").status == 0
+
+
+@pytest.fixture
+def stage(program: Program) -> Iterator[Stage]:
+    with staged(program) as stage:
+        yield stage
+
+
+@pytest.fixture
+def reticent(program: Program) -> Iterator[Stage]:
+    """The same, with a Graph that does not tell the application what it holds."""
+    with staged(program, forbid_listing=True) as stage:
+        yield stage
+
+
+@contextmanager
+def staged(program: Program, *, forbid_listing: bool = False) -> Iterator[Stage]:
+    with (
+        SoftHsm(label="rolling", pin=PIN) as softhsm,
+        EntraEmulator(https=False, forbid_listing=forbid_listing) as entra,
+    ):
+        first = softhsm.add_identity("app", b"\x01")
+        assert first.certificate is not None
+        entra.register(CLIENT, first.certificate, tenant=TENANT)
+        (program.directory / "config.toml").write_text(
+            f"""[profile.default]
+            tenant = "{TENANT}"
+            client_id = "{CLIENT}"
+            authority = "{entra.authority}"
+            scope = "https://graph.microsoft.com/.default"
+            key = "file:key.json"
+            module = "{softhsm.module}"
+            pin_source = "env:DEVICE_PIN"
+            """
+        )
+        yield Stage(program, entra, softhsm, first)
+
+
+def steps(result: Result) -> list[str]:
+    return [line.split()[0] for line in result.stdout.splitlines()]
+
+
+def test_the_next_key_takes_over_and_the_old_one_is_taken_away(stage: Stage) -> None:
+    before = stage.registered()
+    result = stage.begin("--delete-old-key")
+    assert (result.status, result.stderr) == (0, "")
+    assert steps(result) == [*STEPS, "delete"]
+    assert len(stage.registered()) == 1
+    assert stage.registered() != before
+    assert stage.on_device() == (1, 1)
+    assert stage.works()
+
+
+def test_the_old_key_stays_on_the_device_unless_it_is_to_be_deleted(stage: Stage) -> None:
+    result = stage.begin()
+    assert steps(result) == [*STEPS, "keep"]
+    assert stage.first.uri.partition("?")[0].rpartition(";")[2] in result.stdout
+    assert stage.on_device() == (2, 2)
+    assert len(stage.registered()) == 1
+
+
+def test_an_application_that_may_not_list_its_keys_rolls_them_all_the_same(reticent: Stage) -> None:
+    first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
+    object_id = reticent.entra.object_id(CLIENT, tenant=TENANT)
+    assert reticent.begin("--object-id", object_id, "--old-key-id", first, "--delete-old-key").status == 0
+    # From now on the key file knows what is needed.
+    assert reticent("rotate", "--delete-old-key").status == 0
+    assert len(reticent.registered()) == 1
+    assert reticent.works()
+
+
+def test_without_its_id_and_the_permission_to_list_the_old_credential_waits_to_be_named(reticent: Stage) -> None:
+    first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
+    refused = reticent.begin("--object-id", reticent.entra.object_id(CLIENT, tenant=TENANT))
+    assert refused.status == 2
+    assert "--old-key-id" in refused.stderr
+    assert reticent.works()
+    assert steps(reticent("rotate", "--old-key-id", first)) == ["unregister", "keep"]
+    assert len(reticent.registered()) == 1
+
+
+def test_without_the_object_id_and_the_permission_to_list_it_is_asked_for(reticent: Stage) -> None:
+    result = reticent.begin()
+    assert result.status == 2
+    assert "--object-id" in result.stderr
+    assert "az ad app show" in result.stderr
+    assert not reticent.key_file.exists() or reticent.works()
+
+
+def test_a_change_that_spreads_slowly_is_waited_for(stage: Stage) -> None:
+    stage.entra.delay_propagation(token_requests=2)
+    result = stage.begin("--propagation-timeout", "30")
+    assert result.status == 0
+    assert "Waiting for Entra" in result.stdout
+    assert stage.works()
+
+
+def test_a_change_that_does_not_spread_leaves_the_current_key_in_use(stage: Stage) -> None:
+    stage.entra.delay_propagation(token_requests=2)
+    result = stage.begin("--propagation-timeout", "0")
+    assert result.status == 7
+    assert "Run rotate again" in result.stderr
+    assert stage.works()
+    assert steps(stage("rotate")) == ["prove", "switch", "unregister", "keep"]
+
+
+def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_run_goes_on(stage: Stage) -> None:
+    stage.entra.delay_propagation(token_requests=3)
+    with stage.program.start("rotate", "--current", stage.first.uri, environment=stage.environment) as process:
+        assert process.stdout is not None
+        while "Waiting for Entra" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert stage.works()
+    assert steps(stage("rotate"))[-4:] == ["prove", "switch", "unregister", "keep"]
+
+
+def test_it_goes_on_to_the_end_although_nobody_reads_what_it_says(stage: Stage) -> None:
+    with stage.program.start(
+        "rotate", "--current", stage.first.uri, "--delete-old-key", environment=stage.environment
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(30) == 0
+    assert len(stage.registered()) == 1
+    assert stage.on_device() == (1, 1)
+
+
+def test_the_plan_is_shown_and_not_taken(stage: Stage) -> None:
+    before = stage.registered(), stage.on_device()
+    result = stage.begin("--dry-run")
+    assert steps(result) == [*STEPS, "keep"]
+    assert (stage.registered(), stage.on_device()) == before
+    assert not stage.key_file.exists()
+
+
+def test_the_steps_are_one_json_document_where_that_is_asked_for(stage: Stage) -> None:
+    document = stage.begin("-o", "json").json
+    assert [step["step"] for step in document["steps"]] == [*STEPS, "keep"]
+    assert document["key"] == json.loads(stage.key_file.read_text())["key"]
+
+
+def test_the_next_certificate_is_like_the_last_with_a_validity_of_its_own(stage: Stage) -> None:
+    assert stage.first.certificate is not None
+    old = x509.load_der_x509_certificate(stage.first.certificate)
+    stage.begin("--days", "90")
+    new = stage.entra.key_credentials(CLIENT, tenant=TENANT)[0].certificate
+    assert new.subject == old.subject
+    validity = new.not_valid_after_utc - new.not_valid_before_utc
+    assert validity.days in (89, 90)
+
+
+def test_there_is_one_login_for_the_whole_run(stage: Stage) -> None:
+    spied = {"PKCS11SPY": str(stage.softhsm.module), "PKCS11SPY_OUTPUT": str(stage.program.directory / "spy")}
+    spy = "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so"
+    result = stage.program(
+        "rotate",
+        "--current",
+        stage.first.uri,
+        "--module",
+        spy,
+        environment={**stage.environment, **spied},
+    )
+    assert result.status == 0, result.stderr
+    calls = (stage.program.directory / "spy").read_text().splitlines()
+    assert sum("C_Login\n" in f"{line}\n" for line in (call.partition(": ")[2] for call in calls)) == 1
+
+
+class TestTheCheck:
+    def test_says_that_there_is_time(self, stage: Stage) -> None:
+        stage.begin()
+        result = stage("rotate", "--check")
+        assert (result.status, result.stderr) == (0, "")
+        assert "days left" in result.stdout
+
+    def test_says_with_its_status_that_the_certificate_is_due(self, stage: Stage) -> None:
+        stage.begin("--days", "20")
+        result = stage("rotate", "--check", "-o", "json")
+        assert result.status == 1
+        assert result.json == {"due": True, "days_left": 19, "unfinished": False}
+
+    def test_says_that_a_rotation_was_not_ended(self, stage: Stage) -> None:
+        stage.entra.answer_next_graph(GraphRefusal("Request_BadRequest", "No.", 400))
+        stage.begin()
+        assert stage("rotate", "--check", "-o", "json").json["unfinished"]
+
+    def test_does_not_log_in(self, stage: Stage) -> None:
+        stage.begin()
+        result = stage("rotate", "--check", "--pin-source", "env:NOT_SET")
+        assert result.status == 0
+
+
+class TestIsRefused:
+    def test_where_the_profile_does_not_name_a_key_file(self, stage: Stage) -> None:
+        result = stage("rotate", "--key", stage.first.uri)
+        assert result.status == 2
+        assert 'key = "file:PATH"' in result.stderr
+
+    def test_where_nothing_says_which_key_is_in_use(self, stage: Stage) -> None:
+        result = stage("rotate")
+        assert result.status == 2
+        assert "rotate --current URI" in result.stderr
+
+    def test_where_the_certificate_is_in_a_file(self, stage: Stage) -> None:
+        result = stage.begin("--certificate", "app.pem")
+        assert result.status == 2
+        assert "would not follow" in result.stderr
+
+    def test_where_the_current_key_is_not_on_the_device(self, stage: Stage) -> None:
+        result = stage("rotate", "--current", "pkcs11:token=rolling;id=%99")
+        assert result.status == 5
+        assert not stage.key_file.exists()
+
+    def test_where_a_policy_caps_the_lifetime_until_fewer_days_are_asked_for(self, stage: Stage) -> None:
+        stage.entra.restrict_certificates(max_lifetime=timedelta(days=100))
+        result = stage.begin()
+        assert result.status == 7
+        assert "--days" in result.stderr
+        assert stage.works()
+        again = stage("rotate", "--days", "90", "--delete-old-key")
+        assert steps(again) == ["certify", *STEPS[3:], "delete"]
+        assert stage.on_device() == (1, 1)
+
+    def test_where_a_policy_wants_an_authority_until_its_certificate_is_there(self, stage: Stage) -> None:
+        stage.entra.restrict_certificates(issuer=stage.softhsm.issue_certificate(stage.first.public_key))
+        result = stage.begin()
+        assert result.status == 7
+        assert "certificate import" in result.stderr
+        assert stage.works()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            pytest.param(["--bits", "1000"], id="bits"),
+            pytest.param(["--subject", "nonsense"], id="subject"),
+            pytest.param(["--next", "pkcs11:token=a;token=b"], id="URI"),
+            pytest.param(["--next", "pkcs11:token=a?pin-value=4711"], id="PIN in a URI"),
+            pytest.param(["--graph", "https://graph.example.com"], id="Graph"),
+        ],
+    )
+    def test_with_wrong_input_before_anything_is_begun(self, stage: Stage, wrong: list[str]) -> None:
+        result = stage.begin(*wrong)
+        assert result.status == 2
+        assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
+        assert "4711" not in result.stderr
+        assert not stage.key_file.exists()
+
+    def test_with_a_wrong_pin_which_the_next_run_does_not_present_again(self, stage: Stage) -> None:
+        wrong = {**stage.environment, "DEVICE_PIN": "0815"}
+        first, second = (
+            stage.program("rotate", "--current", stage.first.uri, "-o", "json", environment=wrong) for _ in range(2)
+        )
+        assert (first.status, second.status) == (4, 4)
+        assert (first.error["code"], second.error["code"]) == ("pin_incorrect", "pin_refused_before")
+
+
+def test_a_program_is_told_that_the_key_file_is_not_there_yet(stage: Stage) -> None:
+    result = stage("token")
+    assert_explained(result, 2, "config_error")
+    assert "rotate --current URI" in result.stderr
+
+
+def test_what_stops_it_is_explained(stage: Stage) -> None:
+    result = stage("rotate")
+    assert_explained(result, 2, "config_error")
+
+
+def test_the_clock_of_the_label_is_utc(stage: Stage) -> None:
+    result = stage.begin()
+    assert f"app-{datetime.now(UTC):%Y%m%d}" in result.stdout
