@@ -1,0 +1,90 @@
+"""A credential over a device whose calls are counted, Entra's stand-in, and a stub of Key Vault: all on loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsm_signer import HsmCredential
+from hsm_signer.testing import EntraEmulator, SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.faults.control import FaultyModule
+
+from .vault import Vault
+
+TENANT = "contoso.example"
+OTHER_TENANT = "fabrikam.example"
+CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
+GRAPH = "https://graph.microsoft.com/.default"
+VAULT = "https://vault.azure.net/.default"
+
+
+@pytest.fixture(autouse=True)
+def _own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # requests prefers these to the CA a session was told of, and sends even what is for loopback through a proxy.
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def softhsm() -> Iterator[SoftHsm]:
+    with SoftHsm(label="clients") as softhsm:
+        yield softhsm
+
+
+@pytest.fixture(scope="session")
+def key(softhsm: SoftHsm) -> SoftHsmKey:
+    return softhsm.add_identity()
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[FaultyModule]:
+    """The device's module, which counts calls."""
+    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+        yield faulty
+
+
+@pytest.fixture
+def entra(key: SoftHsmKey) -> Iterator[EntraEmulator]:
+    assert key.certificate is not None
+    with EntraEmulator() as entra:
+        for tenant in (TENANT, OTHER_TENANT):
+            entra.register(CLIENT, key.certificate, tenant=tenant)
+        yield entra
+
+
+@pytest.fixture
+def vault(entra: EntraEmulator, tmp_path: Path) -> Iterator[Vault]:
+    with Vault(entra, TENANT, tmp_path) as vault:
+        yield vault
+
+
+@pytest.fixture
+def arguments(
+    faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What a credential for all of these is made with."""
+    monkeypatch.setenv("DEVICE_PIN", softhsm.pin)
+    return {
+        "tenant_id": TENANT,
+        "client_id": CLIENT,
+        "key": key.uri,
+        "module": faulty.path,
+        "module_environment": faulty.environment,
+        "pin_source": "env:DEVICE_PIN",
+        "authority": entra.authority,
+        "ca_bundle": entra.ca_file,
+    }
+
+
+@pytest.fixture
+def credential(arguments: dict[str, Any]) -> Iterator[HsmCredential]:
+    with HsmCredential(**arguments) as credential:
+        yield credential
+
+
+def signatures(faulty: FaultyModule) -> int:
+    """How often the device has signed."""
+    return faulty.calls("C_Sign")

@@ -1,0 +1,79 @@
+"""A real client of an Azure service, azure-keyvault-secrets, over our credentials."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from azure.core.pipeline.transport import AsyncioRequestsTransport
+from azure.keyvault.secrets import SecretClient
+from azure.keyvault.secrets.aio import SecretClient as AsyncSecretClient
+
+from hsm_signer import AsyncHsmCredential, HsmCredential
+from hsm_signer.errors import ConfigError
+from hsm_signer.testing import EntraEmulator
+from tests.faults.control import FaultyModule
+
+from .conftest import OTHER_TENANT, signatures
+from .vault import SECRET, Vault
+
+# The stub's address is none of Key Vault's domain.
+HERE: dict[str, Any] = {"verify_challenge_resource": False}
+
+
+def test_a_secret_is_read(credential: HsmCredential, vault: Vault, entra: EntraEmulator, faulty: FaultyModule) -> None:
+    with SecretClient(vault.url, credential, connection_verify=str(vault.ca_file), **HERE) as client:
+        assert [client.get_secret("a").value for _ in range(3)] == [SECRET] * 3
+    assert vault.statuses == [401, 200, 200, 200]
+    assert (len(entra.requests), signatures(faulty)) == (1, 1)
+
+
+def test_a_secret_is_read_by_the_asynchronous_client(
+    arguments: dict[str, Any], vault: Vault, entra: EntraEmulator
+) -> None:
+    async def main() -> str | None:
+        transport = AsyncioRequestsTransport(connection_verify=str(vault.ca_file))
+        async with (
+            AsyncHsmCredential(**arguments) as credential,
+            AsyncSecretClient(vault.url, credential, transport=transport, **HERE) as client,
+        ):
+            return (await client.get_secret("a")).value
+
+    assert (anyio.run(main), len(entra.requests)) == (SECRET, 1)
+
+
+def test_a_claims_challenge_in_between_goes_unnoticed(
+    credential: HsmCredential, vault: Vault, entra: EntraEmulator
+) -> None:
+    with SecretClient(vault.url, credential, connection_verify=str(vault.ca_file), **HERE) as client:
+        client.get_secret("a")
+        vault.demand('{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}')
+        assert client.get_secret("a").value == SECRET
+    assert "1750000000" in entra.requests[1].form["claims"]
+
+
+@pytest.fixture
+def vault_elsewhere(entra: EntraEmulator, tmp_path: Path) -> Vault:
+    return Vault(entra, OTHER_TENANT, tmp_path)
+
+
+def test_a_vault_of_another_tenant_is_reached_when_that_is_allowed(
+    arguments: dict[str, Any], vault_elsewhere: Vault, entra: EntraEmulator
+) -> None:
+    arguments["additionally_allowed_tenants"] = [OTHER_TENANT]
+    with vault_elsewhere as vault, HsmCredential(**arguments) as credential:
+        with SecretClient(vault.url, credential, connection_verify=str(vault.ca_file), **HERE) as client:
+            assert client.get_secret("a").value == SECRET
+    assert [request.tenant for request in entra.requests] == [OTHER_TENANT]
+
+
+def test_a_vault_of_another_tenant_gets_nothing_when_that_is_not_allowed(
+    credential: HsmCredential, vault_elsewhere: Vault, entra: EntraEmulator
+) -> None:
+    with (
+        vault_elsewhere as vault,
+        SecretClient(vault.url, credential, connection_verify=str(vault.ca_file), **HERE) as client,
+        pytest.raises(ConfigError, match=OTHER_TENANT),
+    ):
+        client.get_secret("a")
+    assert entra.requests == []
