@@ -122,11 +122,6 @@ class _Opened:
 
 
 @dataclass(frozen=True)
-class _Done:
-    result: bytes
-
-
-@dataclass(frozen=True)
 class _Failed:
     error: HsmSignerError
 
@@ -405,10 +400,10 @@ class _Worker:
             self._channel.send(request)
         except OSError:
             raise _Unsent from None
-        answer: _Done | _Failed = self._receive(self._timeout + _GRACE)
+        answer: bytes | _Failed = self._receive(self._timeout + _GRACE)
         if isinstance(answer, _Failed):
             raise answer.error
-        return answer.result
+        return answer
 
     def kill(self) -> None:
         """End it at once."""
@@ -544,7 +539,7 @@ def _serve(channel: _Channel) -> None:
         wanted: _Request = channel.receive()
         calls.expected = True
         try:
-            channel.send(_Done(wanted.perform(device, signer)))
+            channel.send(wanted.perform(device, signer))
         except EOFError:
             raise
         except Exception as error:
