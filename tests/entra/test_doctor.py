@@ -348,7 +348,7 @@ class TestModuleAndDevice:
 
     def test_a_login_that_hangs_costs_what_needs_the_device(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.rule("C_Login", hang=float("inf"))
-        findings = run(module=faulty.path, device_timeout=0.3)
+        findings = run(module=faulty.path, device_timeout=2)
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
 
     def test_an_error_nobody_foresaw_is_a_finding_that_quotes_nothing(self, settings: dict[str, object]) -> None:
@@ -498,7 +498,7 @@ class TestServer:
         assert entra.requests == []
 
     def test_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
-        findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=0.4)
+        findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=2)
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
         assert "was refused" in found(findings, "openid").detail
@@ -508,7 +508,7 @@ class TestServer:
             tenant=None,
             authority=None,
             token_endpoint=f"https://127.0.0.1:{closed_port}/token",
-            network_timeout=0.4,
+            network_timeout=2,
         )
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}

@@ -226,8 +226,8 @@ def test_the_deadline_holds(
 ) -> None:
     entra.answer_next(answer)
     with (
-        HttpClient(timeout=0.4, ca_bundle=entra.ca_file) as http,
-        pytest.raises(NetworkError, match=r"no complete answer within 0\.4 seconds"),
+        HttpClient(timeout=2, ca_bundle=entra.ca_file) as http,
+        pytest.raises(NetworkError, match=r"no complete answer within 2 seconds"),
     ):
         request_token(endpoint, form, http)
 

@@ -20,8 +20,10 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 
 from .control import FUNCTIONS, Call, FaultyModule, Rv
 
-DEADLINE = 1.0
+# Longer than a busy machine may keep a program from running between two calls into the module.
+DEADLINE = 3.0
 CLOSING = 2.0  # seconds that saying goodbye to a device may take
+SOON = 3.0
 FOR_EVER = float("inf")
 
 PROVISIONING = ("C_GenerateKeyPair", "C_CreateObject", "C_DestroyObject")
@@ -110,7 +112,7 @@ def hung(softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFac
             return Hung(ended, faulty.path, faulty.log()[-1])
 
     functions = [*DURING, *GOODBYE]
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return dict(zip(functions, pool.map(run, functions), strict=True))
 
 
@@ -139,9 +141,9 @@ class TestHangs:
         assert (ended.status, ended.stdout) == (8, "")
         error, hint = ended.stderr.splitlines()
         assert error.startswith("error: The module did not come back from ")
-        assert error.endswith(f" within 1 s: {hung[function].module}.")
+        assert error.endswith(f" within 3 s: {hung[function].module}.")
         assert hint.startswith("hint: Check that the device ")
-        assert ended.at - last.entered < DEADLINE + 1
+        assert ended.at - last.entered < DEADLINE + SOON
 
     @pytest.mark.parametrize("function", GOODBYE)
     def test_after_the_work_is_done_do_not_spoil_it(
@@ -151,7 +153,7 @@ class TestHangs:
         assert (last.function, last.left) == (function, None)
         assert (ended.status, ended.stderr) == (0, "")
         verify(key, ended.stdout)
-        assert ended.at - last.entered < CLOSING + 1
+        assert ended.at - last.entered < CLOSING + SOON
 
     def test_in_the_finalizer_are_never_met(self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
         faulty.rule("C_Finalize", hang=FOR_EVER)

@@ -404,7 +404,7 @@ class TestWorker:
     def test_a_hang_is_ended_at_the_deadline_and_the_next_request_served(
         self, call: str, refer: Refer, faulty: FaultyModule
     ) -> None:
-        with open_worker(refer(timeout=1)) as signer:
+        with open_worker(refer(timeout=2)) as signer:
             faulty.rule(call, hang=FOR_EVER, times=1)
             with pytest.raises(DeviceTimeout):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -414,7 +414,7 @@ class TestWorker:
     def test_a_hang_on_the_way_in_is_ended_too(self, call: str, refer: Refer, faulty: FaultyModule) -> None:
         faulty.rule(call, hang=FOR_EVER)
         with pytest.raises(DeviceTimeout):
-            open_worker(refer(timeout=1))
+            open_worker(refer(timeout=2))
 
     def test_a_crash_costs_the_request_in_flight_and_asks_for_no_pin(
         self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
