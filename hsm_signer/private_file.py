@@ -5,8 +5,9 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hsm_signer.errors import ConfigError, OutputError
 
@@ -37,11 +38,44 @@ def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int 
         raise unwritable(path, error) from None
     try:
         _require_private(path.parent, os.fstat(directory))
-        _replace(directory, path.name, make, mode, group)
+        with replacing(path, mode=mode, group=group, directory=directory) as file:
+            file.write(make().encode("ascii"))
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
         os.close(directory)
+
+
+@contextlib.contextmanager
+def replacing(
+    path: Path, *, mode: int = 0o600, group: int | None = None, directory: int | None = None
+) -> Iterator[BinaryIO]:
+    """Give a stream whose content takes the place of a file when the `with` ends well; otherwise nothing changes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY) if directory is None else os.dup(directory)
+    temporary = f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(temporary, flags, 0o600, dir_fd=opened)
+        try:
+            with open(descriptor, "wb") as file:
+                if group is not None:
+                    os.fchown(descriptor, -1, group)
+                os.fchmod(descriptor, mode)
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path.name, src_dir_fd=opened, dst_dir_fd=opened)
+            os.fsync(opened)  # the name must survive a power cut as well
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=opened)
+            raise
+    finally:
+        os.close(opened)
 
 
 def read_trusted(path: Path, what: str) -> bytes:
@@ -73,7 +107,7 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error for a file that cannot be written or removed."""
     return OutputError(
         f"{path} cannot be written: {error.strerror}.",
-        hint="Check that its directory exists, that you may write there, and that you are in the group it is to have.",
+        hint="Check that its directory exists and that you may write there; a group it is given must be one of yours.",
     )
 
 
@@ -106,23 +140,3 @@ def _require_private(directory: Path, status: os.stat_result) -> None:
             f"owner {status.st_uid}), who could put a file of theirs there.",
             hint="Use one that is yours alone: RuntimeDirectory= in a systemd unit, $XDG_RUNTIME_DIR, or mkdir -m 700.",
         )
-
-
-def _replace(directory: int, name: str, make: Callable[[], str], mode: int, group: int | None) -> None:
-    temporary = f".{name}.{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
-    try:
-        with open(descriptor, "w", encoding="ascii") as file:
-            if group is not None:
-                os.fchown(descriptor, -1, group)
-            os.fchmod(descriptor, mode)
-            file.write(make())
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        os.fsync(directory)  # the name must survive a power cut as well
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=directory)
-        raise

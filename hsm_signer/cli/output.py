@@ -4,12 +4,12 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
+from hsm_signer.private_file import replacing, unwritable
 
 
 class ReaderGone(Exception):
@@ -76,25 +76,14 @@ def result_writer(file: Path | None) -> Iterator[Write]:
     if file.is_dir():
         raise OutputError(f"{file} is a directory.", hint="Name a file in it.")
     try:
-        # mkstemp opens exclusively and with mode 0600.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    except OSError as error:
-        raise _unwritable(file, error) from None
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with replacing(file) as stream:
 
             def write(result: str | bytes) -> None:
                 stream.write(result if isinstance(result, bytes) else result.encode())
 
             yield write
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
     except OSError as error:
-        raise _unwritable(file, error) from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        raise unwritable(file, error) from None
 
 
 def print_error(error: HsmSignerError, *, as_json: bool) -> None:
@@ -131,13 +120,6 @@ def _stdout() -> "TextStream":
     if sys.stdout is None:
         raise OutputError("There is no stdout to write the result to.", hint="Do not close it, or use --output-file.")
     return sys.stdout
-
-
-def _unwritable(file: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{file} cannot be written: {error.strerror}.",
-        hint="Check that its directory exists and that you may write there.",
-    )
 
 
 class TextStream(Protocol):

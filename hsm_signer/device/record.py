@@ -18,6 +18,7 @@ from pathlib import Path
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
 from hsm_signer.errors import DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
+from hsm_signer.private_file import replacing
 
 _POLL = 0.05
 
@@ -132,7 +133,8 @@ class PinRecord:
             if not outcomes:
                 self.path.unlink(missing_ok=True)
             else:
-                _replace(self.path, json.dumps(document, indent=2))
+                with replacing(self.path) as file:
+                    file.write(json.dumps(document, indent=2).encode())
         except OSError as error:
             raise self._cannot_be_kept(error) from None
 
@@ -174,21 +176,6 @@ def _recorded_device(path: Path) -> DeviceInfo | None:
         return DeviceInfo(**{**found, "library_version": tuple(found["library_version"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    # The name must survive a power cut as well: it is what says that a login was begun.
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _lock(file: int, timeout: float, device: str) -> None:
