@@ -14,7 +14,7 @@ from hsm_signer.certificate import Certificate
 from hsm_signer.entra.authority import Endpoint
 
 if TYPE_CHECKING:
-    from hsm_signer.device.condition import Protection
+    from hsm_signer.device.facts import Protection
 
 RENEWAL_DAYS = 30
 """A certificate with fewer days left is warned of."""

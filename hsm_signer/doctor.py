@@ -228,9 +228,7 @@ class _Examination:
         return ok(f"{signer.key.info}, RSA, {signer.public_key.bits} bits.")
 
     def examine_protection(self) -> Verdict:
-        from hsm_signer.device.condition import protection
-
-        return judge_protection(protection(self.device, self.signer))
+        return judge_protection(self.signer.protection())
 
     def examine_mechanisms(self) -> Verdict:
         from hsm_signer.device.facts import mechanism_facts

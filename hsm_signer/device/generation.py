@@ -13,8 +13,8 @@ from pkcs11.constants import DEFAULT
 from pkcs11.types import Session, Slot
 
 from hsm_signer.crypto import PublicKey
-from hsm_signer.device.condition import Protection, protection
 from hsm_signer.device.device import Device
+from hsm_signer.device.facts import Protection
 from hsm_signer.device.failures import GONE, explain_refusal
 from hsm_signer.device.match import DeviceInfo, KeyInfo
 from hsm_signer.device.provision import delete_key
@@ -220,7 +220,7 @@ def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
     except KeyUnfit as error:
         wrong = [error.message]
     else:
-        wrong = differences(spec, signer.public_key.bits, protection(device, signer))
+        wrong = differences(spec, signer.public_key.bits, signer.protection())
         if not wrong:
             return MadeKey(key, signer.public_key, str(_uri(device, key)))
     made = f"{device.info} made another key than was asked for: {'; '.join(wrong)}."

@@ -19,7 +19,6 @@ from hsm_signer.device.facts import (
     Contents,
     DeviceFacts,
     KeyFacts,
-    LibraryFacts,
     ModuleFacts,
     Problem,
     mechanism_facts,
@@ -28,9 +27,9 @@ from hsm_signer.device.facts import (
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.presence import PresentDevice, describe, find_device, present_tokens
+from hsm_signer.device.presence import PresentDevice, describe, describe_library, find_device, present_tokens
 from hsm_signer.device.search import search
-from hsm_signer.device.signer import private_keys, read_attribute, signing_key, signing_mechanisms
+from hsm_signer.device.signer import private_keys, read_attribute, read_protection, signing_key, signing_mechanisms
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 
@@ -49,7 +48,7 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         # Found as the URIs that are given out will have it found.
         module = load_module(find_module(None if name else path, origin), {}, timeout)
         facts = replace(facts, path=str(module.path))
-        facts = replace(facts, library=module.call("asking for its name", lambda: _library(module), timeout))
+        facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
         devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
         return replace(facts, devices=devices)
     except pkcs11.PKCS11Error as error:
@@ -96,12 +95,6 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
         raise explain_failure(error, "reading its objects", str(found.info)) from error
 
 
-def _library(module: Module) -> LibraryFacts:
-    library = module.library
-    version = ".".join(map(str, library.library_version))
-    return LibraryFacts(library.manufacturer_id, library.library_description, version)
-
-
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
     present = [describe(module, token) for token in present_tokens(module)]
     uris = device_uris([found.info for found in present])
@@ -141,7 +134,7 @@ def _examine(module: Module, session: Session, reference: KeyReference, now: dat
         certificates=tuple(_certificates(session, keys, now)),
     )
     device = replace(_device(found, uri), contents=contents)
-    return ModuleFacts(reference.uri.module_name, str(module.path), _library(module), (device,))
+    return ModuleFacts(reference.uri.module_name, str(module.path), describe_library(module), (device,))
 
 
 def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:
@@ -169,11 +162,7 @@ def _key(
         id=info.id,
         kind=None if kind is None else str(getattr(kind, "name", kind)),
         bits=public_key.bits if public_key else None,
-        sensitive=read_attribute(handle, Attribute.SENSITIVE),
-        extractable=read_attribute(handle, Attribute.EXTRACTABLE),
-        never_extractable=read_attribute(handle, Attribute.NEVER_EXTRACTABLE),
-        local=read_attribute(handle, Attribute.LOCAL),
-        always_authenticate=read_attribute(handle, Attribute.ALWAYS_AUTHENTICATE),
+        **vars(read_protection(handle)),
         problem=problem,
     )
     return facts, public_key

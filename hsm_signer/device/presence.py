@@ -7,6 +7,7 @@ import pkcs11
 from pkcs11 import TokenFlag
 from pkcs11.types import Slot, Token
 
+from hsm_signer.device.facts import LibraryFacts
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module
@@ -58,6 +59,13 @@ def flags_after(token: Token) -> TokenFlag:
         return token.slot.get_token().flags
     except pkcs11.PKCS11Error:
         return token.flags
+
+
+def describe_library(module: Module) -> LibraryFacts:
+    """Return what a module says of itself. Runs on the lane."""
+    library = module.library
+    version = ".".join(map(str, library.library_version))
+    return LibraryFacts(library.manufacturer_id, library.library_description, version)
 
 
 def describe(module: Module, token: Token) -> PresentDevice:

@@ -11,6 +11,7 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.types import Object, Session, SignMixin, Slot
 
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.facts import Protection
 from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
@@ -110,6 +111,14 @@ class DeviceSigner:
                 else "Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
             )
         return signature
+
+    def protection(self) -> Protection:
+        """Ask the device how the key is guarded.
+
+        Raises:
+            DeviceError, DeviceTimeout: as `Device.call`.
+        """
+        return self._device.call("reading how the key is guarded", lambda session: read_protection(self.key.handle))
 
     def _find(self, session: Session) -> tuple[Session, SigningKey]:
         return session, find_signing_key(session, self._uri, self._device.info)
@@ -241,6 +250,17 @@ def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object
     if info.id:
         # A search looks at every object of the device: not before it is needed.
         yield from search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id})
+
+
+def read_protection(key: Object) -> Protection:
+    """Return how a private key is guarded. Runs on the lane."""
+    return Protection(
+        sensitive=read_attribute(key, Attribute.SENSITIVE),
+        extractable=read_attribute(key, Attribute.EXTRACTABLE),
+        never_extractable=read_attribute(key, Attribute.NEVER_EXTRACTABLE),
+        local=read_attribute(key, Attribute.LOCAL),
+        always_authenticate=read_attribute(key, Attribute.ALWAYS_AUTHENTICATE),
+    )
 
 
 def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:

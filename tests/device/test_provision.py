@@ -15,8 +15,8 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.condition import Protection
 from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.facts import Protection
 from hsm_signer.device.generation import SIZES, KeySpec, differences, generate_key
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.pin import FixedLogin, Pin

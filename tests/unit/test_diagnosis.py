@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from hsm_signer.certificate import Certificate
-from hsm_signer.device.condition import Protection
+from hsm_signer.device.facts import Protection
 from hsm_signer.diagnosis import (
     Status,
     judge_certificate,
