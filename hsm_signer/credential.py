@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack, cast
 from hsm_signer.config import Profile, load_profile, profile_from_arguments, profile_from_environment
 from hsm_signer.device.pin import PinSource
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.identity import Operator
+from hsm_signer.opening import Operator
 from hsm_signer.tokens import Tokens, Wanted
 
 if TYPE_CHECKING:

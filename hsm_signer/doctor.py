@@ -19,7 +19,7 @@ from hsm_signer.assertion import parse_jwt
 from hsm_signer.certificate import Certificate, require_usable
 from hsm_signer.config import Profile
 from hsm_signer.crypto import MINIMUM_BITS, Algorithm
-from hsm_signer.device.pin import NO_LOGIN
+from hsm_signer.device.pin_sources import NO_LOGIN
 from hsm_signer.diagnosis import (
     Status,
     Verdict,
@@ -35,7 +35,7 @@ from hsm_signer.diagnosis import (
 )
 from hsm_signer.entra.authority import Endpoint, check_scopes
 from hsm_signer.errors import EntraError, HsmSignerError, KeyUnfit
-from hsm_signer.identity import NOBODY, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.opening import NOBODY, Operator, certificates_of, key_reference, make_identity
 from hsm_signer.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from hsm_signer.device.device import Device, KeyReference
     from hsm_signer.device.module import Module
     from hsm_signer.device.signer import DeviceSigner
-    from hsm_signer.entra.http import HttpClient, HttpResponse
+    from hsm_signer.entra.http import HttpClient
+    from hsm_signer.entra.http_answer import HttpResponse
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ class _Examination:
         return ok(f"{algorithm}, verified with the public key, in {seconds:.2f} s.")
 
     def examine_clock(self) -> Verdict:
-        from hsm_signer.entra.http import parse_http_date
+        from hsm_signer.entra.http_answer import parse_http_date
 
         answer, received = self._answer
         if isinstance(answer, HsmSignerError):

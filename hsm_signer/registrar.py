@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, PROOF_LIFETIME, build_proof
-from hsm_signer.config import Profile, missing
+from hsm_signer.config import Profile
 from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
 from hsm_signer.entra.graph import Graph, Holder, Registration
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.identity import Identity
+from hsm_signer.settings import missing
 
 POLL = 5.0
 """Seconds between two looks whether Entra has taken notice of a change."""

@@ -40,9 +40,10 @@ from hsm_signer.errors import (
     KeyNotFound,
     OutputError,
 )
-from hsm_signer.identity import NOBODY, Identity, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.identity import Identity
 from hsm_signer.issuance import DEFAULT_DAYS, create_certificate, parse_subject
 from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.opening import NOBODY, Operator, certificates_of, key_reference, make_identity
 from hsm_signer.registrar import Clock, Registrar
 from hsm_signer.rotation_plan import Observed, Step, after, next_step, plan
 

@@ -6,8 +6,8 @@ from datetime import datetime
 from hsm_signer.certificate import parse_certificates
 from hsm_signer.config import Profile, missing_key
 from hsm_signer.device.certificates import read_certificate
-from hsm_signer.identity import NOBODY, Operator, key_reference
 from hsm_signer.keyfile import read_key_file
+from hsm_signer.opening import NOBODY, Operator, key_reference
 
 
 @dataclass(frozen=True)

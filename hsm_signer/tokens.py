@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hsm_signer.assertion import Thumbprint
 from hsm_signer.cache import TokenCache
-from hsm_signer.config import Profile, missing, missing_key
+from hsm_signer.config import Profile, missing_key
 from hsm_signer.crypto import Algorithm
 from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError
-from hsm_signer.identity import NOBODY, Keys, Operator
+from hsm_signer.keys import Keys
+from hsm_signer.opening import NOBODY, Operator
+from hsm_signer.settings import missing
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient

@@ -13,10 +13,11 @@ from hsm_signer.cli.exchange import WaitOption
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import takes_profile
 from hsm_signer.cli.output import print_result
-from hsm_signer.config import Profile, missing
+from hsm_signer.config import Profile
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.errors import ConfigError
 from hsm_signer.private_file import warn_unless_in_memory
+from hsm_signer.settings import missing
 from hsm_signer.systemd import ServiceManager
 from hsm_signer.tokens import Tokens
 

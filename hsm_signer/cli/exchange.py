@@ -14,8 +14,9 @@ from hsm_signer.assertion import parse_jwt
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import result_writer, to_json
-from hsm_signer.config import Profile, missing
+from hsm_signer.config import Profile
 from hsm_signer.entra.token import AccessToken
+from hsm_signer.settings import missing
 from hsm_signer.tokens import Tokens
 
 WaitOption = Annotated[

@@ -14,7 +14,7 @@ from hsm_signer.config import Profile
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
-from hsm_signer.identity import Operator, key_reference
+from hsm_signer.opening import Operator, key_reference
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hsm_signer.config import SETTINGS, Setting, load_profile
+from hsm_signer.config import load_profile
+from hsm_signer.settings import SETTINGS, Setting
 
 _PANELS = {
     "Device": ("key", "module", "pin_source", "device_timeout", "pin_record", "allow_last_try"),

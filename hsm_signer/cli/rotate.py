@@ -9,10 +9,11 @@ import typer
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import ReaderGone, print_json, print_result
-from hsm_signer.config import Profile, uri_argument
+from hsm_signer.config import Profile
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
 from hsm_signer.rotation_plan import Step
+from hsm_signer.settings import uri_argument
 
 DUE = 1
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from hsm_signer.device.child import child_command, child_environment
 from hsm_signer.device.facts import ModuleFacts, Problem
 from hsm_signer.device.lane import MOMENT, Slow
 from hsm_signer.device.module import configured_modules
@@ -95,13 +96,11 @@ class _Died(Exception):
 def _run(
     request: tuple[ModuleReference, float], environment: Mapping[str, str], seconds: float, slow: Slow | None
 ) -> bytes:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    with subprocess.Popen(
-        # -P: whoever can write to the current directory must not choose what is imported.
-        [sys.executable, "-P", "-c", "from hsm_signer.device.survey import main; main()"],
+    with subprocess.Popen(  # noqa: S603  # this Python
+        child_command("hsm_signer.device.survey"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **environment, "PYTHONPATH": path},
+        env=child_environment(environment),
     ) as process:
         try:
             answer = _communicate(process, pickle.dumps(request), seconds, slow)

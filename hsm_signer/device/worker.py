@@ -1,170 +1,28 @@
-"""The same lane in another process: one that can be killed when a module hangs, and that may crash alone.
+"""The same lane in other processes: ones that can be killed when a module hangs, and that may crash alone.
 
-The parent starts a worker with a socket pair, hands it a `KeyReference` without its PIN source, and sends one request
-at a time. The worker asks back for the PIN, and announces calls into the module before they begin, so that the parent
-knows by when to expect a sign of life. A worker that overruns is killed; one that dies costs the request in
-flight; the next request starts another. A worker whose PIN was refused is not started again.
+A worker is started with a socket pair, is handed a `KeyReference` without its PIN source, and gets one request at a
+time. It asks back for the PIN, and announces calls into the module before they begin, so that its parent knows by when
+to expect a sign of life. A worker that overruns is killed; one that dies costs the request in flight; the next request
+starts another. A worker whose PIN was refused is not started again.
 """
 
-import contextlib
 import logging
 import os
-import pickle
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
-from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.pin import Login, PinRequest, PinSource
-from hsm_signer.errors import (
-    DeviceError,
-    DeviceGone,
-    DeviceTimeout,
-    HsmSignerError,
-    PinError,
-    PinUnavailable,
-)
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.channel import ReadCertificate, Request, Sign
+from hsm_signer.device.pin import Login, PinRequest
+from hsm_signer.device.worker_process import Unsent, WorkerProcess
+from hsm_signer.errors import DeviceError, DeviceGone, DeviceTimeout, HsmSignerError, PinError, PinUnavailable
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import Device, KeyReference
-    from hsm_signer.device.signer import DeviceSigner
+    from hsm_signer.device.device import KeyReference
 
 logger = logging.getLogger(__name__)
-
-_GRACE = 0.25
-"""Seconds beyond a call's own deadline before the worker is killed: it would rather say itself that it overran."""
-
-_START = 30.0
-"""Seconds between two signs of life outside calls into the module: starting Python, importing, verifying."""
-
-_ROOT = str(Path(__file__).resolve().parents[2])
-
-_LENGTH = struct.Struct("!I")
-_CHUNK = 65536
-
-
-@dataclass(frozen=True)
-class _Open:
-    """Parent to worker, first of all."""
-
-    reference: "KeyReference"
-    source: str
-    attended: bool
-    log_level: int
-
-
-class _Request(Protocol):
-    """Parent to worker: something to do with the open device."""
-
-    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes: ...
-
-
-@dataclass(frozen=True)
-class _Sign:
-    algorithm: Algorithm
-    message: bytes
-
-    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        return signer.sign(self.algorithm, self.message)
-
-
-@dataclass(frozen=True)
-class _ReadCertificate:
-    def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        return device.certificate(signer)
-
-
-@dataclass(frozen=True)
-class _Calling:
-    """Worker to parent: a call into the module begins, and may take that many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Logged:
-    """Worker to parent: what it would have logged."""
-
-    logger: str
-    level: int
-    message: str
-
-
-@dataclass(frozen=True)
-class _PinWanted:
-    request: PinRequest
-
-
-@dataclass(frozen=True)
-class _PinGiven:
-    """The parent's answer: what to log in with, or why there is nothing; and which state of the source that was."""
-
-    login: Login
-    error: HsmSignerError | None
-    identity: str
-
-
-@dataclass(frozen=True)
-class _Opened:
-    public_key: PublicKey
-    algorithms: frozenset[Algorithm]
-    device: str
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: HsmSignerError
-
-
-class _Channel:
-    """Pickled messages over one end of a socket pair. Both ends are this package, of one user."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._unread = bytearray()
-
-    def send(self, message: object) -> None:
-        data = pickle.dumps(message)
-        self._end.sendall(_LENGTH.pack(len(data)) + data)
-
-    def receive(self, deadline: float | None = None) -> Any:
-        """Return the next message.
-
-        Raises:
-            TimeoutError: `deadline`, on the monotonic clock, has passed.
-            EOFError: the other end is gone.
-        """
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline))
-        return pickle.loads(self._read(length, deadline))  # noqa: S301  # from ourselves
-
-    def close(self) -> None:
-        self._end.close()
-
-    def _read(self, size: int, deadline: float | None) -> bytes:
-        while len(self._unread) < size:
-            # A timeout of zero would make the socket non-blocking.
-            self._end.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
-            try:
-                # Whatever is there: most messages come whole, and each look costs.
-                chunk = self._end.recv(_CHUNK)
-            except ConnectionError:
-                chunk = b""
-            if not chunk:
-                raise EOFError
-            self._unread += chunk
-        data = bytes(self._unread[:size])
-        del self._unread[:size]
-        return data
 
 
 def open_worker(reference: "KeyReference", *, workers: int = 1) -> "WorkerSigner":
@@ -197,7 +55,7 @@ class WorkerSigner:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._starting = threading.Lock()
-        self._idle: list[_Worker] = []
+        self._idle: list[WorkerProcess] = []
         self._places = threading.BoundedSemaphore(workers)
         self._login: Login = None
         self._accepted = False
@@ -230,7 +88,7 @@ class WorkerSigner:
             CertificateNotFound, KeyAmbiguous: there is none, or there are several.
             HsmSignerError: as `sign`.
         """
-        return self._request(_ReadCertificate())
+        return self._request(ReadCertificate())
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
         """Return the device's signature over `message`, verified by the worker.
@@ -240,9 +98,9 @@ class WorkerSigner:
             DeviceError: the worker died, or what the device answered.
             PinError: a login was refused. No worker is started again.
         """
-        return self._request(_Sign(algorithm, message))
+        return self._request(Sign(algorithm, message))
 
-    def _request(self, request: _Request) -> bytes:
+    def _request(self, request: Request) -> bytes:
         with self._places:
             try:
                 return self._attempt(request)
@@ -254,11 +112,11 @@ class WorkerSigner:
             except _Stale as stale:
                 raise stale.error from None
 
-    def _attempt(self, request: _Request) -> bytes:
+    def _attempt(self, request: Request) -> bytes:
         worker = self._take()
         try:
             result = worker.perform(request)
-        except _Unsent:
+        except Unsent:
             # It died while it was idle, and nothing was asked of it.
             worker.kill()
             return self._attempt(request)
@@ -297,7 +155,7 @@ class WorkerSigner:
             worker.kill()
         self._starter.shutdown(wait=False)
 
-    def _take(self) -> "_Worker":
+    def _take(self) -> "WorkerProcess":
         if self._process != os.getpid():
             raise DeviceError(
                 "The workers belong to the parent of this process.", hint="Open them anew after the fork."
@@ -309,20 +167,20 @@ class WorkerSigner:
                 return self._idle.pop()
         return self._start()
 
-    def _give_back(self, worker: "_Worker") -> None:
+    def _give_back(self, worker: "WorkerProcess") -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(worker)
                 return
         worker.kill()
 
-    def _start(self) -> "_Worker":
+    def _start(self) -> "WorkerProcess":
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
         with self._starting:
             if self._refusal is not None:
                 raise type(self._refusal)(self._refusal.message, hint=self._refusal.hint)
             try:
-                worker = self._starter.submit(_Worker, self._reference).result()
+                worker = self._starter.submit(WorkerProcess, self._reference).result()
                 worker.open(self._reference, self._log_in)
             except PinError as error:
                 if not isinstance(error, PinUnavailable):
@@ -346,220 +204,3 @@ class _Stale(Exception):
     def __init__(self, error: DeviceGone) -> None:
         super().__init__()
         self.error = error
-
-
-class _Unsent(Exception):
-    """A worker was dead before it was asked for anything."""
-
-
-class _Worker:
-    """One worker process, seen from the parent."""
-
-    opened: _Opened
-
-    def __init__(self, reference: "KeyReference") -> None:
-        ours, theirs = socket.socketpair()
-        # Not the caller's main module again, and no arguments that somebody could read.
-        program = "from hsm_signer.device.worker import main; main()"
-        # This very package first, wherever it was found; then what else the caller can import.
-        path = os.pathsep.join([_ROOT, *filter(None, sys.path)])
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  # this Python
-                # -P: the current directory is not where modules come from, or whoever owns it would choose them.
-                [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **reference.module_environment, "PYTHONPATH": path},
-            )
-        self._channel = _Channel(ours)
-        self._timeout = reference.timeout
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def open(self, reference: "KeyReference", log_in: Callable[[PinRequest], Login]) -> None:
-        """Have it open the device."""
-        source: PinSource = reference.pin
-        without = replace(reference, pin=None, confirm=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
-        self._send(_Open(without, source.description, source.attended, logger.getEffectiveLevel()))
-        answer: _Opened | _Failed = self._receive(_START, lambda wanted: _answer(source, log_in, wanted))
-        if isinstance(answer, _Failed):
-            self.kill()
-            raise answer.error
-        self.opened = answer
-
-    def perform(self, request: _Request) -> bytes:
-        """Have it do something.
-
-        Raises:
-            _Unsent: it is dead, and was before.
-        """
-        try:
-            self._channel.send(request)
-        except OSError:
-            raise _Unsent from None
-        answer: bytes | _Failed = self._receive(self._timeout + _GRACE)
-        if isinstance(answer, _Failed):
-            raise answer.error
-        return answer
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._channel.close()
-        self._process.kill()
-        # A process in an uninterruptible call into a driver dies when that ends.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-
-    def _send(self, message: object) -> None:
-        try:
-            self._channel.send(message)
-        except OSError:
-            raise self._died() from None
-
-    def _receive(self, seconds: float, answer_pin: "Callable[[PinRequest], _PinGiven] | None" = None) -> Any:
-        """Return the next answer; `seconds` is how long until the first sign of life."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                message = self._channel.receive(deadline)
-            except TimeoutError:
-                self.kill()
-                raise DeviceTimeout(
-                    f"The worker that serves the device gave no sign of life for {self._timeout:g} s. It was killed.",
-                    hint="Check that the device is plugged in and answers, touch it if it blinks; "
-                    "a slow device may need a longer --device-timeout.",
-                ) from None
-            except EOFError:
-                raise self._died() from None
-            match message:
-                case _Calling(seconds):
-                    deadline = time.monotonic() + seconds + _GRACE
-                case _Logged(name, level, text):
-                    logging.getLogger(name).log(level, "%s", text)
-                case _PinWanted(request) if answer_pin is not None:
-                    self._send(answer_pin(request))
-                    deadline = time.monotonic() + _START
-                case _:
-                    return message
-
-    def _died(self) -> DeviceGone:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        status = self._process.returncode
-        how = f"by signal {signal.Signals(-status).name}" if status is not None and status < 0 else f"(status {status})"
-        self.kill()
-        return DeviceGone(
-            f"The worker that serves the device died {how}.",
-            hint="The next request starts another. If it dies again, the module is at fault.",
-        )
-
-
-def _answer(source: PinSource, log_in: Callable[[PinRequest], Login], request: PinRequest) -> _PinGiven:
-    try:
-        return _PinGiven(log_in(request), None, source.identity)
-    except HsmSignerError as error:
-        return _PinGiven(None, error, source.identity)
-
-
-class _Calls:
-    """In the worker: announces each call into the module but the one that a request begins with."""
-
-    def __init__(self, channel: _Channel) -> None:
-        self.expected = False
-        self._channel = channel
-
-    def __call__(self, seconds: float) -> None:
-        if self.expected:
-            self.expected = False
-        else:
-            self._channel.send(_Calling(seconds))
-
-
-class _ParentLog(logging.Handler):
-    """In the worker: what is logged is the parent's to show, or not."""
-
-    def __init__(self, channel: _Channel) -> None:
-        super().__init__()
-        self._channel = channel
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._channel.send(_Logged(record.name, record.levelno, record.getMessage()))
-
-
-class _ParentPin:
-    """In the worker: the PIN source is the parent."""
-
-    def __init__(self, channel: _Channel, description: str, attended: bool) -> None:
-        self._channel = channel
-        self.description = description
-        self.identity = description
-        self.attended = attended
-
-    def __call__(self, request: PinRequest) -> Login:
-        self._channel.send(_PinWanted(request))
-        given: _PinGiven = self._channel.receive()
-        self.identity = given.identity
-        if given.error is not None:
-            raise given.error
-        return given.login
-
-
-def main() -> NoReturn:
-    """Serve one parent until it is gone."""
-    _die_with_parent(int(sys.argv[2]))
-    # Ctrl-C goes to the whole foreground group; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
-    with contextlib.suppress(EOFError, OSError):
-        _serve(channel)
-    # Finalizers call C_Finalize, which can hang.
-    os._exit(0)
-
-
-def _serve(channel: _Channel) -> None:
-    from hsm_signer.device.device import open_device
-    from hsm_signer.device.lane import Lane
-
-    calls = _Calls(channel)
-    Lane.watchman = calls
-    request: _Open = channel.receive()
-    logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
-    pin = _ParentPin(channel, request.source, request.attended)
-    try:
-        device = open_device(replace(request.reference, pin=pin))
-        signer = device.signer()
-        channel.send(_Opened(signer.public_key, signer.algorithms, str(device.info)))
-    except Exception as error:
-        channel.send(_Failed(_ours(error)))
-        return
-    while True:
-        wanted: _Request = channel.receive()
-        calls.expected = True
-        try:
-            channel.send(wanted.perform(device, signer))
-        except EOFError:
-            raise
-        except Exception as error:
-            channel.send(_Failed(_ours(error)))
-
-
-def _ours(error: Exception) -> HsmSignerError:
-    # Without its cause and traceback, which may hold what does not travel.
-    if isinstance(error, HsmSignerError):
-        return error.with_traceback(None)
-    return DeviceError(f"The worker that serves the device failed ({type(error).__name__}).", hint="This is a bug.")
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill us when the parent ends: a module that hangs would keep us from noticing."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)

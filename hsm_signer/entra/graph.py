@@ -20,7 +20,8 @@ from hsm_signer.entra.wording import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
 
 if TYPE_CHECKING:
-    from hsm_signer.entra.http import HttpClient, HttpResponse
+    from hsm_signer.entra.http import HttpClient
+    from hsm_signer.entra.http_answer import HttpResponse
 
 
 class Holder(StrEnum):

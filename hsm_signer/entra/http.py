@@ -10,45 +10,25 @@ the assertion, and must not hang in the chain of an error that somebody logs.
 """
 
 import random
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from hsm_signer import __version__
 from hsm_signer.entra.authority import is_loopback
+from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
 from hsm_signer.errors import ConfigError, NetworkError
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
     import ssl
-
-    import httpx
-
-MAXIMUM_BODY = 1024 * 1024
-"""Bytes; a token response is a few kilobytes."""
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    """What a server answered.
-
-    Args:
-        status: HTTP status; neither a redirect, nor 429, nor 5xx, which are errors.
-        headers: names are in lower case.
-        body: at most `MAXIMUM_BODY` bytes; not in the repr, for it may hold a token.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
 
 
 class HttpClient:
@@ -117,13 +97,13 @@ class HttpClient:
         deadline = self._monotonic() + self._timeout
         proxy = _proxy_for(url)
         attempt = _Attempt(method, url, content, headers, self._trust, proxy, lambda: deadline - self._monotonic())
-        host = _host_of(url)
-        last: _Failure | None = None
+        host = host_of(url)
+        last: Failure | None = None
         retries = 0
         while True:
             answer = _within(attempt.left(), attempt.run)
             if isinstance(answer, HttpResponse):
-                if (failure := _judge(answer, url, self._now())) is None:
+                if (failure := judge(answer, url, self._now())) is None:
                     return answer
                 answer = failure
             if answer is None or attempt.left() <= 0:
@@ -148,14 +128,14 @@ class HttpClient:
     ) -> None:
         self.close()
 
-    def _overrun(self, host: str, last: "_Failure | None") -> NetworkError:
+    def _overrun(self, host: str, last: "Failure | None") -> NetworkError:
         seen = f" Last seen: {last.message}" if last else ""
         return NetworkError(
             f"{host} gave no complete answer within {self._timeout:g} seconds.{seen}",
             hint="Check the network and any proxy between here and there, or allow more with --network-timeout.",
         )
 
-    def _give_up(self, failure: "_Failure") -> NetworkError:
+    def _give_up(self, failure: "Failure") -> NetworkError:
         if not failure.retry_after:
             return NetworkError(failure.message, hint=failure.hint)
         when = datetime.fromtimestamp(self._now() + failure.retry_after, UTC)
@@ -163,42 +143,6 @@ class HttpClient:
             f"{failure.message} It asks to be left alone until {when:%Y-%m-%d %H:%M:%S} UTC.",
             hint="Try again then, or allow a longer wait with --network-timeout.",
         )
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, or None without a usable one (RFC 9110 section 10.2.3).
-
-    A date is measured from the answer's own `Date`, so that a wrong clock here does no harm.
-    """
-    value = headers.get("retry-after", "").strip()
-    # More digits than this, some thirty years, are no wait but a mistake, and overflow the calendar.
-    if re.fullmatch("[0-9]{1,9}", value):
-        return float(value)
-    if (when := parse_http_date(value)) is None:
-        return None
-    sent = parse_http_date(headers.get("date", ""))
-    return min(max(when - (now if sent is None else sent), 0), 999_999_999)
-
-
-def parse_http_date(text: str) -> float | None:
-    """Return an HTTP-date as seconds since the epoch, or None for anything else (RFC 9110 section 5.6.7)."""
-    from email.utils import parsedate_to_datetime
-
-    try:
-        date = parsedate_to_datetime(text)
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why an attempt brought no answer, in sentences that hold nothing of the request."""
-
-    message: str
-    hint: str | None = None
-    retry: bool = True
-    retry_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,10 +157,10 @@ class _Attempt:
     proxy: str | None = field(repr=False)
     left: Callable[[], float]
 
-    def run(self) -> "HttpResponse | _Failure":
+    def run(self) -> "HttpResponse | Failure":
         import httpx
 
-        host = _host_of(self.url)
+        host = host_of(self.url)
         # The caller's deadline ends the wait. These limits end this thread, soon after, and leave room for another
         # address or another attempt where packets to the first one vanish.
         limits = httpx.Timeout(self.left() + 5, connect=min(self.left() + 5, 10))
@@ -239,25 +183,23 @@ class _Attempt:
                 for chunk in response.iter_raw():
                     body += chunk
                     if len(body) > MAXIMUM_BODY:
-                        return _Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", _WRONG_SERVER, retry=False)
+                        return Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", WRONG_SERVER, retry=False)
                     if self.left() <= 0:
-                        return _Failure(f"{host} sent its answer too slowly.", retry=False)
+                        return Failure(f"{host} sent its answer too slowly.", retry=False)
                 lower = {name.lower(): value for name, value in response.headers.items()}
                 return HttpResponse(response.status_code, lower, bytes(body))
         except httpx.HTTPError as error:
-            return _explain(error, host, self.proxy)
+            return explain(error, host, self.proxy)
         except (httpx.InvalidURL, UnicodeError):
-            return _Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
+            return Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
 
 
-_WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is not the server that was meant."
-_BROKEN = "Try again. If it stays so, look for a firewall or proxy that cuts connections."
 _RETRIES = 3
 
 
-def _within(seconds: float, run: Callable[[], "HttpResponse | _Failure"]) -> "HttpResponse | _Failure | None":
+def _within(seconds: float, run: Callable[[], "HttpResponse | Failure"]) -> "HttpResponse | Failure | None":
     """Return what `run` returns, or None when it takes longer than that; it is then left to itself."""
-    future: Future[HttpResponse | _Failure] = Future()
+    future: Future[HttpResponse | Failure] = Future()
 
     def work() -> None:
         try:
@@ -268,86 +210,6 @@ def _within(seconds: float, run: Callable[[], "HttpResponse | _Failure"]) -> "Ht
     threading.Thread(target=work, name="hsm-signer-http", daemon=True).start()
     wait([future], timeout=max(seconds, 0))
     return future.result() if future.done() else None
-
-
-def _judge(response: HttpResponse, url: str, now: float) -> _Failure | None:
-    """Return why this answer is none to be passed on, or None when it is."""
-    status, host = response.status, _host_of(url)
-    if 300 <= status < 400:
-        location = response.headers.get("location")
-        # The rest of the address is not shown: a server may put into it what it was sent.
-        target = (_host_of(urljoin(url, location)) if location else "") or "nowhere"
-        return _Failure(
-            f"{host} answered {status} and points to {target}; redirects are not followed.",
-            _WRONG_SERVER,
-            retry=False,
-        )
-    if status == 429 or status >= 500:
-        state = "is throttling" if status == 429 else "is unwell"
-        return _Failure(
-            f"{host} {state}: it answered {status}.", "Try again later.", retry_after=retry_after(response.headers, now)
-        )
-    return None
-
-
-def _explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> _Failure:
-    """Put a failed attempt into words, from the types in the exception's chain; its texts are not ours to show."""
-    import socket
-    import ssl
-
-    import httpx
-
-    way = f"{host} through the proxy {_host_of(proxy)}" if proxy else host
-    chain = list(_chain(error))
-    for cause in chain:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return _Failure(
-                f"The certificate of {way} is not trusted: {cause.verify_message}.",
-                _certificate_hint(cause.verify_code),
-                retry=False,
-            )
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            reason = (cause.reason or "unknown reason").replace("_", " ").lower()
-            return _Failure(f"There is no TLS with {way}: {reason}.", _WRONG_SERVER, retry=False)
-        if isinstance(cause, socket.gaierror):
-            looked_for = _host_of(proxy) if proxy else host
-            return _Failure(
-                f"The name {looked_for} could not be resolved.", "Check its spelling, and this machine's DNS."
-            )
-        if isinstance(cause, ConnectionRefusedError):
-            return _Failure(f"The connection to {way} was refused.", "Check host and port, and any firewall.")
-    if isinstance(error, httpx.ProxyError):
-        # httpcore's text is the status of the proxy's answer to CONNECT.
-        status = str(error)[:3] if re.match("[1-5][0-9]{2}", str(error)) else "no usable answer"
-        return _Failure(
-            f"The proxy {_host_of(proxy or '')} did not connect to {host}: {status}.",
-            "Check HTTPS_PROXY and NO_PROXY, and whether the proxy needs a user name.",
-            retry=not status.startswith("4"),
-        )
-    if isinstance(error, httpx.ConnectTimeout):
-        return _Failure(f"No connection to {way} came about in time.", "Check the network, and any firewall or proxy.")
-    if isinstance(error, httpx.RemoteProtocolError):
-        return _Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.", _BROKEN)
-    reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
-    return _Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.", _BROKEN)
-
-
-def _certificate_hint(verify_code: int) -> str:
-    # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-    if verify_code in (9, 10):
-        return "Check this machine's clock; if it is right, the server's certificate must be renewed."
-    # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-    if verify_code in (62, 64):
-        return "Use a host name that the server's certificate names."
-    return (
-        "If a private authority or an inspecting proxy issued it, give that authority's certificate with --ca-bundle."
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
@@ -380,22 +242,10 @@ def _proxy_for(url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https") or not _host_of(proxy):
+    if urlsplit(proxy).scheme not in ("http", "https") or not host_of(proxy):
         # Not shown: there may be a password in it.
         raise ConfigError(
             f"The proxy that the environment names for {host} is not an http or https URL.",
             hint="Set HTTPS_PROXY to a URL like http://proxy.example.com:3128, or NO_PROXY to go without.",
         )
     return proxy
-
-
-def _host_of(url: str) -> str:
-    """Return the host of a URL, with its port where it names one, and nothing else of it: for messages."""
-    try:
-        split = urlsplit(url)
-        port = split.port
-    except ValueError:
-        return ""
-    host = "".join(character for character in split.hostname or "" if character.isprintable())[:253]
-    shown = f"[{host}]" if ":" in host else host
-    return shown if port is None else f"{shown}:{port}"

@@ -16,7 +16,8 @@ from hsm_signer.errors import EntraError, NetworkError
 
 # A program that only signs must not pay for the client.
 if TYPE_CHECKING:
-    from hsm_signer.entra.http import HttpClient, HttpResponse
+    from hsm_signer.entra.http import HttpClient
+    from hsm_signer.entra.http_answer import HttpResponse
 
 BEARER = "Bearer"
 """The only token type we can use (RFC 6750)."""
@@ -181,7 +182,7 @@ def _hint(number: int, response: "HttpResponse", now: float) -> str:
     known = aadsts.lookup(number)
     if known is None:
         return f"Microsoft explains it at https://login.microsoftonline.com/error?code={number}."
-    from hsm_signer.entra.http import parse_http_date
+    from hsm_signer.entra.http_answer import parse_http_date
 
     if number == 700024 and (sent := parse_http_date(response.headers.get("date", ""))) is not None:
         return f"{_compare_clocks(round(now - sent))} {known.fix}"

@@ -26,7 +26,8 @@ from hsm_signer.device.facts import (
     pin_state,
 )
 from hsm_signer.device.inventory import examine
-from hsm_signer.device.pin import NO_LOGIN, FixedLogin, Pin
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.survey import ModuleReference, known_modules, survey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked

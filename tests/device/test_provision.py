@@ -19,7 +19,8 @@ from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.facts import Protection
 from hsm_signer.device.generation import SIZES, KeySpec, differences, generate_key
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.pin import FixedLogin, Pin
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import FixedLogin
 from hsm_signer.device.provision import (
     certificates_of_key,
     delete_certificate,

@@ -12,7 +12,8 @@ import pytest
 
 from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.pin import FilePin, FixedLogin, Login, Pin, PinRequest
+from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin_sources import FilePin, FixedLogin
 from hsm_signer.device.record import Outcome, PinRecord, forget_failures, next_outcome
 from hsm_signer.errors import DeviceError, DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -197,7 +198,7 @@ class TestOnADevice:
 import sys
 from pathlib import Path
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import FilePin
+from hsm_signer.device.pin_sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import PinError
 

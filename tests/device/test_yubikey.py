@@ -11,7 +11,8 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.condition import load, look
 from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.facts import PinState
-from hsm_signer.device.pin import FixedLogin, NobodyToAsk, Pin
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_signer import __version__
-from hsm_signer.entra.http import MAXIMUM_BODY, HttpClient, HttpResponse, parse_http_date, retry_after
+from hsm_signer.entra.http import HttpClient
+from hsm_signer.entra.http_answer import MAXIMUM_BODY, HttpResponse, parse_http_date, retry_after
 from hsm_signer.errors import ConfigError, NetworkError
 
 Serve = Callable[..., int]

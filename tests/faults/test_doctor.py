@@ -10,7 +10,7 @@ from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.diagnosis import Status
 from hsm_signer.doctor import Finding, examine
-from hsm_signer.identity import Operator
+from hsm_signer.opening import Operator
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.counted_pin import CountedPin

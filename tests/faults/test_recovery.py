@@ -16,7 +16,8 @@ from hsm_signer.config import profile_from_arguments
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.generation import KeySpec, generate_key
-from hsm_signer.device.pin import FixedLogin, Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin_sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker import open_worker
 from hsm_signer.errors import (
@@ -33,7 +34,8 @@ from hsm_signer.errors import (
     PinUnavailable,
     SignatureInvalid,
 )
-from hsm_signer.identity import REST, Keys, Operator
+from hsm_signer.keys import REST, Keys
+from hsm_signer.opening import Operator
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 

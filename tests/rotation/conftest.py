@@ -15,8 +15,8 @@ from hsm_signer.config import Profile, profile_from_arguments
 from hsm_signer.device.facts import Contents
 from hsm_signer.device.inventory import examine
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.identity import key_reference
 from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.opening import key_reference
 from hsm_signer.rotation import Rotation, RotationRequest
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import EntraEmulator, SoftHsm

@@ -17,9 +17,9 @@ from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
-from hsm_signer.identity import key_reference
 from hsm_signer.issuance import create_certificate
 from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.opening import key_reference
 from hsm_signer.rotation import Rotation, RotationRequest, next_label
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from hsm_signer import errors
-from hsm_signer.config import SETTINGS
+from hsm_signer.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

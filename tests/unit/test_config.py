@@ -14,20 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_signer.assertion import Thumbprint
-from hsm_signer.config import (
-    SETTINGS,
-    Profile,
-    Setting,
-    default_config_files,
-    load_profile,
-    missing,
-    profile_from_arguments,
-    state_directory,
-)
+from hsm_signer.config import Profile, default_config_files, load_profile, profile_from_arguments, state_directory
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import Cloud
 from hsm_signer.errors import ConfigError, UriError
+from hsm_signer.settings import SETTINGS, Setting, missing
 
 PIN = "s3cret-4711"
 Write = Callable[[str], Path]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.device.pin import (
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin_sources import (
     NO_LOGIN,
     PROTECTED,
     CommandPin,
@@ -19,12 +20,7 @@ from hsm_signer.device.pin import (
     EnvironmentPin,
     FilePin,
     FixedLogin,
-    Login,
     NobodyToAsk,
-    Pin,
-    PinPad,
-    PinRequest,
-    PinSource,
     SystemdCredentialPin,
     parse_pin_source,
 )

@@ -1,0 +1,165 @@
+"""What came back from a server, or why nothing did: answers judged, failures put into words; pure."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+# What takes long to import is imported where it is used: a program that only signs must not pay for it.
+if TYPE_CHECKING:
+    import httpx
+
+
+MAXIMUM_BODY = 1024 * 1024
+"""Bytes; a token response is a few kilobytes."""
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """What a server answered.
+
+    Args:
+        status: HTTP status; neither a redirect, nor 429, nor 5xx, which are errors.
+        headers: names are in lower case.
+        body: at most `MAXIMUM_BODY` bytes; not in the repr, for it may hold a token.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, or None without a usable one (RFC 9110 section 10.2.3).
+
+    A date is measured from the answer's own `Date`, so that a wrong clock here does no harm.
+    """
+    value = headers.get("retry-after", "").strip()
+    # More digits than this, some thirty years, are no wait but a mistake, and overflow the calendar.
+    if re.fullmatch("[0-9]{1,9}", value):
+        return float(value)
+    if (when := parse_http_date(value)) is None:
+        return None
+    sent = parse_http_date(headers.get("date", ""))
+    return min(max(when - (now if sent is None else sent), 0), 999_999_999)
+
+
+def parse_http_date(text: str) -> float | None:
+    """Return an HTTP-date as seconds since the epoch, or None for anything else (RFC 9110 section 5.6.7)."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt brought no answer, in sentences that hold nothing of the request."""
+
+    message: str
+    hint: str | None = None
+    retry: bool = True
+    retry_after: float | None = None
+
+
+WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is not the server that was meant."
+
+
+_BROKEN = "Try again. If it stays so, look for a firewall or proxy that cuts connections."
+
+
+def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
+    """Return why this answer is none to be passed on, or None when it is."""
+    status, host = response.status, host_of(url)
+    if 300 <= status < 400:
+        location = response.headers.get("location")
+        # The rest of the address is not shown: a server may put into it what it was sent.
+        target = (host_of(urljoin(url, location)) if location else "") or "nowhere"
+        return Failure(
+            f"{host} answered {status} and points to {target}; redirects are not followed.",
+            WRONG_SERVER,
+            retry=False,
+        )
+    if status == 429 or status >= 500:
+        state = "is throttling" if status == 429 else "is unwell"
+        return Failure(
+            f"{host} {state}: it answered {status}.", "Try again later.", retry_after=retry_after(response.headers, now)
+        )
+    return None
+
+
+def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
+    """Put a failed attempt into words, from the types in the exception's chain; its texts are not ours to show."""
+    import socket
+    import ssl
+
+    import httpx
+
+    way = f"{host} through the proxy {host_of(proxy)}" if proxy else host
+    chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Failure(
+                f"The certificate of {way} is not trusted: {cause.verify_message}.",
+                _certificate_hint(cause.verify_code),
+                retry=False,
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            reason = (cause.reason or "unknown reason").replace("_", " ").lower()
+            return Failure(f"There is no TLS with {way}: {reason}.", WRONG_SERVER, retry=False)
+        if isinstance(cause, socket.gaierror):
+            looked_for = host_of(proxy) if proxy else host
+            return Failure(
+                f"The name {looked_for} could not be resolved.", "Check its spelling, and this machine's DNS."
+            )
+        if isinstance(cause, ConnectionRefusedError):
+            return Failure(f"The connection to {way} was refused.", "Check host and port, and any firewall.")
+    if isinstance(error, httpx.ProxyError):
+        # httpcore's text is the status of the proxy's answer to CONNECT.
+        status = str(error)[:3] if re.match("[1-5][0-9]{2}", str(error)) else "no usable answer"
+        return Failure(
+            f"The proxy {host_of(proxy or '')} did not connect to {host}: {status}.",
+            "Check HTTPS_PROXY and NO_PROXY, and whether the proxy needs a user name.",
+            retry=not status.startswith("4"),
+        )
+    if isinstance(error, httpx.ConnectTimeout):
+        return Failure(f"No connection to {way} came about in time.", "Check the network, and any firewall or proxy.")
+    if isinstance(error, httpx.RemoteProtocolError):
+        return Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.", _BROKEN)
+    reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
+    return Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.", _BROKEN)
+
+
+def _certificate_hint(verify_code: int) -> str:
+    # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+    if verify_code in (9, 10):
+        return "Check this machine's clock; if it is right, the server's certificate must be renewed."
+    # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+    if verify_code in (62, 64):
+        return "Use a host name that the server's certificate names."
+    return (
+        "If a private authority or an inspecting proxy issued it, give that authority's certificate with --ca-bundle."
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL, with its port where it names one, and nothing else of it: for messages."""
+    try:
+        split = urlsplit(url)
+        port = split.port
+    except ValueError:
+        return ""
+    host = "".join(character for character in split.hostname or "" if character.isprintable())[:253]
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"

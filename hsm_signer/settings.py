@@ -1,0 +1,339 @@
+"""The table of settings: what each is called everywhere, and how its value is read.
+
+`config` puts profiles together from it, and the command line makes its options from it.
+"""
+
+import difflib
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, Thumbprint
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.entra.authority import Cloud
+from hsm_signer.errors import ConfigError, UriError
+from hsm_signer.keyfile import KEY_FILE, read_key_file
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=StrEnum)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value was found, for messages and relative paths.
+
+    Attributes:
+        name: "--lifetime", "HSM_SIGNER_LIFETIME", "lifetime in profile 'prod' of FILE".
+        directory: what relative paths are relative to; None is the current directory.
+        is_argument: whether other users of the machine can read it in the list of processes.
+    """
+
+    name: str
+    directory: Path | None = None
+    is_argument: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, under all its names.
+
+    Attributes:
+        name: of the profile key and the `Profile` field.
+        help: what it means, in a line.
+        read: turns what was found into the value of the field.
+        metavar: what the option's value looks like in help; None for a flag.
+        variable: the HSM_SIGNER variable, or None.
+        azure: the variable the Azure SDKs share, or None.
+        azure_unless: the setting that says the same in other words; where it is given, `azure` is not looked at.
+        repeatable: whether the option may be given several times.
+        option: whether there is an option; some settings are for profiles only.
+        in_profile: whether there is a profile key; some settings are for a single run only.
+        negated: whether the option, a flag, switches the setting off.
+    """
+
+    name: str
+    help: str
+    read: Callable[[Any, Source], Any]
+    metavar: str | None = None
+    variable: str | None = None
+    azure: str | None = None
+    azure_unless: str | None = None
+    repeatable: bool = False
+    option: bool = True
+    in_profile: bool = True
+    negated: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option's name."""
+        return ("--no-" if self.negated else "--") + self.name.replace("_", "-")
+
+
+def _text(value: object, source: Source) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{source.name} must be a text, and is {_kind(value)}.")
+    return value.strip()
+
+
+def _texts(value: object, source: Source) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.split())
+    if isinstance(value, list | tuple):
+        return tuple(_text(item, source) for item in value)
+    raise ConfigError(f"{source.name} must be a text or a list of texts, and is {_kind(value)}.")
+
+
+def _path(value: object, source: Source) -> Path:
+    text = str(value) if isinstance(value, Path) else _text(value, source)
+    if "\0" in text:
+        raise ConfigError(f"{source.name} must be a path, and holds a NUL character.")
+    # os.path: it leaves a home directory nobody knows as it is, and the message that the file is missing shows it.
+    return (source.directory or Path()) / os.path.expanduser(text)
+
+
+def _flag(value: object, source: Source) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{source.name} must be true or false, and is {_kind(value)}.")
+    return value
+
+
+def _seconds(value: object, source: Source) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # judged below
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number <= 86400:
+        raise ConfigError(f"{source.name} must be a number of seconds, more than 0 and at most 86400.")
+    return number
+
+
+def _lifetime(value: object, source: Source) -> int:
+    number = _seconds(value, source)
+    if number != int(number):
+        raise ConfigError(f"{source.name} must be a whole number of seconds, 1 to {MAXIMUM_LIFETIME}.")
+    return int(number)
+
+
+def _one_of(choices: type[E]) -> Callable[[object, Source], E]:
+    def read(value: object, source: Source) -> E:
+        text = _text(value, source)
+        for choice in choices:
+            if choice.value.lower() == text.lower():
+                return choice
+        raise ConfigError(
+            f"{source.name} is {text!r}; it must be one of {', '.join(choices)}.", hint=nearest(text, list(choices))
+        )
+
+    return read
+
+
+def _algorithm(value: object, source: Source) -> Algorithm | None:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return None
+    try:
+        return _one_of(Algorithm)(value, source)
+    except ConfigError as error:
+        raise ConfigError(error.message.removesuffix(".") + ", auto.", hint=error.hint) from None
+
+
+def from_key_file(value: object, source: Source) -> Path | None:
+    """Return the file that ``file:PATH`` names, or None for URIs."""
+    texts = _texts(value, source)
+    if not any(text.startswith(KEY_FILE) for text in texts):
+        return None
+    if len(texts) > 1:
+        raise ConfigError(
+            f"{source.name} names a key file beside other keys.",
+            hint="A key file stands alone: it says which key it is.",
+        )
+    return _path(texts[0].removeprefix(KEY_FILE), source)
+
+
+def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
+    if file := from_key_file(value, source):
+        # One that is not there yet is for `rotate` to begin.
+        return (read_key_file(file).current.uri,) if file.exists() else ()
+    uris = []
+    for text in _texts(value, source):
+        try:
+            uri = Pkcs11Uri.parse(text)
+        except UriError as error:
+            hint = error.hint or "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
+            raise UriError(f"{source.name}: {error.message}", hint=hint, position=error.position) from None
+        if uri.pin_value is not None:
+            if source.is_argument:
+                raise ConfigError(
+                    f"{source.name} holds a PIN (pin-value), which every user of this machine could read.",
+                    hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
+                )
+            logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
+        uris.append(uri)
+    return tuple(uris)
+
+
+def _pin_source(value: object, source: Source) -> str | tuple[str, ...]:
+    return _texts(value, source) if isinstance(value, list) else _text(value, source)
+
+
+def _environment(value: object, source: Source) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ConfigError(f"{source.name} must be a table of texts, as in SOFTHSM2_CONF = '/etc/softhsm2.conf'.")
+    return dict(value)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("tenant", "Tenant: a GUID or a domain.", _text, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"),
+    Setting("client_id", "Client id of the app registration.", _text, "ID", "HSM_SIGNER_CLIENT_ID", "AZURE_CLIENT_ID"),
+    Setting(
+        "scope",
+        "What the token is for, as in https://graph.microsoft.com/.default.",
+        _texts,
+        "SCOPE",
+        "HSM_SIGNER_SCOPE",
+        repeatable=True,
+    ),
+    Setting(
+        "key",
+        "Where the key is: a PKCS#11 URI (RFC 7512), or file:PATH for the file that rotate keeps. Several URIs name "
+        "devices in order of preference.",
+        _uris,
+        "URI",
+        "HSM_SIGNER_KEY",
+        repeatable=True,
+    ),
+    Setting(
+        "module",
+        "PKCS#11 module. Default: the URI's, else p11-kit's proxy.",
+        _path,
+        "FILE",
+        "HSM_SIGNER_MODULE",
+    ),
+    Setting("module_environment", "Variables set before the module loads.", _environment, option=False),
+    Setting(
+        "pin_source",
+        "Where the PIN comes from: prompt, file:PATH, env:NAME, fd:N, command:ARGV, credential:NAME, protected "
+        "(PIN pad), none. Default: the URI's pin-source, else prompt.",
+        _pin_source,
+        "SOURCE",
+        "HSM_SIGNER_PIN_SOURCE",
+    ),
+    Setting(
+        "certificate",
+        "Certificate of the key, PEM or DER. Default: the one on the device with the key's CKA_ID.",
+        _path,
+        "FILE",
+        "HSM_SIGNER_CERTIFICATE",
+    ),
+    Setting(
+        "algorithm",
+        "RS256 (default), PS256, or auto: PS256 where the device can.",
+        _algorithm,
+        "NAME",
+        "HSM_SIGNER_ALGORITHM",
+    ),
+    Setting(
+        "thumbprint",
+        "sha1 or sha256; follows the algorithm.",
+        _one_of(Thumbprint),
+        "HASH",
+        "HSM_SIGNER_THUMBPRINT",
+    ),
+    Setting("send_chain", "Send the certificate chain (x5c), for subject name + issuer authentication.", _flag),
+    Setting("cloud", "public (default), usgov, china.", _one_of(Cloud), "CLOUD", "HSM_SIGNER_CLOUD"),
+    Setting(
+        "authority",
+        "Another authority host, https; plain http only to loopback.",
+        _text,
+        "URL",
+        "HSM_SIGNER_AUTHORITY",
+        "AZURE_AUTHORITY_HOST",
+        azure_unless="cloud",
+    ),
+    Setting(
+        "token_endpoint",
+        "Full URL of any token endpoint that speaks RFC 7523.",
+        _text,
+        "URL",
+        "HSM_SIGNER_TOKEN_ENDPOINT",
+    ),
+    Setting("audience", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
+    Setting(
+        "lifetime",
+        f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}; of one that is kept in a file 3600.",
+        _lifetime,
+        "SECONDS",
+    ),
+    Setting(
+        "object_id",
+        "Object id of the application in the directory, which is not its client id.",
+        _text,
+        "ID",
+        "HSM_SIGNER_OBJECT_ID",
+    ),
+    Setting("service_principal", "The keys are the service principal's, not the application's.", _flag),
+    Setting(
+        "graph",
+        "Another of Microsoft Graph's hosts: https://dod-graph.microsoft.us. Default: the cloud's.",
+        _text,
+        "URL",
+        "HSM_SIGNER_GRAPH",
+    ),
+    Setting("ca_bundle", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
+    Setting(
+        "device_timeout",
+        "For one call into the device. Default: 60.",
+        _seconds,
+        "SECONDS",
+        "HSM_SIGNER_DEVICE_TIMEOUT",
+    ),
+    Setting(
+        "network_timeout",
+        "For one exchange, retries included. Default: 30.",
+        _seconds,
+        "SECONDS",
+        "HSM_SIGNER_NETWORK_TIMEOUT",
+    ),
+    Setting(
+        "pin_record",
+        "Log in unattended without the record of refused PINs, which keeps repeated runs from locking a device.",
+        _flag,
+        negated=True,
+    ),
+    Setting("allow_last_try", "Log in although one PIN try is left.", _flag, in_profile=False),
+)
+
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def uri_argument(text: str, option: str) -> Pkcs11Uri:
+    """Read a PKCS#11 URI that a command takes beside the settings.
+
+    Raises:
+        ConfigError: it is malformed, or holds a PIN.
+    """
+    (uri,) = _uris([text], Source(option, is_argument=True))
+    return uri
+
+
+def missing(name: str) -> ConfigError:
+    """Return the error for a setting that is needed and was not given."""
+    setting = BY_NAME[name]
+    ways = [setting.flag, *filter(None, (setting.variable, setting.azure)), f"{name} in a profile"]
+    return ConfigError(f"There is no {name.replace('_', ' ')}.", hint=f"Give {', '.join(ways[:-1])} or {ways[-1]}.")
+
+
+def _kind(value: object) -> str:
+    return "empty" if isinstance(value, str) and not value.strip() else f"of type {type(value).__name__}"
+
+
+def nearest(text: str, names: list[str]) -> str | None:
+    found = difflib.get_close_matches(text, names, n=1)
+    return f"Did you mean {found[0]}?" if found else None

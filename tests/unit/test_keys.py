@@ -1,0 +1,193 @@
+"""Of several keys the first whose device is there signs; a refused PIN is not presented again."""
+
+import logging
+from datetime import datetime
+
+import pytest
+
+from hsm_signer import errors
+from hsm_signer.assertion import parse_jwt
+from hsm_signer.certificate import Certificate
+from hsm_signer.config import Profile
+from hsm_signer.crypto import Signer
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import (
+    DeviceGone,
+    DeviceNotFound,
+    HsmSignerError,
+    PinIncorrect,
+    PinLocked,
+)
+from hsm_signer.identity import Identity
+from hsm_signer.keys import REST, Keys
+from hsm_signer.opening import NOBODY, Operator
+
+CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
+AUDIENCE = "https://login.example.org/token"
+OFFICE, HOME, VAULT = (Pkcs11Uri(token=name) for name in ("Office", "Home", "Vault"))
+NEXT_KEY = {"DeviceGone", "DeviceNotFound", "DeviceTimeout", "KeyNotFound", "ModuleLoadError", "SignatureInvalid"}
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HsmSignerError)]
+
+
+class Devices:
+    """What becomes of opening each key: stands in for `open_identity`, which would need the devices."""
+
+    def __init__(self, working: Identity) -> None:
+        self.opened: list[str | None] = []
+        self.isolated: list[bool] = []
+        self.closed: list[str | None] = []
+        self.failing: dict[Pkcs11Uri, type[HsmSignerError]] = {}
+        self.now = 0.0
+        self._working = working
+
+    def open(
+        self, profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False
+    ) -> Identity:
+        self.opened.append(uri.token)
+        self.isolated.append(isolated)
+        if uri in self.failing:
+            raise self.failing[uri](f"{uri.token} failed.")
+        return Identity(
+            str(uri.token),
+            self._working.signer,
+            self._working.certificates,
+            close=lambda: self.closed.append(uri.token),
+            now=self._working.now,
+        )
+
+    def keys(self, *uris: Pkcs11Uri, operator: Operator = NOBODY, isolated: bool = False) -> Keys:
+        profile = Profile(client_id=CLIENT, key=uris)
+        return Keys(profile, operator, isolated=isolated, monotonic=lambda: self.now)
+
+
+@pytest.fixture
+def devices(signer: Signer, certificate: Certificate, now: datetime, monkeypatch: pytest.MonkeyPatch) -> Devices:
+    devices = Devices(Identity(CLIENT, signer, lambda: (certificate,), now=now.timestamp))
+    monkeypatch.setattr("hsm_signer.keys.open_identity", devices.open)
+    return devices
+
+
+def signed_by(keys: Keys) -> str:
+    """The device whose key signed: here it is the client of the assertion."""
+    return str(parse_jwt(keys.assertion(AUDIENCE)).claims["iss"])
+
+
+def test_the_preferred_key_signs_and_no_other_is_opened(devices: Devices) -> None:
+    assert (signed_by(devices.keys(OFFICE, HOME)), devices.opened) == ("Office", ["Office"])
+
+
+def test_a_key_is_opened_once(devices: Devices) -> None:
+    keys = devices.keys(OFFICE)
+    assert ([signed_by(keys) for _ in range(3)], devices.opened) == (["Office"] * 3, ["Office"])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind.__name__ in NEXT_KEY])
+def test_when_a_device_is_absent_or_does_not_work_the_next_key_signs(
+    devices: Devices, kind: type[HsmSignerError]
+) -> None:
+    devices.failing = {OFFICE: kind}
+    assert signed_by(devices.keys(OFFICE, HOME)) == "Home"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind.__name__ not in NEXT_KEY])
+def test_any_other_failure_is_not_passed_over(devices: Devices, kind: type[HsmSignerError]) -> None:
+    devices.failing = {OFFICE: kind}
+    with pytest.raises(kind, match="Office failed"):
+        devices.keys(OFFICE, HOME).assertion(AUDIENCE)
+    assert devices.opened == ["Office"]
+
+
+def test_when_no_key_works_the_failure_is_the_last_ones(devices: Devices) -> None:
+    devices.failing = {OFFICE: DeviceNotFound, HOME: DeviceGone}
+    with pytest.raises(DeviceGone, match="Home failed"):
+        devices.keys(OFFICE, HOME).assertion(AUDIENCE)
+
+
+def test_passing_over_a_key_is_told(devices: Devices, caplog: pytest.LogCaptureFixture) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    devices.keys(OFFICE, HOME).assertion(AUDIENCE)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "Office failed. Trying the next key.")
+    ]
+
+
+def test_a_key_that_failed_rests_while_another_one_works(devices: Devices) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    keys = devices.keys(OFFICE, HOME)
+    assert [signed_by(keys) for _ in range(2)] == ["Home", "Home"]
+    assert devices.opened == ["Office", "Home"]
+
+
+def test_the_preferred_key_is_returned_to_when_it_has_rested(devices: Devices) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    keys, seen = devices.keys(OFFICE, HOME), []
+    for devices.now in (0.0, REST - 0.1, REST):
+        seen.append(signed_by(keys))
+        devices.failing = {}
+    assert seen == ["Home", "Home", "Office"]
+
+
+def test_a_key_that_rests_is_tried_before_giving_up(devices: Devices) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    keys = devices.keys(OFFICE, HOME, VAULT)
+    before = signed_by(keys)
+    devices.failing = {VAULT: DeviceGone}
+    keys.close()
+    devices.failing = {HOME: DeviceGone, VAULT: DeviceGone}
+    assert (before, signed_by(keys)) == ("Home", "Office")
+
+
+def test_a_device_that_is_waited_for_is_found_among_several(devices: Devices) -> None:
+    devices.failing = {OFFICE: DeviceNotFound, HOME: DeviceNotFound}
+    waited: list[str] = []
+
+    def plug_in_office(error: HsmSignerError) -> None:
+        waited.append(error.message)
+        del devices.failing[OFFICE]
+
+    keys = devices.keys(OFFICE, HOME, operator=Operator(wait=plug_in_office))
+    assert (signed_by(keys), waited) == ("Office", ["Home failed."])
+
+
+@pytest.mark.parametrize("kind", [PinIncorrect, PinLocked])
+def test_a_device_that_refused_a_pin_is_not_opened_again(devices: Devices, kind: type[HsmSignerError]) -> None:
+    devices.failing = {OFFICE: kind}
+    keys = devices.keys(OFFICE)
+    for _ in range(3):
+        with pytest.raises(kind, match="Office failed"):
+            keys.assertion(AUDIENCE)
+    assert devices.opened == ["Office"]
+
+
+def test_closing_lets_go_of_every_device_and_the_next_assertion_opens_anew(devices: Devices) -> None:
+    keys = devices.keys(OFFICE)
+    keys.assertion(AUDIENCE)
+    keys.close()
+    keys.assertion(AUDIENCE)
+    assert (devices.opened, devices.closed) == (["Office", "Office"], ["Office"])
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_every_key_is_opened_in_a_process_of_its_own_if_one_is(devices: Devices, isolated: bool) -> None:
+    devices.failing = {OFFICE: DeviceNotFound}
+    devices.keys(OFFICE, HOME, isolated=isolated).assertion(AUDIENCE)
+    assert devices.isolated == [isolated, isolated]
+
+
+def test_after_a_fork_a_key_is_opened_anew_and_the_parents_left_alone(devices: Devices) -> None:
+    keys = devices.keys(OFFICE)
+    keys.assertion(AUDIENCE)
+    keys._keys[0]._lock.acquire()  # as another thread of the parent may have held it
+    keys.after_fork()
+    keys.assertion(AUDIENCE)
+    assert (devices.opened, devices.closed) == (["Office", "Office"], [])
+
+
+def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices) -> None:
+    devices.failing = {OFFICE: PinIncorrect}
+    keys = devices.keys(OFFICE)
+    for _ in range(2):
+        with pytest.raises(PinIncorrect):
+            keys.assertion(AUDIENCE)
+        keys.after_fork()
+    assert devices.opened == ["Office"]
