@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hsm_signer.assertion import parse_jwt
 from hsm_signer.certificate_source import REREAD, CertificateFile, StoredCertificate
 from hsm_signer.crypto import Signer
 from hsm_signer.errors import (
