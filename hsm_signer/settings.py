@@ -53,12 +53,13 @@ class Setting:
         azure: the variable the Azure SDKs share, or None.
         azure_unless: the setting that says the same in other words; where it is given, `azure` is not looked at.
         repeatable: whether the option may be given several times.
-        option: whether there is an option; some settings are for profiles only.
+        panel: of the help where its option stands; None: it is for profiles only.
         in_profile: whether there is a profile key; some settings are for a single run only.
         negated: whether the option, a flag, switches the setting off.
     """
 
     name: str
+    panel: str | None
     help: str
     read: Callable[[Any, Source], Any]
     metavar: str | None = None
@@ -66,7 +67,6 @@ class Setting:
     azure: str | None = None
     azure_unless: str | None = None
     repeatable: bool = False
-    option: bool = True
     in_profile: bool = True
     negated: bool = False
 
@@ -189,10 +189,21 @@ def _environment(value: object, source: Source) -> dict[str, str]:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("tenant", "Tenant: a GUID or a domain.", _text, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"),
-    Setting("client_id", "Client id of the app registration.", _text, "ID", "HSM_SIGNER_CLIENT_ID", "AZURE_CLIENT_ID"),
+    Setting(
+        "tenant", "Assertion", "Tenant: a GUID or a domain.", _text, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"
+    ),
+    Setting(
+        "client_id",
+        "Assertion",
+        "Client id of the app registration.",
+        _text,
+        "ID",
+        "HSM_SIGNER_CLIENT_ID",
+        "AZURE_CLIENT_ID",
+    ),
     Setting(
         "scope",
+        "Exchange",
         "What the token is for, as in https://graph.microsoft.com/.default.",
         _texts,
         "SCOPE",
@@ -201,6 +212,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "key",
+        "Device",
         "Where the key is: a PKCS#11 URI (RFC 7512), or file:PATH for the file that rotate keeps. Several URIs name "
         "devices in order of preference.",
         _uris,
@@ -210,14 +222,16 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "module",
+        "Device",
         "PKCS#11 module. Default: the URI's, else p11-kit's proxy.",
         _path,
         "FILE",
         "HSM_SIGNER_MODULE",
     ),
-    Setting("module_environment", "Variables set before the module loads.", _environment, option=False),
+    Setting("module_environment", None, "Variables set before the module loads.", _environment),
     Setting(
         "pin_source",
+        "Device",
         "Where the PIN comes from: prompt, file:PATH, env:NAME, fd:N, command:ARGV, credential:NAME, protected "
         "(PIN pad), none. Default: the URI's pin-source, else prompt.",
         _pin_source,
@@ -226,6 +240,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "certificate",
+        "Assertion",
         "Certificate of the key, PEM or DER. Default: the one on the device with the key's CKA_ID.",
         _path,
         "FILE",
@@ -233,6 +248,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "algorithm",
+        "Assertion",
         "RS256 (default), PS256, or auto: PS256 where the device can.",
         _algorithm,
         "NAME",
@@ -240,15 +256,19 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "thumbprint",
+        "Assertion",
         "sha1 or sha256; follows the algorithm.",
         _one_of(Thumbprint),
         "HASH",
         "HSM_SIGNER_THUMBPRINT",
     ),
-    Setting("send_chain", "Send the certificate chain (x5c), for subject name + issuer authentication.", _flag),
-    Setting("cloud", "public (default), usgov, china.", _one_of(Cloud), "CLOUD", "HSM_SIGNER_CLOUD"),
+    Setting(
+        "send_chain", "Assertion", "Send the certificate chain (x5c), for subject name + issuer authentication.", _flag
+    ),
+    Setting("cloud", "Assertion", "public (default), usgov, china.", _one_of(Cloud), "CLOUD", "HSM_SIGNER_CLOUD"),
     Setting(
         "authority",
+        "Assertion",
         "Another authority host, https; plain http only to loopback.",
         _text,
         "URL",
@@ -258,36 +278,41 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "token_endpoint",
+        "Assertion",
         "Full URL of any token endpoint that speaks RFC 7523.",
         _text,
         "URL",
         "HSM_SIGNER_TOKEN_ENDPOINT",
     ),
-    Setting("audience", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
+    Setting("audience", "Assertion", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
     Setting(
         "lifetime",
+        "Assertion",
         f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}; of one that is kept in a file 3600.",
         _lifetime,
         "SECONDS",
     ),
     Setting(
         "object_id",
+        "Graph",
         "Object id of the application in the directory, which is not its client id.",
         _text,
         "ID",
         "HSM_SIGNER_OBJECT_ID",
     ),
-    Setting("service_principal", "The keys are the service principal's, not the application's.", _flag),
+    Setting("service_principal", "Graph", "The keys are the service principal's, not the application's.", _flag),
     Setting(
         "graph",
+        "Graph",
         "Another of Microsoft Graph's hosts: https://dod-graph.microsoft.us. Default: the cloud's.",
         _text,
         "URL",
         "HSM_SIGNER_GRAPH",
     ),
-    Setting("ca_bundle", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
+    Setting("ca_bundle", "Exchange", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
     Setting(
         "device_timeout",
+        "Device",
         "For one call into the device. Default: 60.",
         _seconds,
         "SECONDS",
@@ -295,6 +320,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "network_timeout",
+        "Exchange",
         "For one exchange, retries included. Default: 30.",
         _seconds,
         "SECONDS",
@@ -302,11 +328,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "pin_record",
+        "Device",
         "Log in unattended without the record of refused PINs, which keeps repeated runs from locking a device.",
         _flag,
         negated=True,
     ),
-    Setting("allow_last_try", "Log in although one PIN try is left.", _flag, in_profile=False),
+    Setting("allow_last_try", "Device", "Log in although one PIN try is left.", _flag, in_profile=False),
 )
 
 

@@ -11,16 +11,6 @@ import typer
 from hsm_signer.config import load_profile
 from hsm_signer.settings import SETTINGS, Setting
 
-_PANELS = {
-    "Device": ("key", "module", "pin_source", "device_timeout", "pin_record", "allow_last_try"),
-    "Assertion": (
-        "tenant", "client_id", "certificate", "algorithm", "thumbprint", "send_chain", "cloud", "authority",
-        "token_endpoint", "audience", "lifetime",
-    ),
-    "Exchange": ("scope", "ca_bundle", "network_timeout"),
-    "Graph": ("object_id", "service_principal", "graph"),
-}  # fmt: skip
-
 
 class Output(StrEnum):
     """For people or for programs."""
@@ -42,7 +32,7 @@ def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., N
     Returns:
         A decorator for a function whose first parameter is the profile.
     """
-    settings = [setting for setting in SETTINGS if any(setting.name in _PANELS[panel] for panel in panels)]
+    settings = [setting for setting in SETTINGS if setting.panel in panels]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
@@ -76,9 +66,12 @@ def _given(setting: Setting, value: object) -> object:
 def _parameter(setting: Setting) -> inspect.Parameter:
     names = [name for name in (setting.variable, setting.azure) if name]
     variables = f" \\[env: {', '.join(names)}]" if names else ""
-    panel = next(panel for panel, members in _PANELS.items() if setting.name in members)
     option = typer.Option(
-        setting.flag, help=setting.help + variables, metavar=setting.metavar, rich_help_panel=panel, show_default=False
+        setting.flag,
+        help=setting.help + variables,
+        metavar=setting.metavar,
+        rich_help_panel=setting.panel,
+        show_default=False,
     )
     kind: Any = bool if setting.metavar is None else list[str] | None if setting.repeatable else str | None
     return inspect.Parameter(

@@ -46,7 +46,7 @@ def test_the_transcript_is_what_the_demo_shows() -> None:
 def test_every_setting_is_in_the_table() -> None:
     rows = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| ")}
     for setting in SETTINGS:
-        row = rows[f"`{setting.flag}`" if setting.option else f"(profile only) `{setting.name}`"]
+        row = rows[f"`{setting.flag}`" if setting.panel else f"(profile only) `{setting.name}`"]
         for variable in filter(None, (setting.variable, setting.azure)):
             assert f"`{variable}`" in row
 

@@ -172,7 +172,7 @@ def refused(options: Mapping[str, object], **where: Any) -> ConfigError:
 
 
 def test_every_setting_has_the_names_that_are_documented() -> None:
-    shown = {each.name: (each.flag if each.option else None, each.variable, each.azure) for each in SETTINGS}
+    shown = {each.name: (each.flag if each.panel is not None else None, each.variable, each.azure) for each in SETTINGS}
     assert shown == NAMES
 
 
@@ -183,7 +183,12 @@ def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> 
 
 def test_the_tables_of_these_tests_have_every_place_that_a_setting_has() -> None:
     def places(each: Setting) -> list[str]:
-        has = {"option": each.option, "variable": each.variable, "profile": each.in_profile, "azure": each.azure}
+        has = {
+            "option": each.panel is not None,
+            "variable": each.variable,
+            "profile": each.in_profile,
+            "azure": each.azure,
+        }
         return [place for place, there in has.items() if there]
 
     assert {name: list(found) for name, found in FOUND.items()} == {each.name: places(each) for each in SETTINGS}
