@@ -1,5 +1,6 @@
 """The keys of a profile, in order of preference: which signs, which rests, and which one a key file names by now."""
 
+import copy
 import logging
 import threading
 import time
@@ -155,7 +156,7 @@ class _Key:
     def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
             if self.refusal is not None:
-                raise type(self.refusal)(self.refusal.message, hint=self.refusal.hint)
+                raise copy.copy(self.refusal)
             if self._identity is None:
                 try:
                     self._identity = open_identity(profile, self.uri, operator, isolated=isolated)

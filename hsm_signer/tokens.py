@@ -13,7 +13,6 @@ import os
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hsm_signer.assertion import Thumbprint
@@ -109,9 +108,7 @@ class Tokens:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def wanted(
@@ -205,7 +202,7 @@ class Tokens:
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient
 
-        # It holds no connection: two that are made at the same time do no harm, and there is nothing to close.
+        # It holds no connection: two that are made at the same time do no harm.
         if self._http is None:
             self._http = HttpClient(timeout=self.profile.network_timeout, ca_bundle=self.profile.ca_bundle)
         return self._http

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol, TextIO
 
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.private_file import replacing, unwritable
@@ -116,17 +116,7 @@ def _paint(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if colourful else text
 
 
-def _stdout() -> "TextStream":
+def _stdout() -> TextIO:
     if sys.stdout is None:
         raise OutputError("There is no stdout to write the result to.", hint="Do not close it, or use --output-file.")
     return sys.stdout
-
-
-class TextStream(Protocol):
-    """The part of stdout that is used."""
-
-    @property
-    def buffer(self) -> BinaryIO: ...
-    def write(self, text: str, /) -> int: ...
-    def flush(self) -> None: ...
-    def fileno(self) -> int: ...

@@ -181,11 +181,6 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
         return module
 
 
-def any_module_busy() -> bool:
-    """Whether a call is still inside some module, so that waiting for it at exit could hang."""
-    return any(module.is_busy for module in _modules.values())
-
-
 def _load(path: Path) -> "Library":
     import pkcs11
 

@@ -6,11 +6,11 @@ to expect a sign of life. A worker that overruns is killed; one that dies costs 
 starts another. A worker whose PIN was refused is not started again.
 """
 
+import copy
 import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
@@ -76,9 +76,7 @@ class WorkerSigner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def certificate(self) -> bytes:
@@ -178,7 +176,7 @@ class WorkerSigner:
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
         with self._starting:
             if self._refusal is not None:
-                raise type(self._refusal)(self._refusal.message, hint=self._refusal.hint)
+                raise copy.copy(self._refusal)
             try:
                 worker = self._starter.submit(WorkerProcess, self._reference).result()
                 worker.open(self._reference, self._log_in)

@@ -17,8 +17,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hsm_signer import __version__
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class HttpClient:
-    """Posts forms and JSON, and gets documents.
+    """Posts forms and JSON, and gets documents. No connection outlives a call, so there is nothing to close.
 
     Args:
         timeout: seconds for one request, all its attempts and waits included.
@@ -62,7 +61,6 @@ class HttpClient:
         self._monotonic = monotonic
         self._now = now
         self._jitter = jitter
-        self._closed = False
 
     def post_form(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> HttpResponse:
         """Post `form` to `url` and return the answer.
@@ -92,8 +90,6 @@ class HttpClient:
         return self._send("GET", url, headers or {})
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], **content: Mapping[str, object]) -> HttpResponse:
-        if self._closed:
-            raise RuntimeError("this HttpClient is closed")
         deadline = self._monotonic() + self._timeout
         proxy = _proxy_for(url)
         attempt = _Attempt(method, url, content, headers, self._trust, proxy, lambda: deadline - self._monotonic())
@@ -115,18 +111,6 @@ class HttpClient:
             self._sleep(pause)
             last = answer
             retries += 1
-
-    def close(self) -> None:
-        """Refuse further requests. No connection outlives a call, so there is nothing else to let go."""
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _overrun(self, host: str, last: "Failure | None") -> NetworkError:
         seen = f" Last seen: {last.message}" if last else ""

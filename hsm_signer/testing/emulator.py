@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from joserfc import jwt
@@ -226,9 +225,7 @@ class EntraEmulator:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

@@ -4,7 +4,6 @@ import base64
 import ssl
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -59,9 +58,7 @@ class Vault:
         self._server.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.stop()
 
     def demand(self, claims: str) -> None:

@@ -60,8 +60,7 @@ def dripping(head: bytes) -> Callable[[socket.socket, threading.Event], None]:
 
 
 def post(url: str, *, timeout: float = 5, ca_bundle: Path | None = None) -> HttpResponse:
-    with HttpClient(timeout=timeout, ca_bundle=ca_bundle) as http:
-        return http.post_form(url, FORM, {"client-request-id": "1"})
+    return HttpClient(timeout=timeout, ca_bundle=ca_bundle).post_form(url, FORM, {"client-request-id": "1"})
 
 
 def post_on(clock: Clock, port: int, *, timeout: float = 30) -> HttpResponse:
@@ -105,13 +104,6 @@ def test_a_refusal_is_an_answer_and_is_not_retried(serve: Serve, received: list[
 
 def test_a_repr_does_not_show_the_body() -> None:
     assert SECRET not in repr(HttpResponse(200, {}, SECRET.encode()))
-
-
-def test_a_closed_client_sends_nothing() -> None:
-    http = HttpClient(timeout=1)
-    http.close()
-    with pytest.raises(RuntimeError):
-        http.post_form("http://127.0.0.1:1/", FORM, {})
 
 
 def test_a_redirect_is_not_followed(serve: Serve, received: list[bytes]) -> None:
@@ -215,8 +207,7 @@ def test_the_deadline_names_what_went_wrong_before_it(serve: Serve) -> None:
 
 
 def test_a_document_is_got_with_nothing_but_its_address(serve: Serve, received: list[bytes]) -> None:
-    with HttpClient(timeout=5) as http:
-        answer = http.get(f"http://127.0.0.1:{serve(OK)}/metadata")
+    answer = HttpClient(timeout=5).get(f"http://127.0.0.1:{serve(OK)}/metadata")
     assert (answer.status, answer.body) == (200, b"{}")
     head, _, body = received[0].partition(b"\r\n\r\n")
     assert head.startswith(b"GET /metadata HTTP/1.1\r\n")
@@ -232,16 +223,9 @@ def test_trouble_that_passes_is_overcome_in_getting_too(serve: Serve, clock: Clo
 
 def test_a_redirect_is_not_followed_in_getting_either(serve: Serve, received: list[bytes]) -> None:
     port = serve(status(302, "Location: https://evil.example/"))
-    with HttpClient(timeout=5) as http, pytest.raises(NetworkError, match=r"points to evil\.example; redirects"):
-        http.get(f"http://127.0.0.1:{port}/")
+    with pytest.raises(NetworkError, match=r"points to evil\.example; redirects"):
+        HttpClient(timeout=5).get(f"http://127.0.0.1:{port}/")
     assert len(received) == 1
-
-
-def test_a_closed_client_gets_nothing() -> None:
-    http = HttpClient(timeout=1)
-    http.close()
-    with pytest.raises(RuntimeError):
-        http.get("http://127.0.0.1:1/")
 
 
 # Trying again

@@ -225,11 +225,8 @@ def test_the_deadline_holds(
     entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], answer: Slow | DripFeed
 ) -> None:
     entra.answer_next(answer)
-    with (
-        HttpClient(timeout=2, ca_bundle=entra.ca_file) as http,
-        pytest.raises(NetworkError, match=r"no complete answer within 2 seconds"),
-    ):
-        request_token(endpoint, form, http)
+    with pytest.raises(NetworkError, match="no complete answer within 2 seconds"):
+        request_token(endpoint, form, HttpClient(timeout=2, ca_bundle=entra.ca_file))
 
 
 # Against servers that answer anything
@@ -246,8 +243,7 @@ def exchange(
 ) -> AccessToken:
     endpoint = resolve_endpoint(tenant=None, token_endpoint=f"http://127.0.0.1:{port}/token")
     form = token_form(client_id=CLIENT, scope="read", assertion=assertion)
-    with HttpClient(timeout=5, sleep=lambda _: None) as http:
-        return request_token(endpoint, form, http, now=now)
+    return request_token(endpoint, form, HttpClient(timeout=5, sleep=lambda _: None), now=now)
 
 
 def refusal(port: int, assertion: str = "header.payload.signature", now: float = 0) -> EntraError:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from types import TracebackType
 from typing import Self
 
 from . import Stack
@@ -65,9 +64,7 @@ class Apart:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 
