@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from hsm_signer.certificate import Certificate
 from hsm_signer.entra.authority import Endpoint
+from hsm_signer.entra.wording import printable
 
 if TYPE_CHECKING:
     from hsm_signer.device.facts import Protection
@@ -170,18 +171,13 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
         )
     if not agrees:
         return failed(
-            f"Tokens for {endpoint.tenant} come from {_printable(theirs)}, and not from {endpoint.token_endpoint}.",
+            f"Tokens for {endpoint.tenant} come from {printable(str(theirs), 200)}, and not from {endpoint.token_endpoint}.",
             "Choose the cloud of that address with --cloud, or its host with --authority.",
         )
-    return ok(f"Issuer {_printable(issuer)}; the token endpoint is the one we use.")
+    return ok(f"Issuer {printable(str(issuer), 200)}; the token endpoint is the one we use.")
 
 
 def _place(token_endpoint: str) -> tuple[str, list[str]]:
     """Return what must agree of a token endpoint: not the tenant, which Entra gives by its GUID."""
     split = urlsplit(token_endpoint)
     return split.netloc.lower(), split.path.split("/")[2:]
-
-
-def _printable(text: object) -> str:
-    """Return what a server says on one line, without what could steer a terminal."""
-    return "".join(character for character in str(text) if character.isprintable())[:200]

@@ -6,26 +6,26 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.assertion import base64url_encode
 from hsm_signer.certificate import (
     Certificate,
-    certificate_details,
     parse_certificates,
     require_usable,
     select_certificate,
     to_pem,
 )
+from hsm_signer.cli.certificate_text import certificate_facts, certificate_json, certificate_text
+from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.operator import reference_to_one
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result, result_writer, to_json
 from hsm_signer.cli.registration import graph_body, registration_steps
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Algorithm
-from hsm_signer.errors import CertificateNotFound, DeviceReadOnly
+from hsm_signer.errors import DeviceReadOnly
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
@@ -89,7 +89,7 @@ def create(
         if not no_store:
             replace_certificates(device, signer.key.info, der)
         (certificate,) = parse_certificates(der, "The new certificate")
-        write(_json(certificate, now) if output is Output.JSON else to_pem(der))
+        write(certificate_json(certificate, now) if output is Output.JSON else to_pem(der))
     if not no_store:
         _warn_of_another(profile)
     if output is Output.TEXT:
@@ -123,7 +123,7 @@ def import_(
     """Store the certificate that an authority has issued for the key beside it. Of a chain, only that one."""
     from hsm_signer.device.certificates import replace_certificates, require_no_certificate
 
-    found = parse_certificates(_read(file), str(file))
+    found = parse_certificates(read_certificate_file(file), str(file))
     now = datetime.now(UTC)
     with _open(profile, writable=True) as device:
         signer = device.signer()
@@ -133,7 +133,7 @@ def import_(
             require_no_certificate(device, signer.key.info)
         replace_certificates(device, signer.key.info, certificate.der)
     _warn_of_another(profile)
-    print_result(_json(certificate, now) if output is Output.JSON else _text(certificate, now))
+    print_result(certificate_json(certificate, now) if output is Output.JSON else certificate_text(certificate, now))
 
 
 def export(
@@ -151,7 +151,7 @@ def export(
     with result_writer(output_file) as write:
         certificate = _stored(profile)
         if output is Output.JSON:
-            write(_json(certificate, datetime.now(UTC)))
+            write(certificate_json(certificate, datetime.now(UTC)))
             return
         match form:
             case Form.PEM:
@@ -176,11 +176,11 @@ def show(
 ) -> None:
     """Show a certificate, with its thumbprints. Logs in only where the device hides it."""
     now = datetime.now(UTC)
-    shown = [_stored(profile)] if file is None else parse_certificates(_read(file), str(file))
+    shown = [_stored(profile)] if file is None else parse_certificates(read_certificate_file(file), str(file))
     if output is Output.JSON:
-        print_json({"certificates": [_facts(certificate, now) for certificate in shown]})
+        print_json({"certificates": [certificate_facts(certificate, now) for certificate in shown]})
     else:
-        print_result("\n\n".join(_text(certificate, now) for certificate in shown))
+        print_result("\n\n".join(certificate_text(certificate, now) for certificate in shown))
 
 
 def _open(profile: Profile, *, writable: bool = False) -> "Device":
@@ -203,63 +203,6 @@ def _stored(profile: Profile) -> Certificate:
     return parse_certificates(read_certificate(reference_to_one(profile)), "The certificate on the device")[0]
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CertificateNotFound(
-            f"The certificate {file} cannot be read: {error.strerror}.", hint="Check its name and mode."
-        ) from None
-
-
 def _warn_of_another(profile: Profile) -> None:
     if profile.certificate is not None:
         logger.warning("Assertions still go with the certificate that is configured, %s.", profile.certificate)
-
-
-def _json(certificate: Certificate, now: datetime) -> str:
-    return to_json({**_facts(certificate, now), "pem": to_pem(certificate.der).decode("ascii")})
-
-
-def _facts(certificate: Certificate, now: datetime) -> dict[str, Any]:
-    details = certificate_details(certificate)
-    return {
-        "subject": certificate.subject,
-        "issuer": details.issuer,
-        "serial": f"{details.serial:x}",
-        "not_before": f"{certificate.not_before:%Y-%m-%dT%H:%M:%SZ}",
-        "not_after": f"{certificate.not_after:%Y-%m-%dT%H:%M:%SZ}",
-        "days_left": (certificate.not_after - now).days,
-        "bits": None if certificate.public_key is None else certificate.public_key.bits,
-        "key_usage": None if certificate.key_usage is None else sorted(certificate.key_usage),
-        "extended_key_usage": None if details.purposes is None else sorted(details.purposes),
-        "sha1": certificate.sha1.hex(),
-        "sha256": certificate.sha256.hex(),
-        "x5t": base64url_encode(certificate.sha1),
-        "x5t#S256": base64url_encode(certificate.sha256),
-        "portal": certificate.sha1.hex().upper(),
-    }
-
-
-def _text(certificate: Certificate, now: datetime) -> str:
-    from hsm_signer.cli.inventory import row, validity_in_words
-
-    facts = _facts(certificate, now)
-    rows = {
-        "subject": facts["subject"],
-        "issuer": facts["issuer"],
-        "serial": facts["serial"],
-        "valid": validity_in_words(certificate.not_before, certificate.not_after, facts["days_left"]),
-        "key": f"RSA, {facts['bits']} bits" if facts["bits"] else "not RSA",
-        "usage": _names(facts["key_usage"]),
-        "purpose": _names(facts["extended_key_usage"]),
-        "SHA-1": f"{facts['portal']}, as the Entra portal shows it",
-        "x5t": facts["x5t"],
-        "SHA-256": certificate.sha256.hex().upper(),
-        "x5t#S256": facts["x5t#S256"],
-    }
-    return "\n".join(line for label, value in rows.items() for line in row(0, label, value))
-
-
-def _names(names: list[str] | None) -> str:
-    return "any" if names is None else ", ".join(name.replace("_", " ") for name in names) or "none"

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +13,12 @@ import typer
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.text import WIDTH, clean, wrapped
 from hsm_signer.config import Profile
 
 if TYPE_CHECKING:
     from hsm_signer.doctor import Finding
 
-_WIDTH = 80
 _NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}  # ECMA-48 section 8.3.117
 
@@ -55,7 +54,7 @@ def doctor(
 def _lines(finding: "Finding") -> Iterator[str]:
     """Name, status and detail side by side, and the fix under the detail."""
     indent = " " * (_NAME + _STATUS)
-    width = min(shutil.get_terminal_size((_WIDTH, 0)).columns, 120)
+    width = min(shutil.get_terminal_size((WIDTH, 0)).columns, 120)
     detail = _wrap(finding.detail, width - len(indent))
     yield f"{finding.name:{_NAME}}{_paint(finding.status)}{' ' * (_STATUS - len(finding.status))}{detail[0]}"
     for line in detail[1:] + (_wrap(f"fix: {finding.fix}", width - len(indent)) if finding.fix else []):
@@ -63,9 +62,7 @@ def _lines(finding: "Finding") -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    # Labels and subjects are anybody's, and may not steer the terminal. A URI is to be copied in one piece.
-    clean = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    return textwrap.wrap(clean, max(width, 20), break_long_words=False, break_on_hyphens=False) or [""]
+    return wrapped(clean(text), width=max(width, 20)) or [""]
 
 
 def _paint(status: str) -> str:

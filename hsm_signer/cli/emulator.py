@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_result
-from hsm_signer.errors import CertificateNotFound
 
 _OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")
 
@@ -45,7 +45,7 @@ def emulator(
 
     with EntraEmulator(https=not plain_http, port=port, refuse_replay=refuse_replay) as running:
         for file in certificate:
-            running.register(client_id, _read(file), tenant=tenant)
+            running.register(client_id, read_certificate_file(file), tenant=tenant)
         ready = {
             "authority": running.authority,
             "tenant": tenant,
@@ -66,12 +66,3 @@ def emulator(
             )
         sys.stderr.write("Stop it with Ctrl-C.\n")
         threading.Event().wait()
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CertificateNotFound(
-            f"The certificate {file} cannot be read: {error.strerror}.", hint="Check --certificate."
-        ) from None

@@ -12,10 +12,12 @@ import typer
 
 from hsm_signer.assertion import Jwt, parse_jwt
 from hsm_signer.certificate import parse_certificates
+from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.text import clean
 from hsm_signer.entra.aadsts import lookup, parse_code
-from hsm_signer.errors import CertificateNotFound, ConfigError
+from hsm_signer.errors import ConfigError
 from hsm_signer.verification import check_assertion
 
 _TIMES = ("nbf", "iat", "exp", "auth_time")
@@ -51,13 +53,8 @@ def verify(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check an assertion's signature, thumbprint and times offline. Exits 0 when all holds, 1 when not."""
-    try:
-        data = certificate.read_bytes()
-    except OSError as error:
-        raise CertificateNotFound(
-            f"The certificate {certificate} cannot be read: {error.strerror}.", hint="Check --certificate."
-        ) from None
-    checks = check_assertion(_read_jwt(jwt), parse_certificates(data, str(certificate))[0], time.time())
+    first = parse_certificates(read_certificate_file(certificate), str(certificate))[0]
+    checks = check_assertion(_read_jwt(jwt), first, time.time())
     holds = all(check.holds for check in checks)
     if output is Output.JSON:
         print_json({"holds": holds, "checks": [asdict(check) for check in checks]})
@@ -122,6 +119,6 @@ def _duration(seconds: int) -> str:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     """Align every column but the last. What a JWT holds may not steer the terminal."""
-    clean = [tuple("".join(c if c.isprintable() else "\ufffd" for c in cell) for cell in row) for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*clean, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, [*widths[:-1], 0])).rstrip() for row in clean)
+    cells = [tuple(map(clean, row)) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, [*widths[:-1], 0])).rstrip() for row in cells)

@@ -1,13 +1,10 @@
-"""Modules, devices, keys and certificates as text of 80 columns, and as plain data for JSON; pure.
+"""Modules, devices, keys and certificates as text, and as plain data for JSON; pure."""
 
-Rows are wrapped, never cut. A URI or a thumbprint stays in one piece, so that it can be copied.
-"""
-
-import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 
+from hsm_signer.cli.text import heading, row, validity_in_words
 from hsm_signer.device.facts import (
     CertificateFacts,
     Contents,
@@ -18,13 +15,10 @@ from hsm_signer.device.facts import (
     Problem,
 )
 
-WIDTH = 80
-_LABEL = 10
-
 
 def module_text(module: ModuleFacts) -> str:
     """Return a module and what is known of its devices, as lines without a last newline."""
-    lines = [*_heading(0, f"MODULE {module.path}", _library(module))]
+    lines = [*heading(0, f"MODULE {module.path}", _library(module))]
     lines += _problem(2, module.problem)
     for device in module.devices:
         lines += _device(device)
@@ -47,29 +41,6 @@ def plain(facts: object) -> object:
     return facts
 
 
-def clean(text: str) -> str:
-    """Return `text` without what would steer the terminal: labels are anybody's."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def row(indent: int, label: str, *values: str) -> Iterator[str]:
-    """Return the lines of a label and its values, each value on a line of its own, wrapped under itself."""
-    before, under = f"{' ' * indent}{label:{_LABEL}}", " " * (indent + _LABEL)
-    for value in map(clean, values):
-        if max(map(len, value.split()), default=0) > WIDTH - len(under):
-            # Too long for the line. It stays whole, with less before it.
-            yield before.rstrip()
-            before = under = " " * (indent + 2)
-        yield from _wrapped(value, before, under)
-        before = under
-
-
-def validity_in_words(not_before: datetime, not_after: datetime, days_left: int) -> str:
-    """Return from when to when a certificate is valid, and how long that still is."""
-    left = "EXPIRED" if days_left < 0 else f"{days_left} day{'' if days_left == 1 else 's'} left"
-    return f"{not_before:%Y-%m-%d} to {not_after:%Y-%m-%d}, {left}"
-
-
 def _library(module: ModuleFacts) -> str:
     if module.library is None:
         return ""
@@ -81,7 +52,7 @@ def _device(device: DeviceFacts) -> Iterator[str]:
     info = device.info
     serial = f"serial {info.serial}" if info.serial else ""
     maker = ", ".join(part for part in (info.manufacturer, info.model, serial) if part)
-    yield from _heading(2, f"DEVICE {info.label or info.model or info.slot_description!r}", maker)
+    yield from heading(2, f"DEVICE {info.label or info.model or info.slot_description!r}", maker)
     yield from row(4, "uri", device.uri)
     yield from row(4, "PIN", _pin(device))
     if device.contents is None or not device.mechanisms:
@@ -137,7 +108,7 @@ def _contents(contents: Contents) -> Iterator[str]:
 def _key(key: KeyFacts) -> Iterator[str]:
     bits = f"{key.bits} bits" if key.bits else ""
     kind = " ".join(part for part in (key.kind, bits) if part)
-    yield from _heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
+    yield from heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
     yield from row(6, "uri", key.uri)
     yield from row(6, "guarded", ", ".join(_protection(key)))
     yield from _problem(6, key.problem)
@@ -161,7 +132,7 @@ def _protection(key: KeyFacts) -> Iterator[str]:
 
 
 def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[str]:
-    yield from _heading(4, f"CERTIFICATE {certificate.label!r}", f"id {_id(certificate.id)}")
+    yield from heading(4, f"CERTIFICATE {certificate.label!r}", f"id {_id(certificate.id)}")
     if certificate.subject is not None:
         yield from row(6, "subject", certificate.subject)
     if certificate.not_before and certificate.not_after and certificate.days_left is not None:
@@ -191,20 +162,3 @@ def _problem(indent: int, problem: Problem | None) -> Iterator[str]:
 
 def _id(octets: bytes) -> str:
     return octets.hex() or "none"
-
-
-def _heading(indent: int, title: str, rest: str) -> Iterator[str]:
-    """Title and rest on one line if they fit, else on two."""
-    line = f"{' ' * indent}{clean(title)}  {clean(rest)}".rstrip()
-    if len(line) <= WIDTH:
-        yield line
-        return
-    under = " " * (indent + 2)
-    yield from _wrapped(clean(title), " " * indent, under)
-    yield from _wrapped(clean(rest), under, under)
-
-
-def _wrapped(text: str, before: str, under: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=before, subsequent_indent=under, break_long_words=False, break_on_hyphens=False
-    )

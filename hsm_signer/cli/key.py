@@ -11,6 +11,7 @@ import typer
 from hsm_signer.cli.operator import ask, has_terminal, reference_to_one
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.text import clean
 from hsm_signer.config import Profile
 from hsm_signer.errors import ConfigError
 
@@ -143,8 +144,6 @@ def _octets(text: str) -> bytes:
 
 
 def _confirm(device: "Device", key: "KeyInfo", certificates: "list[Certificate]") -> None:
-    from hsm_signer.cli.inventory import clean
-
     typeable = bool(key.label) and key.label.isprintable()
     what, wanted = ("label", key.label) if typeable else ("id", key.id.hex())
     listing = "".join(f"  {line}\n" for line in _lines(key, certificates))
@@ -156,12 +155,8 @@ def _confirm(device: "Device", key: "KeyInfo", certificates: "list[Certificate]"
 
 
 def _lines(key: "KeyInfo", certificates: "list[Certificate]") -> list[str]:
-    from hsm_signer.cli.inventory import clean
-
     return [*map(_line, certificates), f"key {clean(str(key))}"]
 
 
 def _line(certificate: "Certificate") -> str:
-    from hsm_signer.cli.inventory import clean
-
     return f"certificate {clean(certificate.subject)}, SHA-1 {certificate.sha1.hex().upper()}"

@@ -1,6 +1,7 @@
 """`rotate`: over to the next key, step by step."""
 
 import contextlib
+import functools
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import ReaderGone, print_json, print_result
+from hsm_signer.cli.text import days_in_words
 from hsm_signer.config import Profile
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
@@ -16,6 +18,8 @@ from hsm_signer.rotation_plan import Step
 from hsm_signer.settings import uri_argument
 
 DUE = 1
+
+_option = functools.partial(typer.Option, rich_help_panel="Rotation")
 
 _MEANING = {
     Step.NAME: "choose the next key's label and id, and write them into the key file",
@@ -40,73 +44,43 @@ def rotate(
     profile: Profile,
     current: Annotated[
         str | None,
-        typer.Option(
-            help="The key in use today, to begin with: where the key file is not there yet.",
-            metavar="URI",
-            rich_help_panel="Rotation",
-        ),
+        _option(help="The key in use today, to begin with: where the key file is not there yet.", metavar="URI"),
     ] = None,
     next_key: Annotated[
         str | None,
-        typer.Option(
-            "--next",
-            help="A key on the device that is to be the next, made there by other means.",
-            metavar="URI",
-            rich_help_panel="Rotation",
-        ),
+        _option("--next", help="A key on the device that is to be the next, made there by other means.", metavar="URI"),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Of the next key. Default: as the current one.", rich_help_panel="Rotation")
-    ] = None,
+    bits: Annotated[int | None, _option(help="Of the next key. Default: as the current one.")] = None,
     subject: Annotated[
         str | None,
-        typer.Option(
-            help="Of its certificate. Default: as the current one.", metavar="NAME", rich_help_panel="Rotation"
-        ),
+        _option(help="Of its certificate. Default: as the current one.", metavar="NAME"),
     ] = None,
     days: Annotated[
         int,
-        typer.Option(help="Validity of its certificate.", min=1, max=MAXIMUM_DAYS, rich_help_panel="Rotation"),
+        _option(help="Validity of its certificate.", min=1, max=MAXIMUM_DAYS),
     ] = DEFAULT_DAYS,
     delete_old_key: Annotated[
         bool,
-        typer.Option(
-            "--delete-old-key", help="Delete the old key from the device at the end.", rich_help_panel="Rotation"
-        ),
+        _option("--delete-old-key", help="Delete the old key from the device at the end."),
     ] = False,
     old_key_id: Annotated[
         str | None,
-        typer.Option(
-            help="Id of the old key's credential at Entra, where it is not known and Graph does not tell.",
-            metavar="ID",
-            rich_help_panel="Rotation",
+        _option(
+            help="Id of the old key's credential at Entra, where it is not known and Graph does not tell.", metavar="ID"
         ),
     ] = None,
     propagation_timeout: Annotated[
         float,
-        typer.Option(
-            help="How long to wait for Entra to take notice of a change.",
-            metavar="SECONDS",
-            min=0,
-            rich_help_panel="Rotation",
-        ),
+        _option(help="How long to wait for Entra to take notice of a change.", metavar="SECONDS", min=0),
     ] = 600,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the steps, and take none.", rich_help_panel="Rotation")
-    ] = False,
+    dry_run: Annotated[bool, _option("--dry-run", help="Show the steps, and take none.")] = False,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check",
-            help="Only tell whether it is time: exit status 1 when it is. Rarely needs a login.",
-            rich_help_panel="Rotation",
-        ),
+        _option("--check", help="Only tell whether it is time: exit status 1 when it is. Rarely needs a login."),
     ] = False,
     warn_days: Annotated[
         int,
-        typer.Option(
-            help="For --check: how many days before its end a certificate is due.", min=0, rich_help_panel="Rotation"
-        ),
+        _option(help="For --check: how many days before its end a certificate is due.", min=0),
     ] = 30,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -160,7 +134,7 @@ def _check(profile: Profile, warn_days: int, output: Output) -> None:
         print_json({"due": found.due, "days_left": found.days_left, "unfinished": found.unfinished})
     else:
         state = "A rotation was begun and not ended: run rotate." if found.unfinished else ""
-        when = f"{found.days_left} days left" if found.days_left >= 0 else "expired"
+        when = f"{days_in_words(found.days_left)} left" if found.days_left >= 0 else "expired"
         print_result(
             f"The certificate of the current key: {when}. {state or ('Run rotate.' if found.due else '')}".strip()
         )
