@@ -171,7 +171,8 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
         )
     if not agrees:
         return failed(
-            f"Tokens for {endpoint.tenant} come from {printable(str(theirs), 200)}, and not from {endpoint.token_endpoint}.",
+            f"Tokens for {endpoint.tenant} come from {printable(str(theirs), 200)}, "
+            f"and not from {endpoint.token_endpoint}.",
             "Choose the cloud of that address with --cloud, or its host with --authority.",
         )
     return ok(f"Issuer {printable(str(issuer), 200)}; the token endpoint is the one we use.")

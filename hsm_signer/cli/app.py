@@ -56,7 +56,7 @@ class Terminated(BaseException):
 
 
 # Where each command lives, in the order of the help.
-_HOMES = {
+COMMANDS = {
     "token": "exchange",
     "assertion": "exchange",
     "assertion-file": "assertion_file",
@@ -122,7 +122,7 @@ def make_program(arguments: Sequence[str]) -> typer.Typer:
     )
     program.callback()(options)
     first = arguments[0] if arguments else ""
-    for home in [_HOMES[first]] if first in _HOMES else dict.fromkeys(_HOMES.values()):
+    for home in [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"hsm_signer.cli.{home}").register(program)
     return program
 

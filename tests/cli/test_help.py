@@ -51,6 +51,26 @@ DELETE: dict[str, list[str]] = {"--certificate": [], "--yes": []}
 ISSUE: dict[str, list[str]] = {"--subject": [], "--algorithm": [], "--output": [], "--output-file": []}
 CREATE: dict[str, list[str]] = {**ISSUE, "--days": [], "--no-store": [], "--replace": []}
 EXPORT: dict[str, list[str]] = {"--form": [], "--output": [], "--output-file": []}
+EXAMINE: dict[str, list[str]] = {
+    option: variables
+    for option, variables in (ASSERTION | EXCHANGE).items()
+    if option not in ("--wait", "--output-file")
+}
+GRAPH = {"--object-id": ["HSM_SIGNER_OBJECT_ID"], "--service-principal": [], "--graph": ["HSM_SIGNER_GRAPH"]}
+ROTATE: dict[str, list[str]] = {
+    "--current": [],
+    "--next": [],
+    "--bits": [],
+    "--subject": [],
+    "--days": [],
+    "--delete-old-key": [],
+    "--old-key-id": [],
+    "--propagation-timeout": [],
+    "--dry-run": [],
+    "--check": [],
+    "--warn-days": [],
+}
+LIST = {"--module": ["HSM_SIGNER_MODULE"], "--device-timeout": ["HSM_SIGNER_DEVICE_TIMEOUT"], "--output": []}
 GLOBAL = {
     "--config": ["HSM_SIGNER_CONFIG"],
     "--profile": ["HSM_SIGNER_PROFILE"],
@@ -89,6 +109,11 @@ EMULATOR: dict[str, list[str]] = {
         pytest.param(["certificate", "import"], {**DEVICE, "--replace": [], "--output": []}, id="certificate import"),
         pytest.param(["certificate", "export"], DEVICE | EXPORT, id="certificate export"),
         pytest.param(["certificate", "show"], {**DEVICE, "--output": []}, id="certificate show"),
+        pytest.param(["rotate"], EXAMINE | GRAPH | ROTATE, id="rotate"),
+        pytest.param(["device", "list"], LIST, id="device list"),
+        pytest.param(["device", "show"], {**DEVICE, "--login": [], "--output": []}, id="device show"),
+        pytest.param(["device", "forget-pin-failures"], {"--key": [], "--output": []}, id="device forget-pin-failures"),
+        pytest.param(["doctor"], {**EXAMINE, "--offline": []}, id="doctor"),
         pytest.param(["emulator"], EMULATOR, id="emulator"),
     ],
 )
@@ -105,8 +130,10 @@ def test_help_lists_every_option_with_its_variables(
 
 def test_help_lists_every_command(program: Program) -> None:
     commands = re.findall(r"│ ([a-z-]+)", program("-h").stdout.partition("Commands")[2])
-    expected = {"token", "assertion", "assertion-file", "decode", "verify", "explain", "key", "certificate", "emulator"}
-    assert expected <= set(commands)
+    assert set(commands) == {
+        *("token", "assertion", "decode", "verify", "explain", "device", "key", "certificate", "rotate"),
+        *("assertion-file", "doctor", "emulator"),
+    }
 
 
 def test_version_is_the_packages(program: Program) -> None:

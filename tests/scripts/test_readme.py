@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from hsm_signer import errors
+from hsm_signer.cli.app import COMMANDS
 from hsm_signer.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,11 @@ def test_every_setting_is_in_the_table() -> None:
         row = rows[f"`{setting.flag}`" if setting.panel else f"(profile only) `{setting.name}`"]
         for variable in filter(None, (setting.variable, setting.azure)):
             assert f"`{variable}`" in row
+
+
+def test_every_command_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)", README.partition("## Commands")[2].partition("\n## ")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(COMMANDS)
 
 
 def test_every_exit_status_is_in_the_table() -> None:
