@@ -6,14 +6,16 @@ is one, and is how to begin by hand. What else stands in it is a rotation under 
 that have had their day. A profile follows it with ``key = "file:PATH"``.
 """
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, UriError
+from hsm_signer.errors import ConfigError, OutputError, UriError
 from hsm_signer.private_file import read_trusted, write_private
 
 KEY_FILE = "file:"
@@ -98,6 +100,28 @@ def write_key_file(path: Path, content: KeyFile) -> None:
     text = json.dumps(document, indent=2) + "\n"
     # For all to read, as a profile is: programs that use the key are often other users than the one who rotates it.
     write_private(path, lambda: text, mode=0o644)
+
+
+def lock_key_file(path: Path) -> int:
+    """Return a descriptor that holds the lock of a key file, for one rotation at a time, until it is closed.
+
+    Raises:
+        ConfigError: another process holds it.
+        OutputError: there cannot be one.
+    """
+    try:
+        lock = path.with_name(f".{path.name}.lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be replaced: {error.strerror}.", hint="Its directory must be there, and yours to write in."
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"Another rotate is at work on {path}.", hint="Wait for its end.") from None
+    return descriptor
 
 
 def _filed_key(entry: Mapping[str, Any]) -> FiledKey:

@@ -7,9 +7,7 @@ There is one login. What was done is on the device, at Entra and in the key file
 off, by whatever, is gone on with by the next.
 """
 
-import fcntl
 import os
-import re
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -20,7 +18,7 @@ from typing import Self
 
 from cryptography import x509
 
-from hsm_signer.certificate import Certificate, require_usable
+from hsm_signer.certificate import Certificate, parse_certificates, require_usable
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.certificates import replace_certificates
@@ -37,14 +35,13 @@ from hsm_signer.errors import (
     KeyExists,
     KeyLookupError,
     KeyNotFound,
-    OutputError,
 )
 from hsm_signer.identity import Identity
 from hsm_signer.issuance import DEFAULT_DAYS, create_certificate, parse_subject
-from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.opening import NOBODY, Operator, certificates_of, key_reference, make_identity
 from hsm_signer.registrar import Clock, Registrar
-from hsm_signer.rotation_plan import Observed, Step, after, next_step, plan
+from hsm_signer.rotation_plan import Observed, Step, after, next_label, next_step, plan, will_do
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Rotation:
         self._identities: dict[str, Identity] = {}
         self._step = Step.NAME
         with ExitStack() as undo:
-            undo.callback(os.close, _lock(self.path))
+            undo.callback(os.close, lock_key_file(self.path))
             self.file = _load(self.path, request.current)
             reference = key_reference(profile, self.file.current.uri, operator)
             self._unchangeable: DeviceReadOnly | None = None
@@ -172,20 +169,12 @@ class Rotation:
             try:
                 signer = self._device.signer(file.next.uri)
                 key = True
-                certificate = self._will_do(file.next, self._device.certificate(signer))
+                (found,) = parse_certificates(self._device.certificate(signer), "The next key's certificate")
+                certificate = will_do(found, file.next, self._request.days, self._now)
             except (KeyNotFound, CertificateNotFound, KeyAmbiguous):
                 pass
         unfinished = file.next is not None or bool(file.retired)
         return Observed(file, not unfinished, key, certificate, delete_old=self._request.delete_old)
-
-    def _will_do(self, key: FiledKey, der: bytes) -> bool:
-        certificate = x509.load_der_x509_certificate(der)
-        if self._clock.now() > certificate.not_valid_after_utc.timestamp():
-            return False
-        # One of ours that is valid for longer than is now asked for was refused by a policy, most likely.
-        ours = certificate.issuer == certificate.subject
-        days = (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days
-        return key.registered or not ours or days <= self._request.days
 
     def _name(self, observed: Observed) -> Observed:
         uri = self._request.following
@@ -365,20 +354,6 @@ def require_key_file(profile: Profile) -> Path:
     return profile.key_file
 
 
-def next_label(current: str, taken: frozenset[str], today: str) -> str:
-    """Return a label for the next key: that of the current one with the date, and a number where that is taken.
-
-    Args:
-        today: as YYYYMMDD.
-    """
-    stem = re.sub(r"-\d{8}(-\d+)?\Z", "", current) or "key"
-    label, number = f"{stem}-{today}", 1
-    while label in taken:
-        number += 1
-        label = f"{stem}-{today}-{number}"
-    return label
-
-
 def _following(observed: Observed) -> FiledKey:
     assert observed.file.next is not None  # noqa: S101  # the plan sees to it
     return observed.file.next
@@ -393,20 +368,3 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
             hint="Begin with: rotate --current URI",
         )
     return KeyFile(FiledKey(current))
-
-
-def _lock(path: Path) -> int:
-    """Return a descriptor that holds the lock of a key file."""
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be replaced: {error.strerror}.", hint="Its directory must be there, and yours to write in."
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f"Another rotate is at work on {path}.", hint="Wait for its end.") from None
-    return descriptor

@@ -5,9 +5,12 @@ after a token was obtained with it, and only then is the old one taken away. A r
 with by looking again.
 """
 
+import re
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 
+from hsm_signer.certificate import Certificate, certificate_details
 from hsm_signer.keyfile import FiledKey, KeyFile
 
 
@@ -111,3 +114,31 @@ def plan(observed: Observed) -> list[Step]:
         steps.append(step)
         observed = after(step, observed)
     return steps
+
+
+def will_do(certificate: Certificate, key: FiledKey, days: int, now: datetime) -> bool:
+    """Tell whether the certificate beside the next key is one to go on with.
+
+    Args:
+        days: of validity that are asked for.
+        now: timezone-aware.
+    """
+    if now > certificate.not_after:
+        return False
+    # One of ours that is valid for longer than is now asked for was refused by a policy, most likely.
+    ours = certificate_details(certificate).issuer == certificate.subject
+    return key.registered or not ours or (certificate.not_after - certificate.not_before).days <= days
+
+
+def next_label(current: str, taken: frozenset[str], today: str) -> str:
+    """Return a label for the next key: that of the current one with the date, and a number where that is taken.
+
+    Args:
+        today: as YYYYMMDD.
+    """
+    stem = re.sub(r"-\d{8}(-\d+)?\Z", "", current) or "key"
+    label, number = f"{stem}-{today}", 1
+    while label in taken:
+        number += 1
+        label = f"{stem}-{today}-{number}"
+    return label

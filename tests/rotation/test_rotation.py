@@ -20,7 +20,7 @@ from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkEr
 from hsm_signer.issuance import create_certificate
 from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.opening import key_reference
-from hsm_signer.rotation import Rotation, RotationRequest, next_label
+from hsm_signer.rotation import Rotation, RotationRequest
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
 from tests.rotation.conftest import CLIENT, PIN, TENANT, Application
@@ -253,18 +253,3 @@ def test_a_key_file_that_cannot_be_written_stops_it_before_anything_is_made(appl
         stuck.rotate()
     assert len(stuck.on_device().keys) == 1
     assert len(stuck.registered()) == 1
-
-
-@pytest.mark.parametrize(
-    ("current", "taken", "label"),
-    [
-        ("app", set(), "app-20261123"),
-        ("app-20250101", set(), "app-20261123"),
-        ("app-20250101-3", set(), "app-20261123"),
-        ("app", {"app-20261123"}, "app-20261123-2"),
-        ("app-20261123", {"app-20261123", "app-20261123-2"}, "app-20261123-3"),
-        ("", set(), "key-20261123"),
-    ],
-)
-def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, taken: set[str], label: str) -> None:
-    assert next_label(current, frozenset(taken), "20261123") == label

@@ -1,14 +1,16 @@
 """A rotation, decided: which step comes next, and that the order never leaves an application without a working key."""
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsm_signer.certificate import Certificate
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.keyfile import FiledKey, KeyFile
-from hsm_signer.rotation_plan import Observed, Step, after, next_step, plan
+from hsm_signer.rotation_plan import Observed, Step, after, next_label, next_step, plan, will_do
 
 OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
 NEW = FiledKey(Pkcs11Uri(token="t", id=b"new"), registered=False)
@@ -123,3 +125,39 @@ def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observe
         if step in (Step.DELETE, Step.KEEP):
             assert not observed.file.retired[0].registered
         observed = after(step, observed)
+
+
+@pytest.mark.parametrize(
+    ("current", "taken", "label"),
+    [
+        ("app", set(), "app-20261123"),
+        ("app-20250101", set(), "app-20261123"),
+        ("app-20250101-3", set(), "app-20261123"),
+        ("app", {"app-20261123"}, "app-20261123-2"),
+        ("app-20261123", {"app-20261123", "app-20261123-2"}, "app-20261123-3"),
+        ("", set(), "key-20261123"),
+    ],
+)
+def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, taken: set[str], label: str) -> None:
+    assert next_label(current, frozenset(taken), "20261123") == label
+
+
+# Self-signed, and valid for 365 days around `now`.
+
+
+@pytest.mark.parametrize(("days", "will"), [(364, False), (365, True), (366, True)])
+def test_a_certificate_of_ours_for_longer_than_is_asked_for_is_made_again(
+    certificate: Certificate, now: datetime, days: int, will: bool
+) -> None:
+    assert will_do(certificate, NEW, days, now) is will
+
+
+def test_a_certificate_that_is_registered_will_do_whatever_is_asked_for_by_now(
+    certificate: Certificate, now: datetime
+) -> None:
+    assert will_do(certificate, REGISTERED, 1, now)
+
+
+@pytest.mark.parametrize("filed", [NEW, REGISTERED])
+def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: FiledKey) -> None:
+    assert not will_do(certificate, filed, 365, now + timedelta(days=200))
