@@ -194,7 +194,8 @@ def _read_profile(
                 hint="Write one, or name it with --config.",
             )
         return {}, Source("no file")
-    profiles = _profiles(file, _load_toml(file))
+    document, opened = _load_toml(file)
+    profiles = _profiles(file, document)
     chosen = wanted or "default"
     if chosen not in profiles:
         if wanted or not profiles:
@@ -203,7 +204,7 @@ def _read_profile(
                 hint=nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
             )
         return {}, Source("no profile")
-    source = Source(f"profile {chosen!r} of {file}", file.absolute().parent)
+    source = Source(f"profile {chosen!r} of {file}", opened.parent)
     table = profiles[chosen]
     known = [setting.name for setting in SETTINGS if setting.in_profile]
     for key in table:
@@ -229,8 +230,9 @@ def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mappin
     return profiles
 
 
-def _load_toml(file: Path) -> Mapping[str, object]:
+def _load_toml(file: Path) -> tuple[Mapping[str, object], Path]:
+    content, opened = read_trusted(file, "configuration")
     try:
-        return tomllib.loads(read_trusted(file, "configuration").decode())
+        return tomllib.loads(content.decode()), opened
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None

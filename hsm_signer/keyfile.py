@@ -61,7 +61,7 @@ def read_key_file(path: Path) -> KeyFile:
         ConfigError: it cannot be read, is not one, or others can write it.
     """
     try:
-        document = json.loads(read_trusted(path, "key file"))
+        document = json.loads(read_trusted(path, "key file")[0])
         if unknown := document.keys() - {"key", "registered", "key_id", "object_id", "next", "retired"}:
             raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
         following = document.get("next")

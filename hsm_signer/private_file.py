@@ -1,12 +1,14 @@
-"""Files that nobody else may write: replaced whole or not at all, and read only when they are ours alone."""
+"""Files that nobody else may write: replaced whole or not at all, and read only when nobody else can replace them."""
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from hsm_signer.errors import ConfigError, OutputError
@@ -14,6 +16,7 @@ from hsm_signer.errors import ConfigError, OutputError
 logger = logging.getLogger(__name__)
 
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
+_MAXIMUM_LINKS = 40  # path_resolution(7)
 
 
 def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int | None = None) -> None:
@@ -28,16 +31,16 @@ def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int 
         group: its id; None leaves it to the directory.
 
     Raises:
-        ConfigError: others can write in the directory.
+        ConfigError: other users can write in the directory, or replace it.
         OutputError: the file cannot be written.
         HsmSignerError: whatever `make` raises.
     """
     try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        trusted = require_trusted_path(path.parent, "directory")
+        directory = os.open(trusted, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise unwritable(path, error) from None
     try:
-        _require_private(path.parent, os.fstat(directory))
         with replacing(path, mode=mode, group=group, directory=directory) as file:
             file.write(make().encode("ascii"))
     except OSError as error:
@@ -78,29 +81,99 @@ def replacing(
         os.close(opened)
 
 
-def read_trusted(path: Path, what: str) -> bytes:
-    """Return what a file holds that says what code to load: whoever can write it can run as us.
+def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:
+    """Read a file that decides what code is loaded: whoever can replace it can run code as us.
 
     Args:
-        what: it is, for messages: "configuration".
+        what: for messages: "configuration".
+
+    Returns:
+        Its content, and its path without symbolic links: where the file that was read really is.
 
     Raises:
-        ConfigError: it is not there or cannot be read, or somebody besides root and us can write it.
+        ConfigError: it cannot be read, is not a regular file, or another user can replace it.
     """
     try:
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if others_can_write(status, os.geteuid()):
-                raise ConfigError(
-                    f"The {what} {path} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}, "
-                    f"owner {status.st_uid}), and it names code to run.",
-                    hint=f"chmod go-w {path}; it must belong to root or to you.",
-                )
-            return stream.read()
+        trusted = require_trusted_path(path, what)
+        # O_NONBLOCK: opening a FIFO without a writer must not hang.
+        descriptor = os.open(trusted, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            _require_ours(status, trusted, path, what)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"The {what} {path} is not a regular file.", hint="Name the file itself.")
+            with open(descriptor, "rb", closefd=False) as stream:
+                return stream.read(), trusted
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError(
             f"The {what} {path} cannot be read: {error.strerror}.", hint="Check its name and mode."
         ) from None
+
+
+def require_trusted_path(path: Path, what: str) -> Path:
+    """Make sure that nobody besides root and us can replace what a path leads to, or what it leads through.
+
+    Each component from the root on, through every symbolic link, must belong to root or to us, and no directory may be
+    writable by others, as for sshd's StrictModes. In a sticky directory, such as /tmp, others cannot replace what is
+    ours: passing through one is safe. Where the path ends in one it is refused, because others can create a name there
+    before we do. A directory on a read-only mount counts as not writable: Kubernetes mounts ConfigMaps with mode 0777.
+
+    Nobody else can change what was checked, so what is opened by the result afterwards is still what was checked.
+
+    Args:
+        path: of a file to read, or of a directory to create files in.
+        what: for messages: "configuration".
+
+    Returns:
+        The path without symbolic links.
+
+    Raises:
+        ConfigError: another user could replace it.
+        OSError: it does not exist, or cannot be reached.
+    """
+    here, names = Path("/"), list(reversed(path.absolute().parts))
+    links = 0
+    while names:
+        name = names.pop()
+        parent = here
+        here = Path("/") if name.startswith("/") else here.parent if name == ".." else here / name
+        status = os.lstat(here)
+        _require_ours(status, here, path, what, is_last=not names)
+        if stat.S_ISLNK(status.st_mode):
+            if (links := links + 1) > _MAXIMUM_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            names += reversed(PurePosixPath(os.readlink(here)).parts)
+            here = parent
+    return here
+
+
+def _require_ours(status: os.stat_result, component: Path, path: Path, what: str, *, is_last: bool = True) -> None:
+    if not others_can_replace(status, os.geteuid(), is_last=is_last, read_only=lambda: _is_read_only(component)):
+        return
+    quoted = shlex.quote(str(component))
+    commands = []
+    if status.st_uid not in (0, os.geteuid()):
+        commands.append(f"chown -h root {quoted}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
+        commands.append(f"chmod go-w {quoted}")
+    hint = f"{'Run' if status.st_uid in (0, os.geteuid()) else 'As root, run'}: {' && '.join(commands)}"
+    if status.st_mode & stat.S_ISVTX:
+        hint = (
+            "Use a directory that is yours alone: RuntimeDirectory= in a systemd unit, $XDG_RUNTIME_DIR, or one made "
+            "with mkdir -m 700."
+        )
+    named = "it" if component == path else component
+    raise ConfigError(
+        f"Other users could replace the {what} {path}: {named} belongs to user {status.st_uid} and has mode "
+        f"{stat.S_IMODE(status.st_mode):04o}.",
+        hint=hint,
+    )
+
+
+def _is_read_only(directory: Path) -> bool:
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -125,18 +198,20 @@ def warn_unless_in_memory(directory: Path) -> None:
             return
 
 
-def others_can_write(status: os.stat_result, uid: int) -> bool:
-    """Tell whether somebody besides root and `uid` can write a file, or put files into a directory.
+def others_can_replace(
+    status: os.stat_result, uid: int, *, is_last: bool, read_only: Callable[[], bool] = lambda: False
+) -> bool:
+    """Decide whether somebody besides root and `uid` can replace a component of a path, or what it contains.
 
-    A sticky one is no better: while there is no file, anybody can put one in its place. An ACL shows in the group bits.
+    Args:
+        status: of the component itself, not of what a link points to. An ACL shows in the group bits.
+        is_last: whether the path ends here: then others must not be able to create a name in it either.
+        read_only: whether it is on a read-only mount.
     """
-    return status.st_uid not in (0, uid) or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-
-
-def _require_private(directory: Path, status: os.stat_result) -> None:
-    if others_can_write(status, os.geteuid()):
-        raise ConfigError(
-            f"The directory {directory} can be written by others (mode {stat.S_IMODE(status.st_mode):04o}, "
-            f"owner {status.st_uid}), who could put a file of theirs there.",
-            hint="Use one that is yours alone: RuntimeDirectory= in a systemd unit, $XDG_RUNTIME_DIR, or mkdir -m 700.",
-        )
+    if status.st_uid not in (0, uid):
+        return True
+    if stat.S_ISLNK(status.st_mode) or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        return True
+    return not (status.st_mode & stat.S_ISVTX and not is_last) and not read_only()

@@ -219,11 +219,23 @@ def test_an_interrupt(program: Program, signing: Settings, number: signal.Signal
     assert os.listdir(program.directory) == ["result"]
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_a_profile_that_others_can_write(program: Program, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+@pytest.mark.parametrize("weak", ["file", "directory"])
+def test_a_profile_that_others_can_replace(program: Program, weak: str, mode: int) -> None:
     file = program.directory / "config.toml"
     file.write_text(f'[profile.default]\ntenant = "{TENANT}"\nclient_id = "{CLIENT}"\n')
-    file.chmod(mode)
+    component = file if weak == "file" else program.directory
+    component.chmod(mode)
     result = program("--config", str(file), "assertion")
     assert_explained(result, 2, "config_error")
-    assert f"chmod go-w {file}" in result.stderr
+    assert f"chmod go-w {component}" in result.stderr
+
+
+@pytest.mark.parametrize("given", ["profile", "key file"])
+def test_a_fifo_that_nobody_writes_to(program: Program, given: str) -> None:
+    os.mkfifo(program.directory / "fifo")
+    config = program.directory / "config.toml"
+    config.write_text('[profile.default]\nkey = "file:fifo"\n')
+    result = program("--config", "fifo" if given == "profile" else "config.toml", "assertion")
+    assert_explained(result, 2, "config_error")
+    assert "is not a regular file" in result.stderr

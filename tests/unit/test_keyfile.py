@@ -73,7 +73,7 @@ def test_a_key_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
     write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(KEY))))
     file.chmod(0o620)
-    with pytest.raises(ConfigError, match="can be written by others"):
+    with pytest.raises(ConfigError, match=r"Other users could replace the key file .* has mode 0620"):
         read_key_file(file)
 
 
