@@ -20,7 +20,7 @@ _VARIABLE = (
     (r"now|(in )?\d+ (second|minute|hour)s?( ago)?", "DISTANCE"),
     (r"another \d+ s", "another SECONDS"),
     (r"(?<=x5t  )\S{27}|(?<=kid     )\S{43}", "HASH"),
-    (r'(?<=SOFTHSM2_CONF = ")[^"]+(?=/\.demo)|(?<=ca_bundle = ")[^"]+', "PATH"),
+    (r'(?<=SOFTHSM2_CONF = ")[^"]+(?=/softhsm2)|(?<=ca_bundle = ")[^"]+', "PATH"),
     (r'(?<=module = ")[^"]+', "MODULE"),
 )
 
