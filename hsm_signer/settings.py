@@ -98,6 +98,12 @@ def _path(value: object, source: Source) -> Path:
     return (source.directory or Path()) / os.path.expanduser(text)
 
 
+def _module(value: object, source: Source) -> Path:
+    path = _path(value, source)
+    # A word without a slash names an installed library, as for dlopen; anything else is a file, also ./FILE.
+    return path.absolute() if isinstance(value, Path) or "/" in str(value) else path
+
+
 def _flag(value: object, source: Source) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{source.name} must be true or false, and is {_kind(value)}.")
@@ -224,7 +230,7 @@ SETTINGS: tuple[Setting, ...] = (
         "module",
         "Device",
         "PKCS#11 module. Default: the URI's, else p11-kit's proxy.",
-        _path,
+        _module,
         "FILE",
         "HSM_SIGNER_MODULE",
     ),

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceError, DeviceGone, ModuleLoadError
+from hsm_signer.errors import ConfigError, DeviceError, DeviceGone, ModuleLoadError, UriError
+from hsm_signer.private_file import read_trusted, require_trusted_path
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library
@@ -34,8 +36,8 @@ _LIBRARY_PATTERNS = (
     "/usr/local/lib",
     "/opt/homebrew/lib",
 )
-# pkcs11.conf(5): later directories override earlier ones.
-_CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules", "~/.config/pkcs11/modules")
+# pkcs11.conf(5): later directories override earlier ones, and the user's own comes last.
+_CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules")
 
 
 class Module:
@@ -214,21 +216,55 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
     The first of: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section 2.4,
     through p11-kit's configuration, else by file name), p11-kit's proxy, which serves every configured module.
 
+    Returns:
+        An absolute path that nobody besides root and us can lead elsewhere.
+
     Raises:
-        ModuleLoadError: with everything that was looked for.
+        ModuleLoadError: with everything that was looked for; or other users could replace what would be loaded.
+        UriError: the URI's module-name is a path, or its module-path is relative.
     """
+    path = _find(explicit, uri)
+    try:
+        if path.name == _PROXY:
+            _require_trusted_configuration()
+        require_trusted_path(path, "module")
+    except ConfigError as error:
+        raise ModuleLoadError(error.message, hint=error.hint) from None
+    except OSError as error:
+        raise ModuleLoadError(
+            f"The module {path} cannot be reached: {error.strerror}.", hint="Check the modes of its directories."
+        ) from None
+    return path
+
+
+def configured_modules() -> dict[str, Path]:
+    """Return the modules p11-kit's configuration names, by name (pkcs11.conf(5)); without what is not to be trusted."""
+    found, refused = _configuration()
+    for error in refused.values():
+        logger.warning("%s It is left out. %s", error.message, error.hint)
+    return found
+
+
+def _find(explicit: Path | None, uri: Pkcs11Uri) -> Path:
+    directories = _library_directories()
     if explicit is not None:
-        return _require_file(explicit, "--module")
+        if explicit.name == str(explicit):
+            return _installed(explicit.name, directories)
+        return _require_file(explicit.absolute(), "--module")
     if uri.module_path is not None:
         path = Path(uri.module_path)
+        if not path.is_absolute():
+            raise UriError(
+                f"The URI's module-path {uri.module_path!r} is relative, and would depend on the current directory.",
+                hint="Write the absolute path.",
+            )
         if path.is_dir() and uri.module_name is not None:
             return _named(uri.module_name, [path])
         return _require_file(path, "the URI's module-path")
-    directories = _library_directories()
     if uri.module_name is not None:
         return _named(uri.module_name, directories)
     for directory in directories:
-        if (directory / _PROXY).is_file():
+        if os.path.isfile(directory / _PROXY):
             return directory / _PROXY
     raise ModuleLoadError(
         "No PKCS#11 module was named, and p11-kit's proxy is not installed "
@@ -237,35 +273,60 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
     )
 
 
-def configured_modules() -> dict[str, Path]:
-    """Return the modules p11-kit's configuration names, by name (pkcs11.conf(5))."""
+def _configuration() -> tuple[dict[str, Path], dict[str, ConfigError]]:
+    """Return the modules of p11-kit's configuration by name, and why a file of it was not used."""
     found: dict[str, Path] = {}
+    refused: dict[str, ConfigError] = {}
     directories = _library_directories()
-    for directory in _CONFIGURATION_DIRECTORIES:
-        for file in sorted(Path(os.path.expanduser(directory)).glob("*.module")):
-            for line in _lines(file):
+    for directory in _configuration_directories():
+        for file in sorted(directory.glob("*.module")):
+            try:
+                lines = read_trusted(file, "p11-kit configuration")[0].decode(errors="replace").splitlines()
+            except ConfigError as error:
+                refused[file.stem] = error
+                continue
+            for line in lines:
                 key, _, value = line.partition(":")
                 if key.strip() == "module" and value.strip():
                     # An absolute value replaces the directory it is joined to.
                     candidates = [directory / value.strip() for directory in directories]
-                    found[file.stem] = next(filter(Path.is_file, candidates), candidates[0])
-    return found
+                    found[file.stem] = next(filter(os.path.isfile, candidates), candidates[0])
+    return found, refused
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+def _configuration_directories() -> list[Path]:
+    # As p11-kit does.
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [*map(Path, _CONFIGURATION_DIRECTORIES), Path(home, "pkcs11/modules")]
+
+
+def _require_trusted_configuration() -> None:
+    """Make sure that nobody else chooses a module that p11-kit's proxy will load.
+
+    Raises:
+        ConfigError: somebody can.
+    """
+    found, refused = _configuration()
+    for error in refused.values():
+        raise error
+    for path in found.values():
+        with contextlib.suppress(OSError):  # what is not there is not loaded
+            require_trusted_path(path, "module of p11-kit's configuration")
 
 
 def _named(name: str, directories: list[Path]) -> Path:
-    configured = configured_modules()
+    if "/" in name:
+        raise UriError(
+            f"The URI's module-name {name!r} is a path.", hint="Give a name without a slash, or use module-path."
+        )
+    configured, refused = _configuration()
+    if name in refused:
+        raise ModuleLoadError(refused[name].message, hint=refused[name].hint)
     if name in configured:
         return _require_file(configured[name], f"p11-kit's configuration for {name}")
     for directory in directories:
         for file in (f"{name}.so", f"lib{name}.so", f"{name}.dylib", f"lib{name}.dylib"):
-            if (directory / file).is_file():
+            if os.path.isfile(directory / file):
                 return directory / file
     raise ModuleLoadError(
         f"No module named {name!r}: p11-kit's configuration has {', '.join(sorted(configured)) or 'none'}, "
@@ -274,16 +335,29 @@ def _named(name: str, directories: list[Path]) -> Path:
     )
 
 
+def _installed(file: str, directories: list[Path]) -> Path:
+    """Return the library of this name that is installed. The current directory is none of the places to look in."""
+    for directory in directories:
+        if os.path.isfile(directory / file):
+            return directory / file
+    raise ModuleLoadError(
+        f"--module names {file}, which is in none of {', '.join(map(str, directories))}.",
+        hint=f"Give its path. A file in the current directory is ./{file}; the packages are softhsm2, opensc-pkcs11, "
+        "ykcs11, libtpm2-pkcs11-1 and the like.",
+    )
+
+
 def _require_file(path: Path, source: str) -> Path:
-    if not path.is_absolute() and path.parent == Path():
-        # dlopen would search for a bare name; say plainly which file that is.
-        path = next((d / path for d in _library_directories() if (d / path).is_file()), path)
-    if not path.exists():
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: it holds a NUL
+        strerror = None if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)
+        reason = f"cannot be reached ({strerror})" if strerror else "does not exist"
         raise ModuleLoadError(
-            f"{source} names {path}, which does not exist.",
+            f"{source} names {path}, which {reason}.",
             hint="Check the path; the packages are softhsm2, opensc-pkcs11, ykcs11, libtpm2-pkcs11-1 and the like.",
-        )
-    if not path.is_file():
+        ) from None
+    if not stat.S_ISREG(mode):
         raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Name the shared library itself.")
     return path
 
