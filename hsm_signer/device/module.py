@@ -295,9 +295,13 @@ def _configuration() -> tuple[dict[str, Path], dict[str, ConfigError]]:
 
 
 def _configuration_directories() -> list[Path]:
-    # As p11-kit does.
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return [*map(Path, _CONFIGURATION_DIRECTORIES), Path(home, "pkcs11/modules")]
+    directories = list(map(Path, _CONFIGURATION_DIRECTORIES))
+    # As p11-kit does: root's HOME may be somebody else's (sudo), and so may that of a program with more rights than
+    # its caller.
+    if 0 not in (os.getuid(), os.geteuid()) and os.getuid() == os.geteuid() and os.getgid() == os.getegid():
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        directories.append(Path(home, "pkcs11/modules"))
+    return directories
 
 
 def _require_trusted_configuration() -> None:

@@ -19,6 +19,7 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options
 from tests.faults.control import FaultyModule
+from tests.ordinary_user import make_site
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,13 @@ def hanging(softhsm: SoftHsm) -> Iterator[FaultyModule]:
     with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as hanging:
         hanging.rule("C_Initialize", hang=float("inf"))
         yield hanging
+
+
+@pytest.fixture
+def ordinary(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The program as somebody who is not root runs it: with a p11-kit configuration of its own."""
+    path = f"{make_site(tmp_path_factory.mktemp('site'))}:{program.environment['PYTHONPATH']}"
+    return replace(program, environment={**program.environment, "PYTHONPATH": path})
 
 
 def configure(program: Program, name: str, module: Path) -> None:
@@ -81,10 +89,10 @@ class TestList:
         assert faulty.calls("C_Login") == 0
 
     def test_shows_p11_kits_modules_and_the_one_named(
-        self, program: Program, softhsm: SoftHsm, faulty: FaultyModule
+        self, ordinary: Program, softhsm: SoftHsm, faulty: FaultyModule
     ) -> None:
-        configure(program, "ours", softhsm.module)
-        found = modules(program("device", "list", "--module", str(faulty.path), "-o", "json"))
+        configure(ordinary, "ours", softhsm.module)
+        found = modules(ordinary("device", "list", "--module", str(faulty.path), "-o", "json"))
         labels = [device["info"]["label"] for device in found["ours"]["devices"]]
         assert labels.count("office") == 1
         assert labels.count("twins") == 2
@@ -97,18 +105,18 @@ class TestList:
         assert found[str(faulty.path)]["problem"] is None
 
     def test_bad_modules_do_not_stop_the_others(
-        self, program: Program, softhsm: SoftHsm, faulty: FaultyModule, hanging: FaultyModule
+        self, ordinary: Program, softhsm: SoftHsm, faulty: FaultyModule, hanging: FaultyModule
     ) -> None:
         faulty.rule("C_Initialize", crash=True)
         for name, module in {
-            "a-missing": program.directory / "missing.so",
+            "a-missing": ordinary.directory / "missing.so",
             "b-crashing": faulty.path,
             "c-hanging": hanging.path,
             "ours": softhsm.module,
         }.items():
-            configure(program, name, module)
+            configure(ordinary, name, module)
         # Not a short time: there are real modules in the list as well.
-        found = modules(program("device", "list", "--device-timeout", "2", "-o", "json"))
+        found = modules(ordinary("device", "list", "--device-timeout", "2", "-o", "json"))
         assert found["a-missing"]["problem"]["code"] == "module_load_error"
         assert found["b-crashing"]["problem"]["code"] == "device_error"
         assert found["c-hanging"]["problem"]["code"] == "device_timeout"
@@ -125,15 +133,15 @@ class TestList:
         assert re.search("^  hint ", block, re.MULTILINE)
 
     def test_the_uris_work_as_they_stand(
-        self, program: Program, softhsm: SoftHsm, signing: Settings, office: str
+        self, ordinary: Program, softhsm: SoftHsm, signing: Settings, office: str
     ) -> None:
-        configure(program, "ours", softhsm.module)
-        found = modules(program("device", "list", "-o", "json"))["ours"]["devices"]
+        configure(ordinary, "ours", softhsm.module)
+        found = modules(ordinary("device", "list", "-o", "json"))["ours"]["devices"]
         (listed,) = (device["uri"] for device in found if device["info"]["label"] == "office")
         pin = ("--pin-source", "env:DEVICE_PIN")
-        shown = program("device", "show", "--login", "--key", listed, *pin, "-o", "json")
+        shown = ordinary("device", "show", "--login", "--key", listed, *pin, "-o", "json")
         (key,) = (key for key in shown.json["devices"][0]["contents"]["keys"] if key["label"] == "good")
-        result = program("assertion", *options(signing, key=key["uri"], module=None))
+        result = ordinary("assertion", *options(signing, key=key["uri"], module=None))
         assert result.status == 0, result.stderr
 
     def test_without_any_module_says_what_to_name(self, program: Program) -> None:

@@ -33,6 +33,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
 from tests.faults.control import FaultyModule, Rv
+from tests.ordinary_user import be_ordinary_user, make_site
 
 NOW = datetime.now(UTC)
 USABLE = TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED | TokenFlag.LOGIN_REQUIRED
@@ -378,7 +379,10 @@ class TestSurvey:
 
 class TestKnownModules:
     @pytest.fixture(autouse=True)
-    def configured(self, office: SoftHsm) -> None:
+    def configured(self, office: SoftHsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        be_ordinary_user(monkeypatch)
+        # Children of this process find modules for themselves.
+        monkeypatch.syspath_prepend(make_site(tmp_path))
         configuration = Path("~/.config/pkcs11/modules").expanduser()
         configuration.mkdir(parents=True)
         (configuration / "ours.module").write_text(f"module: {office.module}\n")

@@ -11,6 +11,7 @@ from hsm_signer.device.module import configured_modules, find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError, UriError
 from hsm_signer.settings import BY_NAME, Source
+from tests.ordinary_user import be_ordinary_user
 
 Named = Callable[[Path], tuple[Path | None, Pkcs11Uri]]
 
@@ -37,6 +38,7 @@ def system(tmp_path: Path) -> Path:
 def _machine(library: Path, system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "_LIBRARY_PATTERNS", (str(library),))
     monkeypatch.setattr(finding, "_CONFIGURATION_DIRECTORIES", (str(system),))
+    be_ordinary_user(monkeypatch)
 
 
 def configure(directory: Path, name: str, module: Path | str) -> Path:
@@ -180,3 +182,14 @@ class TestTheUsersOwnConfiguration:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
         configure(tmp_path / "xdg/pkcs11/modules", "own", library / "libvendor.so")
         assert configured_modules() == {"own": library / "libvendor.so"}
+
+    @pytest.mark.parametrize(
+        "ids", [{"getuid": 0, "geteuid": 0}, {"geteuid": 0}, {"getuid": 0}, {"getegid": -1}], ids=repr
+    )
+    @pytest.mark.usefixtures("own")
+    def test_is_ignored_by_root_and_by_programs_with_more_rights_than_their_caller(
+        self, monkeypatch: pytest.MonkeyPatch, ids: dict[str, int]
+    ) -> None:
+        for name, value in ids.items():
+            monkeypatch.setattr(os, name, lambda value=value: value)
+        assert configured_modules() == {}
