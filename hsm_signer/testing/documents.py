@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm_signer.testing.directory import (
+    ADFS,
     DirectoryObject,
     EntraRefusal,
     GraphRefusal,
@@ -40,9 +41,27 @@ def error_document(refusal: EntraRefusal, authority: str, correlation_id: str | 
     }
 
 
+_ISSUING_TENANTS = {
+    # A placeholder in Entra's own document: a client puts the tenant in that a token names.
+    "common": "{tenantid}",
+    "organizations": "{tenantid}",
+    # The tenant of all personal accounts.
+    "consumers": "9188040d-6c67-4c5b-b112-36a304b66dad",
+}
+
+
 def issuer(authority: str, tenant: str) -> str:
     """The issuer of a tenant's tokens: under the emulator's own authority, so that nobody takes it for Microsoft's."""
-    return f"{authority}/{tenant}/v2.0"
+    return f"{authority}/{tenant}" if tenant == ADFS else f"{authority}/{_ISSUING_TENANTS.get(tenant, tenant)}/v2.0"
+
+
+def instance_discovery(authority: str, host: str, tenant: str) -> dict[str, object]:
+    """Where a tenant's metadata is, and by which names clients may know the host ("Custom authority aliases", MSAL)."""
+    return {
+        "tenant_discovery_endpoint": f"{authority}/{tenant}/v2.0/.well-known/openid-configuration",
+        "api-version": "1.1",
+        "metadata": [{"preferred_network": host, "preferred_cache": host, "aliases": [host]}],
+    }
 
 
 def openid_configuration(authority: str, tenant: str, token_endpoint: str) -> dict[str, object]:

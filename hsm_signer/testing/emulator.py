@@ -9,6 +9,7 @@
 Microsoft Graph. Nothing is shared with the code that builds assertions.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from joserfc import jwt
 from starlette.applications import Starlette
@@ -26,12 +28,19 @@ from starlette.routing import Route
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing.answers import Answer, NoAccessToken, Refused, Script, Throttled, Unavailable
 from hsm_signer.testing.directory import ADFS, Directory, EntraRefusal, Kind, RegisteredCertificate, object_id
-from hsm_signer.testing.documents import access_token_claims, error_document, openid_configuration
+from hsm_signer.testing.documents import (
+    access_token_claims,
+    error_document,
+    instance_discovery,
+    openid_configuration,
+)
 from hsm_signer.testing.entra_rules import (
+    MANY_TENANTS,
     WELL_KNOWN_RESOURCES,
     Accepted,
     TokenForm,
     check_token_request,
+    unknown_instance,
     unknown_tenant,
 )
 from hsm_signer.testing.graph import Graph, GraphAnswer, GraphRequest
@@ -39,6 +48,8 @@ from hsm_signer.testing.graph_rules import Policy
 from hsm_signer.testing.loopback import require_loopback
 from hsm_signer.testing.registrations import Delay, Registrations
 from hsm_signer.testing.running import Running
+
+_AUTHORIZATION_ENDPOINT = re.compile(r"https?://\[?(?P<host>[^/\[\]@]+?)\]?(?::\d+)?/(?P<tenant>[\w.-]+)/")
 
 
 @dataclass
@@ -208,6 +219,8 @@ class EntraEmulator:
                 self._graph.route,
                 Route("/adfs/oauth2/token", self._token, methods=["GET", "POST"]),
                 Route("/{tenant}/oauth2/v2.0/token", self._token, methods=["GET", "POST"]),
+                Route("/common/discovery/instance", self._instance_discovery),
+                Route("/adfs/.well-known/openid-configuration", self._openid_configuration),
                 Route("/{tenant}/v2.0/.well-known/openid-configuration", self._openid_configuration),
                 Route("/{tenant}/discovery/v2.0/keys", self._keys),
             ]
@@ -294,9 +307,16 @@ class EntraEmulator:
             response.headers["Retry-After"] = refusal.retry_after
         return response
 
+    async def _instance_discovery(self, request: Request) -> Response:
+        match = _AUTHORIZATION_ENDPOINT.match(request.query_params.get("authorization_endpoint", ""))
+        # A client may reach the emulator by another name, which /etc/hosts gives it.
+        if match is None or match["host"] not in (urlsplit(self.authority).hostname, request.url.hostname):
+            return self._refuse(unknown_instance(), request)
+        return self._answer(instance_discovery(self.authority, match["host"], match["tenant"]))
+
     async def _openid_configuration(self, request: Request) -> Response:
-        tenant = request.path_params["tenant"]
-        if tenant not in self._registrations:
+        tenant = request.path_params.get("tenant", ADFS)
+        if tenant not in self._registrations and tenant not in MANY_TENANTS:
             return self._refuse(replace(unknown_tenant(tenant).refusal, error="invalid_tenant"), request)
         return self._answer(openid_configuration(self.authority, tenant, self.token_endpoint(tenant)))
 

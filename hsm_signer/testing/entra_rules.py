@@ -35,11 +35,15 @@ WELL_KNOWN_RESOURCES: Final = (
     "https://graph.microsoft.com",
     "https://vault.azure.net",
     "https://management.azure.com",
+    "https://management.core.windows.net",  # its older name, which az asks for
     "https://storage.azure.com",
     "https://database.windows.net",
 )
 """Application ID URIs that tokens can be asked for without further ado."""
 
+# MSAL for Go and for Java append these to every request for a token. They are about a user's sign-in, and for an
+# application Entra ignores them.
+_IGNORED_SCOPES = {"openid", "offline_access", "profile"}
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _CREDENTIALS = {"client_assertion", "client_secret"}
 
@@ -134,6 +138,11 @@ def unknown_tenant(tenant: str) -> RequestRefused:
     )
 
 
+def unknown_instance() -> EntraRefusal:
+    """The host that a client asks about is none that Entra serves."""
+    return EntraRefusal(50049, "invalid_instance", "Unknown or invalid instance.")
+
+
 def _unknown_application(client_id: str, tenant: str) -> RequestRefused:
     message = (
         f"Application with identifier '{client_id}' was not found in the directory '{tenant}'. This can happen if the "
@@ -172,8 +181,8 @@ def _assertion(form: TokenForm) -> str:
 
 
 def _resource(scope: str, directory: Directory) -> str:
-    scopes = scope.split(" ")
-    for name in scopes:
+    scopes = [name for name in scope.split(" ") if name not in _IGNORED_SCOPES]
+    for name in scopes or [scope]:
         if not name.removesuffix("/.default") or not name.endswith("/.default"):
             message = (
                 f"The provided value for scope {name} is not valid. Client credential flows must have a scope value "
@@ -186,7 +195,7 @@ def _resource(scope: str, directory: Directory) -> str:
             f"The scope {scope} isn't valid: it names more than one resource."
         )
         raise RequestRefused(EntraRefusal(70011, "invalid_scope", message))
-    resource = scope.removesuffix("/.default")
+    resource = scopes[0].removesuffix("/.default")
     # "https://management.azure.com//.default" is right too: the URI of that resource may end in a slash.
     if resource.removesuffix("/") not in directory.resources:
         message = (

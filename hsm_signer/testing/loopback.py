@@ -70,9 +70,7 @@ class LoopbackServer:
         self._listener = _listen(host, port)
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._run, name="loopback server", daemon=True)
-        scheme = "http" if certificate is None else "https"
-        name = f"[{host}]" if ":" in host else host
-        self.authority = f"{scheme}://{name}:{self._listener.getsockname()[1]}"
+        self.authority = server_url("http" if certificate is None else "https", host, self._listener.getsockname()[1])
         self.stopping = asyncio.Event()
 
     def start(self) -> None:
@@ -97,6 +95,12 @@ class LoopbackServer:
     async def _serve(self) -> None:
         self._loop.set_result(asyncio.get_running_loop())
         await self._server.serve(sockets=[self._listener])
+
+
+def server_url(scheme: str, host: str, port: int) -> str:
+    """The server's URL. Clients leave a default port out of the audience, which is compared as a string."""
+    name = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{name}" if port == {"http": 80, "https": 443}[scheme] else f"{scheme}://{name}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

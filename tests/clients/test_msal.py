@@ -1,9 +1,11 @@
 """MSAL's confidential client, with our assertions as its credential."""
 
 from collections.abc import Callable
+from typing import Any
 
 import msal  # type: ignore[import-untyped]
 import pytest
+import requests
 
 from hsm_signer import HsmCredential
 from hsm_signer.testing import EntraEmulator
@@ -56,3 +58,39 @@ def test_a_callback_that_is_told_the_context_may_pass_it_on(connect: Connect, cr
 
     assert connect(callback)(GRAPH)
     assert told == [CLIENT]
+
+
+class AtMicrosoft(requests.Session):
+    """Reaches the emulator under the name of Entra's own host, as an entry in /etc/hosts would."""
+
+    def __init__(self, entra: EntraEmulator) -> None:
+        super().__init__()
+        self.verify = str(entra.ca_file)
+        self._authority = entra.authority
+
+    def request(self, method: str, url: str, **options: Any) -> requests.Response:  # type: ignore[override]
+        if (path := url.removeprefix("https://login.microsoftonline.com")) != url:
+            url = self._authority + path
+            options["headers"] = {**(options.get("headers") or {}), "Host": "login.microsoftonline.com"}
+        return super().request(method, url, **options)
+
+
+def test_az_logs_in_and_out(credential: HsmCredential, entra: EntraEmulator) -> None:
+    """With instance discovery, and the tokens forgotten through the authority of all organizations."""
+    with AtMicrosoft(entra) as session:
+        login = msal.ConfidentialClientApplication(
+            CLIENT,
+            client_credential={"client_assertion": credential.assertion},
+            authority=f"https://login.microsoftonline.com/{TENANT}",
+            client_capabilities=["CP1"],
+            http_client=session,
+        )
+        assert login.acquire_token_for_client([GRAPH])["access_token"]
+        logout = msal.ConfidentialClientApplication(
+            CLIENT,
+            authority="https://login.microsoftonline.com/organizations",
+            token_cache=login.token_cache,
+            http_client=session,
+        )
+        logout.remove_tokens_for_client()
+    assert not list(login.token_cache.search("AccessToken"))

@@ -24,6 +24,7 @@ from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator, Slow
+from hsm_signer.testing.loopback import server_url
 
 NOW = 1_800_000_000
 TENANT = "contoso.onmicrosoft.com"
@@ -135,6 +136,89 @@ def test_the_issuer_is_under_the_emulators_own_authority(entra: EntraEmulator, h
     assert httpx.URL(configuration["issuer"]).host == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("tenant", "issuer"),
+    [
+        ("common", "{tenantid}"),
+        ("organizations", "{tenantid}"),
+        ("consumers", "9188040d-6c67-4c5b-b112-36a304b66dad"),  # the tenant of all personal accounts
+    ],
+)
+def test_the_names_of_many_tenants_have_metadata(
+    entra: EntraEmulator, http: httpx.Client, tenant: str, issuer: str
+) -> None:
+    response = http.get(f"{entra.authority}/{tenant}/v2.0/.well-known/openid-configuration")
+    assert response.status_code == 200
+    assert response.json()["issuer"] == f"{entra.authority}/{issuer}/v2.0"
+    assert response.json()["token_endpoint"] == f"{entra.authority}/{tenant}/oauth2/v2.0/token"
+    assert http.get(response.json()["jwks_uri"]).status_code == 200
+
+
+def test_a_token_of_ad_fs_verifies_through_its_own_metadata(entra: EntraEmulator, http: httpx.Client) -> None:
+    entra.register(CLIENT, PEM, tenant="adfs")
+    configuration = http.get(f"{entra.authority}/adfs/.well-known/openid-configuration").json()
+    answer = http.post(configuration["token_endpoint"], data=form(assertion(entra, tenant="adfs"))).json()
+    keys = KeySet.import_key_set(http.get(configuration["jwks_uri"]).json())
+    token = jwt.decode(answer["access_token"], keys, algorithms=["RS256"])
+    assert token.claims["iss"] == configuration["issuer"] == f"{entra.authority}/adfs"
+
+
+def test_instance_discovery_knows_the_emulators_own_host(entra: EntraEmulator, http: httpx.Client) -> None:
+    answer = http.get(
+        f"{entra.authority}/common/discovery/instance",
+        params={
+            "api-version": "1.1",
+            "authorization_endpoint": f"{entra.authority}/{TENANT}/oauth2/v2.0/authorize",
+        },
+    ).json()
+    assert http.get(answer["tenant_discovery_endpoint"]).json()["token_endpoint"] == entra.token_endpoint(TENANT)
+    assert answer["metadata"] == [
+        {"preferred_network": "127.0.0.1", "preferred_cache": "127.0.0.1", "aliases": ["127.0.0.1"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        # What az 2.91 asks login.microsoftonline.com for, in order, from `az login` to `az logout`.
+        f"/{TENANT}/v2.0/.well-known/openid-configuration",
+        "/organizations/v2.0/.well-known/openid-configuration",
+        "/common/discovery/instance?api-version=1.1"
+        "&authorization_endpoint=https%3A%2F%2Flogin.microsoftonline.com%2Fcommon%2Foauth2%2Fauthorize",
+        # Instead of the last, where the authority is a registered cloud's (`az cloud register`).
+        "/common/discovery/instance?authorization_endpoint="
+        "https%3A%2F%2Flogin.microsoftonline.com%2Forganizations%2Foauth2%2Fv2.0%2Fauthorize&api-version=1.0",
+    ],
+)
+def test_what_az_asks_for_is_answered(entra: EntraEmulator, http: httpx.Client, path: str) -> None:
+    """By the name that /etc/hosts gives the emulator."""
+    response = http.get(entra.authority + path, headers={"Host": "login.microsoftonline.com"})
+    assert response.status_code == 200
+
+
+def test_the_resource_that_az_asks_for_is_known(entra: EntraEmulator, http: httpx.Client) -> None:
+    signed = form(assertion(entra), "https://management.core.windows.net//.default")
+    assert http.post(entra.token_endpoint(TENANT), data=signed).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://login.example.com/common/oauth2/authorize",
+        "https://login.example.com[/",
+        "https://127.0.0.1.example.com",
+        "",
+    ],
+)
+def test_instance_discovery_knows_no_other_host(entra: EntraEmulator, http: httpx.Client, endpoint: str) -> None:
+    answer = http.get(
+        f"{entra.authority}/common/discovery/instance",
+        params={"api-version": "1.1", "authorization_endpoint": endpoint},
+    )
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_instance")
+    assert answer.json()["error_codes"] == [50049]
+
+
 def test_the_published_keys_hold_nothing_private(entra: EntraEmulator, http: httpx.Client) -> None:
     (key,) = http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json()["keys"]
     assert set(key) == {"kty", "use", "alg", "kid", "n", "e"}
@@ -200,6 +284,21 @@ def test_the_slash_of_a_resource_stays_in_the_audience(entra: EntraEmulator, htt
     keys = KeySet.import_key_set(http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json())
     claims = jwt.decode(answer["access_token"], keys, algorithms=["RS256"]).claims
     assert claims["aud"] == "https://management.azure.com/"
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        # MSAL for Go and for Java append these three to every request for a token.
+        pytest.param("https://graph.microsoft.com/.default openid offline_access profile", id="as MSAL for Go"),
+        pytest.param("openid profile offline_access https://graph.microsoft.com/.default", id="as MSAL for Java"),
+    ],
+)
+def test_the_scopes_that_msal_appends_are_ignored(entra: EntraEmulator, http: httpx.Client, scope: str) -> None:
+    answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra), scope)).json()
+    keys = KeySet.import_key_set(http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json())
+    claims = jwt.decode(answer["access_token"], keys, algorithms=["RS256"]).claims
+    assert claims["aud"] == "https://graph.microsoft.com"
 
 
 def test_lifetimes_are_as_asked_for() -> None:
@@ -270,6 +369,20 @@ def test_two_emulators_run_side_by_side(entra: EntraEmulator, http: httpx.Client
         assert (len(entra.requests), len(other.requests)) == (1, 1)
         with pytest.raises(httpx.ConnectError):
             http.get(other.authority)
+
+
+@pytest.mark.parametrize(
+    ("where", "url"),
+    [
+        # Clients leave a default port out of the audience, which is compared as a string.
+        (("https", "127.0.0.1", 443), "https://127.0.0.1"),
+        (("http", "localhost", 80), "http://localhost"),
+        (("https", "127.0.0.1", 80), "https://127.0.0.1:80"),
+        (("https", "::1", 8443), "https://[::1]:8443"),
+    ],
+)
+def test_the_authority_names_a_port_only_where_it_is_not_the_default(where: tuple[str, str, int], url: str) -> None:
+    assert server_url(*where) == url
 
 
 def test_plain_http_needs_no_ca() -> None:

@@ -199,6 +199,14 @@ def test_a_tenant_that_is_not_there(
         ),
         pytest.param({"scope": "/.default"}, (1002012, "invalid_scope", 400), id="scope without resource"),
         pytest.param(
+            {"scope": "openid offline_access profile"}, (1002012, "invalid_scope", 400), id="scopes of a user only"
+        ),
+        pytest.param(
+            {"scope": "https://graph.microsoft.com/.default email"},
+            (1002012, "invalid_scope", 400),
+            id="scope of a user that MSAL does not append",
+        ),
+        pytest.param(
             {"scope": "https://graph.microsoft.com/.default https://vault.azure.net/.default"},
             (70011, "invalid_scope", 400),
             id="two resources",
