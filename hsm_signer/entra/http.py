@@ -2,8 +2,9 @@
 where that can help.
 
 An attempt runs on a daemon thread of its own while the caller waits for as long as is left: httpx's timeouts are for
-single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. The
-attempt that overruns is abandoned; it has its own connection, so nothing it does afterwards reaches a later one.
+single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. When the
+caller stops waiting, the attempt's connection is cut, which ends its thread. Only a name that is being resolved cannot
+be interrupted: that thread ends when the resolver gives up.
 
 Failures inside an attempt come back as values, not as exceptions: an httpx exception carries the request, and with it
 the assertion, and must not hang in the chain of an error that somebody logs.
@@ -28,6 +29,8 @@ from hsm_signer.errors import ConfigError, NetworkError
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
     import ssl
+
+    from hsm_signer.entra.connection import Connection
 
 
 class HttpClient:
@@ -97,7 +100,7 @@ class HttpClient:
         last: Failure | None = None
         retries = 0
         while True:
-            answer = _within(attempt.left(), attempt.run)
+            answer = _within(attempt.left(), attempt)
             if isinstance(answer, HttpResponse):
                 if (failure := judge(answer, url, self._now())) is None:
                     return answer
@@ -141,13 +144,15 @@ class _Attempt:
     proxy: str | None = field(repr=False)
     left: Callable[[], float]
 
-    def run(self) -> "HttpResponse | Failure":
+    def run(self, connection: "Connection") -> "HttpResponse | Failure":
         import httpx
 
+        from hsm_signer.entra.connection import TooMuch
+
         host = host_of(self.url)
-        # The caller's deadline ends the wait. These limits end this thread, soon after, and leave room for another
-        # address or another attempt where packets to the first one vanish.
-        limits = httpx.Timeout(self.left() + 5, connect=min(self.left() + 5, 10))
+        # The caller's deadline cuts the connection, but not one that is being made: these limits do, soon after, and
+        # leave room for another address or another attempt where packets to the first one vanish.
+        limits = httpx.Timeout(self.left() + 1, connect=min(self.left() + 1, 10))
         headers = {
             "User-Agent": f"hsm-signer/{__version__}",
             "Accept": "application/json",
@@ -159,41 +164,52 @@ class _Attempt:
             # Left to itself, httpx would verify a proxy that is reached over TLS against certifi's authorities.
             secured = self.trust if self.proxy and urlsplit(self.proxy).scheme == "https" else None
             proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
+            transport = httpx.HTTPTransport(verify=self.trust, proxy=proxy, trust_env=False)
+            # httpx has no argument for it; httpcore has (https://www.encode.io/httpcore/network-backends/).
+            transport._pool._network_backend = connection
             with (
-                httpx.Client(verify=self.trust, proxy=proxy, trust_env=False, timeout=limits) as client,
+                httpx.Client(transport=transport, trust_env=False, timeout=limits) as client,
                 client.stream(self.method, self.url, headers=headers, **self.content) as response,
             ):
                 body = bytearray()
                 for chunk in response.iter_raw():
                     body += chunk
                     if len(body) > MAXIMUM_BODY:
-                        return Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", WRONG_SERVER, retry=False)
-                    if self.left() <= 0:
-                        return Failure(f"{host} sent its answer too slowly.", retry=False)
+                        raise TooMuch
                 lower = {name.lower(): value for name, value in response.headers.items()}
                 return HttpResponse(response.status_code, lower, bytes(body))
         except httpx.HTTPError as error:
             return explain(error, host, self.proxy)
+        except TooMuch:
+            return Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", WRONG_SERVER, retry=False)
         except (httpx.InvalidURL, UnicodeError):
             return Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
 
 
 _RETRIES = 3
+_MAXIMUM_HEADS = 128 * 1024
+"""Bytes beside the body: headers, of which httpcore reads 100 KiB, and interim responses."""
 
 
-def _within(seconds: float, run: Callable[[], "HttpResponse | Failure"]) -> "HttpResponse | Failure | None":
-    """Return what `run` returns, or None when it takes longer than that; it is then left to itself."""
+def _within(seconds: float, attempt: _Attempt) -> "HttpResponse | Failure | None":
+    """Return what the attempt brings, or None when it takes longer than that. Either way its connection has ended."""
+    from hsm_signer.entra.connection import Connection
+
+    connection = Connection(MAXIMUM_BODY + _MAXIMUM_HEADS)
     future: Future[HttpResponse | Failure] = Future()
 
     def work() -> None:
         try:
-            future.set_result(run())
+            future.set_result(attempt.run(connection))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=work, name="hsm-signer-http", daemon=True).start()
-    wait([future], timeout=max(seconds, 0))
-    return future.result() if future.done() else None
+    try:
+        wait([future], timeout=max(seconds, 0))
+        return future.result() if future.done() else None
+    finally:
+        connection.cut()
 
 
 def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":

@@ -1,6 +1,7 @@
 """The HTTP client against real sockets: deadline, retries, limits, TLS, proxies, and what must not leak."""
 
 import logging
+import os
 import select
 import signal
 import socket
@@ -8,11 +9,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import trustme
@@ -25,6 +26,7 @@ from hsm_signer.entra.http_answer import MAXIMUM_BODY, HttpResponse, parse_http_
 from hsm_signer.errors import ConfigError, NetworkError
 
 Serve = Callable[..., int]
+Behaviour = Callable[[socket.socket, threading.Event], None]
 SECRET = "eyJhbGciOiJQUzI1NiJ9.eyJhdWQiOiJ4In0.c2VjcmV0LXNpZ25hdHVyZQ"
 FORM = {"client_assertion": SECRET, "scope": "a b/.default"}
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -143,11 +145,11 @@ def test_an_endless_body_is_cut_off_at_the_limit(serve: Serve, received: list[by
 # The deadline
 
 
-def overrun(url: str, seconds: float = 0.3) -> float:
+def overrun(url: str, seconds: float = 0.3, *, ca_bundle: Path | None = None) -> float:
     """Return how long it took until the deadline ended it."""
     start = time.monotonic()
     with pytest.raises(NetworkError, match=f"no complete answer within {seconds:g} seconds"):
-        post(url, timeout=seconds)
+        post(url, timeout=seconds, ca_bundle=ca_bundle)
     return time.monotonic() - start
 
 
@@ -170,13 +172,20 @@ def test_the_deadline_holds_during_a_tls_handshake() -> None:
         assert 0.3 <= overrun(f"https://127.0.0.1:{listener.getsockname()[1]}/") < 4
 
 
-def test_the_deadline_holds_while_a_connection_does_not_come_about() -> None:
+@contextmanager
+def dropping_connections() -> Iterator[int]:
+    """Return a port to which no connection comes about."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as waiting:
         for _ in range(8):  # more than the backlog holds: Linux then drops what asks for a connection
             filler = waiting.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
-        assert 0.3 <= overrun(f"http://127.0.0.1:{listener.getsockname()[1]}/") < 4
+        yield int(listener.getsockname()[1])
+
+
+def test_the_deadline_holds_while_a_connection_does_not_come_about() -> None:
+    with dropping_connections() as port:
+        assert 0.3 <= overrun(f"http://127.0.0.1:{port}/") < 4
 
 
 def test_the_deadline_holds_while_names_do_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +197,136 @@ def test_the_deadline_holds_while_names_do_not_resolve(monkeypatch: pytest.Monke
         resolver.set()
 
 
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+
+def pouring_interim_responses(connection: socket.socket, closing: threading.Event) -> None:
+    while not closing.is_set():
+        connection.sendall(EARLY_HINTS * 1000)
+
+
+def dripping_interim_responses(connection: socket.socket, closing: threading.Event) -> None:
+    while not closing.wait(0.01):
+        connection.sendall(EARLY_HINTS)
+
+
+def until_the_client_hangs_up(connection: socket.socket, closing: threading.Event) -> None:
+    connection.settimeout(60)
+    connection.recv(1)
+
+
+def attempts_and_sockets() -> tuple[int, int]:
+    """Count the attempts that are under way, and the sockets of this process, which is client and server."""
+    files = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists them
+            files.append(os.readlink(f"/proc/self/fd/{name}"))
+    attempts = [thread for thread in threading.enumerate() if thread.name == "hsm-signer-http"]
+    return len(attempts), sum(file.startswith("socket:") for file in files)
+
+
+def within_a_while(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """What happens inside leaves no thread and no socket, on either side of a connection."""
+    assert within_a_while(lambda: attempts_and_sockets()[0] == 0)  # of tests before this one
+    before = attempts_and_sockets()[1]
+    yield
+    assert within_a_while(lambda: attempts_and_sockets()[0] == 0)
+    assert within_a_while(lambda: attempts_and_sockets()[1] <= before)
+
+
+SLOW = [
+    pytest.param(until_the_client_hangs_up, id="silence"),
+    pytest.param(dripping(b"HTTP/1.1 200 OK\r\nX: "), id="headers byte by byte"),
+    pytest.param(dripping(b"HTTP/1.1 200 OK\r\n\r\n"), id="body byte by byte"),
+    pytest.param(dripping_interim_responses, id="interim responses"),
+]
+
+
+@pytest.mark.parametrize("behaviour", SLOW)
+def test_the_deadline_ends_the_thread_and_the_connection(serve: Serve, behaviour: Behaviour) -> None:
+    port = serve(behaviour)
+    with nothing_left_behind():
+        overrun(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("behaviour", SLOW)
+def test_the_deadline_ends_the_thread_and_the_connection_below_tls(
+    serve: Serve, authority: trustme.CA, ca_file: Path, behaviour: Behaviour
+) -> None:
+    port = serve(behaviour, tls=tls_for(authority, "127.0.0.1"))
+    with nothing_left_behind():
+        overrun(f"https://127.0.0.1:{port}/", ca_bundle=ca_file)
+
+
+@pytest.mark.parametrize("behaviour", SLOW)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_deadline_ends_the_thread_and_the_connection_through_a_proxy(
+    serve: Serve,
+    authority: trustme.CA,
+    ca_file: Path,
+    behaviour: Behaviour,
+    scheme: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = serve(behaviour, tls=tls_for(authority, "login.example.com"))
+    proxy = serve(tunnel_to(target), tls=tls_for(authority, "127.0.0.1") if scheme == "https" else None)
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://127.0.0.1:{proxy}")
+    with nothing_left_behind():
+        overrun("https://login.example.com/", ca_bundle=ca_file)
+
+
+def test_the_deadline_ends_the_thread_while_a_proxy_drips(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{serve(dripping(b'HTTP/1.1 200 OK' + b'X: '))}")
+    with nothing_left_behind():
+        overrun("https://login.example.com/")
+
+
+def test_the_deadline_ends_the_thread_during_a_tls_handshake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, nothing_left_behind():
+        overrun(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+
+
+def test_the_deadline_ends_the_thread_while_no_address_of_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dropping_connections() as port:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        real = socket.getaddrinfo
+
+        def resolve(host: str, *rest: Any, **named: Any) -> Any:
+            return found * 100 if host == "login.example.com" else real(host, *rest, **named)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with nothing_left_behind():
+            overrun(f"https://login.example.com:{port}/")
+
+
+def test_endless_interim_responses_are_cut_off(serve: Serve, received: list[bytes]) -> None:
+    port = serve(pouring_interim_responses)
+    with nothing_left_behind(), pytest.raises(NetworkError, match="sent more than"):
+        post(f"http://127.0.0.1:{port}/", timeout=60)
+    assert len(received) == 1
+
+
+def test_an_answer_after_some_interim_responses_is_read(serve: Serve) -> None:
+    assert post(f"http://127.0.0.1:{serve(EARLY_HINTS * 10 + OK)}/").body == b"{}"
+
+
 def test_an_interrupt_ends_the_wait(serve: Serve) -> None:
     main = threading.main_thread().ident
     assert main is not None
+    port = serve(until_the_client_hangs_up)
     timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        post(f"http://127.0.0.1:{serve(stay_silent)}/", timeout=60)
+    with nothing_left_behind():
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            post(f"http://127.0.0.1:{port}/", timeout=60)
 
 
 def test_the_deadline_names_what_went_wrong_before_it(serve: Serve) -> None:
