@@ -23,6 +23,9 @@ from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
 
 INTERRUPTED, TERMINATED = 130, 143
 
+# The class of every usage error. typer 0.28 is the first to export a class above it.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
+
 
 class LogFormat(StrEnum):
     """How log lines look."""
@@ -152,7 +155,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit:
         # How typer leaves when the reader of its help is gone. Results are printed by `print_result`.
         return 0
-    except typer.TyperException as error:
+    except _CommandLineError as error:
         return _usage_error(error, as_json)
     except Exception as error:
         explained = _unforeseen(error)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import OctKey, RSAKey
 
@@ -36,8 +36,8 @@ def file(program: Program) -> Path:
 def claims_of(text: str, certificate: Path) -> dict[str, Any]:
     """Return the claims of an assertion, verified with the key of the certificate by another library."""
     public_key = x509.load_der_x509_certificate(certificate.read_bytes()).public_key()
-    assert isinstance(public_key, rsa.RSAPublicKey)
-    return dict(jose.decode(text, RSAKey.import_key(public_key), algorithms=["RS256"]).claims)
+    pem = public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return dict(jose.decode(text, RSAKey.import_key(pem), algorithms=["RS256"]).claims)
 
 
 def refused(result: Result, status: int) -> str:

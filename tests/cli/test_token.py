@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import KeySet, RSAKey
 
@@ -156,8 +156,8 @@ def test_assertion_prints_a_jwt_that_another_library_verifies(
     result = program("assertion", *options(signing, algorithm=algorithm))
     assert (result.status, result.stderr) == (0, "")
     public_key = x509.load_der_x509_certificate(certificate.read_bytes()).public_key()
-    assert isinstance(public_key, rsa.RSAPublicKey)
-    token = jose.decode(result.stdout.removesuffix("\n"), RSAKey.import_key(public_key), algorithms=["RS256", "PS256"])
+    pem = public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    token = jose.decode(result.stdout.removesuffix("\n"), RSAKey.import_key(pem), algorithms=["RS256", "PS256"])
     assert thumbprint in token.header
     assert token.claims["iss"] == token.claims["sub"] == CLIENT
 

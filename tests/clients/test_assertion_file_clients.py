@@ -13,7 +13,7 @@ import pytest
 from azure.core.pipeline.transport import AsyncioRequestsTransport
 from azure.identity import WorkloadIdentityCredential
 from azure.identity.aio import WorkloadIdentityCredential as AsyncWorkloadIdentityCredential
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import RSAKey
 
@@ -78,8 +78,7 @@ def environment(keeper: Program, arguments: list[str], monkeypatch: pytest.Monke
 
 
 def public_key(key: SoftHsmKey) -> RSAKey:
-    assert isinstance(key.public_key, rsa.RSAPublicKey)
-    return RSAKey.import_key(key.public_key)
+    return RSAKey.import_key(key.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 class Reader(threading.Thread):

@@ -142,7 +142,7 @@ def test_joserfc_verifies_an_assertion(
     spec = AssertionSpec(CLIENT, AUDIENCE, algorithm=algorithm)
     token = jwt.decode(build_assertion(spec, signer, certificate, NOW), public_jwk(key), algorithms=[algorithm.value])
     requests = jwt.JWTClaimsRegistry(
-        now=lambda: int(NOW),
+        now=int(NOW),
         aud={"essential": True, "value": AUDIENCE},
         iss={"essential": True, "value": CLIENT},
         sub={"essential": True, "value": CLIENT},

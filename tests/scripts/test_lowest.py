@@ -1,0 +1,28 @@
+"""What `scripts/test --lowest` installs is what pyproject.toml allows at the least."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+
+# They judge the code and run only in the version of constraints.txt: each release has other opinions.
+LINTERS = {"import-linter", "mypy", "ruff"}
+
+
+def test_the_lowest_versions_are_the_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    requirements = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
+        *project["dependency-groups"]["dev"],
+    ]
+    bounds = dict(re.fullmatch(r"([a-z0-9-]+)>=([0-9.]+)(?:,.*)?", each).groups() for each in requirements)  # type: ignore[union-attr]
+    text = (ROOT / "scripts" / "constraints-lowest.txt").read_text()
+    pinned = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    assert {name.replace("_", "-"): Version(version) for name, version in pinned.items()} == {
+        name: Version(bound) for name, bound in bounds.items() if name not in LINTERS
+    }
