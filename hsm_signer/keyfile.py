@@ -55,20 +55,21 @@ class KeyFile:
 
 
 def read_key_file(path: Path) -> KeyFile:
-    """Read a key file.
+    """Read a key file. A relative PIN file in a URI is relative to the key file.
 
     Raises:
         ConfigError: it cannot be read, is not one, or others can write it.
     """
+    directory = path.absolute().parent
     try:
         document = json.loads(read_trusted(path, "key file")[0])
         if unknown := document.keys() - {"key", "registered", "key_id", "object_id", "next", "retired"}:
             raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
         following = document.get("next")
         content = KeyFile(
-            current=_filed_key(document),
-            next=None if following is None else _filed_key(following),
-            retired=tuple(_filed_key(entry) for entry in document.get("retired", ())),
+            current=_filed_key(document, directory),
+            next=None if following is None else _filed_key(following, directory),
+            retired=tuple(_filed_key(entry, directory) for entry in document.get("retired", ())),
             object_id=document.get("object_id"),
         )
     except UriError as error:
@@ -124,8 +125,9 @@ def lock_key_file(path: Path) -> int:
     return descriptor
 
 
-def _filed_key(entry: Mapping[str, Any]) -> FiledKey:
-    return FiledKey(Pkcs11Uri.parse(entry["key"]), entry.get("registered", True), entry.get("key_id"))
+def _filed_key(entry: Mapping[str, Any], directory: Path) -> FiledKey:
+    uri = Pkcs11Uri.parse(entry["key"]).beside(directory)
+    return FiledKey(uri, entry.get("registered", True), entry.get("key_id"))
 
 
 def _document(key: FiledKey) -> dict[str, Any]:

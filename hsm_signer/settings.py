@@ -180,7 +180,7 @@ def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
                     hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
                 )
             logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
-        uris.append(uri)
+        uris.append(uri.beside(source.directory) if source.directory else uri)
     return tuple(uris)
 
 
@@ -191,7 +191,17 @@ def _pin_source(value: object, source: Source) -> str | tuple[str, ...]:
 def _environment(value: object, source: Source) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ConfigError(f"{source.name} must be a table of texts, as in SOFTHSM2_CONF = '/etc/softhsm2.conf'.")
-    return dict(value)
+    return {name: _beside(name, text, source) for name, text in value.items()}
+
+
+# What these name is a file or a directory of SoftHSM, tpm2-pkcs11 or OpenSC.
+_PATHS = frozenset({"SOFTHSM2_CONF", "TPM2_PKCS11_STORE", "OPENSC_CONF"})
+
+
+def _beside(name: str, text: str, source: Source) -> str:
+    """Return the value of a variable; where it is a relative path, relative to the profile."""
+    is_path = text.startswith(("./", "../")) or (name in _PATHS and bool(text))
+    return str(source.directory / text) if is_path and source.directory else text
 
 
 SETTINGS: tuple[Setting, ...] = (

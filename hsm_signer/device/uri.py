@@ -10,6 +10,7 @@ slot-id 0 is a slot. `str` holds the PIN when there is a `pin-value`: messages s
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import quote, unquote_to_bytes
 
@@ -27,6 +28,7 @@ class Pkcs11Uri:
         id: CKA_ID, raw bytes. All other values are text.
         library_version: major and minor, each 0 to 255 (CK_VERSION is two bytes).
         slot_id: below 2**64 (CK_SLOT_ID is an unsigned long).
+        module_path: absolute.
         vendor_path: attributes before the `?` that RFC 7512 does not name, in order, each name once.
         vendor_query: likewise behind the `?`, where a name may be repeated (section 2.3).
 
@@ -92,6 +94,13 @@ class Pkcs11Uri:
             vendor_path=tuple(pair for pair in self.vendor_path if "pin" not in pair[0].lower()),
             vendor_query=tuple(pair for pair in self.vendor_query if "pin" not in pair[0].lower()),
         )
+
+    def beside(self, directory: Path) -> Self:
+        """The same URI as it is meant in a file of `directory`: a relative PIN file is that directory's."""
+        kind, _, path = (self.pin_source or "").partition(":")
+        if kind != "file" or path.startswith("/"):
+            return self
+        return replace(self, pin_source=f"file:{directory / path}")
 
     def __post_init__(self) -> None:
         _PATH.require_writable(self, self.vendor_path)
@@ -226,6 +235,8 @@ _EXPECTED = {
     "type": f"one of {', '.join(_OBJECT_TYPES)}",
     "library-version": "a number or two with a dot between them, each at most 255",
     "slot-id": "a decimal number below 2**64",
+    # A relative one would load code from wherever the caller happens to be.
+    "module-path": "an absolute path",
 }
 
 
@@ -245,6 +256,8 @@ def _typed(name: str, text: str) -> str | int | tuple[int, int] | None:
             return text if text in _OBJECT_TYPES else None
         case "slot-id":
             return int(text) if re.fullmatch("[0-9]{1,20}", text) and int(text) < 2**64 else None
+        case "module-path":
+            return text if text.startswith("/") else None
         case "library-version":
             if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text):
                 return None

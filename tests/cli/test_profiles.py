@@ -46,6 +46,19 @@ def test_a_profile_alone_is_enough_and_its_paths_are_relative_to_it(program: Pro
     assert claims["exp"] - claims["nbf"] == 300
 
 
+def test_a_profile_works_from_any_directory_with_relative_paths_in_its_uri_and_environment(
+    program: Program, office: str, good: SoftHsmKey, softhsm: SoftHsm
+) -> None:
+    profile = office.replace('pin_source = "file:pin"', "").replace(good.uri, f"{good.uri}?pin-source=file:pin")
+    profile = profile.replace(str(softhsm.configuration), "softhsm2.conf")
+    (program.directory / "office" / "softhsm2.conf").write_text(softhsm.configuration.read_text())
+    file = write(program.directory / "office" / "config.toml", f"[profile.default]{profile}")
+    # What lies in the directory of the caller is not what the profile means.
+    write(program.directory / "pin", "not the PIN\n")
+    result = program("--config", str(file), "assertion", environment=NO_SOFTHSM)
+    assert (result.status, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("file", "variables"),
     [

@@ -356,6 +356,53 @@ def test_a_pin_file_of_a_profile_is_looked_for_beside_it(
     assert profile.pin_directory == (tmp_path if beside else None)
 
 
+@pytest.mark.parametrize(
+    ("place", "source", "expected"),
+    [
+        ("profile", "file:sub/pin", "file:{directory}/sub/pin"),
+        ("profile", "file:../pin", "file:{directory}/../pin"),
+        ("profile", "file:/etc/pin", "file:/etc/pin"),
+        ("profile", "file:///etc/pin", "file:///etc/pin"),
+        ("profile", "/etc/pin", "/etc/pin"),
+        ("profile", "env:PIN", "env:PIN"),
+        ("variable", "file:sub/pin", "file:sub/pin"),
+        ("option", "file:sub/pin", "file:sub/pin"),
+    ],
+)
+def test_a_pin_file_in_a_uri_of_a_profile_is_looked_for_beside_the_profile(
+    write: Write, tmp_path: Path, place: str, source: str, expected: str
+) -> None:
+    (uri,) = load(write, "key", {place: f"pkcs11:token=a?pin-source={source}"})
+    assert uri.pin_source == expected.format(directory=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["option", "variable", "profile"])
+@pytest.mark.parametrize("path", ["m.so", "../m.so", ""])
+def test_a_module_path_that_is_relative_is_refused_wherever_it_stands(write: Write, place: str, path: str) -> None:
+    with pytest.raises(UriError, match="module-path must be an absolute path"):
+        load(write, "key", {place: f"pkcs11:token=a?module-path={path}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("SOFTHSM2_CONF", "softhsm2.conf", "{directory}/softhsm2.conf"),
+        ("TPM2_PKCS11_STORE", "store", "{directory}/store"),
+        ("OPENSC_CONF", "../opensc.conf", "{directory}/../opensc.conf"),
+        ("SOFTHSM2_CONF", "/etc/softhsm2.conf", "/etc/softhsm2.conf"),
+        ("VENDOR_CONFIGURATION", "./vendor.cfg", "{directory}/vendor.cfg"),
+        ("VENDOR_CONFIGURATION", "../vendor.cfg", "{directory}/../vendor.cfg"),
+        ("TPM2_PKCS11_TCTI", "tabrmd:bus_name=com.example", "tabrmd:bus_name=com.example"),
+        ("SOFTHSM2_CONF", "", ""),
+    ],
+)
+def test_a_path_in_module_environment_is_relative_to_the_profile(
+    write: Write, tmp_path: Path, name: str, value: str, expected: str
+) -> None:
+    environment = load(write, "module_environment", {"profile": {name: value}})
+    assert environment == {name: expected.format(directory=tmp_path)}
+
+
 def test_the_home_directory_may_be_written_as_a_tilde(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     places = [load(write, "certificate", {place: "~/app.pem"}) for place in ("option", "variable", "profile")]

@@ -96,6 +96,15 @@ def test_a_profile_follows_a_key_file_beside_it(tmp_path: Path) -> None:
     assert (profile.key, profile.key_file) == ((Pkcs11Uri.parse(KEY),), tmp_path / "key.json")
 
 
+def test_a_pin_file_in_a_key_file_is_looked_for_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{KEY}?pin-source=file:pin"
+    (tmp_path / "key.json").write_text(json.dumps({"key": uri, "next": {"key": uri}, "retired": [{"key": uri}]}))
+    monkeypatch.chdir(tmp_path)
+    found = read_key_file(Path("key.json"))
+    sources = {key.uri.pin_source for key in (found.current, found.next, *found.retired) if key}
+    assert sources == {f"file:{tmp_path}/pin"}
+
+
 def test_a_key_file_that_is_not_there_yet_leaves_the_profile_without_a_key(tmp_path: Path) -> None:
     profile = profile_from_arguments({"key": f"file:{tmp_path / 'key.json'}"})
     assert (profile.key, profile.key_file) == ((), tmp_path / "key.json")
