@@ -1,7 +1,7 @@
 """One error tree. Every failure has a stable code, an exit status, and room for a hint.
 
 A message names what was looked for and what was found instead; the hint says what to do. Neither ever holds a PIN,
-a token or an assertion. Errors survive pickling, because a device may be served by another process.
+a token or an assertion. Errors survive pickling, for programs that hand them from one process to another.
 
 Statuses are the contract of the command line: a service manager restarts on some and not on others.
 """

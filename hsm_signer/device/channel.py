@@ -1,36 +1,54 @@
-"""What a worker and its parent say to each other, and the socket pair they say it over."""
+"""What a process of ours and its parent say to each other, and the socket pair they say it over."""
 
-import pickle
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device import wire
 from hsm_signer.device.pin import Login, PinRequest
-from hsm_signer.errors import HsmSignerError
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.wire import Malformed
+from hsm_signer.errors import DeviceError, HsmSignerError
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import Device, KeyReference
+    from hsm_signer.device.device import Device
     from hsm_signer.device.signer import DeviceSigner
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 65536
+_LONGEST = 1 << 22
+"""Bytes of a message. An error that lists tens of thousands of keys is shorter."""
+_LESS = "Sign a shorter message."
 
 
 @dataclass(frozen=True)
 class Open:
-    """Parent to worker, first of all."""
+    """Parent to worker, first of all: a `KeyReference` without what cannot travel.
 
-    reference: "KeyReference"
+    Attributes:
+        source: what to call the PIN source.
+        attended: whether a person answers it.
+    """
+
+    uri: Pkcs11Uri
+    module: Path | None
+    module_environment: Mapping[str, str]
+    timeout: float
+    allow_last_try: bool
+    writable: bool
+    pin_record: Path | None
     source: str
     attended: bool
     log_level: int
 
 
 class Request(Protocol):
-    """Parent to worker: something to do with the open device. The answer is the bytes it returns."""
+    """Parent to worker: something to do with the open device. The answer is `Done`, with the bytes it returns."""
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
         """Do it, in the worker."""
@@ -81,10 +99,9 @@ class PinWanted:
 
 @dataclass(frozen=True)
 class PinGiven:
-    """Parent to worker: what to log in with, or why there is nothing; and which state of the source that was."""
+    """Parent to worker: what to log in with, and which state of the source that was."""
 
     login: Login
-    error: HsmSignerError | None
     identity: str
 
 
@@ -98,6 +115,13 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Done:
+    """Worker to parent, in answer to a `Request`."""
+
+    result: bytes
+
+
+@dataclass(frozen=True)
 class Failed:
     """Worker to parent, in answer to anything."""
 
@@ -105,36 +129,66 @@ class Failed:
 
 
 class Channel:
-    """Pickled messages over one end of a socket pair. Both ends are this package, of one user."""
+    """Messages over one end of a socket pair. A message is the name of its class and its fields, as JSON.
 
-    def __init__(self, end: socket.socket) -> None:
+    Args:
+        end: of the socket pair.
+        kinds: the classes of the messages that may arrive.
+    """
+
+    def __init__(self, end: socket.socket, *kinds: type) -> None:
         self._end = end
+        self._kinds = {kind.__name__: kind for kind in kinds}
         self._unread = bytearray()
 
-    def send(self, message: object) -> None:
+    def send(self, message: object, seconds: float | None = None) -> None:
         """Send a message.
 
+        Args:
+            seconds: how long the other end may take to make room for it.
+
         Raises:
-            OSError: the other end is gone.
+            DeviceError: it is too long, and was not sent.
+            OSError: the other end is gone, or made no room.
         """
-        data = pickle.dumps(message)
-        self._end.sendall(_LENGTH.pack(len(data)) + data)
+        data = wire.dump(type(message).__name__, message)
+        try:
+            if len(data) > _LONGEST:
+                raise DeviceError(
+                    f"A message of {len(data)} bytes is too long to be sent to another process.", hint=_LESS
+                )
+            self._end.settimeout(seconds)
+            self._end.sendall(_LENGTH.pack(len(data)) + data)
+        finally:
+            del data  # it may hold a PIN, and a traceback shows it
 
     def receive(self, deadline: float | None = None) -> Any:
         """Return the next message.
 
         Raises:
-            TimeoutError: `deadline`, on the monotonic clock, has passed.
+            TimeoutError: `deadline`, on the monotonic clock, has passed. A later call may still receive the message.
             EOFError: the other end is gone.
+            Malformed: what arrived is no message of the expected kinds. Nothing more can be received.
         """
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline))
-        return pickle.loads(self._read(length, deadline))  # noqa: S301  # from ourselves
+        self._fill(_LENGTH.size, deadline)
+        (length,) = _LENGTH.unpack_from(self._unread)
+        if length > _LONGEST:
+            raise Malformed
+        end = _LENGTH.size + length
+        self._fill(end, deadline)
+        data = bytes(self._unread[_LENGTH.size : end])
+        del self._unread[:end]
+        match wire.parse(data):
+            case [str(name), fields] if name in self._kinds:
+                return wire.read(self._kinds[name], fields)
+        raise Malformed
 
     def close(self) -> None:
         """Close this end."""
         self._end.close()
 
-    def _read(self, size: int, deadline: float | None) -> bytes:
+    def _fill(self, size: int, deadline: float | None) -> None:
+        """Have at least `size` unread bytes."""
         while len(self._unread) < size:
             # A timeout of zero would make the socket non-blocking.
             self._end.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
@@ -146,6 +200,3 @@ class Channel:
             if not chunk:
                 raise EOFError
             self._unread += chunk
-        data = bytes(self._unread[:size])
-        del self._unread[:size]
-        return data

@@ -1,9 +1,15 @@
-"""How this package starts itself in another process: nobody else chooses what that imports."""
+"""How this package starts itself in another process, that nobody else chooses what it imports, and talks to it."""
 
+import contextlib
 import os
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from hsm_signer.device.channel import Channel
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -25,3 +31,79 @@ def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
     This very package comes first, wherever it was found; then what else we can import.
     """
     return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
+
+
+class ChildProcess:
+    """Runs `main` of one of our modules in a process that dies with the thread that starts it.
+
+    Args:
+        module: the name of the module.
+        variables: added to the environment.
+        kinds: the messages that may arrive from it.
+
+    Attributes:
+        channel: to it.
+    """
+
+    def __init__(self, module: str, variables: Mapping[str, str], *kinds: type) -> None:
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours, *kinds)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # this Python
+                child_command(module, str(theirs.fileno()), str(os.getpid())),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # modules print to it as they like
+                env=child_environment(variables),
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
+    def ending(self) -> str:
+        """Say how a process ended that has closed its end of the channel: "by signal SIGSEGV", "with status 1"."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        status = self._process.returncode
+        if status is None:
+            return "without an answer"
+        if status >= 0:
+            return f"with status {status}"
+        # Of the real-time signals, only two have a name.
+        with contextlib.suppress(ValueError):
+            return f"by signal {signal.Signals(-status).name}"
+        return f"by signal {-status}"
+
+    def kill(self) -> None:
+        """End it at once, and close the channel."""
+        self.channel.close()
+        self._process.kill()
+        # A process in an uninterruptible call into a driver dies when that ends.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+
+
+def parent_channel(*kinds: type) -> Channel:
+    """Return, in a process that `ChildProcess` started, the channel to its parent; first of all in `main`.
+
+    Args:
+        kinds: the messages that the parent may send.
+    """
+    _die_with_parent(int(sys.argv[2]))
+    # Ctrl-C goes to the whole foreground group; the parent decides what becomes of us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Channel(socket.socket(fileno=int(sys.argv[1])), *kinds)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill us when the parent ends: a module that hangs would keep us from noticing."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)

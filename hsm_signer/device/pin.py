@@ -8,7 +8,7 @@ import hmac
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NoReturn, Protocol, TypeAlias
 
 from hsm_signer.errors import PinUnavailable
 
@@ -16,7 +16,7 @@ from hsm_signer.errors import PinUnavailable
 class Pin:
     """A PIN that shows itself only to `reveal`.
 
-    It may be pickled, since a device can be served by another process. Two are compared in constant time.
+    It cannot be pickled, so that it goes to no other process by accident. Two are compared in constant time.
 
     Raises:
         PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
@@ -43,8 +43,8 @@ class Pin:
 
     __hash__ = None  # type: ignore[assignment]  # a set or a dictionary would compare by an unkeyed hash of the PIN
 
-    def __reduce__(self) -> tuple[type["Pin"], tuple[str]]:
-        return Pin, (self._text,)
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A PIN cannot be pickled.")
 
 
 class PinPad(Enum):

@@ -5,19 +5,18 @@ A vendor's library may hang, crash the process it is loaded into, or want an env
 
 import contextlib
 import os
-import pickle
-import signal
-import subprocess
-import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from hsm_signer.device.child import child_command, child_environment
+from hsm_signer.device.channel import Channel
+from hsm_signer.device.child import ChildProcess, parent_channel
 from hsm_signer.device.facts import ModuleFacts, Problem
 from hsm_signer.device.lane import MOMENT, Slow
 from hsm_signer.device.module import configured_modules
+from hsm_signer.device.wire import Malformed
 from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
 
 _START = 5.0
@@ -47,6 +46,15 @@ def known_modules(explicit: Path | None) -> list[ModuleReference]:
     return (same or [ModuleReference(explicit)]) + [module for module in named if module not in same]
 
 
+@dataclass(frozen=True)
+class LookThrough:
+    """Parent to survey: what to look through. The answer is `ModuleFacts`."""
+
+    path: Path
+    name: str | None
+    timeout: float
+
+
 def survey(
     module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow | None = None
 ) -> ModuleFacts:
@@ -57,65 +65,50 @@ def survey(
         timeout: seconds one call into the module may take. Some seconds after that the process is killed.
         slow: shows a person that it takes longer than a moment; or None.
     """
+    child = ChildProcess("hsm_signer.device.survey", environment, ModuleFacts)
     try:
-        answer = _run((module, timeout), environment, timeout + _START, slow)
-    except subprocess.TimeoutExpired:
+        with contextlib.suppress(OSError):
+            child.channel.send(LookThrough(module.path, module.name, timeout), timeout)
+        return _receive(child.channel, timeout + _START, slow)
+    except TimeoutError:
         error: HsmSignerError = DeviceTimeout(
             f"{module.path} did not come back within {timeout:g} s. Its process was killed.",
             hint="Check that its devices and daemons answer; a slow one may need a longer --device-timeout.",
         )
-    except _Died as died:
+    except EOFError:
         error = DeviceError(
-            f"{module.path} ended the process it was loaded into ({died}).",
+            f"{module.path} ended the process it was loaded into ({child.ending()}).",
             hint="Look for an update of the vendor's library; the other modules are not affected.",
         )
-    else:
-        facts: ModuleFacts = pickle.loads(answer)  # noqa: S301  # from ourselves
-        return facts
+    except Malformed:
+        error = DeviceError(
+            f"The process that {module.path} was loaded into did not answer as our program does. It was killed.",
+            hint="The module is faulty or hostile; the other modules are not affected.",
+        )
+    finally:
+        child.kill()
     return ModuleFacts(module.name, str(module.path), None, (), Problem.of(error))
 
 
 def main() -> NoReturn:
-    """Look through the module that stdin names, and write the facts to stdout."""
+    """Look through the module that the parent names, and tell it the facts."""
+    channel = parent_channel(LookThrough)
     from hsm_signer.device.inventory import look_through
 
-    # Modules print to stdout as they like.
-    answer = os.dup(1)
-    os.dup2(2, 1)
-    module, timeout = pickle.load(sys.stdin.buffer)  # noqa: S301  # from ourselves
-    with open(answer, "wb") as stream:
-        pickle.dump(look_through(module.path, module.name, timeout), stream)
+    # A parent that is gone needs no answer.
+    with contextlib.suppress(EOFError, OSError):
+        wanted: LookThrough = channel.receive()
+        channel.send(look_through(wanted.path, wanted.name, wanted.timeout))
     # Finalizers call C_Finalize, which can hang.
     os._exit(0)
 
 
-class _Died(Exception):
-    """The process ended without an answer; the text says how."""
-
-
-def _run(
-    request: tuple[ModuleReference, float], environment: Mapping[str, str], seconds: float, slow: Slow | None
-) -> bytes:
-    with subprocess.Popen(  # noqa: S603  # this Python
-        child_command("hsm_signer.device.survey"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=child_environment(environment),
-    ) as process:
-        try:
-            answer = _communicate(process, pickle.dumps(request), seconds, slow)
-        finally:
-            process.kill()
-    if process.returncode == 0:
-        return answer
-    if process.returncode > 0:
-        raise _Died(f"status {process.returncode}")
-    raise _Died(signal.Signals(-process.returncode).name)
-
-
-def _communicate(process: "subprocess.Popen[bytes]", request: bytes, seconds: float, slow: Slow | None) -> bytes:
+def _receive(channel: Channel, seconds: float, slow: Slow | None) -> ModuleFacts:
+    started = time.monotonic()
+    facts: ModuleFacts
     try:
-        return process.communicate(request, timeout=MOMENT)[0]
-    except subprocess.TimeoutExpired:
+        facts = channel.receive(started + min(MOMENT, seconds))
+    except TimeoutError:
         with slow("being looked for") if slow else contextlib.nullcontext():
-            return process.communicate(timeout=seconds - MOMENT)[0]
+            facts = channel.receive(started + seconds)
+    return facts

@@ -17,7 +17,16 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.channel import ReadCertificate, Request, Sign
 from hsm_signer.device.pin import Login, PinRequest
 from hsm_signer.device.worker_process import Unsent, WorkerProcess
-from hsm_signer.errors import DeviceError, DeviceGone, DeviceTimeout, HsmSignerError, PinError, PinUnavailable
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceTimeout,
+    HsmSignerError,
+    KeyNotFound,
+    PinError,
+    PinUnavailable,
+    SignatureInvalid,
+)
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference
@@ -89,14 +98,22 @@ class WorkerSigner:
         return self._request(ReadCertificate())
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
-        """Return the device's signature over `message`, verified by the worker.
+        """Return the device's signature over `message`, verified with `public_key`.
 
         Raises:
+            SignatureInvalid: what the worker returned is not this key's signature.
             DeviceTimeout: the device did not answer in time; the worker was killed.
             DeviceError: the worker died, or what the device answered.
             PinError: a login was refused. No worker is started again.
         """
-        return self._request(Sign(algorithm, message))
+        signature = self._request(Sign(algorithm, message))
+        # The worker verified it too. But a module may have changed the worker, and this process uses what it says.
+        if not self.public_key.verify(algorithm, message, signature):
+            raise SignatureInvalid(
+                f"The worker that serves {self.device} returned a signature that the key's public key does not verify.",
+                hint="Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
+            )
+        return signature
 
     def _request(self, request: Request) -> bytes:
         with self._places:
@@ -111,10 +128,13 @@ class WorkerSigner:
                 raise stale.error from None
 
     def _attempt(self, request: Request) -> bytes:
-        worker = self._take()
+        idle = self._take_idle()
+        worker = idle or self._start_another()
         try:
             result = worker.perform(request)
         except Unsent:
+            if worker is not idle:
+                raise worker.died() from None
             # It died while it was idle, and nothing was asked of it.
             worker.kill()
             return self._attempt(request)
@@ -153,7 +173,7 @@ class WorkerSigner:
             worker.kill()
         self._starter.shutdown(wait=False)
 
-    def _take(self) -> "WorkerProcess":
+    def _take_idle(self) -> "WorkerProcess | None":
         if self._process != os.getpid():
             raise DeviceError(
                 "The workers belong to the parent of this process.", hint="Open them anew after the fork."
@@ -161,9 +181,7 @@ class WorkerSigner:
         with self._lock:
             if self._closed:
                 raise DeviceError("The workers were closed.", hint="Open them again.")
-            if self._idle:
-                return self._idle.pop()
-        return self._start()
+            return self._idle.pop() if self._idle else None
 
     def _give_back(self, worker: "WorkerProcess") -> None:
         with self._lock:
@@ -171,6 +189,17 @@ class WorkerSigner:
                 self._idle.append(worker)
                 return
         worker.kill()
+
+    def _start_another(self) -> "WorkerProcess":
+        """Start one that serves the same key; the device may have been exchanged."""
+        worker = self._start()
+        if worker.opened.public_key != self.public_key:
+            worker.kill()
+            raise KeyNotFound(
+                f"{worker.opened.device} is back with another key.",
+                hint="Open it again, with the certificate of the key that is there now.",
+            )
+        return worker
 
     def _start(self) -> "WorkerProcess":
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""

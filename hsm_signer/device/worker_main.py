@@ -3,23 +3,30 @@
 import contextlib
 import logging
 import os
-import signal
-import socket
-import sys
-from dataclasses import replace
 from typing import NoReturn
 
-from hsm_signer.device.channel import Calling, Channel, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
+from hsm_signer.device.channel import (
+    Calling,
+    Channel,
+    Done,
+    Failed,
+    Logged,
+    Open,
+    Opened,
+    PinGiven,
+    PinWanted,
+    ReadCertificate,
+    Request,
+    Sign,
+)
+from hsm_signer.device.child import parent_channel
 from hsm_signer.device.pin import Login, PinRequest
 from hsm_signer.errors import DeviceError, HsmSignerError
 
 
 def main() -> NoReturn:
     """Serve one parent until it is gone."""
-    _die_with_parent(int(sys.argv[2]))
-    # Ctrl-C goes to the whole foreground group; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = parent_channel(Open, PinGiven, Sign, ReadCertificate)
     with contextlib.suppress(EOFError, OSError):
         _serve(channel)
     # Finalizers call C_Finalize, which can hang.
@@ -27,16 +34,25 @@ def main() -> NoReturn:
 
 
 def _serve(channel: Channel) -> None:
-    from hsm_signer.device.device import open_device
+    from hsm_signer.device.device import KeyReference, open_device
     from hsm_signer.device.lane import Lane
 
     calls = _Calls(channel)
     Lane.watchman = calls
     request: Open = channel.receive()
     logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
-    pin = _ParentPin(channel, request.source, request.attended)
+    reference = KeyReference(
+        uri=request.uri,
+        pin=_ParentPin(channel, request.source, request.attended),
+        module=request.module,
+        module_environment=request.module_environment,
+        timeout=request.timeout,
+        allow_last_try=request.allow_last_try,
+        writable=request.writable,
+        pin_record=request.pin_record,
+    )
     try:
-        device = open_device(replace(request.reference, pin=pin))
+        device = open_device(reference)
         signer = device.signer()
         channel.send(Opened(signer.public_key, signer.algorithms, str(device.info)))
     except Exception as error:
@@ -46,7 +62,7 @@ def _serve(channel: Channel) -> None:
         wanted: Request = channel.receive()
         calls.expected = True
         try:
-            channel.send(wanted.perform(device, signer))
+            channel.send(Done(wanted.perform(device, signer)))
         except EOFError:
             raise
         except Exception as error:
@@ -54,22 +70,9 @@ def _serve(channel: Channel) -> None:
 
 
 def _ours(error: Exception) -> HsmSignerError:
-    # Without its cause and traceback, which may hold what does not travel.
     if isinstance(error, HsmSignerError):
-        return error.with_traceback(None)
+        return error
     return DeviceError(f"The worker that serves the device failed ({type(error).__name__}).", hint="This is a bug.")
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill us when the parent ends: a module that hangs would keep us from noticing."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 class _Calls:
@@ -110,6 +113,4 @@ class _ParentPin:
         self._channel.send(PinWanted(request))
         given: PinGiven = self._channel.receive()
         self.identity = given.identity
-        if given.error is not None:
-            raise given.error
         return given.login

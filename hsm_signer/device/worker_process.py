@@ -1,23 +1,21 @@
 """A worker as its parent sees it: started, watched, and killed when it overruns."""
 
-import contextlib
 import logging
-import os
-import signal
-import socket
-import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from hsm_signer.device.channel import Calling, Channel, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
-from hsm_signer.device.child import child_command, child_environment
+from hsm_signer.device.channel import Calling, Done, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
+from hsm_signer.device.child import ChildProcess
 from hsm_signer.device.pin import Login, PinRequest, PinSource
-from hsm_signer.errors import DeviceGone, DeviceTimeout, HsmSignerError
+from hsm_signer.device.wire import Malformed
+from hsm_signer.errors import DeviceGone, DeviceTimeout
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference
+
+A = TypeVar("A", Opened, Done)
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +25,16 @@ _GRACE = 0.25
 _START = 30.0
 """Seconds between two signs of life outside calls into the module: starting Python, importing, verifying."""
 
+_MOST_SIGNS = 1000
+"""Messages before an answer. Ours sends some ten, and with -v some tens."""
+
 
 class Unsent(Exception):
     """A worker was dead before it was asked for anything."""
 
 
 class WorkerProcess:
-    """One worker process.
+    """One worker process. Once a module is loaded into it, nothing that it says is trusted.
 
     Args:
         reference: to the key. It is for `open` to say who gives the PIN.
@@ -45,78 +46,78 @@ class WorkerProcess:
     opened: Opened
 
     def __init__(self, reference: "KeyReference") -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  # this Python
-                child_command("hsm_signer.device.worker_main", str(theirs.fileno()), str(os.getpid())),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=child_environment(reference.module_environment),
-            )
-        self._channel = Channel(ours)
+        messages = Calling, Logged, PinWanted, Opened, Done, Failed
+        self._child = ChildProcess("hsm_signer.device.worker_main", reference.module_environment, *messages)
         self._timeout = reference.timeout
 
     @property
     def is_alive(self) -> bool:
         """Whether the process has not ended."""
-        return self._process.poll() is None
+        return self._child.is_alive
 
     def open(self, reference: "KeyReference", log_in: Callable[[PinRequest], Login]) -> None:
-        """Have it open the device.
+        """Have it open the device. It is killed when that fails.
 
         Args:
             log_in: what to log in with, or an error why not to.
 
         Raises:
-            HsmSignerError: as `open_device` and `Device.signer`. The process has ended.
+            HsmSignerError: as `open_device` and `Device.signer`, or of `log_in`.
         """
         source: PinSource = reference.pin
-        without = replace(reference, pin=None, confirm=None, slow=None)  # type: ignore[arg-type]  # callables do not travel
-        self._send(Open(without, source.description, source.attended, logger.getEffectiveLevel()))
-        answer: Opened | Failed = self._receive(_START, lambda wanted: _answer(source, log_in, wanted))
-        if isinstance(answer, Failed):
+        message = Open(
+            uri=reference.uri.redacted,
+            module=reference.module,
+            module_environment=reference.module_environment,
+            timeout=reference.timeout,
+            allow_last_try=reference.allow_last_try,
+            writable=reference.writable,
+            pin_record=reference.pin_record,
+            source=source.description,
+            attended=source.attended,
+            log_level=logger.getEffectiveLevel(),
+        )
+        try:
+            self._send(message)
+            self.opened = self._receive(Opened, _START, lambda request: PinGiven(log_in(request), source.identity))
+        except BaseException:
             self.kill()
-            raise answer.error
-        self.opened = answer
+            raise
 
     def perform(self, request: Request) -> bytes:
         """Have it do something, and return its answer.
 
         Raises:
             Unsent: it is dead, and was before.
-            DeviceTimeout, DeviceGone: it gave no sign of life, or died on the way.
+            DeviceTimeout, DeviceGone: it gave no sign of life, died on the way, or what it sent is no answer.
             HsmSignerError: what it says itself.
         """
         try:
-            self._channel.send(request)
+            self._child.channel.send(request, self._timeout)
         except OSError:
             raise Unsent from None
-        answer: bytes | Failed = self._receive(self._timeout + _GRACE)
-        if isinstance(answer, Failed):
-            raise answer.error
-        return answer
+        return self._receive(Done, self._timeout + _GRACE).result
 
     def kill(self) -> None:
         """End it at once."""
-        self._channel.close()
-        self._process.kill()
-        # A process in an uninterruptible call into a driver dies when that ends.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
+        self._child.kill()
 
     def _send(self, message: object) -> None:
         try:
-            self._channel.send(message)
+            self._child.channel.send(message, self._timeout)
         except OSError:
-            raise self._died() from None
+            raise self.died() from None
 
-    def _receive(self, seconds: float, answer_pin: "Callable[[PinRequest], PinGiven] | None" = None) -> Any:
-        """Return the next answer; `seconds` is how long until the first sign of life."""
+    def _receive(self, kind: type[A], seconds: float, give_pin: Callable[[PinRequest], PinGiven] | None = None) -> A:
+        """Return the answer, of that kind. Asked for it, give the PIN once.
+
+        Args:
+            seconds: how long until the first sign of life.
+        """
         deadline = time.monotonic() + seconds
-        while True:
+        for _ in range(_MOST_SIGNS):
             try:
-                message = self._channel.receive(deadline)
+                message = self._child.channel.receive(deadline)
             except TimeoutError:
                 self.kill()
                 raise DeviceTimeout(
@@ -125,32 +126,35 @@ class WorkerProcess:
                     "a slow device may need a longer --device-timeout.",
                 ) from None
             except EOFError:
-                raise self._died() from None
+                raise self.died() from None
+            except Malformed:
+                break
             match message:
+                case kind():
+                    return message
+                case Failed(error):
+                    raise error
                 case Calling(seconds):
-                    deadline = time.monotonic() + seconds + _GRACE
+                    deadline = time.monotonic() + min(seconds, self._timeout) + _GRACE
                 case Logged(name, level, text):
-                    logging.getLogger(name).log(level, "%s", text)
-                case PinWanted(request) if answer_pin is not None:
-                    self._send(answer_pin(request))
+                    logging.getLogger(name if name in sys.modules else __name__).log(level, "%s", text)
+                case PinWanted(request) if give_pin is not None:
+                    self._send(give_pin(request))
+                    give_pin = None
                     deadline = time.monotonic() + _START
                 case _:
-                    return message
+                    break
+        self.kill()
+        raise DeviceGone(
+            "The worker that serves the device did not answer as our program does. It was killed.",
+            hint="The next request starts another. If it happens again, the module is faulty or hostile.",
+        )
 
-    def _died(self) -> DeviceGone:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        status = self._process.returncode
-        how = f"by signal {signal.Signals(-status).name}" if status is not None and status < 0 else f"(status {status})"
+    def died(self) -> DeviceGone:
+        """Return the error that says how it died."""
+        how = self._child.ending()
         self.kill()
         return DeviceGone(
             f"The worker that serves the device died {how}.",
             hint="The next request starts another. If it dies again, the module is at fault.",
         )
-
-
-def _answer(source: PinSource, log_in: Callable[[PinRequest], Login], request: PinRequest) -> PinGiven:
-    try:
-        return PinGiven(log_in(request), None, source.identity)
-    except HsmSignerError as error:
-        return PinGiven(None, error, source.identity)

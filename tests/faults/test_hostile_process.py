@@ -1,0 +1,178 @@
+"""A module that takes over the process it is loaded into: what that process says runs no code and ends in an error."""
+
+import json
+import pickle
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference
+from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.device.survey import ModuleReference, survey
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid
+
+# As soon as it is loaded, it says to its parent what is in the file beside it, and then nothing more.
+SOURCE = r"""
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+__attribute__((constructor)) static void take_over(void) {
+    static char said[1 << 20];
+    int file = open(getenv("HOSTILE"), O_RDONLY | O_CLOEXEC);
+    ssize_t length = read(file, said, sizeof said);
+    close(file);
+    for (int end = 3; end < 256; end++) {
+        struct stat status;
+        if (fstat(end, &status) == 0 && (S_ISSOCK(status.st_mode) || S_ISFIFO(status.st_mode)))
+            for (ssize_t done = 0, n; done < length && (n = write(end, said + done, length - done)) > 0; done += n);
+    }
+    if (getenv("HOSTILE_EXIT"))
+        _exit(0);
+    pause();
+}
+"""
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
+OPENED = ["Opened", {"public_key": f"{KEY.n:x}:{KEY.e:x}", "algorithms": ["RS256"], "device": "a device"}]
+PIN_WANTED = [
+    "PinWanted",
+    {"request": {"device": "a device", "reason": "login", "warning": None, "last_try": False, "pad": False}},
+]
+CALLING = ["Calling", {"seconds": 0.01}]
+
+
+class Source:
+    """Gives a PIN and counts how often it was asked."""
+
+    description = identity = "a test"
+    attended = True
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, request: PinRequest) -> Login:
+        self.times += 1
+        return Pin("secret")
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def framed(*messages: object) -> bytes:
+    return b"".join(frame(json.dumps(message).encode()) for message in messages)
+
+
+def frame(data: bytes) -> bytes:
+    return struct.pack("!I", len(data)) + data
+
+
+@pytest.fixture(scope="session")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("hostile")
+    source, library = directory / "hostile.c", directory / "hostile.so"
+    source.write_text(SOURCE)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
+    return library
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+Refer = Callable[[bytes], KeyReference]
+
+
+@pytest.fixture
+def refer(module: Path, source: Source, tmp_path: Path) -> Refer:
+    """Refer to a key in the module, which then says that."""
+
+    def refer(said: bytes) -> KeyReference:
+        (tmp_path / "said").write_bytes(said)
+        return KeyReference(
+            uri=Pkcs11Uri(token="any"),
+            pin=source,
+            module=module,
+            module_environment={"HOSTILE": str(tmp_path / "said")},
+            timeout=20,
+        )
+
+    return refer
+
+
+def test_a_pickle_from_the_worker_runs_nothing(refer: Refer, source: Source, tmp_path: Path) -> None:
+    with pytest.raises(DeviceGone, match="did not answer as our program does") as caught:
+        open_worker(refer(frame(pickle.dumps(Touch(tmp_path / "taken over")))))
+    assert caught.value.hint
+    assert source.times == 0
+    assert not (tmp_path / "taken over").exists()
+
+
+@pytest.mark.parametrize("framing", [bytes, frame], ids=["bare", "framed"])
+def test_a_pickle_from_a_survey_runs_nothing(framing: Callable[[bytes], bytes], refer: Refer, tmp_path: Path) -> None:
+    reference = refer(framing(pickle.dumps(Touch(tmp_path / "taken over"))))
+    assert reference.module is not None
+    facts = survey(ModuleReference(reference.module), {**reference.module_environment, "HOSTILE_EXIT": "1"}, 20)
+    assert not (tmp_path / "taken over").exists()
+    assert facts.problem is not None
+    assert "did not answer as our program does" in facts.problem.message
+
+
+def test_an_answer_to_another_question_ends_the_worker(refer: Refer) -> None:
+    with pytest.raises(DeviceGone, match="did not answer"):
+        open_worker(refer(framed(["Done", {"result": ""}])))
+
+
+def test_signs_of_life_without_an_end_end_the_worker(refer: Refer) -> None:
+    with pytest.raises(DeviceGone, match="did not answer"):
+        open_worker(refer(framed(CALLING) * 10_000))
+
+
+def test_a_call_may_not_take_longer_than_the_device_timeout(refer: Refer) -> None:
+    with pytest.raises(DeviceTimeout):
+        open_worker(replace(refer(framed(["Calling", {"seconds": 1e9}])), timeout=0.5))
+
+
+def test_the_pin_is_given_once(refer: Refer, source: Source) -> None:
+    with pytest.raises(DeviceGone, match="did not answer"):
+        open_worker(refer(framed(PIN_WANTED, PIN_WANTED)))
+    assert source.times == 1
+
+
+def test_the_pin_is_not_given_for_a_signature(refer: Refer, source: Source) -> None:
+    with open_worker(refer(framed(OPENED, PIN_WANTED))) as signer:
+        with pytest.raises(DeviceGone, match="did not answer"):
+            signer.sign(Algorithm.RS256, b"header.claims")
+    assert source.times == 0
+
+
+def test_a_signature_of_another_key_is_not_returned(refer: Refer) -> None:
+    with open_worker(refer(framed(OPENED, ["Done", {"result": "AAAA"}]))) as signer:
+        with pytest.raises(SignatureInvalid, match="does not verify"):
+            signer.sign(Algorithm.RS256, b"header.claims")
+
+
+def test_another_key_behind_a_new_worker_is_not_used(refer: Refer, tmp_path: Path) -> None:
+    with open_worker(refer(framed(OPENED) + frame(b"nonsense"))) as signer:
+        with pytest.raises(DeviceGone):
+            signer.sign(Algorithm.RS256, b"header.claims")
+        other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
+        refer(framed(["Opened", {"public_key": f"{other.n:x}:3", "algorithms": ["RS256"], "device": "a device"}]))
+        with pytest.raises(KeyNotFound, match="is back with another key"):
+            signer.sign(Algorithm.RS256, b"header.claims")
