@@ -101,7 +101,14 @@ def _path(value: object, source: Source) -> Path:
 def _module(value: object, source: Source) -> Path:
     path = _path(value, source)
     # A word without a slash names an installed library, as for dlopen; anything else is a file, also ./FILE.
-    return path.absolute() if isinstance(value, Path) or "/" in str(value) else path
+    if not isinstance(value, Path) and "/" not in str(value):
+        return path
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{source.name} is relative to the current directory, which does not exist.", hint="Give an absolute path."
+        ) from None
 
 
 def _flag(value: object, source: Source) -> bool:

@@ -334,7 +334,18 @@ def test_a_relative_path_in_a_profile_is_relative_to_its_file(write: Write, tmp_
 @pytest.mark.parametrize("name", ["module", "certificate", "ca_bundle"])
 @pytest.mark.parametrize("place", ["option", "variable"])
 def test_any_other_relative_path_is_relative_to_the_current_directory(write: Write, name: str, place: str) -> None:
-    assert load(write, name, {place: "sub/file"}) == Path("sub/file")
+    assert load(write, name, {place: "sub/file"}).absolute() == Path("sub/file").absolute()
+
+
+def test_a_relative_module_in_a_directory_that_was_deleted_is_an_error_of_its_own(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="current directory, which does not exist"):
+        load(write, "module", {"option": "./file"})
 
 
 def test_a_relative_configuration_does_not_make_paths_depend_on_later_directories(
