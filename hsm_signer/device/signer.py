@@ -1,6 +1,7 @@
 """The private key on a device that signs, and what is known of it."""
 
 import logging
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -193,12 +194,10 @@ def find_private_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> tu
     if uri.id is not None:
         template[Attribute.ID] = uri.id
     found = private_keys(session, template)
-    try:
-        return found[select_key(uri, [info for info, _ in found], device)]
-    except KeyNotFound:
-        everything = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
-        select_key(uri, [info for info, _ in everything], device)
-        raise
+    if not found:
+        # For the message; or the device knows a label that is not UTF-8, and not what we make of it.
+        found = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+    return found[select_key(uri, [info for info, _ in found], device)]
 
 
 def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
@@ -270,8 +269,16 @@ def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
 
 
 def read_attribute(holder: Object, attribute: Attribute) -> Any:
-    """Return an attribute of an object, or None where it has none or does not tell. Runs on the lane."""
+    """Return an attribute of an object, or None where it has none or does not tell. Runs on the lane.
+
+    Text that is not UTF-8, such as a label in Latin-1, gets replacement characters. A value that PKCS#11 does not
+    define, such as a vendor's own type of key, counts as not told.
+    """
     try:
         return holder[attribute]
     except _ABSENT:
+        return None
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace")
+    except (ValueError, struct.error):
         return None
