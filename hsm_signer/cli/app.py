@@ -208,7 +208,7 @@ def _usage_error(error: Exception, as_json: bool) -> int:
     command = getattr(context, "command_path", "hsm-signer")
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
         return ConfigError.exit_status
-    print_error(UsageError(message, hint=f"See {command} --help."), as_json=as_json)
+    print_error(UsageError(" ".join(message.split()), hint=f"See {command} --help."), as_json=as_json)
     return ConfigError.exit_status
 
 

@@ -1,6 +1,7 @@
 """`assertion-file`: keeps a fresh assertion where AZURE_FEDERATED_TOKEN_FILE points."""
 
 import grp
+import os
 import re
 import shlex
 from pathlib import Path
@@ -52,7 +53,8 @@ def assertion_file(
         client_id = tokens.profile.client_id or ""
         if print_env:
             variables = _variables(path, client_id, tokens.endpoint)
-            print_result("\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
+            lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+            print_result(os.fsencode("".join(lines)))  # for a shell, not for eyes: every octet counts
             return
         file = AssertionFile(
             path,

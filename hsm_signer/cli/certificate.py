@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +20,7 @@ from hsm_signer.cli.certificate_text import certificate_facts, certificate_json,
 from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.operator import reference_to_one
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
-from hsm_signer.cli.output import print_json, print_result, result_writer, to_json
+from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
 from hsm_signer.cli.registration import graph_body, registration_steps
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Algorithm
@@ -93,7 +92,7 @@ def create(
     if not no_store:
         _warn_of_another(profile)
     if output is Output.TEXT:
-        sys.stderr.write(registration_steps(certificate, output_file, profile.client_id))
+        print_note(registration_steps(certificate, output_file, profile.client_id))
 
 
 def request(
@@ -161,7 +160,7 @@ def export(
             case Form.GRAPH:
                 write(graph_body(certificate))
     if output_file is not None and form is Form.PEM:
-        sys.stderr.write(registration_steps(certificate, output_file, profile.client_id))
+        print_note(registration_steps(certificate, output_file, profile.client_id))
 
 
 def show(

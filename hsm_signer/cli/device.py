@@ -8,9 +8,9 @@ import typer
 from hsm_signer.cli.operator import reference_to_one, show_slow
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
-from hsm_signer.cli.text import clean
 from hsm_signer.config import Profile, load_profile
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.display import displayable
 from hsm_signer.errors import ModuleLoadError, PinError
 
 
@@ -111,7 +111,7 @@ def forget_pin_failures(
     if output is Output.JSON:
         print_json({"forgotten": forgotten})
     elif forgotten:
-        print_result("\n".join(f"Forgot the refused PINs of {clean(device)}." for device in forgotten))
+        print_result("\n".join(f"Forgot the refused PINs of {displayable(device)}." for device in forgotten))
     else:
         print_result(f"There is nothing to forget in {directory}.")
 

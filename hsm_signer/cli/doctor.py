@@ -13,8 +13,9 @@ import typer
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
-from hsm_signer.cli.text import WIDTH, clean, wrapped
+from hsm_signer.cli.text import WIDTH, wrapped
 from hsm_signer.config import Profile
+from hsm_signer.display import displayable
 
 if TYPE_CHECKING:
     from hsm_signer.doctor import Finding
@@ -44,7 +45,7 @@ def doctor(
         for finding in examination:
             findings.append(finding)
             if output is Output.TEXT:
-                print_result("\n".join(_lines(finding)))
+                print_result("\n".join(_lines(finding)), styled=True)
     healthy = all(finding.status != "failed" for finding in findings)
     if output is Output.JSON:
         print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
@@ -62,7 +63,7 @@ def _lines(finding: "Finding") -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return wrapped(clean(text), width=max(width, 20)) or [""]
+    return wrapped(displayable(text), width=max(width, 20)) or [""]
 
 
 def _paint(status: str) -> str:

@@ -1,7 +1,6 @@
 """`emulator`: a local stand-in for Entra, for trying things out and for tests."""
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 
 from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
-from hsm_signer.cli.output import print_result
+from hsm_signer.cli.output import print_note, print_result
 
 _OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")
 
@@ -64,5 +63,5 @@ def emulator(
                 f"Entra emulator at {running.authority}. Use it with:\n  hsm-signer token {' '.join(options)}\n"
                 f"Microsoft Graph at {ready['graph']}. There the application has the object id {ready['object_id']}."
             )
-        sys.stderr.write("Stop it with Ctrl-C.\n")
+        print_note("Stop it with Ctrl-C.")
         threading.Event().wait()

@@ -15,7 +15,7 @@ from hsm_signer.certificate import parse_certificates
 from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_json, print_result
-from hsm_signer.cli.text import clean
+from hsm_signer.display import displayable
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.errors import ConfigError
 from hsm_signer.verification import check_assertion
@@ -119,6 +119,6 @@ def _duration(seconds: int) -> str:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     """Align every column but the last. What a JWT holds may not steer the terminal."""
-    cells = [tuple(map(clean, row)) for row in rows]
+    cells = [tuple(map(displayable, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, [*widths[:-1], 0])).rstrip() for row in cells)

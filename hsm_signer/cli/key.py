@@ -1,7 +1,6 @@
 """`key`: make, list and delete keys on a device."""
 
 import shlex
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +9,9 @@ import typer
 
 from hsm_signer.cli.operator import ask, has_terminal, reference_to_one
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
-from hsm_signer.cli.output import print_json, print_result
-from hsm_signer.cli.text import clean
+from hsm_signer.cli.output import print_json, print_note, print_result
 from hsm_signer.config import Profile
+from hsm_signer.display import displayable
 from hsm_signer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def generate(
         )
         return
     print_result(made.uri)
-    sys.stderr.write(f"Next, its certificate: hsm-signer certificate create --key {shlex.quote(made.uri)}\n")
+    print_note(f"Next, its certificate: hsm-signer certificate create --key {shlex.quote(made.uri)}")
 
 
 def list_keys(profile: Profile, output: OutputOption = Output.TEXT) -> None:
@@ -131,7 +130,7 @@ def delete(
         return
     print_result("\n".join(f"Deleted {line}." for line in _lines(key, condemned)))
     for each in certificates[len(condemned) :]:
-        sys.stderr.write(f"{_line(each)} is still on the device; with --certificate it would have gone, too.\n")
+        print_note(f"{_line(each)} is still on the device; with --certificate it would have gone, too.")
 
 
 def _octets(text: str) -> bytes:
@@ -147,7 +146,7 @@ def _confirm(device: "Device", key: "KeyInfo", certificates: "list[Certificate]"
     typeable = bool(key.label) and key.label.isprintable()
     what, wanted = ("label", key.label) if typeable else ("id", key.id.hex())
     listing = "".join(f"  {line}\n" for line in _lines(key, certificates))
-    question = f"This deletes for good from {clean(str(device.info))}:\n{listing}"
+    question = f"This deletes for good from {device.info}:\n{listing}"
     if ask(f"{question}Type the {what} of the key to go on: ") != wanted:
         raise ConfigError(
             f"What was typed is not the {what} of the key. Nothing was deleted.", hint="Repeat the command."
@@ -155,8 +154,8 @@ def _confirm(device: "Device", key: "KeyInfo", certificates: "list[Certificate]"
 
 
 def _lines(key: "KeyInfo", certificates: "list[Certificate]") -> list[str]:
-    return [*map(_line, certificates), f"key {clean(str(key))}"]
+    return [*map(_line, certificates), f"key {key}"]
 
 
 def _line(certificate: "Certificate") -> str:
-    return f"certificate {clean(certificate.subject)}, SHA-1 {certificate.sha1.hex().upper()}"
+    return f"certificate {displayable(certificate.subject)}, SHA-1 {certificate.sha1.hex().upper()}"

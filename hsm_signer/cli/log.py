@@ -7,10 +7,12 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from hsm_signer.display import displayable
+
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"hsm-signer: {record.levelname.lower()}: {record.getMessage()}"
+        return f"hsm-signer: {record.levelname.lower()}: {displayable(record.getMessage())}"
 
 
 class _Json(logging.Formatter):

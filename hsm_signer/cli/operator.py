@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hsm_signer.cli.output import print_note
 from hsm_signer.config import Profile
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.display import displayable, displayable_lines
 from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
 from hsm_signer.opening import Operator, key_reference
 
@@ -70,8 +72,7 @@ class DeviceAwaited:
     def __call__(self, reason: HsmSignerError) -> None:
         """Wait before the next look."""
         if not self._said:
-            sys.stderr.write(f"Waiting for the device. {reason.message}\n")
-            sys.stderr.flush()
+            print_note(f"Waiting for the device. {displayable(reason.message)}")
             self._said = True
         time.sleep(_LOOK_AGAIN)
 
@@ -90,16 +91,16 @@ class TerminalPrompt:
             PinUnavailable: there is no terminal, or nothing was entered.
         """
         if request.pad:
-            sys.stderr.write(f"Enter the PIN of {request.device} on its own pad.\n")
+            print_note(f"Enter the PIN of {displayable(request.device)} on its own pad.")
             return PinPad.PROTECTED
         if not has_terminal():
             raise PinUnavailable(
                 f"{request.device} wants a PIN, and there is no terminal to ask on.",
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
             )
-        warning = f"{request.warning}\n" if request.warning else ""
+        warning = f"{displayable(request.warning)}\n" if request.warning else ""
         try:
-            text = getpass.getpass(f"{warning}PIN for {request.device}: ")
+            text = getpass.getpass(f"{warning}PIN for {displayable(request.device)}: ")
         except EOFError:
             text = ""
         if not text:
@@ -115,14 +116,14 @@ def confirm_last_try(request: PinRequest) -> None:
     """
     if not has_terminal():
         return
-    if ask(f"{request.device} has one PIN try left. A wrong PIN locks it. Type yes to go on: ") != "yes":
+    if ask(f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to go on: ") != "yes":
         raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
 
 
 def ask(question: str) -> str:
     """Ask on the terminal; return what was typed, without blanks around it. Needs `has_terminal`."""
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
-        terminal.write(question.encode())
+        terminal.write(displayable_lines(question).encode())
         return terminal.readline().decode(errors="replace").strip()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from hsm_signer.display import displayable, displayable_lines
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.private_file import replacing, unwritable
 
@@ -24,8 +25,11 @@ class Write(Protocol):
         ...
 
 
-def print_result(result: str | bytes) -> None:
-    """Write a result to stdout: text and a newline, or octets as they are.
+def print_result(result: str | bytes, *, styled: bool = False) -> None:
+    """Write a result to stdout: text, made displayable, and a newline, or octets as they are.
+
+    Args:
+        styled: the text is displayable but for colours of our own.
 
     Raises:
         OutputError: it cannot be written.
@@ -36,7 +40,7 @@ def print_result(result: str | bytes) -> None:
         if isinstance(result, bytes):
             stream.buffer.write(result)
         else:
-            stream.write(result + "\n")
+            stream.write((result if styled else displayable_lines(result)) + "\n")
         stream.flush()
     except BrokenPipeError:
         # What is still buffered must not be tried again at exit.
@@ -86,6 +90,12 @@ def result_writer(file: Path | None) -> Iterator[Write]:
         raise unwritable(file, error) from None
 
 
+def print_note(text: str) -> None:
+    """Write lines for people, made displayable, to stderr, beside the result."""
+    sys.stderr.write(displayable_lines(text) + "\n")
+    sys.stderr.flush()
+
+
 def print_error(error: HsmSignerError, *, as_json: bool) -> None:
     """Explain an error on stderr: a sentence of what, one of how to mend it."""
     entra = error if isinstance(error, EntraError) else None
@@ -100,9 +110,9 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
         }
         text = json.dumps({"error": document})
     else:
-        lines = [f"{_paint('error', '31')}: {error.message}"]
+        lines = [f"{_paint('error', '31')}: {displayable(error.message)}"]
         if error.hint:
-            lines.append(f"{_paint('hint', '36')}: {error.hint}")
+            lines.append(f"{_paint('hint', '36')}: {displayable(error.hint)}")
         if correlation_id:
             lines.append(f"correlation id: {correlation_id}")
         text = "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hsm_signer.certificate import Certificate
 from hsm_signer.cli.output import to_json
+from hsm_signer.display import displayable
 
 _PLACEHOLDER = "CLIENT_ID"
 
@@ -19,25 +20,23 @@ def registration_steps(certificate: Certificate, file: Path | None, client_id: s
     """
     application = client_id or _PLACEHOLDER
     pem = str(file or "certificate.pem")
+    shown = displayable(pem)
     saved = "" if file else f" The certificate, as it was printed, is to be in {pem}."
     # https://learn.microsoft.com/cli/azure/ad/app/credential: without --append the others are removed, without
     # --end-date the credential ends after a year at the latest.
-    azure = shlex.join(
-        [
-            *("az", "ad", "app", "credential", "reset", "--id", application, "--cert", f"@{pem}", "--append"),
-            *("--end-date", certificate.not_after.isoformat(timespec="seconds")),
-        ]
-    )
+    azure = [
+        *("az", "ad", "app", "credential", "reset", "--id", application, "--cert", f"@{pem}", "--append"),
+        *("--end-date", certificate.not_after.isoformat(timespec="seconds")),
+    ]
     return f"""\
 An administrator now registers {certificate.subject} in one of these ways.{saved}
   Azure CLI, keeping the other credentials:
-    {azure}
+    {displayable(shlex.join(azure))}
   Entra admin centre, which will show the thumbprint {certificate.sha1.hex().upper()}:
-    App registrations > the application > Certificates & secrets > Certificates > Upload certificate > {pem}
+    App registrations > the application > Certificates & secrets > Certificates > Upload certificate > {shown}
   Microsoft Graph, while no certificate is registered (it replaces all that are):
-    PATCH /v1.0/applications(appId='{application}')
-    with what this prints: hsm-signer certificate export --form graph
-"""
+    PATCH /v1.0/applications(appId='{displayable(application)}')
+    with what this prints: hsm-signer certificate export --form graph"""
 
 
 def graph_body(certificate: Certificate) -> str:

@@ -13,6 +13,7 @@ from hsm_signer.cli.output import ReaderGone, print_json, print_result
 from hsm_signer.cli.text import days_in_words
 from hsm_signer.config import Profile
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.display import displayable
 from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
 from hsm_signer.rotation_plan import Step
 from hsm_signer.settings import uri_argument
@@ -113,7 +114,7 @@ def rotate(
         steps.append({"step": step.value, "detail": text})
         if output is Output.TEXT:
             with contextlib.suppress(ReaderGone):  # that nobody reads on is no reason to stop half-way
-                print_result(f"{step.value:<11} {text}")
+                print_result(f"{step.value:<11} {displayable(text)}")
 
     with Rotation(profile, request, terminal_operator(), report=report) as rotation:
         if dry_run:

@@ -7,19 +7,16 @@ import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 
+from hsm_signer.display import displayable
+
 WIDTH = 80
 _LABEL = 10
-
-
-def clean(text: str) -> str:
-    """Return `text` without what would steer the terminal: labels are anybody's."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def row(indent: int, label: str, *values: str) -> Iterator[str]:
     """Return the lines of a label and its values, each value on a line of its own, wrapped under itself."""
     before, under = f"{' ' * indent}{label:{_LABEL}}", " " * (indent + _LABEL)
-    for value in map(clean, values):
+    for value in map(displayable, values):
         if max(map(len, value.split()), default=0) > WIDTH - len(under):
             # Too long for the line. It stays whole, with less before it.
             yield before.rstrip()
@@ -30,13 +27,13 @@ def row(indent: int, label: str, *values: str) -> Iterator[str]:
 
 def heading(indent: int, title: str, rest: str) -> Iterator[str]:
     """Title and rest on one line if they fit, else on two."""
-    line = f"{' ' * indent}{clean(title)}  {clean(rest)}".rstrip()
+    line = f"{' ' * indent}{displayable(title)}  {displayable(rest)}".rstrip()
     if len(line) <= WIDTH:
         yield line
         return
     under = " " * (indent + 2)
-    yield from wrapped(clean(title), " " * indent, under)
-    yield from wrapped(clean(rest), under, under)
+    yield from wrapped(displayable(title), " " * indent, under)
+    yield from wrapped(displayable(rest), under, under)
 
 
 def wrapped(text: str, before: str = "", under: str = "", width: int = WIDTH) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.display import displayable
 from hsm_signer.errors import DeviceAmbiguous, DeviceNotFound, KeyAmbiguous, KeyNotFound
 
 
@@ -32,7 +33,8 @@ class DeviceInfo:
 
     def __str__(self) -> str:
         name = self.label or self.model or self.slot_description
-        return f"{name!r} ({', '.join(part for part in (self.manufacturer, self.model, self.serial) if part)})"
+        details = ", ".join(part for part in (self.manufacturer, self.model, self.serial) if part)
+        return f"{name!r} ({displayable(details)})"
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class TestCreate:
         known = {"HSM_SIGNER_CLIENT_ID": CLIENT}
         result = program("certificate", "create", *device, *SUBJECT, *file, environment=known)
         (certificate,) = parse_certificates((program.directory / "app.pem").read_bytes(), "it")
-        assert result.stderr == registration_steps(certificate, Path("app.pem"), CLIENT)
+        assert result.stderr == registration_steps(certificate, Path("app.pem"), CLIENT) + "\n"
 
     def test_logs_in_once(self, program: Program, device: list[str], faulty: FaultyModule) -> None:
         assert program("certificate", "create", *device, "--module", str(faulty.path), *SUBJECT).status == 0
@@ -420,7 +420,7 @@ class TestExport:
     ) -> None:
         result = program("certificate", "export", *device, "--output-file", "app.pem")
         (certificate,) = parse_certificates(certified, "it")
-        assert result.stderr == registration_steps(certificate, Path("app.pem"), None)
+        assert result.stderr == registration_steps(certificate, Path("app.pem"), None) + "\n"
 
     def test_no_login_where_the_uri_has_the_id(
         self, program: Program, device: list[str], faulty: FaultyModule, certified: bytes

@@ -172,6 +172,7 @@ class FaultyModule:
         self._absent = False
         self._always_authenticate = False
         self._noisy = False
+        self._text = b""
         self._give_orders()
         self._forgotten = self._log.stat().st_size
 
@@ -245,6 +246,17 @@ class FaultyModule:
         self._noisy = noisy
         self._give_orders()
 
+    def text(self, text: bytes) -> None:
+        """Have module, slot, device and objects answer this in the place of every text, as far as it fits; or none.
+
+        Args:
+            text: at most 64 octets. Fields of 16 and 32 octets hold the beginning of it.
+        """
+        if len(text) > 64:
+            raise ValueError("That is too long for any of them.")
+        self._text = text
+        self._give_orders()
+
     def calls(self, function: str) -> int:
         """Return how often a function was called."""
         if function not in FUNCTIONS:
@@ -279,6 +291,7 @@ class FaultyModule:
             f"device {self._removals} {self._absent:d}\n",
             f"always-authenticate {self._always_authenticate:d}\n",
             f"noisy {self._noisy:d}\n",
+            f"text {self._text.hex()}\n",
         ]
         # Whole or not at all: a call may be reading.
         unfinished = self._directory / "orders.new"

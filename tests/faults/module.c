@@ -28,7 +28,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-enum { COUNTERS = 4096, MECHANISMS = 512, SLOTS = 64, SESSIONS = 1024 };
+enum { COUNTERS = 4096, MECHANISMS = 512, SLOTS = 64, SESSIONS = 1024, TEXT = 64 };
 
 /* What a call is made on, and so what becomes of it when the device is away. */
 enum subject { LIBRARY, DEVICE, SESSION };
@@ -49,6 +49,8 @@ struct orders {
     CK_FLAGS flags_set, flags_clear;
     unsigned long removals;
     int absent, always_authenticate, noisy;
+    unsigned char text[TEXT]; /* in the place of every text that a device, a slot or the module gives */
+    CK_ULONG text_length;
 };
 
 struct call {
@@ -97,6 +99,14 @@ static long long nanoseconds(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+static CK_ULONG read_hexadecimal(const char *digits, unsigned char octets[TEXT])
+{
+    CK_ULONG length = 0;
+    while (length < TEXT && sscanf(digits + 2 * length, "%2hhx", &octets[length]) == 1)
+        length++;
+    return length;
+}
+
 static FILE *open_orders(void)
 {
     char path[PATH_MAX];
@@ -108,7 +118,7 @@ static FILE *open_orders(void)
 static struct orders read_orders(const char *function)
 {
     struct orders orders = {.removals = removals_seen};
-    char line[256], name[64];
+    char line[256], name[64], digits[2 * TEXT + 1];
     struct rule rule;
     unsigned long mechanism;
     FILE *file = open_orders();
@@ -131,6 +141,8 @@ static struct orders read_orders(const char *function)
             sscanf(line, "device %lu %d", &orders.removals, &orders.absent);
             sscanf(line, "always-authenticate %d", &orders.always_authenticate);
             sscanf(line, "noisy %d", &orders.noisy);
+            if (sscanf(line, "text %128s", digits) == 1)
+                orders.text_length = read_hexadecimal(digits, orders.text);
         }
     }
     fclose(file);
@@ -230,6 +242,23 @@ static CK_RV leave(const struct call *call, CK_RV rv)
 
 /* What is forwarded with a difference. */
 
+/* PKCS#11 pads these with blanks, and ends them with no NUL. */
+static void put_text(const struct orders *orders, unsigned char *field, size_t size)
+{
+    for (size_t i = 0; orders->text_length > 0 && i < size; i++)
+        field[i] = i < orders->text_length ? orders->text[i] : ' ';
+}
+
+static CK_RV get_info(const struct orders *orders, CK_INFO *info)
+{
+    CK_RV rv = real->C_GetInfo(info);
+    if (rv == CKR_OK) {
+        put_text(orders, info->manufacturerID, sizeof info->manufacturerID);
+        put_text(orders, info->libraryDescription, sizeof info->libraryDescription);
+    }
+    return rv;
+}
+
 static CK_RV get_slot_list(const struct orders *orders, CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
 {
     if (!orders->absent || !present)
@@ -243,6 +272,10 @@ static CK_RV get_slot_info(const struct orders *orders, CK_SLOT_ID slot, CK_SLOT
     CK_RV rv = real->C_GetSlotInfo(slot, info);
     if (rv == CKR_OK && orders->absent)
         info->flags &= ~(CK_FLAGS)CKF_TOKEN_PRESENT;
+    if (rv == CKR_OK) {
+        put_text(orders, info->slotDescription, sizeof info->slotDescription);
+        put_text(orders, info->manufacturerID, sizeof info->manufacturerID);
+    }
     return rv;
 }
 
@@ -251,6 +284,12 @@ static CK_RV get_token_info(const struct orders *orders, CK_SLOT_ID slot, CK_TOK
     CK_RV rv = real->C_GetTokenInfo(slot, info);
     if (rv == CKR_OK)
         info->flags = (info->flags & ~orders->flags_clear) | orders->flags_set;
+    if (rv == CKR_OK) {
+        put_text(orders, info->label, sizeof info->label);
+        put_text(orders, info->manufacturerID, sizeof info->manufacturerID);
+        put_text(orders, info->model, sizeof info->model);
+        put_text(orders, info->serialNumber, sizeof info->serialNumber);
+    }
     return rv;
 }
 
@@ -294,10 +333,37 @@ static CK_RV open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
     return real->C_OpenSession(slot, flags, application, notify, session);
 }
 
+static CK_RV get_label(const struct orders *orders, CK_ATTRIBUTE *attribute)
+{
+    CK_ULONG room = attribute->ulValueLen;
+
+    attribute->ulValueLen = orders->text_length;
+    if (attribute->pValue == NULL)
+        return CKR_OK;
+    if (room < orders->text_length)
+        return CKR_BUFFER_TOO_SMALL;
+    memcpy(attribute->pValue, orders->text, orders->text_length);
+    return CKR_OK;
+}
+
+static CK_RV get_each_value(const struct orders *orders, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                            CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    CK_RV worst = CKR_OK;
+    for (CK_ULONG i = 0; i < count; i++) {
+        CK_RV rv = attributes[i].type == CKA_LABEL
+                       ? get_label(orders, &attributes[i])
+                       : real->C_GetAttributeValue(session, object, &attributes[i], 1);
+        worst = rv == CKR_OK ? worst : rv;
+    }
+    return worst;
+}
+
 static CK_RV get_attribute_value(const struct orders *orders, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
                                  CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
-    CK_RV rv = real->C_GetAttributeValue(session, object, attributes, count);
+    CK_RV rv = orders->text_length > 0 ? get_each_value(orders, session, object, attributes, count)
+                                       : real->C_GetAttributeValue(session, object, attributes, count);
     if (orders->always_authenticate)
         for (CK_ULONG i = 0; i < count; i++)
             if (attributes[i].type == CKA_ALWAYS_AUTHENTICATE && attributes[i].pValue != NULL &&
@@ -379,7 +445,7 @@ static CK_RV sign(const struct orders *orders, CK_SESSION_HANDLE session, unsign
 
 CALL(LIBRARY, C_Initialize, (void *arguments), real->C_Initialize(arguments))
 CALL(LIBRARY, C_Finalize, (void *reserved), real->C_Finalize(reserved))
-CALL(LIBRARY, C_GetInfo, (CK_INFO *info), real->C_GetInfo(info))
+CALL(LIBRARY, C_GetInfo, (CK_INFO *info), get_info(&call.orders, info))
 CALL(LIBRARY, C_GetSlotList, (CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count),
      get_slot_list(&call.orders, present, slots, count))
 CALL(LIBRARY, C_GetSlotInfo, (CK_SLOT_ID slot, CK_SLOT_INFO *info), get_slot_info(&call.orders, slot, info))
