@@ -122,7 +122,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     if environ.get("STATE_DIRECTORY"):
         # systemd.exec(5): several are separated by colons.
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
-    return Path(environ.get("XDG_STATE_HOME") or _in_home(".local/state")) / "hsm-signer"
+    return _base_directory(environ, "XDG_STATE_HOME", ".local/state") / "hsm-signer"
 
 
 def _profile(
@@ -152,8 +152,14 @@ def missing_key(profile: Profile) -> ConfigError:
 
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return where a configuration is looked for when none is named: the user's, then the machine's."""
-    home = Path(environ.get("XDG_CONFIG_HOME") or _in_home(".config"))
+    home = _base_directory(environ, "XDG_CONFIG_HOME", ".config")
     return home / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
+
+
+def _base_directory(environ: Mapping[str, str], variable: str, in_home: str) -> Path:
+    """Return a directory of the XDG Base Directory Specification, which has relative paths ignored."""
+    named = Path(environ.get(variable, ""))
+    return named if named.is_absolute() else _in_home(in_home)
 
 
 def _in_home(path: str) -> Path:

@@ -19,12 +19,12 @@ from hsm_signer.device.failures import (
     require_changeable,
     require_pin_tries,
 )
-from hsm_signer.device.lane import Slow
+from hsm_signer.device.lane import Lane, Slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
 from hsm_signer.device.presence import PresentDevice, find_device, flags_after
-from hsm_signer.device.record import PinRecord
+from hsm_signer.device.record import PinRecord, count_logins, login_turn
 from hsm_signer.device.search import search
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
@@ -91,12 +91,13 @@ def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
     """
     path = find_module(reference.module, reference.uri)
     module = load_module(path, reference.module_environment, reference.timeout)
+    logins = _logins_so_far(reference)
     module.refresh(reference.timeout)
     found = find_device(module, reference.uri, reference.timeout)
     if reference.writable:
         require_changeable(found.info, found.flags)
     login = _ask_for_login(found, reference)
-    session = _log_in(module, found, login, reference)
+    session = _log_in(module, found, login, reference, logins)
     logger.debug("opened %s through %s", found.info, path)
     return Device(reference, module, found.info, login, session, recover=recover)
 
@@ -245,11 +246,13 @@ class Device:
 
     def give_up(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
-        record = _pin_record(self._module, self.info, self._login, self._reference)
+        login, directory, source = self._login, _recorded_in(self._login, self._reference), self._reference.pin
         self.close()
-        if record is not None:
-            with contextlib.suppress(HsmSignerError), record.login(self._reference.pin, _CLOSE_TIMEOUT, lambda: None):
-                raise refusal
+        if directory is not None and isinstance(login, Pin):
+            record = PinRecord(directory, self._module.path, self.info)
+            with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
+                with record.login(source, login.identity):
+                    raise refusal
 
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
         timeout = max(self._reference.timeout, at_least)
@@ -286,22 +289,17 @@ class Device:
             )
         # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
+        logins = _logins_so_far(self._reference)
         if self._generation == self._module.generation:
             self._module.reinitialize(self._reference.timeout)
         self._generation = self._module.generation
+        found = _find_again(self._module, self.info, self._reference)
         try:
-            found = find_device(self._module, self._reference.uri, self._reference.timeout)
-        except DeviceNotFound as error:
-            raise DeviceGone(f"{self.info} is not there.", hint=f"Plug {self.info} in again.") from error
-        if found.info.identity != self.info.identity:
-            raise DeviceGone(
-                f"{self.info} is not there; in its place is {found.info}.", hint=f"Plug {self.info} in again."
-            )
-        try:
-            session = _log_in(self._module, found, self._login, self._reference)
+            session = _log_in(self._module, found, self._login, self._reference, logins, ours=1)
         except PinError:
             self.close()
             raise
+        self._generation = self._module.generation
         logger.info("opened %s again", self.info)
         return session
 
@@ -317,11 +315,18 @@ def _ask_for_login(found: PresentDevice, reference: KeyReference) -> Login:
     request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad)
     if last_try and reference.confirm is not None:
         reference.confirm(request)
-    return reference.pin(request)
+    return ask(reference.pin, request)
 
 
-def _log_in(module: Module, found: PresentDevice, login: Login, reference: KeyReference) -> Session:
-    """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it."""
+def _log_in(
+    module: Module, found: PresentDevice, login: Login, reference: KeyReference, logins: int, *, ours: int = 0
+) -> Session:
+    """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it.
+
+    Args:
+        logins: what `_logins_so_far` returned before the device was found.
+        ours: as for `Module.refresh`.
+    """
 
     def check() -> None:
         module.call(
@@ -333,20 +338,44 @@ def _log_in(module: Module, found: PresentDevice, login: Login, reference: KeyRe
             "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
         )
 
-    record = _pin_record(module, found.info, login, reference)
-    if record is not None:
-        with record.login(reference.pin, reference.timeout, check):
-            return log_in()
-    if login is not None:
+    directory = _recorded_in(login, reference)
+    if directory is None or not isinstance(login, Pin):
+        if login is not None:
+            check()
+        return log_in()
+    Lane.announce(reference.timeout)
+    with login_turn(directory, reference.timeout) as before:
+        if before != logins:
+            # ykcs11 reads the state of the PIN once for each initialisation.
+            module.refresh(reference.timeout, ours=ours)
+            found = _find_again(module, found.info, reference)
         check()
-    return log_in()
+        with PinRecord(directory, module.path, found.info).login(reference.pin, login.identity):
+            return log_in()
 
 
-def _pin_record(module: Module, device: DeviceInfo, login: Login, reference: KeyReference) -> PinRecord | None:
-    """Return the record that guards a login, where nobody watches it."""
-    if isinstance(login, Pin) and not reference.pin.attended and reference.pin_record is not None:
-        return PinRecord(reference.pin_record, module.path, device)
-    return None
+def _find_again(module: Module, info: DeviceInfo, reference: KeyReference) -> PresentDevice:
+    """Find a device that was there before.
+
+    Raises:
+        DeviceGone: it is not there, or another one is in its place.
+    """
+    try:
+        found = find_device(module, reference.uri, reference.timeout)
+    except DeviceNotFound as error:
+        raise DeviceGone(f"{info} is not there.", hint=f"Plug {info} in again.") from error
+    if found.info.identity != info.identity:
+        raise DeviceGone(f"{info} is not there; in its place is {found.info}.", hint=f"Plug {info} in again.")
+    return found
+
+
+def _recorded_in(login: Login, reference: KeyReference) -> Path | None:
+    """Return where a login is recorded: those with a PIN that nobody watches are."""
+    return reference.pin_record if isinstance(login, Pin) and not reference.pin.attended else None
+
+
+def _logins_so_far(reference: KeyReference) -> int:
+    return 0 if reference.pin_record is None else count_logins(reference.pin_record)
 
 
 def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> None:

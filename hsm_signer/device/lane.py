@@ -125,6 +125,12 @@ class Lane:
             job.abandoned = True
             raise
 
+    @staticmethod
+    def announce(seconds: float) -> None:
+        """Tell the watchman how long something may take that is no call."""
+        if Lane.watchman is not None:
+            Lane.watchman(seconds)
+
     @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module: one that overran, or whose caller was interrupted."""

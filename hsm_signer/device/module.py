@@ -110,16 +110,19 @@ class Module:
 
         self.call("initialising the module", reinitialize, timeout)
 
-    def refresh(self, timeout: float) -> None:
+    def refresh(self, timeout: float, *, ours: int = 0) -> None:
         """Initialise the module anew before its first use by anybody, unless it just was.
 
         Some modules see only the devices that were there when they were initialised, and some fail for ever once a
         device was away. Under another user they are left alone.
 
+        Args:
+            ours: how many of its users do not mind, because their sessions are lost anyway.
+
         Raises:
             DeviceGone, DeviceTimeout: as `reinitialize`.
         """
-        if not self._is_fresh and not self.in_use:
+        if not self._is_fresh and self._users <= ours:
             self.reinitialize(timeout)
         self._is_fresh = False
 
@@ -167,7 +170,9 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
         DeviceTimeout: it did not come back.
     """
     with _modules_lock:
-        module = _modules.get(str(path))
+        # By whatever name: two lanes into one module would be two threads in it.
+        name = str(path.resolve())
+        module = _modules.get(name)
         if module is not None and module.is_inherited:
             raise DeviceError(
                 f"{path} was loaded by the parent of this process, and its sessions are the parent's.",
@@ -176,7 +181,7 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
             )
         if module is None:
             module = Module(path, environment, timeout)
-            _modules[str(path)] = module
+            _modules[name] = module
             logger.debug("loaded %s", path)
         else:
             module.adopt(environment, timeout)

@@ -16,20 +16,25 @@ from hsm_signer.errors import PinUnavailable
 class Pin:
     """A PIN that shows itself only to `reveal`.
 
-    It cannot be pickled, so that it goes to no other process by accident. Two are compared in constant time.
+    It cannot be pickled, so that it goes to no other process by accident. Two are compared in constant time, by their
+    texts.
+
+    Args:
+        identity: which state of its source it was read from: see `PinSource.identity`. Left empty, `ask` fills it in.
 
     Raises:
         PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
     """
 
-    __slots__ = ("_text",)
+    __slots__ = ("_text", "identity")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, identity: str = "") -> None:
         if not text:
             raise PinUnavailable("The PIN is empty.")
         if "\0" in text or re.search("[\ud800-\udfff]", text):
             raise PinUnavailable("The PIN holds a NUL character, or is not UTF-8 text.")
         self._text = text
+        self.identity = identity
 
     def reveal(self) -> str:
         """Return the text, to be handed to the device and nowhere else."""
@@ -86,10 +91,10 @@ class PinSource(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells one state of the source from another, for the record of refused PINs.
+        """Which state the source is in now, for `source_state.same_state` and the record of refused PINs.
 
-        A file that was written anew is another source. Of the others nothing can be seen to have changed without
-        looking at the PIN itself, and nothing derived from that is kept.
+        Only files show that they have changed. Of the other sources that cannot be seen without looking at the PIN
+        itself, and nothing derived from that is kept.
         """
         ...
 
@@ -105,3 +110,14 @@ class PinSource(Protocol):
             PinUnavailable: the source cannot give a PIN.
         """
         ...
+
+
+def ask(source: PinSource, request: PinRequest) -> Login:
+    """Ask a source; the PIN it gives knows which state of the source it is from.
+
+    Raises:
+        PinUnavailable: the source cannot give a PIN.
+    """
+    before = source.identity
+    login = source(request)
+    return Pin(login.reveal(), before) if isinstance(login, Pin) and not login.identity else login

@@ -19,7 +19,15 @@ from typing import ClassVar
 from urllib.parse import unquote_to_bytes
 
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.reading import LIMIT, Unreadable, read_descriptor, read_file, run_command
+from hsm_signer.device.reading import (
+    LIMIT,
+    Unreadable,
+    read_descriptor,
+    read_file,
+    read_file_state,
+    run_command,
+)
+from hsm_signer.device.source_state import file_identity
 from hsm_signer.errors import ConfigError, PinUnavailable
 
 SECONDS = 10.0
@@ -165,10 +173,14 @@ class _Unattended(ABC):
     def _read(self) -> bytes:
         """Return the PIN in UTF-8, or more than LIMIT bytes when there are; raise Unreadable."""
 
+    def _read_state(self) -> tuple[bytes, str]:
+        """Return what `_read` does, and the identity of the state it was read in."""
+        return self._read(), self.identity
+
     def __call__(self, request: PinRequest) -> Pin:
         """Return the PIN, or raise PinUnavailable with the reason."""
         try:
-            raw = self._read()
+            raw, identity = self._read_state()
         except Unreadable as error:
             raise PinUnavailable(f"Cannot get the PIN from {self.description}: {error}.", hint=error.hint) from error
         problem = "it is empty"
@@ -177,7 +189,7 @@ class _Unattended(ABC):
         elif raw:
             # The exceptions met here hold the PIN: they end here, and nothing is raised while they live.
             with suppress(UnicodeDecodeError, PinUnavailable):
-                return Pin(raw.decode())
+                return Pin(raw.decode(), identity)
             problem = "it is not UTF-8 text, or holds a NUL"
         raise PinUnavailable(
             f"Cannot get the PIN from {self.description}: {problem}.", hint="Put the PIN there, and nothing else."
@@ -197,13 +209,20 @@ class FilePin(_Unattended):
     @property
     def identity(self) -> str:
         try:
-            status = self.path.stat()
+            descriptor = os.open(self.path, getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK))
         except OSError:
             return self.description
-        return f"{self.description} (inode {status.st_ino}, modified {status.st_mtime_ns})"
+        try:
+            return file_identity(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _read(self) -> bytes:
-        return _without_newline(read_file(self.path, private=True))
+        return self._read_state()[0]
+
+    def _read_state(self) -> tuple[bytes, str]:
+        raw, identity = read_file_state(self.path, private=True)
+        return _without_newline(raw), identity
 
 
 @dataclass(frozen=True)

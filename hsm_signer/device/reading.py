@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hsm_signer.device.source_state import file_identity
+
 LIMIT = 1024
 """Nobody's secret has more bytes. The functions below stop one byte later, so that the caller can tell."""
 
@@ -52,22 +54,39 @@ def read_file(path: Path, *, private: bool) -> bytes:
         private: refuse the file when `exposure` finds somebody. The file that was opened is judged, not its name.
 
     Raises:
-        Unreadable: it cannot be opened, is no regular file, or is exposed.
+        Unreadable: it cannot be opened, is no regular file, is exposed, or changes while it is read.
     """
+    return read_file_state(path, private=private)[0]
+
+
+def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
+    """As `read_file`; return also the identity of the state that the file was in."""
     try:
-        # O_NONBLOCK: a FIFO without a writer must not hang us. Python opens every file close-on-exec (PEP 446).
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = _open_file(path)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
             if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
                 raise Unreadable(who, hint=f"Make it yours alone: chmod 600 {path}")
-            return _read_all(descriptor, time.monotonic())  # a regular file is always ready
+            identity = file_identity(descriptor)
+            raw = _read_all(descriptor, time.monotonic())  # a regular file is always ready
+            if os.fstat(descriptor).st_ctime_ns != status.st_ctime_ns:
+                raise Unreadable("it was changed while it was read", hint="Repeat the command.")
+            return raw, identity
         finally:
             os.close(descriptor)
     except OSError as error:
         raise Unreadable(str(error.strerror)) from error
+
+
+def _open_file(path: Path) -> int:
+    # O_NONBLOCK: a FIFO without a writer must not hang us. Python opens every file close-on-exec (PEP 446).
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    with suppress(PermissionError):
+        # Reading it leaves the mark of a `touch` in place. Only its owner and root may ask for that (open(2)).
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+    return os.open(path, flags)
 
 
 def read_descriptor(descriptor: int, seconds: float) -> bytes:

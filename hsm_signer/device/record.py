@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
+from hsm_signer.device.source_state import same_state
 from hsm_signer.errors import DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
 from hsm_signer.private_file import replacing
 
+_LOCK = "lock"
 _POLL = 0.05
 
 
@@ -49,8 +52,32 @@ def next_outcome(last: Outcome | None) -> Outcome | None:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """What one file of the record holds: a device, reached through a module, and how each source fared with it.
+
+    Attributes:
+        module: as `module_identity` returns it.
+        sources: by their identities.
+    """
+
+    module: str
+    device: DeviceInfo
+    sources: Mapping[str, Outcome]
+
+    def outcome(self, identity: str) -> Outcome | None:
+        """Return what became of a source's PIN, or None."""
+        found = [outcome for recorded, outcome in self.sources.items() if same_state(recorded, identity)]
+        return Outcome.REFUSED if Outcome.REFUSED in found else found[-1] if found else None
+
+    def with_outcome(self, identity: str, outcome: Outcome | None) -> "_Stored":
+        """Return this with another outcome for a source, or with none."""
+        others = {known: each for known, each in self.sources.items() if not same_state(known, identity)}
+        return _Stored(self.module, self.device, others if outcome is None else {**others, identity: outcome})
+
+
+@dataclass(frozen=True)
 class PinRecord:
-    """The record of one device, a file in the state directory, used under a lock.
+    """The record of one device, a file in the state directory.
 
     Attributes:
         directory: where records are kept.
@@ -63,93 +90,168 @@ class PinRecord:
     device: DeviceInfo
 
     @contextlib.contextmanager
-    def login(self, source: PinSource, timeout: float, check: Callable[[], None]) -> Iterator[None]:
-        """Guard one login with the PIN of `source`, which happens inside the `with`.
-
-        Other processes that would log in to the same device wait meanwhile, and see the outcome.
+    def login(self, source: PinSource, identity: str) -> Iterator[None]:
+        """Guard one login with a PIN, which happens inside the `with`. Needs `login_turn`.
 
         Args:
-            timeout: seconds to wait for another process's login.
-            check: runs first, under the lock: raises when the device's own flags forbid a try.
+            source: of the PIN, for messages.
+            identity: of the state that the PIN was read from.
 
         Raises:
-            PinRefusedBefore: the device has refused this PIN before.
+            PinRefusedBefore: the device has refused this PIN before, or one that may be the same device has.
             PinError: the record cannot be kept.
-            DeviceTimeout: another process's login did not end.
         """
-        identity = source.identity
-        with self._locked(timeout):
-            check()
-            outcomes = self._load()
-            upcoming = next_outcome(outcomes.get(identity))
-            if upcoming is None:
-                raise self._refused_before(source)
-            self._store({**outcomes, identity: upcoming})
-            try:
-                yield
-            except (PinIncorrect, PinLocked):
-                self._store({**outcomes, identity: Outcome.REFUSED})
-                raise
-            outcomes.pop(identity, None)
-            self._store(outcomes)
+        self.require_not_refused(source, identity)
+        before = self._load(self.path)
+        upcoming = next_outcome(before.outcome(identity))
+        if upcoming is None:
+            raise self._refused_before(source, before)
+        self._store(before.with_outcome(identity, upcoming))
+        try:
+            yield
+        except (PinIncorrect, PinLocked):
+            self._store(before.with_outcome(identity, Outcome.REFUSED))
+            raise
+        self._store(before.with_outcome(identity, None))
+
+    def require_not_refused(self, source: PinSource, identity: str) -> None:
+        """Make sure that neither this device nor one that may be the same has refused a PIN.
+
+        One card has another description, and another serial, in each module. Through one module, a device is another
+        when its serial differs. A label proves nothing: OpenSC takes it from a certificate, and the tokens of one TPM
+        are locked together.
+
+        Raises:
+            PinRefusedBefore: one has.
+            PinError: the record cannot be read.
+        """
+        for path in sorted({self.path, *self.directory.glob("*.json")}):
+            stored = self._load(path)
+            if self._may_be(stored) and stored.outcome(identity) is Outcome.REFUSED:
+                if identity not in stored.sources:  # `touch` has moved the change time
+                    self._store(stored.with_outcome(identity, Outcome.REFUSED), path)
+                raise self._refused_before(source, stored)
 
     @property
     def path(self) -> Path:
         """The file. Its name comes from what of the device is stable, and is not to be read."""
-        stable = "\0".join((str(self.module), *self.device.identity))
+        stable = "\0".join((module_identity(self.module), *self.device.identity))
         name = hashlib.sha256(stable.encode()).hexdigest()[:32]
         return self.directory / f"{name}.json"
 
-    @contextlib.contextmanager
-    def _locked(self, timeout: float) -> Iterator[None]:
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise self._cannot_be_kept(error) from None
-        try:
-            _lock(file, timeout, str(self.device))
-            yield
-        finally:
-            os.close(file)
+    def _may_be(self, stored: _Stored) -> bool:
+        return (
+            stored.module != module_identity(self.module)
+            or stored.device.identity[:-1] == self.device.identity[:-1]  # all but the label
+        )
 
-    def _load(self) -> dict[str, Outcome]:
+    def _load(self, path: Path) -> _Stored:
         try:
-            sources = json.loads(self.path.read_bytes())["sources"]
-            return {source: Outcome(outcome) for source, outcome in sources.items()}
+            document = json.loads(path.read_bytes())
+            sources = {source: Outcome(outcome) for source, outcome in document["sources"].items()}
+            return _Stored(document["module"], _device(document["device"]), sources)
         except FileNotFoundError:
-            return {}
+            return _Stored(module_identity(self.module), self.device, {})
         except OSError as error:
-            raise self._cannot_be_kept(error) from None
+            raise _cannot_be_kept(self.directory, error) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise PinError(
-                f"The record of refused PINs {self.path} is damaged, so it cannot say that a login is safe.",
+                f"The record of refused PINs {path} is damaged, so it cannot say that a login is safe.",
                 hint="If no wrong PIN was tried, run: hsm-signer device forget-pin-failures",
             ) from None
 
-    def _store(self, outcomes: Mapping[str, Outcome]) -> None:
-        document = {"module": str(self.module), "device": asdict(self.device), "sources": outcomes}
+    def _store(self, stored: _Stored, path: Path | None = None) -> None:
+        path = path or self.path
         try:
-            if not outcomes:
-                self.path.unlink(missing_ok=True)
+            if not stored.sources:
+                path.unlink(missing_ok=True)
             else:
-                with replacing(self.path) as file:
-                    file.write(json.dumps(document, indent=2).encode())
+                with replacing(path) as file:
+                    file.write(json.dumps(asdict(stored), indent=2).encode())
         except OSError as error:
-            raise self._cannot_be_kept(error) from None
+            raise _cannot_be_kept(self.directory, error) from None
 
-    def _cannot_be_kept(self, error: OSError) -> PinError:
-        return PinError(
-            f"The record of refused PINs cannot be kept in {self.directory}: {error.strerror}. Without it, repeated "
-            "unattended logins with a wrong PIN could lock the device.",
-            hint="Make the directory writable (StateDirectory= in a systemd unit), or use --no-pin-record.",
-        )
-
-    def _refused_before(self, source: PinSource) -> PinRefusedBefore:
+    def _refused_before(self, source: PinSource, by: _Stored) -> PinRefusedBefore:
+        message = f"{by.device} has refused the PIN from {source.description} before. It was not presented again."
+        if by.module != module_identity(self.module) or by.device.identity != self.device.identity:
+            message = (
+                f"{by.device} has refused the PIN from {source.description} before, through {by.module}. "
+                f"{self.device} may be the same device, so the PIN was not sent to it."
+            )
         return PinRefusedBefore(
-            f"{self.device} has refused the PIN from {source.description} before. It was not presented again.",
-            hint="Correct the PIN at its source. If that is no file, also run: hsm-signer device forget-pin-failures",
+            message,
+            hint="Correct the PIN at its source. If that is not a file, also run: hsm-signer device "
+            "forget-pin-failures",
         )
+
+
+@contextlib.contextmanager
+def login_turn(directory: Path, timeout: float) -> Iterator[int]:
+    """Wait until no other unattended login is under way, and let the others wait meanwhile.
+
+    There is one lock for all devices, for two names may mean one device, and the flags of a device can only be relied
+    on while nobody else sends it a PIN.
+
+    Args:
+        directory: where records are kept.
+        timeout: seconds to wait.
+
+    Yields:
+        What `count_logins` returned until now.
+
+    Raises:
+        PinError: the record cannot be kept.
+        DeviceTimeout: another login did not end.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _cannot_be_kept(directory, error) from None
+    try:
+        _lock(file, timeout)
+        before = count_logins(directory)
+        _write_count(directory, file, before + 1)
+        try:
+            yield before
+        finally:
+            # For those who have looked at the device since the turn began.
+            _write_count(directory, file, before + 2)
+    finally:
+        os.close(file)
+
+
+def count_logins(directory: Path) -> int:
+    """Return how often a turn began or ended: if one has since a device was found, its flags may have changed."""
+    try:
+        return int((directory / _LOCK).read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def _write_count(directory: Path, file: int, count: int) -> None:
+    try:
+        os.pwrite(file, str(count).encode(), 0)
+    except OSError as error:
+        raise _cannot_be_kept(directory, error) from None
+
+
+def _cannot_be_kept(directory: Path, error: OSError) -> PinError:
+    return PinError(
+        f"The record of refused PINs cannot be kept in {directory}: {error.strerror}. Without it, repeated "
+        "unattended logins with a wrong PIN could lock the device.",
+        hint="Make the directory writable (StateDirectory= in a systemd unit), or use --no-pin-record.",
+    )
+
+
+def module_identity(path: Path) -> str:
+    """Return what tells a module from another one, by whatever name it is called."""
+    resolved = path.resolve()
+    try:
+        status = resolved.stat()
+    except OSError:  # removed since it was loaded
+        return str(resolved)
+    return f"{resolved} (device {status.st_dev}, inode {status.st_ino})"
 
 
 def forget_failures(directory: Path, chosen: Callable[[DeviceInfo], bool]) -> list[str]:
@@ -172,13 +274,16 @@ def forget_failures(directory: Path, chosen: Callable[[DeviceInfo], bool]) -> li
 
 def _recorded_device(path: Path) -> DeviceInfo | None:
     try:
-        found = json.loads(path.read_bytes())["device"]
-        return DeviceInfo(**{**found, "library_version": tuple(found["library_version"])})
+        return _device(json.loads(path.read_bytes())["device"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _lock(file: int, timeout: float, device: str) -> None:
+def _device(document: Mapping[str, Any]) -> DeviceInfo:
+    return DeviceInfo(**{**document, "library_version": tuple(document["library_version"])})
+
+
+def _lock(file: int, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -186,7 +291,7 @@ def _lock(file: int, timeout: float, device: str) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise DeviceTimeout(
-                    f"Another process has been logging in to {device} for {timeout:g} s.",
+                    f"Another process has been logging in to a device for {timeout:g} s.",
                     hint="See whether it waits for a touch or hangs.",
                 ) from None
             time.sleep(_POLL)

@@ -1,5 +1,7 @@
 """Separate processes do not lock a card between them."""
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +16,14 @@ from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin_sources import FilePin, FixedLogin
-from hsm_signer.device.record import Outcome, PinRecord, forget_failures, next_outcome
+from hsm_signer.device.record import (
+    Outcome,
+    PinRecord,
+    count_logins,
+    forget_failures,
+    login_turn,
+    next_outcome,
+)
 from hsm_signer.errors import DeviceError, DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
 from hsm_signer.testing.softhsm import SoftHsmKey
 
@@ -27,16 +36,13 @@ OTHER = FixedLogin(Pin("4712"), "another source")
 
 @pytest.fixture
 def record(tmp_path: Path) -> PinRecord:
+    (tmp_path / "pins").mkdir()
     return PinRecord(tmp_path / "pins", Path("/usr/lib/module.so"), DEVICE)
-
-
-def allow() -> None:
-    """The device's flags have nothing against a try."""
 
 
 def attempt(record: PinRecord, source: FixedLogin = SOURCE, error: BaseException | None = None) -> None:
     """Log in, with this outcome."""
-    with record.login(source, 5, allow):
+    with record.login(source, source.identity):
         if error is not None:
             raise error
 
@@ -94,49 +100,69 @@ class TestRecord:
             attempt(record)
 
     def test_it_is_written_before_the_pin_is_presented(self, record: PinRecord) -> None:
-        with record.login(SOURCE, 5, allow):
+        with record.login(SOURCE, SOURCE.identity):
             assert json.loads(record.path.read_text())["sources"] == {"a source": "begun"}
 
     def test_it_holds_nothing_of_the_pin(self, record: PinRecord) -> None:
-        with record.login(SOURCE, 5, allow):
+        with record.login(SOURCE, SOURCE.identity):
             assert "4711" not in record.path.read_text()
 
-    def test_it_belongs_to_one_device(self, record: PinRecord) -> None:
+    @pytest.mark.parametrize("other", [{"serial": "another"}, {"model": "another"}, {"manufacturer": "another"}])
+    def test_another_device_of_the_module_has_refused_nothing(self, record: PinRecord, other: dict[str, str]) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
-        attempt(replace(record, device=replace(DEVICE, label="another")))
+        attempt(replace(record, device=replace(DEVICE, **other)))  # type: ignore[arg-type]  # texts all
+
+    def test_a_device_that_may_be_the_same_is_not_sent_the_pin(self, record: PinRecord) -> None:
+        """One card has another serial in each module, and another label once its certificate is renewed."""
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        relabelled = replace(DEVICE, label="another")
+        elsewhere = DeviceInfo("4", "other maker", "5", "6", 7, "8", "9", "10", "11", (0, 1))
+        for other in (
+            replace(record, device=relabelled),
+            replace(record, device=elsewhere, module=Path("/usr/lib/other.so")),
+        ):
+            with pytest.raises(PinRefusedBefore, match="may be the same device"):
+                attempt(other)
+            attempt(other, OTHER)
+
+    def test_a_login_through_one_module_that_did_not_end_says_nothing_of_another(self, record: PinRecord) -> None:
+        for _ in range(2):
+            with pytest.raises(DeviceError):
+                attempt(record, error=DeviceError("pulled out"))
+        attempt(replace(record, module=Path("/usr/lib/other.so")))
 
     def test_a_device_plugged_into_another_slot_is_the_same(self, record: PinRecord) -> None:
         moved = replace(record, device=replace(DEVICE, slot_id=7, slot_description="another slot"))
         assert moved.path == record.path
 
-    def test_what_the_flags_forbid_is_not_recorded_as_tried(self, record: PinRecord) -> None:
-        def forbid() -> None:
-            raise PinLocked("locked")
-
-        with pytest.raises(PinLocked), record.login(SOURCE, 5, forbid):
-            pytest.fail("the PIN would have been presented")
-        attempt(record)
-
     def test_a_damaged_record_stops_the_login_and_says_what_to_do(self, record: PinRecord) -> None:
-        record.directory.mkdir()
         record.path.write_text("{")
         with pytest.raises(PinError, match="is damaged") as caught:
             attempt(record)
         assert "forget-pin-failures" in str(caught.value.hint)
 
-    def test_a_state_directory_that_cannot_be_made_says_why_it_is_needed(
-        self, record: PinRecord, tmp_path: Path
-    ) -> None:
+    def test_a_state_directory_that_cannot_be_made_says_why_it_is_needed(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(PinError, match="could lock the device") as caught:
-            attempt(replace(record, directory=tmp_path / "file" / "pins"))
+            with login_turn(tmp_path / "file" / "pins", 5):
+                pytest.fail("it cannot be recorded")
         assert "--no-pin-record" in str(caught.value.hint)
 
-    def test_a_second_process_waits_for_the_first_only_so_long(self, record: PinRecord) -> None:
-        with record.login(SOURCE, 5, allow), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
-            with record.login(OTHER, 0.1, allow):
+    def test_a_second_process_waits_for_the_first_only_so_long(self, tmp_path: Path) -> None:
+        with login_turn(tmp_path, 5), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
+            with login_turn(tmp_path, 0.1):
                 pytest.fail("two logins at once")
+
+    def test_each_turn_is_counted_for_those_who_waited(self, tmp_path: Path) -> None:
+        with login_turn(tmp_path, 5) as before:
+            assert before == 0
+            assert count_logins(tmp_path) == 1
+        with contextlib.suppress(PinIncorrect), login_turn(tmp_path, 5):
+            raise PinIncorrect("no")
+        with login_turn(tmp_path, 5) as before:
+            assert before == 4
 
 
 class TestForgetting:
@@ -154,7 +180,6 @@ class TestForgetting:
             attempt(record)
 
     def test_damaged_records_go_too(self, record: PinRecord) -> None:
-        record.directory.mkdir()
         record.path.write_text("{")
         assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
         attempt(record)
@@ -215,6 +240,66 @@ except PinError as error:
         processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(10)]
         outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
         assert outcomes == ["pin_incorrect"] + ["pin_refused_before"] * 9
+
+    def test_whatever_the_file_and_the_module_are_called_a_wrong_pin_is_presented_once(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reference = guarded("not-the-pin")
+        assert reference.module is not None
+        (tmp_path / "other").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "pin")
+        monkeypatch.chdir(tmp_path)
+        modules = [reference.module, tmp_path / "module.so", tmp_path / "other" / "module.so"]
+        for link in modules[1:]:
+            link.symlink_to(reference.module)
+        files = ["pin", "link", "other/../pin", str(tmp_path / "link")]
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        for module, file in itertools.product(modules, files):
+            with pytest.raises(PinRefusedBefore):
+                open_device(replace(reference, module=module, pin=FilePin(Path(file))))
+
+    def test_a_copy_of_the_module_does_not_get_a_pin_that_the_module_s_device_refused(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        reference = guarded("not-the-pin")
+        assert reference.module is not None
+        copy = tmp_path / "copy.so"
+        copy.write_bytes(reference.module.read_bytes())
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        with pytest.raises(PinRefusedBefore, match="may be the same device"):
+            open_device(replace(reference, module=copy))
+
+    def test_touching_the_file_does_not_lift_a_refusal(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        reference = guarded("not-the-pin")
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        for _ in range(3):
+            (tmp_path / "pin").touch()
+            with pytest.raises(PinRefusedBefore):
+                open_device(reference)
+        # The record has noticed the new time: that somebody reads the file now makes no difference.
+        (tmp_path / "pin").read_bytes()
+        with pytest.raises(PinRefusedBefore):
+            open_device(reference)
+
+    def test_writing_it_without_a_trace_but_the_change_time_does(
+        self, guarded: Callable[[str], KeyReference], refer: Refer, key: SoftHsmKey, tmp_path: Path
+    ) -> None:
+        right = refer(key.uri).pin(PinRequest("test"))
+        assert isinstance(right, Pin)
+        reference = guarded(right.reveal()[::-1])
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        before = (tmp_path / "pin").stat()
+        guarded(right.reveal())
+        os.utime(tmp_path / "pin", ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = (tmp_path / "pin").stat()
+        assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+        open_device(reference).close()
 
     def test_a_person_at_the_prompt_needs_no_record(
         self, guarded: Callable[[str], KeyReference], tmp_path: Path

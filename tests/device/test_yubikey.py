@@ -1,9 +1,13 @@
 """What a smart card does that other devices do not: wait for a touch, and share its login with others."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +30,7 @@ from hsm_signer.errors import (
     TouchMissed,
 )
 
+from .conftest import Running
 from .stacks import StackKey
 from .stacks.piv import PivStack
 
@@ -123,6 +128,41 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
     assert yubikey.presented() == 2
     with open_device(replace(refer(yubikey), allow_last_try=True)) as device:
         device.signer().sign(Algorithm.RS256, MESSAGE)
+
+
+_LOG_IN = """
+import sys
+from pathlib import Path
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin_sources import FilePin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import HsmSignerError
+
+uri, module, pin, record = sys.argv[1:]
+try:
+    open_device(KeyReference(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
+except HsmSignerError as error:
+    print(error.code)
+"""
+
+
+def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
+    yubikey: PivStack, running: Running, tmp_path: Path
+) -> None:
+    """Each has a wrong PIN of its own, so that only the card's flags can stop them, read while nobody else logs in."""
+    processes = []
+    for number, stack in enumerate([yubikey, running("ykcs11"), running("opensc")] * 2):
+        module, pin = tmp_path / f"module{number}.so", tmp_path / f"pin{number}"
+        module.symlink_to(stack.module)
+        pin.write_text(f"65432{number}")
+        pin.chmod(0o600)
+        command = [sys.executable, "-c", _LOG_IN, stack.key.uri, str(module), str(pin), str(tmp_path / "pins")]
+        environment = {**os.environ, **stack.environment}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outcomes = [process.communicate(timeout=100)[0].strip() for process in processes]
+    # A card that others reset may be gone for a moment, which costs no PIN.
+    assert set(outcomes) - {"device_gone", "device_not_found"} == {"pin_incorrect", "pin_last_try"}
+    assert yubikey.presented() == 2
 
 
 class TestPinState:

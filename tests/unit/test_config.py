@@ -296,11 +296,18 @@ def test_the_users_file_comes_before_the_machines(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_a_relative_base_directory_is_ignored_as_its_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_config_files({"XDG_CONFIG_HOME": "x"}) == default_config_files({})
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
         ({}, "/home/somebody/.local/state/hsm-signer"),
         ({"XDG_STATE_HOME": "/x"}, "/x/hsm-signer"),
+        ({"XDG_STATE_HOME": "x"}, "/home/somebody/.local/state/hsm-signer"),
+        ({"XDG_STATE_HOME": ""}, "/home/somebody/.local/state/hsm-signer"),
         ({"STATE_DIRECTORY": "/var/lib/app", "XDG_STATE_HOME": "/x"}, "/var/lib/app"),
         ({"STATE_DIRECTORY": "/var/lib/app:/var/lib/other"}, "/var/lib/app"),
     ],
