@@ -112,7 +112,33 @@ def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:
         ) from None
 
 
-def require_trusted_path(path: Path, what: str) -> Path:
+def make_private_directory(path: Path, what: str) -> Path:
+    """Make a directory, mode 0700, and those that are missing above it; or make sure that one can be trusted.
+
+    Args:
+        what: for messages: "state directory".
+
+    Returns:
+        The path without symbolic links.
+
+    Raises:
+        ConfigError: another user could replace it. Nothing was made in a directory of another user.
+        OSError: it cannot be made.
+    """
+    missing, here = [], path.absolute()
+    while not os.path.lexists(here):
+        missing.append(here)
+        here = here.parent
+    if missing:
+        # In a sticky directory mkdir either makes the name ours, or fails and the check below finds whose it is.
+        require_trusted_path(here, what, is_passed=True)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+    return require_trusted_path(path, what)
+
+
+def require_trusted_path(path: Path, what: str, *, is_passed: bool = False) -> Path:
     """Make sure that nobody besides root and us can replace what a path leads to, or what it leads through.
 
     Each component from the root on, through every symbolic link, must belong to root or to us, and no directory may be
@@ -125,6 +151,7 @@ def require_trusted_path(path: Path, what: str) -> Path:
     Args:
         path: of a file to read, or of a directory to create files in.
         what: for messages: "configuration".
+        is_passed: the path is only the beginning of a longer one: it may end in a sticky directory.
 
     Returns:
         The path without symbolic links.
@@ -140,7 +167,7 @@ def require_trusted_path(path: Path, what: str) -> Path:
         parent = here
         here = Path("/") if name.startswith("/") else here.parent if name == ".." else here / name
         status = os.lstat(here)
-        _require_ours(status, here, path, what, is_last=not names)
+        _require_ours(status, here, path, what, is_last=not names and not is_passed)
         if stat.S_ISLNK(status.st_mode):
             if (links := links + 1) > _MAXIMUM_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

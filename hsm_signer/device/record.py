@@ -20,7 +20,7 @@ from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
 from hsm_signer.device.source_state import same_state
 from hsm_signer.errors import DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
-from hsm_signer.private_file import replacing
+from hsm_signer.private_file import make_private_directory, replacing
 
 _LOCK = "lock"
 _POLL = 0.05
@@ -200,11 +200,12 @@ def login_turn(directory: Path, timeout: float) -> Iterator[int]:
         What `count_logins` returned until now.
 
     Raises:
+        ConfigError: another user could replace the directory.
         PinError: the record cannot be kept.
         DeviceTimeout: another login did not end.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(directory, "state directory")
         file = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _cannot_be_kept(directory, error) from None

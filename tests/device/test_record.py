@@ -24,7 +24,15 @@ from hsm_signer.device.record import (
     login_turn,
     next_outcome,
 )
-from hsm_signer.errors import DeviceError, DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
+from hsm_signer.errors import (
+    ConfigError,
+    DeviceError,
+    DeviceTimeout,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinRefusedBefore,
+)
 from hsm_signer.testing.softhsm import SoftHsmKey
 
 from .conftest import Refer
@@ -270,6 +278,29 @@ except PinError as error:
             open_device(reference)
         with pytest.raises(PinRefusedBefore, match="may be the same device"):
             open_device(replace(reference, module=copy))
+
+    def test_the_state_directory_is_made_for_us_alone_whatever_the_umask(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        state = tmp_path / "state" / "hsm-signer" / "pins"
+        before = os.umask(0)
+        try:
+            with pytest.raises(PinIncorrect):
+                open_device(replace(guarded("not-the-pin"), pin_record=state))
+        finally:
+            os.umask(before)
+        assert [path.stat().st_mode & 0o777 for path in (state.parent.parent, state.parent, state)] == [0o700] * 3
+        assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
+
+    def test_a_state_directory_that_another_user_could_replace_is_refused_and_no_pin_presented(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs").chmod(0o777)
+        reference = replace(guarded("not-the-pin"), pin_record=tmp_path / "theirs" / "hsm-signer" / "pins")
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="Other users could replace the state directory"):
+                open_device(reference)
 
     def test_touching_the_file_does_not_lift_a_refusal(
         self, guarded: Callable[[str], KeyReference], tmp_path: Path
