@@ -43,6 +43,11 @@ class Certificate:
         """The SHA-256 thumbprint, 32 bytes: what ``x5t#S256`` holds (RFC 7515 section 4.1.8)."""
         return hashlib.sha256(self.der).digest()
 
+    @cached_property
+    def is_attestation(self) -> bool:
+        """See `is_attestation`."""
+        return is_attestation(self.der)
+
 
 @dataclass(frozen=True)
 class CertificateDetails:
@@ -107,7 +112,24 @@ def select_certificate(certificates: Sequence[Certificate], public_key: PublicKe
             f"No certificate in {source} certifies the key on the device; it holds {subjects}.",
             hint="Give the certificate of this key, or the key of this certificate with --key.",
         )
-    return max(matching, key=lambda certificate: certificate.not_after)
+    # Attestation certificates run for decades.
+    return max(matching, key=lambda certificate: (not certificate.is_attestation, certificate.not_after))
+
+
+def is_attestation(der: bytes) -> bool:
+    """Tell whether a certificate proves that a device generated a key, and so is not one to sign in with.
+
+    A YubiKey makes one for each key that it generated, a new one in each session. ykcs11 lists it beside the key's own
+    certificate, with the same CKA_ID.
+
+    Args:
+        der: the certificate. What cannot be parsed is no such certificate.
+    """
+    try:
+        extensions = x509.Certificate.load(der)["tbs_certificate"]["extensions"]
+        return any(extension["extn_id"].dotted in _ATTESTATION for extension in extensions)
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 def certificate_details(certificate: Certificate) -> CertificateDetails:
@@ -239,6 +261,10 @@ def _escaped(value: str) -> str:
 _PEM_LABELS = ("CERTIFICATE", "PKCS7", "CMS")  # RFC 7468 sections 5, 8 and 9
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # RFC 5652 section 5.1: id-signedData, DER
 _LONGEST_HEADER = 6
+# The firmware's version: an extension of every attestation certificate of a YubiKey (PIV) or YubiHSM, and of the
+# certificate of the key that signs them (docs.yubico.com, "PIV Attestation OID Arc" and "YubiHSM OIDs"). Not the whole
+# of Yubico's arc: `yubico-piv-tool --attestation -a selfsign-certificate` puts .3.2 and .3.11 into ordinary ones.
+_ATTESTATION = frozenset({"1.3.6.1.4.1.41482.3.3", "1.3.6.1.4.1.41482.4.1"})
 _SHORT = {
     "common_name": "CN",
     "organization_name": "O",

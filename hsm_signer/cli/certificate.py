@@ -24,7 +24,7 @@ from hsm_signer.cli.output import print_json, print_note, print_result, result_w
 from hsm_signer.cli.registration import graph_body, registration_steps
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Algorithm
-from hsm_signer.errors import DeviceReadOnly
+from hsm_signer.errors import CertificateUnusable, DeviceReadOnly
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
@@ -127,6 +127,11 @@ def import_(
     with _open(profile, writable=True) as device:
         signer = device.signer()
         certificate = select_certificate(found, signer.public_key, str(file))
+        if certificate.is_attestation:
+            raise CertificateUnusable(
+                f"{file} holds no certificate to sign in with, only the one by which the device attests the key.",
+                hint="Import one that was issued for the key; to request it: hsm-signer certificate request",
+            )
         require_usable(certificate, signer.public_key, now)
         if not replace:
             require_no_certificate(device, signer.key.info)

@@ -8,6 +8,9 @@ from hsm_signer.certificate import Certificate, certificate_details, to_pem
 from hsm_signer.cli.output import to_json
 from hsm_signer.cli.text import row, validity_in_words
 
+ATTESTATION = "attestation: proof that a device generated the key; not for signing in"
+"""What is said of a certificate by which a device attests a key."""
+
 
 def certificate_json(certificate: Certificate, now: datetime) -> str:
     """Return what there is to say of a certificate, and itself as PEM, as JSON."""
@@ -31,6 +34,7 @@ def certificate_facts(certificate: Certificate, now: datetime) -> dict[str, Any]
         "bits": None if certificate.public_key is None else certificate.public_key.bits,
         "key_usage": None if certificate.key_usage is None else sorted(certificate.key_usage),
         "extended_key_usage": None if details.purposes is None else sorted(details.purposes),
+        "attestation": certificate.is_attestation,
         "sha1": certificate.sha1.hex(),
         "sha256": certificate.sha256.hex(),
         "x5t": base64url_encode(certificate.sha1),
@@ -43,6 +47,7 @@ def certificate_text(certificate: Certificate, now: datetime) -> str:
     """Return what there is to say of a certificate, as lines without a last newline."""
     facts = certificate_facts(certificate, now)
     rows = {
+        **({"kind": ATTESTATION} if certificate.is_attestation else {}),
         "subject": facts["subject"],
         "issuer": facts["issuer"],
         "serial": facts["serial"],

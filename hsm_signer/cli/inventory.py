@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 
+from hsm_signer.cli.certificate_text import ATTESTATION
 from hsm_signer.cli.text import heading, row, validity_in_words
 from hsm_signer.device.facts import (
     CertificateFacts,
@@ -133,6 +134,8 @@ def _protection(key: KeyFacts) -> Iterator[str]:
 
 def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[str]:
     yield from heading(4, f"CERTIFICATE {certificate.label!r}", f"id {_id(certificate.id)}")
+    if certificate.attestation:
+        yield from row(6, "kind", ATTESTATION)
     if certificate.subject is not None:
         yield from row(6, "subject", certificate.subject)
     if certificate.not_before and certificate.not_after and certificate.days_left is not None:

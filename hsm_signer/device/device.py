@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 import pkcs11
-from pkcs11 import PROTECTED_AUTH, Attribute, ObjectClass, TokenFlag
+from pkcs11 import PROTECTED_AUTH, TokenFlag
 from pkcs11.types import Session, Slot
 
 from hsm_signer.device.failures import (
@@ -25,8 +25,8 @@ from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
 from hsm_signer.device.presence import PresentDevice, find_device, flags_after
 from hsm_signer.device.record import PinRecord, count_logins, login_turn
-from hsm_signer.device.search import search
 from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -162,7 +162,7 @@ class Device:
         return DeviceSigner(self, uri or self.uri)
 
     def certificate(self, signer: DeviceSigner) -> bytes:
-        """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID.
+        """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID that does not attest it.
 
         Raises:
             CertificateNotFound: there is none.
@@ -174,12 +174,14 @@ class Device:
         if not found:
             raise CertificateNotFound(
                 f"{self.info} holds no certificate with the id of the key ({signer.key.info}).",
-                hint="Give the certificate with --certificate FILE.",
+                hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (The "
+                "certificate by which a YubiKey attests a key does not count.)",
             )
         if len(found) > 1:
             raise KeyAmbiguous(
                 f"{self.info} holds {len(found)} certificates with the id of the key ({signer.key.info}).",
-                hint="Say which one is registered with --certificate FILE.",
+                hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE; or keep "
+                "only that one: hsm-signer certificate import FILE --replace",
             )
         return found.pop()
 
@@ -402,11 +404,3 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
         return token.open(rw=reference.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_login_failure(error, device, flags_after(token)) from error
-
-
-def certificates_with_id(session: Session, key_id: bytes) -> set[bytes]:
-    """Return the certificates that stand beside the key with this id, as DER. Runs on the lane."""
-    if not key_id:
-        return set()
-    template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
-    return {bytes(found[Attribute.VALUE]) for found in search(session, template)}

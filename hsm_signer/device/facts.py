@@ -117,6 +117,7 @@ class CertificateFacts:
         sha256: the thumbprint in ``x5t#S256``.
         key: the URI of the private key it certifies, if that was seen.
         problem: why it cannot be parsed, or does not do for the key that has its CKA_ID; or None.
+        attestation: it proves where a key was generated, and is not one to sign in with.
     """
 
     label: str
@@ -129,6 +130,7 @@ class CertificateFacts:
     sha256: bytes
     key: str | None
     problem: Problem | None
+    attestation: bool = False
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,8 @@ def certificate_facts(
         not_after=certificate.not_after,
         days_left=(certificate.not_after - now).days,
         key=certified[0][1] if certified else None,
-        problem=_unfitness(certificate, beside, now),
+        problem=None if certificate.is_attestation else _unfitness(certificate, beside, now),
+        attestation=certificate.is_attestation,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pkcs11
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.constants import CertificateType
-from pkcs11.types import Object, Session
+from pkcs11.types import Session
 
 from hsm_signer.certificate import Certificate, parse_certificates
 from hsm_signer.device.device import Device
@@ -16,6 +16,7 @@ from hsm_signer.device.failures import GONE, explain_refusal
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.search import search
 from hsm_signer.device.signer import find_private_key, private_keys, read_attribute
+from hsm_signer.device.stored import stored_certificates
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateNotFound, CertificateUnusable, KeyUnfit
 
@@ -63,7 +64,7 @@ def delete_key(device: Device, key: KeyInfo) -> None:
 
 
 def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
-    """Return the certificates on the device that certify a key, whatever their ids.
+    """Return the certificates on the device that certify a key and do not attest it, whatever their ids.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
@@ -73,7 +74,7 @@ def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
         public_key = device.signer(key.selector).public_key
     except KeyUnfit:
         return []
-    stored = device.call("reading its certificates", lambda session: [der for _, der in _stored(session)])
+    stored = device.call("reading its certificates", lambda session: [der for _, der in stored_certificates(session)])
     return [each for der in dict.fromkeys(stored) for each in _parsed(der) if each.public_key == public_key]
 
 
@@ -115,12 +116,12 @@ def delete_certificate(device: Device, der: bytes) -> None:
         der: the certificate.
 
     Raises:
-        CertificateNotFound: it is not on the device.
+        CertificateNotFound: it is not on the device, or attests a key.
         DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
     """
 
     def delete(session: Session) -> None:
-        stored = [found for found, value in _stored(session) if value == der]
+        stored = [found for found, value in stored_certificates(session) if value == der]
         if not stored:
             raise CertificateNotFound(
                 f"{device.info} does not hold the certificate that was to be deleted.",
@@ -146,13 +147,8 @@ def _change(device: Device, doing: str, change: Callable[[Session], None]) -> No
     device.call(doing, guarded, repeat=False)
 
 
-def _stored(session: Session) -> list[tuple[Object, bytes | None]]:
-    found = search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE})
-    return [(each, read_attribute(each, Attribute.VALUE)) for each in found]
-
-
-def _parsed(der: bytes | None) -> list[Certificate]:
+def _parsed(der: bytes) -> list[Certificate]:
     try:
-        return parse_certificates(der, "It")[:1] if der else []
+        return parse_certificates(der, "It")[:1]
     except CertificateUnusable:
         return []

@@ -166,18 +166,24 @@ class DeviceSigner:
 
 
 def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
-    """Look up the one private key `uri` means. Runs on the lane.
+    """Look up the one private key for signing that `uri` means. Runs on the lane.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
         KeyUnfit: it is not an RSA key for signing.
     """
-    info, handle = find_private_key(session, uri, device)
+    info, handle = find_private_key(session, uri, device, signing=True)
     return signing_key(session, info, handle, device)
 
 
-def find_private_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> tuple[KeyInfo, Object]:
+def find_private_key(
+    session: Session, uri: Pkcs11Uri, device: DeviceInfo, *, signing: bool = False
+) -> tuple[KeyInfo, Object]:
     """Look up the one private key `uri` means, of whatever kind. Runs on the lane.
+
+    Args:
+        signing: a key that may not sign is not meant where one that may is there: ykcs11 shows, on every YubiKey, the
+            key that attests the others.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -197,6 +203,8 @@ def find_private_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> tu
     if not found:
         # For the message; or the device knows a label that is not UTF-8, and not what we make of it.
         found = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+    if signing:
+        found = [(info, key) for info, key in found if isinstance(key, SignMixin)] or found
     return found[select_key(uri, [info for info, _ in found], device)]
 
 

@@ -22,6 +22,7 @@ from hsm_signer.cli.registration import registration_steps
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import CLIENT, PIN, WRONG_PIN, Program, Settings, assert_explained, key_uri, options
+from tests.device.stacks.piv_attestation import attest, make_attesting_key
 from tests.faults.control import FaultyModule, Rv
 
 SUBJECT = ("--subject", "CN=my app,O=Contoso")
@@ -373,6 +374,17 @@ class TestImport:
         assert_explained(result, 5, "certificate_unusable")
         assert "expired on" in result.stderr
         assert stored(softhsm, key) is None
+
+    def test_a_certificate_that_only_attests_the_key_is_refused(
+        self, program: Program, device: list[str], softhsm: SoftHsm, key: SoftHsmKey, certified: bytes
+    ) -> None:
+        assert isinstance(key.public_key, rsa.RSAPublicKey)
+        file = program.directory / "attestation.der"
+        file.write_bytes(attest(make_attesting_key()[0], 0x9A, key.public_key, b"\x12\x34", b"\x02\x01"))
+        result = program("certificate", "import", *device, str(file), "--replace")
+        assert_explained(result, 5, "certificate_unusable")
+        assert "only the one by which the device attests the key" in result.stderr
+        assert stored(softhsm, key) == x509.load_der_x509_certificate(certified)
 
     @pytest.mark.parametrize("content", [b"", b"not a certificate", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])
     def test_what_is_no_certificate_is_refused_before_the_device_is_touched(

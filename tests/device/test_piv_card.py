@@ -2,20 +2,24 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .stacks.piv_card import AUTHENTICATION, SIGNATURE, PivCard, PivKey
+from .stacks.piv_attestation import FIRMWARE, FORM_FACTOR, POLICIES, SERIAL, make_attesting_key
+from .stacks.piv_card import ATTESTATION, AUTHENTICATION, SIGNATURE, PivCard, PivKey
 
 PIN = "123456"
-KEYS = {
+OWN_KEYS = {
     reference: PivKey(rsa.generate_private_key(public_exponent=65537, key_size=2048), name * 200)
     for reference, name in ((AUTHENTICATION, b"9a"), (SIGNATURE, b"9c"))
 }
+KEYS = {**OWN_KEYS, ATTESTATION: PivKey(*make_attesting_key(), generated=False)}
 MESSAGE = b"header.claims"
 
 SELECT = bytes.fromhex("00a4040005a00000030800")
@@ -46,15 +50,24 @@ def sign(card: PivCard, reference: int = AUTHENTICATION) -> bytes:
 
 
 def get_data(card: PivCard, tag: str) -> bytes:
-    """Return a data object, put together from as many answers as the card gives it in."""
+    """Return a data object."""
     name = bytes.fromhex(tag)
     response = card.transmit(bytes((0x00, 0xCB, 0x3F, 0xFF, len(name) + 2, 0x5C, len(name))) + name + b"\x00")
+    return whole(card, response)
+
+
+def whole(card: PivCard, response: bytes) -> bytes:
+    """Return an answer, put together from as many pieces as the card gives it in."""
     data = response[:-2]
     while response[-2] == 0x61:
         response = card.transmit(bytes((0x00, 0xC0, 0x00, 0x00, response[-1])))
         data += response[:-2]
     assert status(response) == 0x9000
     return data
+
+
+def attest(card: PivCard, reference: int) -> x509.Certificate:
+    return x509.load_der_x509_certificate(whole(card, card.transmit(bytes((0x00, 0xF9, reference, 0x00, 0x00)))))
 
 
 class TestApplication:
@@ -92,10 +105,50 @@ class TestData:
     @pytest.mark.parametrize(("reference", "tag"), [(AUTHENTICATION, "5fc105"), (SIGNATURE, "5fc10a")])
     def test_a_long_object_comes_in_pieces(self, reference: int, tag: str) -> None:
         certificate = KEYS[reference].certificate
+        assert certificate is not None
         assert get_data(make_card(), tag)[8 : 8 + len(certificate)] == certificate
 
     def test_an_object_it_does_not_have_is_not_found(self) -> None:
         assert status(make_card().transmit(bytes.fromhex("00cb3fff055c035fc10100"))) == 0x6A82
+
+
+class TestAttestation:
+    def test_the_attesting_key_signs_a_certificate_for_a_key_that_the_card_generated(self) -> None:
+        card = make_card()
+        attesting = x509.load_der_x509_certificate(get_data(card, "5fff01")[8:-5])
+        attested = attest(card, AUTHENTICATION)
+        attested.verify_directly_issued_by(attesting)
+        assert attested.public_key() == KEYS[AUTHENTICATION].private_key.public_key()
+        assert attested.subject.rfc4514_string() == "CN=YubiKey PIV Attestation 9a"
+        assert attested.issuer.rfc4514_string() == "CN=Yubico PIV Attestation"
+
+    @pytest.mark.parametrize(("reference", "policies"), [(AUTHENTICATION, "0201"), (SIGNATURE, "0301")])
+    def test_it_tells_of_the_yubikey_and_of_the_key(self, reference: int, policies: str) -> None:
+        extensions = attest(make_card(), reference).extensions
+        told = {each.oid.dotted_string: each.value.public_bytes().hex() for each in extensions}
+        serial = f"0204{12345678:08x}"
+        assert told == {FIRMWARE: "050403", SERIAL: serial, POLICIES: policies, FORM_FACTOR: "01"}
+
+    def test_each_is_a_certificate_of_its_own(self) -> None:
+        card = make_card()
+        assert attest(card, AUTHENTICATION).serial_number != attest(card, AUTHENTICATION).serial_number
+
+    @pytest.mark.parametrize("reference", [AUTHENTICATION, ATTESTATION, 0x82])
+    def test_there_is_none_of_an_imported_key_or_an_empty_slot(self, reference: int) -> None:
+        card = make_card()
+        card.change_keys({**KEYS, AUTHENTICATION: replace(KEYS[AUTHENTICATION], generated=False)})
+        assert status(card.transmit(bytes((0x00, 0xF9, reference, 0x00, 0x00)))) == 0x6A80
+
+    @pytest.mark.parametrize(("generated", "origin"), [(True, 1), (False, 2)])
+    def test_metadata_tell_where_a_key_was_made(self, generated: bool, origin: int) -> None:
+        card = make_card()
+        card.change_keys({**KEYS, AUTHENTICATION: replace(KEYS[AUTHENTICATION], generated=generated)})
+        assert bytes((0x03, 0x01, origin)) in card.transmit(bytes((0x00, 0xF7, 0x00, AUTHENTICATION, 0x00)))
+
+    def test_the_attesting_key_signs_nothing_else(self) -> None:
+        card = make_card()
+        verify(card, RIGHT)
+        assert status(sign(card, ATTESTATION)) == 0x6A86
 
 
 class TestPin:
@@ -222,6 +275,6 @@ def test_it_answers_whatever_it_is_given(commands: list[bytes]) -> None:
         assert len(card.transmit(command)) >= 2
 
 
-@given(st.sampled_from([0x20, 0x87, 0xCB, 0xF7, 0xA4, 0xC0]), st.binary(min_size=2, max_size=40))
+@given(st.sampled_from([0x20, 0x87, 0xCB, 0xF7, 0xF9, 0xA4, 0xC0]), st.binary(min_size=2, max_size=40))
 def test_it_answers_its_own_commands_with_any_content(instruction: int, rest: bytes) -> None:
     assert len(make_card().transmit(bytes((0x00, instruction)) + rest)) >= 2

@@ -52,6 +52,43 @@ class TestSigning:
         assert (always, len(signatures), stack.presented()) == ("True", 2, 3)
 
 
+class TestAttestation:
+    """What a module shows beside the two keys and their certificates."""
+
+    LIST = """
+login("STACK_PIN")
+for kind in (ObjectClass.CERTIFICATE, ObjectClass.PRIVATE_KEY):
+    for each in list(session.get_objects({Attribute.CLASS: kind})):
+        of_key = each[Attribute.SIGN] if kind is ObjectClass.PRIVATE_KEY else each[Attribute.TOKEN]
+        tell(f"{each[Attribute.ID].hex()} {kind.name} {of_key}")
+"""
+    OWN = frozenset({f"{number} {kind} True" for number in ("01", "02") for kind in ("CERTIFICATE", "PRIVATE_KEY")})
+    ATTESTING = frozenset({"19 CERTIFICATE True", "19 PRIVATE_KEY False"})
+
+    def test_ykcs11_adds_a_certificate_with_the_id_of_each_key_and_the_key_that_signs_those(
+        self, stack: PivStack
+    ) -> None:
+        attestations = {"01 CERTIFICATE False", "02 CERTIFICATE False"}  # not objects of the token: of the session
+        shown = {"ykcs11": self.OWN | self.ATTESTING | attestations, "opensc": self.OWN}
+        assert set(run_apart(stack, RAW + self.LIST)) == shown[stack.name]
+
+    def test_imported_keys_are_not_attested(self, stack: PivStack) -> None:
+        stack.import_keys()
+        shown = {"ykcs11": self.OWN | self.ATTESTING, "opensc": self.OWN}
+        assert set(run_apart(stack, RAW + self.LIST)) == shown[stack.name]
+
+    def test_opensc_shows_no_key_that_has_no_certificate(self, stack: PivStack) -> None:
+        stack.take_certificates()
+        keys = {each for each in self.OWN | self.ATTESTING if "PRIVATE_KEY" in each}
+        told = {each for each in run_apart(stack, RAW + self.LIST) if "PRIVATE_KEY" in each}
+        assert told == {"ykcs11": keys, "opensc": set()}[stack.name]
+
+    def test_opensc_says_of_imported_keys_too_that_the_card_made_them(self, stack: PivStack) -> None:
+        stack.import_keys()
+        told = run_apart(stack, RAW + 'login("STACK_PIN"); find(1); tell(key[Attribute.LOCAL])')
+        assert told == [{"ykcs11": "False", "opensc": "True"}[stack.name]]
+
+
 class TestPin:
     def test_a_wrong_one_costs_one_try(self, stack: PivStack) -> None:
         (told,) = run_apart(stack, 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))')

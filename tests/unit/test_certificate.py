@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hsm_signer.certificate import (
     Certificate,
     certificate_details,
+    is_attestation,
     parse_certificates,
     require_usable,
     select_certificate,
@@ -153,6 +154,56 @@ def test_of_several_certificates_of_the_key_the_one_that_ends_last_is_selected(
     for order in ((early, late), (late, early)):
         found = parse_certificates(b"".join(map(pem_of, order)), SOURCE)
         assert select_certificate(found, numbers(key), SOURCE).der == late
+
+
+def marked(*oids: str) -> list[x509.UnrecognizedExtension]:
+    return [x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), b"\x05\x04\x03") for oid in oids]
+
+
+YUBIKEY, YUBIHSM = "1.3.6.1.4.1.41482.3", "1.3.6.1.4.1.41482.4"
+
+
+@pytest.mark.parametrize(
+    "oids",
+    [
+        (f"{YUBIKEY}.3", f"{YUBIKEY}.7", f"{YUBIKEY}.8", f"{YUBIKEY}.9"),  # firmware 5
+        (f"{YUBIKEY}.3", f"{YUBIKEY}.8"),  # firmware 4.3
+        (f"{YUBIKEY}.3",),  # slot F9
+        (f"{YUBIHSM}.1", f"{YUBIHSM}.2", f"{YUBIHSM}.3"),
+    ],
+)
+def test_a_certificate_that_attests_a_key_is_known_by_its_extensions(
+    key: rsa.RSAPrivateKey, issue: Issue, oids: tuple[str, ...]
+) -> None:
+    assert is_attestation(issue(key, *marked(*oids)))
+
+
+@pytest.mark.parametrize(
+    "oids",
+    [
+        (),
+        (f"{YUBIKEY}.2", f"{YUBIKEY}.11"),  # `yubico-piv-tool --attestation -a selfsign-certificate`
+        (f"{YUBIKEY}.7",),  # an authority that notes which YubiKey it is for
+    ],
+)
+def test_a_certificate_that_was_issued_for_a_key_does_not_attest_it(
+    key: rsa.RSAPrivateKey, issue: Issue, oids: tuple[str, ...]
+) -> None:
+    assert not is_attestation(issue(key, *marked(*oids), subject=x509.Name([])))
+
+
+@given(st.binary())
+def test_what_is_no_certificate_attests_nothing(data: bytes) -> None:
+    assert not is_attestation(data)
+
+
+def test_a_certificate_that_attests_the_key_is_not_selected_before_another(
+    key: rsa.RSAPrivateKey, issue: Issue, now: datetime
+) -> None:
+    own, attestation = issue(key, not_after=now), issue(key, *marked(f"{YUBIKEY}.3"), not_after=now + SECOND)
+    for order in ((own, attestation), (attestation, own)):
+        found = parse_certificates(b"".join(map(pem_of, order)), SOURCE)
+        assert select_certificate(found, numbers(key), SOURCE).der == own
 
 
 def test_a_chain_without_a_certificate_of_the_key_is_refused_with_what_it_holds(

@@ -86,8 +86,20 @@ class PivStack:
         """Let somebody else use up PIN tries: so many are left."""
         self._card.order("leave tries", tries)
 
+    def import_keys(self) -> None:
+        """Let the owner of the card have imported its keys, until `reset`: it does not attest those."""
+        self._card.order("import keys")
+
+    def take_certificates(self) -> None:
+        """Take the keys' own certificates off the card, until `reset`."""
+        self._card.order("take certificates")
+
+    def take_9c(self) -> None:
+        """Leave the card the key in slot 9a alone, until `reset`."""
+        self._card.order("take 9c")
+
     def reset(self) -> None:
-        """Put the card in with its first PIN, give back all tries, touch at once, sign at once, count from 0."""
+        """Put the card in with its first PIN and keys, give back all tries, touch and sign at once, count from 0."""
         self._card.order("reset")
         self._card.order("plug")
 

@@ -1,7 +1,8 @@
 """A PIV card as a YubiKey has it: command APDUs in, response APDUs out.
 
 NIST SP 800-73-4 part 2 for the commands, ISO/IEC 7816-4 for their form, and the extensions of yubico.com's PIV
-documentation. Enough for two PKCS#11 libraries to find two keys, log in and sign; nothing can be written to the card.
+documentation. Enough for two PKCS#11 libraries to find two keys, log in, sign, and have the card attest the keys that
+it generated; nothing can be written to the card.
 """
 
 import hashlib
@@ -10,23 +11,33 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from .piv_attestation import VERSION, attest
+
 ATR = bytes.fromhex("3bfd1300008131fe158073c021c057597562694b657940")
 """A YubiKey 5's answer to reset: libraries know the card by it."""
 
 AUTHENTICATION, SIGNATURE = 0x9A, 0x9C
 """Key references (SP 800-73-4 part 1 table 4b). The PIN is wanted once for the first, each time for the second."""
 
+ATTESTATION = 0xF9
+"""Yubico's slot for the key that attests the others. It signs nothing else."""
+
 TRIES = 3
 
 _AID = bytes.fromhex("a000000308000010000100")
 _YUBICO = bytes.fromhex("a000000527")
-_VERSION = bytes((5, 4, 3))
 _RSA_2048 = 0x07
+# For PIN (never, once, always: 1 to 3) and touch (never: whether one is wanted shows only when it is).
+_POLICIES = {AUTHENTICATION: b"\x02\x01", SIGNATURE: b"\x03\x01", ATTESTATION: b"\x01\x01"}
 _PIN = 0x80
 
 # SP 800-73-4 part 1 table 3.
 _CARD_CAPABILITY, _CARD_HOLDER_ID, _DISCOVERY = bytes.fromhex("5fc107"), bytes.fromhex("5fc102"), b"\x7e"
-_CERTIFICATE = {AUTHENTICATION: bytes.fromhex("5fc105"), SIGNATURE: bytes.fromhex("5fc10a")}
+_CERTIFICATE = {
+    AUTHENTICATION: bytes.fromhex("5fc105"),
+    SIGNATURE: bytes.fromhex("5fc10a"),
+    ATTESTATION: bytes.fromhex("5fff01"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,18 +46,20 @@ class PivKey:
 
     Attributes:
         private_key: RSA of 2048 bits.
-        certificate: DER.
+        certificate: DER; or None, as when a key was just generated.
+        generated: on the card, which can then attest it; False for a key that was imported.
     """
 
     private_key: rsa.RSAPrivateKey
-    certificate: bytes
+    certificate: bytes | None
+    generated: bool = True
 
 
 class PivCard:
     """The card: `transmit` is all a reader does with it, besides `power_up`.
 
     Args:
-        keys: by key reference, `AUTHENTICATION` or `SIGNATURE`.
+        keys: by key reference, `AUTHENTICATION` or `SIGNATURE`; `ATTESTATION` is the key that attests those.
         pin: six to eight characters.
         serial: what is printed on it.
         touched: asked before each signature that the PIN allows; when it returns False, there is none.
@@ -59,11 +72,10 @@ class PivCard:
     def __init__(
         self, keys: Mapping[int, PivKey], pin: str, serial: int, touched: Callable[[], bool] = lambda: True
     ) -> None:
-        self._keys = dict(keys)
-        self.change_pin(pin)
         self._serial = serial.to_bytes(4, "big")
+        self.change_keys(keys)
+        self.change_pin(pin)
         self._touched = touched
-        self._objects = _data_objects(self._keys, self._serial)
         self.tries = TRIES
         self.presented = 0
         self.power_up()
@@ -78,6 +90,11 @@ class PivCard:
     def change_pin(self, pin: str) -> None:
         """Want another PIN from now on, as if its owner had changed it elsewhere."""
         self._pin = pin.encode().ljust(8, b"\xff")
+
+    def change_keys(self, keys: Mapping[int, PivKey]) -> None:
+        """Hold these keys and certificates from now on, as if its owner had changed them elsewhere."""
+        self._keys = dict(keys)
+        self._objects = _data_objects(self._keys, self._serial)
 
     def forget_login(self) -> None:
         """Want the PIN again."""
@@ -123,11 +140,13 @@ class PivCard:
             case 0x87:
                 return self._authenticate(apdu)
             case 0xFD:
-                return _VERSION
+                return VERSION
             case 0xF8:
                 return self._serial
             case 0xF7:
                 return self._metadata(apdu.p2)
+            case 0xF9:
+                return self._attest(apdu.p1)
         raise _Refused(0x6D00)  # instruction not supported
 
     def _select(self, aid: bytes) -> bytes:
@@ -138,7 +157,7 @@ class PivCard:
         self.power_up()
         self._selected = piv
         authority = _tlv(0x79, _tlv(0x4F, _AID[:5]))
-        return _tlv(0x61, _tlv(0x4F, _AID[5:]) + authority) if piv else _VERSION
+        return _tlv(0x61, _tlv(0x4F, _AID[5:]) + authority) if piv else VERSION
 
     def _get_data(self, data: bytes) -> bytes:
         tag = _untlv(data).get(0x5C)
@@ -173,7 +192,7 @@ class PivCard:
     def _authenticate(self, apdu: "_Apdu") -> bytes:
         """GENERAL AUTHENTICATE (SP 800-73-4 part 2 section 3.2.4): the bare RSA operation on a block of the host's."""
         key = self._keys.get(apdu.p2)
-        if key is None or apdu.p1 != _RSA_2048:
+        if key is None or apdu.p1 != _RSA_2048 or apdu.p2 == ATTESTATION:
             raise _Refused(0x6A86)
         numbers = key.private_key.private_numbers()
         block = _untlv(_untlv(apdu.data).get(0x7C, b"")).get(0x81, b"")
@@ -192,13 +211,20 @@ class PivCard:
         if key is None:
             raise _Refused(0x6A88)
         numbers = key.private_key.public_key().public_numbers()
-        pin_policy = 0x03 if reference == SIGNATURE else 0x02  # always, once
         return (
             _tlv(0x01, bytes((_RSA_2048,)))
-            + _tlv(0x02, bytes((pin_policy, 0x01)))  # touch never: whether one is wanted shows only when it is
-            + _tlv(0x03, b"\x01")  # generated on the card
+            + _tlv(0x02, _POLICIES[reference])
+            + _tlv(0x03, b"\x01" if key.generated else b"\x02")
             + _tlv(0x04, _tlv(0x81, numbers.n.to_bytes(256, "big")) + _tlv(0x82, numbers.e.to_bytes(3, "big")))
         )
+
+    def _attest(self, reference: int) -> bytes:
+        """ATTEST, an extension of Yubico's. Needs no PIN."""
+        key = self._keys.get(reference)
+        if key is None or not key.generated:
+            raise _Refused(0x6A80)
+        attesting_key, public_key = self._keys[ATTESTATION].private_key, key.private_key.public_key()
+        return attest(attesting_key, reference, public_key, self._serial, _POLICIES[reference])
 
 
 class _Refused(Exception):
@@ -261,8 +287,9 @@ def _data_objects(keys: Mapping[int, PivKey], serial: bytes) -> dict[bytes, byte
         _DISCOVERY: _tlv(0x7E, _tlv(0x4F, _AID) + b"\x5f\x2f\x02\x40\x00"),  # the card's own PIN, and no other
     }
     for reference, key in keys.items():
-        certificate = _tlv(0x70, key.certificate) + _tlv(0x71, b"\x00") + _tlv(0xFE, b"")
-        objects[_CERTIFICATE[reference]] = _tlv(0x53, certificate)
+        if key.certificate is not None:
+            certificate = _tlv(0x70, key.certificate) + _tlv(0x71, b"\x00") + _tlv(0xFE, b"")
+            objects[_CERTIFICATE[reference]] = _tlv(0x53, certificate)
     return objects
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography import x509
@@ -29,7 +30,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from .piv_card import ATR, AUTHENTICATION, SIGNATURE, TRIES, PivCard, PivKey
+from .piv_attestation import make_attesting_key
+from .piv_card import ATR, ATTESTATION, AUTHENTICATION, SIGNATURE, TRIES, PivCard, PivKey
 
 SOCKET = "pcscd.comm"
 """Where in the directory pcscd listens: the value of PCSCLITE_CSOCK_NAME."""
@@ -261,9 +263,10 @@ def main(pin: str) -> None:
     root = os.geteuid() == 0
     _leave_network()
     port = _free_ports()
-    keys = {AUTHENTICATION: _make_key("virtual 9a"), SIGNATURE: _make_key("virtual 9c")}
+    own = {AUTHENTICATION: _make_key("virtual 9a"), SIGNATURE: _make_key("virtual 9c")}
+    attesting = {ATTESTATION: PivKey(*make_attesting_key(), generated=False)}
     finger = Finger()
-    card = PivCard(keys, pin, _SERIAL, finger)
+    card = PivCard(attesting | own, pin, _SERIAL, finger)
     contacts = Contacts(card, port)
 
     def obey(command: str, argument: float | str) -> int | None:
@@ -291,10 +294,17 @@ def main(pin: str) -> None:
             case "leave tries":
                 card.tries = int(argument)
                 card.forget_login()  # as every wrong PIN makes it
+            case "import keys":
+                card.change_keys(attesting | {slot: replace(key, generated=False) for slot, key in own.items()})
+            case "take certificates":
+                card.change_keys(attesting | {slot: replace(key, certificate=None) for slot, key in own.items()})
+            case "take 9c":
+                card.change_keys(attesting | {AUTHENTICATION: own[AUTHENTICATION]})
             case "presented":
                 return card.presented
             case "reset":
                 card.tries, card.presented = TRIES, 0
+                card.change_keys(attesting | own)
                 card.change_pin(pin)
                 finger.reset()
             case _:
@@ -304,7 +314,7 @@ def main(pin: str) -> None:
     with tempfile.TemporaryDirectory(prefix="piv-") as directory, _pcscd(Path(directory), port, root=root):
         witness = Witness(Path(directory))
         obey("plug", 0)
-        print(json.dumps([directory, *(key.certificate.hex() for key in keys.values())]), flush=True)
+        print(json.dumps([directory, *(key.certificate.hex() for key in own.values() if key.certificate)]), flush=True)
         for line in sys.stdin:
             print(json.dumps(obey(*json.loads(line))), flush=True)
 

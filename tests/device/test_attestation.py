@@ -1,0 +1,236 @@
+"""Certificates by which a YubiKey attests its keys are shown, and neither used, counted, replaced nor deleted."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from pkcs11 import Attribute, ObjectClass
+from pkcs11.types import Session
+
+import hsm_signer
+from hsm_signer.certificate import to_pem
+from hsm_signer.device.certificates import read_certificate, replace_certificates, require_no_certificate
+from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.inventory import examine
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.provision import certificates_of_key, delete_certificate, find_key
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.errors import CertificateExists, CertificateNotFound, KeyAmbiguous, KeyUnfit
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.counted_pin import CountedPin
+
+from .stacks.piv import PivStack
+from .stacks.piv_attestation import attest, make_attesting_key
+
+TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
+
+# OpenSC shows neither a key without a certificate nor the key that attests the others.
+ykcs11 = pytest.mark.parametrize("yubikey", ["ykcs11"], indirect=True)
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def reference(yubikey: PivStack) -> KeyReference:
+    return KeyReference(
+        uri=Pkcs11Uri.parse(yubikey.key.uri),
+        pin=CountedPin(yubikey.pin),
+        module=yubikey.module,
+        module_environment=yubikey.environment,
+    )
+
+
+class TestOnAYubiKey:
+    """Through both modules, of which ykcs11 lists attestation certificates and OpenSC does not."""
+
+    def test_the_certificate_of_a_key_is_its_own(self, yubikey: PivStack) -> None:
+        with open_device(reference(yubikey)) as device:
+            assert device.certificate(device.signer()) == yubikey.key.certificate
+
+    def test_it_is_read_without_a_login(self, yubikey: PivStack) -> None:
+        assert read_certificate(reference(yubikey)) == yubikey.key.certificate
+        assert yubikey.presented() == 0
+
+    def test_a_worker_reads_it(self, yubikey: PivStack) -> None:
+        with open_worker(reference(yubikey)) as worker:
+            assert worker.certificate() == yubikey.key.certificate
+
+    def test_one_certificate_is_in_the_way_of_another(self, yubikey: PivStack) -> None:
+        with (
+            open_device(reference(yubikey)) as device,
+            pytest.raises(CertificateExists, match="holds 1 certificate with"),
+        ):
+            require_no_certificate(device, device.signer().key.info)
+
+    @ykcs11
+    def test_a_key_that_has_no_other_has_none(self, yubikey: PivStack) -> None:
+        yubikey.take_certificates()
+        with open_device(reference(yubikey)) as device:
+            signer = device.signer()
+            require_no_certificate(device, signer.key.info)
+            with pytest.raises(CertificateNotFound) as caught:
+                device.certificate(signer)
+        assert "attests a key does not count" in str(caught.value.hint)
+
+    def test_the_only_key_that_signs_needs_no_id(self, yubikey: PivStack) -> None:
+        yubikey.take_9c()
+        uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=None)
+        with open_device(replace(reference(yubikey), uri=uri)) as device:
+            assert device.signer().key.info.id == b"\x01"
+
+    @ykcs11
+    def test_the_attesting_key_is_no_key_to_sign_with(self, yubikey: PivStack) -> None:
+        uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=b"\x19")
+        with open_device(replace(reference(yubikey), uri=uri)) as device, pytest.raises(KeyUnfit, match="may not sign"):
+            device.signer()
+
+    def test_they_are_shown_as_what_they_are(self, yubikey: PivStack) -> None:
+        (shown,) = examine(reference(yubikey), datetime.now(UTC), login=True).devices
+        assert shown.contents is not None
+        kinds = {(each.id, each.attestation, each.problem) for each in shown.contents.certificates}
+        own = {(b"\x01", False, None), (b"\x02", False, None)}
+        attestations = {(b"\x01", True, None), (b"\x02", True, None), (b"\x19", True, None)}
+        assert kinds == own | (attestations if yubikey.name == "ykcs11" else set())
+
+
+class TestCommands:
+    """The program as a person runs it."""
+
+    @pytest.fixture
+    def run(self, yubikey: PivStack, tmp_path: Path) -> Run:
+        settings = {"key": yubikey.key.uri, "module": str(yubikey.module), "pin-source": "env:DEVICE_PIN"}
+
+        def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                [
+                    *(sys.executable, "-c", "from hsm_signer.cli import main; main()", *arguments),
+                    *(f"--{name}={value}" for name, value in settings.items()),
+                ],
+                env={
+                    **yubikey.environment,
+                    "PATH": os.environ["PATH"],
+                    "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
+                    "HOME": str(tmp_path),
+                    "DEVICE_PIN": yubikey.pin,
+                },
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+
+        return run
+
+    def test_assertion_names_the_key_s_own_certificate(self, yubikey: PivStack, run: Run) -> None:
+        done = run("assertion", "-o", "json", f"--tenant={TENANT}", f"--client-id={CLIENT}")
+        shown = json.loads(run("certificate", "show", "-o", "json").stdout)["certificates"]
+        assert json.loads(done.stdout)["header"]["x5t"] == shown[0]["x5t"]
+        assert (done.returncode, len(shown)) == (0, 1)
+        assert yubikey.presented() == 1
+
+    def test_certificate_export_writes_it(self, yubikey: PivStack, run: Run) -> None:
+        assert yubikey.key.certificate is not None
+        assert run("certificate", "export").stdout == to_pem(yubikey.key.certificate).decode()
+
+    def test_rotate_check_judges_it(self, run: Run) -> None:
+        done = run("rotate", "--check", "--warn-days=7", "-o", "json")
+        assert (done.returncode, 25 < json.loads(done.stdout)["days_left"] < 31) == (0, True)
+
+    def test_device_show_says_which_are_attestations(self, yubikey: PivStack, run: Run) -> None:
+        shown = run("device", "show").stdout
+        # One for each of the two keys, and that of the key which signs them.
+        assert shown.count("attestation: proof") == (3 if yubikey.name == "ykcs11" else 0)
+
+
+@pytest.fixture(scope="module")
+def attesting_key() -> rsa.RSAPrivateKey:
+    return make_attesting_key()[0]
+
+
+@pytest.fixture(scope="module")
+def office() -> Iterator[SoftHsm]:
+    with SoftHsm(label="attested") as office:
+        yield office
+
+
+@dataclass(frozen=True)
+class Attested:
+    """A key on a device that can be written, with its own certificate and one that attests it, all with one CKA_ID."""
+
+    key: SoftHsmKey
+    attestation: bytes
+    reference: KeyReference
+
+    @property
+    def own(self) -> bytes:
+        assert self.key.certificate is not None
+        return self.key.certificate
+
+
+@pytest.fixture
+def attested(office: SoftHsm, attesting_key: rsa.RSAPrivateKey) -> Attested:
+    key_id = secrets.token_bytes(4)
+    key = office.add_identity(f"key {key_id.hex()}", key_id)
+    assert isinstance(key.public_key, rsa.RSAPublicKey)
+    attestation = attest(attesting_key, 0x9A, key.public_key, b"\0\xbc\x61\x4e", b"\x02\x01")
+    office.add_certificate(attestation, key.label, key_id)
+    reference = KeyReference(
+        uri=Pkcs11Uri.parse(key.uri),
+        pin=FixedLogin(Pin(office.pin), "a test"),
+        module=office.module,
+        module_environment=office.environment,
+        writable=True,
+    )
+    return Attested(key, attestation, reference)
+
+
+def held(device: Device, key_id: bytes) -> set[bytes]:
+    """All certificates with an id, whatever they are for."""
+
+    def look(session: Session) -> set[bytes]:
+        template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
+        return {bytes(each[Attribute.VALUE]) for each in list(session.get_objects(template))}
+
+    return device.call("looking", look)
+
+
+class TestOnADeviceThatCanBeWritten:
+    def test_a_new_certificate_takes_the_place_of_the_key_s_own(self, attested: Attested, office: SoftHsm) -> None:
+        new = office.issue_certificate(attested.key.public_key)
+        with open_device(attested.reference) as device:
+            info = device.signer().key.info
+            replace_certificates(device, info, new)
+            assert held(device, info.id) == {new, attested.attestation}
+
+    def test_two_that_are_both_the_key_s_own_are_not_chosen_from(self, attested: Attested, office: SoftHsm) -> None:
+        second = office.issue_certificate(attested.key.public_key)
+        office.add_certificate(second, attested.key.label, attested.key.id)
+        with open_device(attested.reference) as device:
+            signer = device.signer()
+            with pytest.raises(KeyAmbiguous, match="holds 2 certificates") as caught:
+                device.certificate(signer)
+            # What the hint says helps: one stays, and the attestation with it.
+            assert "hsm-signer certificate import FILE --replace" in str(caught.value.hint)
+            replace_certificates(device, signer.key.info, second)
+            assert device.certificate(signer) == second
+            assert held(device, attested.key.id) == {second, attested.attestation}
+
+    def test_the_certificates_deleted_with_a_key_are_its_own(self, attested: Attested) -> None:
+        with open_device(attested.reference) as device:
+            key = find_key(device, attested.reference.uri)
+            assert [each.der for each in certificates_of_key(device, key)] == [attested.own]
+
+    def test_an_attestation_cannot_be_deleted(self, attested: Attested) -> None:
+        with open_device(attested.reference) as device:
+            with pytest.raises(CertificateNotFound):
+                delete_certificate(device, attested.attestation)
+            assert held(device, attested.key.id) == {attested.own, attested.attestation}
