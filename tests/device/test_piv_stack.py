@@ -3,6 +3,7 @@
 Everything that loads a module runs in a process of its own.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 from .stacks.apart import Apart, run_apart
 from .stacks.piv import PivStack, VirtualYubiKey
+from .stacks.piv_card import AUTHENTICATION, SIGNATURE
 
 SIGN_TWICE = """
     with open_device(reference({uri})) as device:
@@ -244,6 +246,20 @@ class TestSharing:
                     signature = bytes.fromhex(process.hear())
                     stack.key.public_key.verify(signature, b"x", padding.PKCS1v15(), hashes.SHA256())
                     process.go()
+
+    def test_a_process_without_the_pin_signs_with_9a_while_another_is_logged_in_but_not_with_9c(
+        self, stack: PivStack
+    ) -> None:
+        info = bytes.fromhex("3031300d060960864801650304020105000420") + hashlib.sha256(b"x").digest()
+        block = b"\x00\x01" + b"\xff" * (256 - len(info) - 3) + b"\x00" + info  # RFC 8017 section 9.2
+        with Apart(stack, RAW + SIGN) as apart:
+            assert apart.hear() == "signed"
+            answer = stack.sign_elsewhere(AUTHENTICATION, block)
+            refusal = stack.sign_elsewhere(SIGNATURE, block)
+        assert answer[-2:] == b"\x90\x00"
+        stack.key.public_key.verify(answer[-258:-2], b"x", padding.PKCS1v15(), hashes.SHA256())
+        assert refusal == b"\x69\x82"  # security status not satisfied
+        assert stack.presented() == 1
 
     def test_its_serial_depends_on_the_module(self, yubikey: VirtualYubiKey) -> None:
         lines = "with open_device(reference(KEY)) as device: tell(device.info.serial)"

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -52,7 +53,8 @@ class PivStack:
 
     def presented(self) -> int | None:
         """Return how many PINs the card was given since `reset`: logins and context logins, right or wrong."""
-        return self._card.order("presented")
+        presented: int = self._card.order("presented")
+        return presented
 
     def touch(self, required: bool) -> None:
         """Make every signature wait for a touch; or touch the card, and a signature that waits goes on."""
@@ -77,6 +79,12 @@ class PivStack:
     def reset_card(self) -> None:
         """Let another process reset the card; pcscd tells all others."""
         self._card.order("reset card")
+
+    def sign_elsewhere(self, reference: int, block: bytes) -> bytes:
+        """Let another process, which was given no PIN, have the key in a slot sign; return the card's answer."""
+        template = bytes.fromhex("7c82010682008182") + len(block).to_bytes(2, "big") + block
+        command = bytes((0x00, 0x87, 0x07, reference, 0x00)) + len(template).to_bytes(2, "big") + template + b"\0\0"
+        return bytes.fromhex(self._card.order("transmit", command.hex()))
 
     def change_pin(self, pin: str) -> None:
         """Let the owner of the card change its PIN elsewhere, until `reset`."""
@@ -139,14 +147,13 @@ class VirtualYubiKey:
             self.close()
             raise
 
-    def order(self, command: str, argument: float | str = 0) -> int | None:
+    def order(self, command: str, argument: float | str = 0) -> Any:
         """Have the program do something with the card; returns when it is done."""
         assert self._program.stdin is not None
         with self._turn:
             self._program.stdin.write(json.dumps([command, argument]) + "\n")
             self._program.stdin.flush()
-            answer: int | None = json.loads(self._hear())
-            return answer
+            return json.loads(self._hear())
 
     def close(self) -> None:
         """Stop everything that was started. May be called again."""

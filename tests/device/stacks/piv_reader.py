@@ -236,6 +236,20 @@ class Witness:
         )
         self._succeed(self._pcsc.SCardDisconnect(card, reset))
 
+    def transmit(self, command: bytes) -> bytes:
+        """Have the card answer a command, without selecting its application and so without ending another's login."""
+        card, protocol = ctypes.c_long(), ctypes.c_ulong()
+        shared, t1, leave = (ctypes.c_ulong(number) for number in (2, 2, 0))
+        self._succeed(
+            self._pcsc.SCardConnect(self._context, _SLOT, shared, t1, ctypes.byref(card), ctypes.byref(protocol))
+        )
+        answer, length = ctypes.create_string_buffer(1024), ctypes.c_ulong(1024)
+        pci = ctypes.byref((ctypes.c_ulong * 2).in_dll(self._pcsc, "g_rgSCardT1Pci"))
+        size = ctypes.c_ulong(len(command))
+        self._succeed(self._pcsc.SCardTransmit(card, pci, command, size, None, answer, ctypes.byref(length)))
+        self._succeed(self._pcsc.SCardDisconnect(card, leave))
+        return answer.raw[: length.value]
+
     def _succeed(self, status: int) -> None:
         if status:
             raise OSError(f"pcscd answered 0x{status & 0xFFFFFFFF:08x}")
@@ -269,7 +283,7 @@ def main(pin: str) -> None:
     card = PivCard(attesting | own, pin, _SERIAL, finger)
     contacts = Contacts(card, port)
 
-    def obey(command: str, argument: float | str) -> int | None:
+    def obey(command: str, argument: float | str) -> int | str | None:
         match command:
             case "plug":
                 contacts.plug()
@@ -281,6 +295,8 @@ def main(pin: str) -> None:
                 card.forget_login()
             case "reset card":
                 witness.reset_card()
+            case "transmit":
+                return witness.transmit(bytes.fromhex(str(argument))).hex()
             case "touch":
                 finger.require(bool(argument))
             case "wait for wish":
