@@ -105,7 +105,7 @@ def build_proof(object_id: str, signer: Signer, certificate: Certificate, now: f
     Raises:
         HsmSignerError: whatever the signer raises.
     """
-    header = {"alg": Algorithm.RS256.value, "typ": "JWT", "x5t": base64url_encode(certificate.sha1)}
+    header = {"alg": Algorithm.RS256.value, "typ": "JWT", "x5t": thumbprints(certificate)["x5t"]}
     begin = int(now)
     claims = {"aud": PROOF_AUDIENCE, "iss": object_id, "nbf": begin, "exp": begin + PROOF_LIFETIME}
     return _signed_jwt(header, claims, signer, Algorithm.RS256)
@@ -114,15 +114,17 @@ def build_proof(object_id: str, signer: Signer, certificate: Certificate, now: f
 def assertion_header(spec: AssertionSpec, certificate: Certificate) -> dict[str, Any]:
     """Return the JOSE header (RFC 7515 section 4.1)."""
     thumbprint = spec.thumbprint or (Thumbprint.SHA256 if spec.algorithm is Algorithm.PS256 else Thumbprint.SHA1)
-    header: dict[str, Any] = {"alg": spec.algorithm.value, "typ": "JWT"}
-    if thumbprint is Thumbprint.SHA1:
-        header["x5t"] = base64url_encode(certificate.sha1)
-    else:
-        header["x5t#S256"] = base64url_encode(certificate.sha256)
+    name = "x5t" if thumbprint is Thumbprint.SHA1 else "x5t#S256"
+    header: dict[str, Any] = {"alg": spec.algorithm.value, "typ": "JWT", name: thumbprints(certificate)[name]}
     if spec.chain:
         # RFC 7515 section 4.1.6: base64, not base64url.
         header["x5c"] = [base64.b64encode(der).decode("ascii") for der in spec.chain]
     return header
+
+
+def thumbprints(certificate: Certificate) -> dict[str, str]:
+    """Return the thumbprints of a certificate, by the header parameter that holds each (RFC 7515 section 4.1)."""
+    return {"x5t": base64url_encode(certificate.sha1), "x5t#S256": base64url_encode(certificate.sha256)}
 
 
 def assertion_claims(spec: AssertionSpec, now: int, jti: uuid.UUID) -> dict[str, Any]:

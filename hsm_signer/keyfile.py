@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from hsm_signer.private_file import read_trusted, write_private
 KEY_FILE = "file:"
 """How a profile's `key` begins when it names one."""
 
+_OF_A_KEY = ("key", "registered", "key_id")
+_THUMBPRINTS = ("x5t", "x5t#S256")
+
 
 @dataclass(frozen=True)
 class FiledKey:
@@ -30,11 +33,14 @@ class FiledKey:
         uri: of the key.
         registered: whether Entra knows its certificate.
         key_id: of the key credential, by which it is removed; None where it is not known.
+        thumbprints: of the certificate that `key_id` is the credential of, as `thumbprints` returns them; empty where
+            nobody has compared the two, as in a file written by hand.
     """
 
     uri: Pkcs11Uri
     registered: bool = True
     key_id: str | None = None
+    thumbprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def read_key_file(path: Path) -> KeyFile:
     directory = path.absolute().parent
     try:
         document = json.loads(read_trusted(path, "key file")[0])
-        if unknown := document.keys() - {"key", "registered", "key_id", "object_id", "next", "retired"}:
+        if unknown := document.keys() - {*_OF_A_KEY, *_THUMBPRINTS, "object_id", "next", "retired"}:
             raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
         following = document.get("next")
         content = KeyFile(
@@ -126,8 +132,12 @@ def lock_key_file(path: Path) -> int:
 
 
 def _filed_key(entry: Mapping[str, Any], directory: Path) -> FiledKey:
-    uri = Pkcs11Uri.parse(entry["key"]).beside(directory)
-    return FiledKey(uri, entry.get("registered", True), entry.get("key_id"))
+    return FiledKey(
+        Pkcs11Uri.parse(entry["key"]).beside(directory),
+        entry.get("registered", True),
+        entry.get("key_id"),
+        {name: entry[name] for name in _THUMBPRINTS if name in entry},
+    )
 
 
 def _document(key: FiledKey) -> dict[str, Any]:
@@ -136,7 +146,7 @@ def _document(key: FiledKey) -> dict[str, Any]:
         document["registered"] = False
     if key.key_id is not None:
         document["key_id"] = key.key_id
-    return document
+    return {**document, **key.thumbprints}
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

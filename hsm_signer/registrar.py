@@ -169,6 +169,21 @@ class Registrar:
                 error=_PROOF_REFUSED,
             )
 
+    def restore(self, lost: Identity, object_id: str, prover: Identity) -> str | None:
+        """Register a certificate again that was removed in place of another.
+
+        Args:
+            lost: the key whose certificate may have been removed.
+            prover: the key whose certificate should have been removed. Where it was, Graph refuses its proof.
+
+        Returns:
+            The id of the new key credential, or None where Graph refuses.
+        """
+        try:
+            return self._graph.add_key(lost.certificates()[0].der, self._proof(object_id, prover)).key_id
+        except EntraError:
+            return None
+
     def object_id(self, known: str | None, listed: Registration | None) -> str:
         """Return the application's object id: the one that is known, else the one Graph tells.
 

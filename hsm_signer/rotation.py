@@ -18,13 +18,16 @@ from typing import Self
 
 from cryptography import x509
 
+from hsm_signer.assertion import thumbprints
 from hsm_signer.certificate import Certificate, parse_certificates, require_usable
 from hsm_signer.config import Profile
-from hsm_signer.crypto import Algorithm
+from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.certificates import replace_certificates
 from hsm_signer.device.device import open_device
 from hsm_signer.device.generation import KeySpec, generate_key
-from hsm_signer.device.provision import delete_certificate, delete_key, key_labels
+from hsm_signer.device.match import matches_device
+from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, key_labels
+from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.graph import Registration
 from hsm_signer.errors import (
@@ -35,13 +38,24 @@ from hsm_signer.errors import (
     KeyExists,
     KeyLookupError,
     KeyNotFound,
+    KeyUnfit,
 )
 from hsm_signer.identity import Identity
 from hsm_signer.issuance import DEFAULT_DAYS, create_certificate, parse_subject
 from hsm_signer.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.opening import NOBODY, Operator, certificates_of, key_reference, make_identity
 from hsm_signer.registrar import Clock, Registrar
-from hsm_signer.rotation_plan import Observed, Step, after, next_label, next_step, plan, will_do
+from hsm_signer.rotation_plan import (
+    Observed,
+    Step,
+    after,
+    beside,
+    next_label,
+    next_step,
+    plan,
+    retired_key,
+    will_do,
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,12 @@ class Rotation:
         self._undo.close()
 
     def plan(self) -> list[Step]:
-        """Return the steps that `run` would take, if each succeeds."""
-        return plan(self._observe(self._with_the_key_asked_for(self.file)))
+        """Return the steps that `run` would take, if each succeeds.
+
+        Raises:
+            ConfigError: the next key is the current one.
+        """
+        return plan(self._first_look())
 
     def run(self) -> None:
         """Take every step to the end.
@@ -145,7 +163,7 @@ class Rotation:
             HsmSignerError: a step failed. What was done before it stands, and the current key works.
         """
         self._identity(self.file.current.uri)  # without it there is nothing to go on from
-        observed = self._observe(self._with_the_key_asked_for(self.file))
+        observed = self._first_look()
         while (step := next_step(observed)) is not None:
             if self._unchangeable is not None and self._would_change_device(step):
                 raise self._unchangeable
@@ -153,42 +171,82 @@ class Rotation:
             observed = _DOING[step](self, observed)
             self._write(observed.file)
 
-    def _with_the_key_asked_for(self, file: KeyFile) -> KeyFile:
-        """Return the file with the key that is asked for in place of one that was begun and is not yet registered."""
-        if self._request.following is None or file.next is None or file.next.registered:
-            return file
-        return replace(file, next=FiledKey(self._request.following, registered=False))
+    def _first_look(self) -> Observed:
+        """Return what is known at the beginning of a run."""
+        file, following = self.file, self._request.following
+        unfinished = file.next is not None or bool(file.retired)
+        named = False
+        if following is not None and not (file.next and file.next.registered):
+            following = beside(following, file.current.uri)
+            if file.next is not None:  # begun, and not yet registered
+                file = replace(file, next=FiledKey(following, registered=False))
+            else:
+                named = not self._is_current(following)
+                if not named and not unfinished:
+                    raise _not_another(following)
+        return self._look(Observed(file, not unfinished, named, delete_old=self._request.delete_old))
+
+    def _is_current(self, uri: Pkcs11Uri) -> bool:
+        current = self.file.current.uri
+        found = self._public_keys(uri, current)
+        return uri == current or (uri in found and found[uri] == found.get(current))
+
+    def _public_keys(self, *uris: Pkcs11Uri) -> dict[Pkcs11Uri, PublicKey]:
+        """Return the public keys of those keys that are on the device, and are one key and not several."""
+        found = {}
+        for uri in uris:
+            with suppress(KeyLookupError):
+                found[uri] = self._signer(uri).public_key
+        return found
 
     def _would_change_device(self, step: Step) -> bool:
         makes = step is Step.NAME and self._request.following is None
         return makes or step in (Step.GENERATE, Step.CERTIFY, Step.DELETE)
 
-    def _observe(self, file: KeyFile) -> Observed:
-        key = certificate = False
-        if file.next is not None:
-            try:
-                signer = self._device.signer(file.next.uri)
-                key = True
-                (found,) = parse_certificates(self._device.certificate(signer), "The next key's certificate")
-                certificate = will_do(found, file.next, self._request.days, self._now)
-            except (KeyNotFound, CertificateNotFound, KeyAmbiguous):
-                pass
-        unfinished = file.next is not None or bool(file.retired)
-        return Observed(file, not unfinished, key, certificate, delete_old=self._request.delete_old)
+    def _look(self, observed: Observed) -> Observed:
+        """Return what is known, with what the device says of the file's keys by now."""
+        current, following, retired = observed.file.current, observed.file.next, observed.file.retired
+        keys = self._public_keys(*(key.uri for key in (current, following, *retired) if key is not None))
+        observed = replace(observed, keys=keys, has_key=following is not None and following.uri in keys)
+        if following is None:
+            return observed
+        if not observed.has_key:
+            with suppress(KeyNotFound, KeyAmbiguous):
+                self._signer(following.uri)  # one that is there and cannot be used says so
+        if observed.is_current(following):
+            raise _not_another(following.uri)
+        return replace(observed, has_certificate=observed.has_key and self._has_certificate(following))
+
+    def _has_certificate(self, key: FiledKey) -> bool:
+        signer = self._signer(key.uri)
+        try:
+            (found,) = parse_certificates(self._device.certificate(signer), "The next key's certificate")
+        except (CertificateNotFound, KeyAmbiguous):
+            return False
+        return found.public_key == signer.public_key and will_do(found, key, self._request.days, self._now)
 
     def _name(self, observed: Observed) -> Observed:
-        uri = self._request.following
-        if uri is None:
-            label = self._device.signer(self.file.current.uri).key.info.label
+        current = self.file.current.uri
+        if self._request.following is not None:
+            uri = beside(self._request.following, current)
+        else:
+            label = self._signer(current).key.info.label
             label = next_label(label, key_labels(self._device), self._now.strftime("%Y%m%d"))
-            uri = replace(self.file.current.uri, object=label, id=secrets.token_bytes(4))
+            uri = replace(current, object=label, id=secrets.token_bytes(4))
+        observed = self._look(after(Step.NAME, observed, FiledKey(uri, registered=False)))
         self._report(Step.NAME, f"The next key is {uri.object or uri}.")
-        return self._observe(after(Step.NAME, observed, FiledKey(uri, registered=False)).file)
+        return observed
 
     def _generate(self, observed: Observed) -> Observed:
-        uri, old = _following(observed).uri, self._device.signer(self.file.current.uri)
+        current = observed.file.current
+        uri, old = _following(observed).uri, self._signer(current.uri)
         if self._request.following is not None or uri.id is None or uri.object is None:
             raise KeyNotFound(f"{uri} is not on {self._device.info}.", hint="Check --next.")
+        # Beside another key, a URI that leaves out label or id would mean both.
+        label, key_id = old.key.info.label or None, old.key.info.id or None
+        pinned = replace(current.uri, object=current.uri.object or label, id=current.uri.id or key_id)
+        observed = replace(observed, file=replace(observed.file, current=replace(current, uri=pinned)))
+        self._write(observed.file)
         bits = self._request.bits or old.public_key.bits
         spec = KeySpec(uri.object, uri.id, bits, always_authenticate=old.key.always_authenticate)
         try:
@@ -200,7 +258,13 @@ class Rotation:
         return after(Step.GENERATE, observed)
 
     def _certify(self, observed: Observed) -> Observed:
-        signer = self._device.signer(_following(observed).uri)
+        signer = self._signer(_following(observed).uri)
+        if signer.key.info.id == self._signer(self.file.current.uri).key.info.id:
+            raise KeyUnfit(
+                f"The next key has the id of the current one ({signer.key.info}), and a certificate stored for it "
+                "would replace the current key's.",
+                hint="Give it an id of its own, or make another key and name it with --next.",
+            )
         current = x509.load_der_x509_certificate(self._certificate(self.file.current.uri).der)
         subject = self._request.subject or current.subject.rfc4514_string()
         der = create_certificate(signer, Algorithm.RS256, subject, self._request.days, self._now)
@@ -216,14 +280,14 @@ class Rotation:
         listed = self._registrar.listed()
         # What was found out is written with the step, and need not be found out again without permission to list.
         object_id = self._object_id(listed)
-        if listed is not None and current.key_id is None:
-            current = replace(current, key_id=listed.find(prover.certificates()[0]))
+        if listed is not None:
+            current = _filed(current, prover.certificates()[0], listed.find(prover.certificates()[0]))
         key_id = None if listed is None else listed.find(certificate)
         if key_id is None:
             key_id = self._registrar.add(identity, object_id, prover)
         self._report(Step.REGISTER, f"Entra knows its certificate, thumbprint {certificate.sha1.hex().upper()}.")
         file = replace(observed.file, current=current, object_id=object_id)
-        return after(Step.REGISTER, replace(observed, file=file), replace(key, registered=True, key_id=key_id))
+        return after(Step.REGISTER, replace(observed, file=file), _filed(key, certificate, key_id))
 
     def _prove(self, observed: Observed) -> Observed:
         self._registrar.await_acceptance(self._identity(_following(observed).uri))
@@ -234,48 +298,83 @@ class Rotation:
         done = after(Step.SWITCH, observed)
         self._write(done.file)  # before it is said
         self._report(Step.SWITCH, f"{self.path} names it: programs that follow the file use it from now on.")
-        return done
+        return self._look(done)
 
     def _abandon(self, observed: Observed) -> Observed:
         uri = _following(observed).uri
         self._report(Step.ABANDON, f"{uri} is registered, and not whole on the device any more. It is given up.")
         return after(Step.ABANDON, observed)
 
+    def _forget(self, observed: Observed) -> Observed:
+        uri = retired_key(Step.FORGET, observed).uri
+        self._report(Step.FORGET, f"{self.path} lists {uri} as retired, but it is the current key. It stays in use.")
+        return after(Step.FORGET, observed)
+
     def _unregister(self, observed: Observed) -> Observed:
-        old, prover = observed.file.retired[0], self._identity(self.file.current.uri)
+        old, prover = retired_key(Step.UNREGISTER, observed), self._identity(self.file.current.uri)
         self._registrar.authenticate(prover)
         listed = self._registrar.listed()
-        key_id = old.key_id or self._request.old_key_id
-        if listed is not None:
-            certificate = self._retired_certificate(old.uri)
-            by_certificate = None if certificate is None else listed.find(certificate)
-            key_id = by_certificate or (key_id if key_id in listed.key_ids else None)
-        elif key_id is None:
-            raise ConfigError(
-                f"The id of the old key's credential is not known, and Graph does not list them ({old.uri}).",
-                hint=f"Find it with: az ad app credential list --cert --id {self._profile.client_id}  "
-                "and run rotate again with --old-key-id.",
-            )
-        if key_id is not None:
+        if listed is None:
+            self._remove_unlisted(observed, old, prover)
+        elif key_id := self._listed_credential(old, listed, prover.certificates()[0]):
             object_id = self._object_id(listed)
             self._registrar.remove(key_id, object_id, prover, lambda: self._retired_identity(old.uri))
         self._report(Step.UNREGISTER, "Entra does not know the old key any more.")
-        return after(Step.UNREGISTER, observed)
+        return self._look(after(Step.UNREGISTER, observed))
+
+    def _listed_credential(self, old: FiledKey, listed: Registration, kept: Certificate) -> str | None:
+        """Return the id of a retired key's credential, which is never the current key's, whatever the file says."""
+        certificate = self._retired_certificate(old.uri)
+        key_id = (listed.find(certificate) if certificate else None) or self._request.old_key_id or old.key_id
+        return key_id if key_id in listed.key_ids - {listed.find(kept)} else None
+
+    def _remove_unlisted(self, observed: Observed, old: FiledKey, prover: Identity) -> None:
+        """Remove a retired key's credential where Graph does not say which credential is whose."""
+        current, kept = observed.file.current, prover.certificates()[0]
+        certificate, identity = self._retired_certificate(old.uri), self._retired_identity(old.uri)
+        key_id = self._request.old_key_id or old.key_id
+        # The file may be written by hand. An id is certain where this program has noted the certificate with it.
+        noted = old.thumbprints if key_id == old.key_id else {}
+        certain = bool(noted) and (certificate is None or noted == thumbprints(certificate))
+        if key_id in (None, current.key_id) or noted == thumbprints(kept):
+            raise self._credential_unknown("The id of the old key's credential is not known", old)
+        if not certain and identity is None and key_id != self._request.old_key_id:
+            raise self._credential_unknown(f"Nothing shows that the credential {key_id} is the old key's", old)
+        object_id = self._object_id(None)
+        self._registrar.remove(key_id, object_id, prover, lambda: identity)
+        if certain or identity is None:
+            return
+        restored = self._registrar.restore(prover, object_id, identity)
+        if restored is not None:
+            current, wrong = _filed(current, kept, restored), replace(old, key_id=None)
+            retired = tuple(wrong if each is old else each for each in observed.file.retired)
+            self._write(replace(observed.file, current=current, retired=retired))
+            mistake = f"The credential {key_id} was the current key's, and was registered again at once"
+            raise self._credential_unknown(f"{mistake}. The old key's is not known", old)
+
+    def _credential_unknown(self, what: str, old: FiledKey) -> ConfigError:
+        return ConfigError(
+            f"{what}, and Graph does not list credentials ({old.uri}).",
+            hint=f"Find it with: az ad app credential list --cert --id {self._profile.client_id}  "
+            "and run rotate again with --old-key-id.",
+        )
 
     def _delete(self, observed: Observed) -> Observed:
-        uri = observed.file.retired[0].uri
+        uri = retired_key(Step.DELETE, observed).uri
+        # A file may say that a key is not registered, and be wrong: no key goes before the current one has worked.
+        self._registrar.authenticate(self._identity(self.file.current.uri))
         self._identities.pop(str(uri), None)
         with suppress(KeyNotFound):  # a run that was cut off may have deleted it
-            signer = self._device.signer(uri)
-            # The certificate first: it is found by its key.
-            with suppress(CertificateNotFound):
-                delete_certificate(self._device, self._device.certificate(signer))
-            delete_key(self._device, signer.key.info)
+            key = self._signer(uri).key.info
+            # The certificates first: they are found by their key. Another key's may stand beside it.
+            for certificate in certificates_of_key(self._device, key):
+                delete_certificate(self._device, certificate.der)
+            delete_key(self._device, key)
         self._report(Step.DELETE, f"The old key is deleted: {uri.object or uri}.")
         return after(Step.DELETE, observed)
 
     def _keep(self, observed: Observed) -> Observed:
-        uri = observed.file.retired[0].uri
+        uri = retired_key(Step.KEEP, observed).uri
         self._report(Step.KEEP, f"The old key stays on the device: {uri}. `key delete --certificate` removes it.")
         return after(Step.KEEP, observed)
 
@@ -284,10 +383,18 @@ class Rotation:
             write_key_file(self.path, file)
             self.file = file
 
+    def _signer(self, uri: Pkcs11Uri) -> DeviceSigner:
+        if not matches_device(uri, self._device.info):
+            raise KeyNotFound(
+                f"{uri} is not on {self._device.info}, where the current key is.",
+                hint="A rotation goes from one key to another on the same device. Check --next and the key file.",
+            )
+        return self._device.signer(uri)
+
     def _identity(self, uri: Pkcs11Uri) -> Identity:
         name = str(uri)
         if name not in self._identities:
-            signer = self._device.signer(uri)
+            signer = self._signer(uri)
             certificates = certificates_of(self._profile, self._device, signer)
             require_usable(certificates()[0], signer.public_key, self._now)
             self._identities[name] = make_identity(self._profile, signer, certificates, now=self._clock.now)
@@ -301,11 +408,16 @@ class Rotation:
             return None
 
     def _retired_certificate(self, uri: Pkcs11Uri) -> Certificate | None:
-        """Return the certificate of a key, over or not; or None where one of them is gone."""
+        """Return the certificate of a key, over or not; or None where one of them is gone.
+
+        What stands beside the key may be another's: devices let two keys have one id.
+        """
         try:
-            return certificates_of(self._profile, self._device, self._device.signer(uri))()[0]
+            signer = self._signer(uri)
+            certificate = certificates_of(self._profile, self._device, signer)()[0]
         except KeyLookupError:
             return None
+        return certificate if certificate.public_key == signer.public_key else None
 
     def _certificate(self, uri: Pkcs11Uri) -> Certificate:
         return self._identity(uri).certificates()[0]
@@ -329,6 +441,7 @@ _DOING: dict[Step, Callable[[Rotation, Observed], Observed]] = {
     Step.PROVE: Rotation._prove,
     Step.SWITCH: Rotation._switch,
     Step.ABANDON: Rotation._abandon,
+    Step.FORGET: Rotation._forget,
     Step.UNREGISTER: Rotation._unregister,
     Step.DELETE: Rotation._delete,
     Step.KEEP: Rotation._keep,
@@ -357,6 +470,18 @@ def require_key_file(profile: Profile) -> Path:
 def _following(observed: Observed) -> FiledKey:
     assert observed.file.next is not None  # noqa: S101  # the plan sees to it
     return observed.file.next
+
+
+def _filed(key: FiledKey, certificate: Certificate, key_id: str | None) -> FiledKey:
+    """Return a key that is registered, with its credential and the certificate that this is known to be of."""
+    return replace(key, registered=True, key_id=key_id, thumbprints=thumbprints(certificate))
+
+
+def _not_another(uri: Pkcs11Uri) -> ConfigError:
+    return ConfigError(
+        f"The next key, {uri}, is the current key. A rotation needs another one.",
+        hint='Name another key with --next, or leave it out; take "next" out of the key file if it stands there.',
+    )
 
 
 def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:

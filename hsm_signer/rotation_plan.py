@@ -6,12 +6,19 @@ with by looking again.
 """
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
 from hsm_signer.certificate import Certificate, certificate_details
+from hsm_signer.crypto import PublicKey
+from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.keyfile import FiledKey, KeyFile
+
+_OF_A_KEY = ("object", "id", "type", "pin_value")
+_OF_A_MODULE = ("module_name", "module_path")
+_NOT_NAMED_YET = Pkcs11Uri(vendor_path=(("x-next", ""),))  # where a key is only predicted; no other key has it
 
 
 class Step(StrEnum):
@@ -28,9 +35,11 @@ class Step(StrEnum):
     """Let the next key be the current one."""
     ABANDON = "abandon"
     """Give the next key up: it, or its certificate, was taken from the device after it was registered."""
+    FORGET = "forget"
+    """Drop a retired key from the key file and leave it alone: it is the current key, perhaps under another name."""
     UNREGISTER = "unregister"
     DELETE = "delete"
-    """Delete the oldest retired key from the device."""
+    """Delete a retired key from the device."""
     KEEP = "keep"
     """Leave it there, and forget it."""
 
@@ -42,6 +51,9 @@ class Observed:
     Attributes:
         file: what the key file says.
         wanted: a new key is wanted in this run, and none has been begun.
+        named: this run was told which key is to be the next, and that comes before what is left of the last rotation.
+        keys: the public keys of those of the file's keys that are on the device. Only they tell one key from another:
+            the same key has many URIs.
         has_key: the next key is on the device.
         has_certificate: a certificate that will do is beside it.
         proven: a token was obtained with it in this run.
@@ -50,15 +62,24 @@ class Observed:
 
     file: KeyFile
     wanted: bool
+    named: bool = False
+    keys: Mapping[Pkcs11Uri, PublicKey] = field(default_factory=dict)
     has_key: bool = False
     has_certificate: bool = False
     proven: bool = False
     delete_old: bool = False
 
+    def is_current(self, key: FiledKey) -> bool:
+        """Return whether a key of the file is the current key."""
+        current = self.file.current.uri
+        return key.uri == current or (key.uri in self.keys and self.keys[key.uri] == self.keys.get(current))
+
 
 def next_step(observed: Observed) -> Step | None:
     """Return what to do next, or None when all is done."""
     following, retired = observed.file.next, observed.file.retired
+    if any(map(observed.is_current, retired)):
+        return Step.FORGET
     if following is not None:
         complete = observed.has_key and observed.has_certificate
         if following.registered:
@@ -68,11 +89,18 @@ def next_step(observed: Observed) -> Step | None:
         if complete:
             return Step.REGISTER
         return Step.CERTIFY if observed.has_key else Step.GENERATE
+    if observed.named:
+        return Step.NAME
     if retired:
         if retired[0].registered:
             return Step.UNREGISTER
         return Step.DELETE if observed.delete_old else Step.KEEP
     return Step.NAME if observed.wanted else None
+
+
+def retired_key(step: Step, observed: Observed) -> FiledKey:
+    """Return the retired key that a step is about."""
+    return next(filter(observed.is_current, observed.file.retired)) if step is Step.FORGET else observed.file.retired[0]
 
 
 def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observed:
@@ -82,10 +110,17 @@ def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observ
         key: for NAME the next key, for REGISTER the same with what Entra calls it; None for a prediction.
     """
     file = observed.file
-    following = file.next or FiledKey(file.current.uri, registered=False)
+    following = file.next or FiledKey(_NOT_NAMED_YET, registered=False)
+
+    def with_retired(change: Callable[[FiledKey], tuple[FiledKey, ...]]) -> Observed:
+        """Return what is known once the retired key that the step is about was replaced by others."""
+        about = retired_key(step, observed)
+        changed = tuple(new for each in file.retired for new in (change(each) if each is about else (each,)))
+        return replace(observed, file=replace(file, retired=changed))
+
     match step:
         case Step.NAME:
-            return replace(observed, file=replace(file, next=key or following), wanted=False)
+            return replace(observed, file=replace(file, next=key or following), wanted=False, named=False)
         case Step.GENERATE:
             return replace(observed, has_key=True)
         case Step.CERTIFY:
@@ -95,16 +130,16 @@ def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observ
         case Step.PROVE:
             return replace(observed, proven=True)
         case Step.SWITCH:
-            retired = (*file.retired, file.current)
+            # It was in use, whatever a file that somebody wrote says of it.
+            retired = (*file.retired, replace(file.current, registered=True))
             return replace(observed, file=replace(file, current=following, next=None, retired=retired))
         case Step.ABANDON:
             given_up = replace(file, next=None, retired=(*file.retired, following))
             return Observed(given_up, wanted=True, delete_old=observed.delete_old)
         case Step.UNREGISTER:
-            oldest = replace(file.retired[0], registered=False)
-            return replace(observed, file=replace(file, retired=(oldest, *file.retired[1:])))
-        case Step.DELETE | Step.KEEP:
-            return replace(observed, file=replace(file, retired=file.retired[1:]))
+            return with_retired(lambda old: (replace(old, registered=False),))
+        case Step.DELETE | Step.KEEP | Step.FORGET:
+            return with_retired(lambda old: ())
 
 
 def plan(observed: Observed) -> list[Step]:
@@ -114,6 +149,16 @@ def plan(observed: Observed) -> list[Step]:
         steps.append(step)
         observed = after(step, observed)
     return steps
+
+
+def beside(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
+    """Return the URI of a key on the current key's device, with what it leaves out about the way to that device.
+
+    Programs will find the key by it, and so it must say as much as the current key's.
+    """
+    own = {*_OF_A_KEY, *(_OF_A_MODULE if uri.module_name or uri.module_path else ())}
+    left_out = [each.name for each in fields(uri) if each.name not in own and getattr(uri, each.name) in (None, ())]
+    return replace(uri, **{name: getattr(current, name) for name in left_out})
 
 
 def will_do(certificate: Certificate, key: FiledKey, days: int, now: datetime) -> bool:

@@ -30,6 +30,7 @@ _MEANING = {
     Step.PROVE: "get a token with the next key, as soon as Entra takes it",
     Step.SWITCH: "name the next key in the key file as the current one",
     Step.ABANDON: "give up the next key, which is gone from the device",
+    Step.FORGET: "drop an entry of the key file that calls the current key retired",
     Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
     Step.DELETE: "delete the old key and its certificate from the device",
     Step.KEEP: "leave the old key on the device",

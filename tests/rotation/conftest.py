@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.facts import Contents
 from hsm_signer.device.inventory import examine
 from hsm_signer.device.uri import Pkcs11Uri
@@ -20,6 +21,7 @@ from hsm_signer.opening import key_reference
 from hsm_signer.rotation import Rotation, RotationRequest
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import EntraEmulator, SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
 from hsm_signer.tokens import Tokens
 
 TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
@@ -34,6 +36,7 @@ class Application:
     entra: EntraEmulator
     softhsm: SoftHsm
     key_file: Path
+    first: SoftHsmKey
 
     def settings(self, **changes: object) -> dict[str, object]:
         return {
@@ -91,6 +94,20 @@ class Application:
         contents = examine(reference, datetime.now(UTC), login=True).devices[0].contents
         assert contents is not None
         return contents
+
+    def seen(self) -> tuple[set[bytes], set[str], set[bytes]]:
+        """What Entra knows, and the labels of the keys and the certificates that the device holds."""
+        contents = self.on_device()
+        return (
+            {*self.registered()},
+            {key.label for key in contents.keys},
+            {certificate.sha1 for certificate in contents.certificates},
+        )
+
+    def device(self) -> Device:
+        """The device, to be changed behind the rotation's back."""
+        reference = key_reference(self.profile(), Pkcs11Uri(token=self.softhsm.label))
+        return open_device(replace(reference, writable=True))
 
     def is_tidy(self) -> bool:
         """Whether there is one key, one certificate, one registration, nothing left to do, and a token to be had."""
@@ -151,7 +168,7 @@ def running(directory: Path, *, forbid_listing: bool) -> Iterator[Application]:
         file = directory / "key.json"
         (credential,) = entra.key_credentials(CLIENT, tenant=TENANT)
         write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
-        yield Application(entra, softhsm, file)
+        yield Application(entra, softhsm, file, first)
 
 
 @pytest.fixture

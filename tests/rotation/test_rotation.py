@@ -11,7 +11,7 @@ from joserfc.util import urlsafe_b64decode
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.certificates import replace_certificates
-from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.device import Device
 from hsm_signer.device.generation import KeySpec, generate_key
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, find_key
@@ -19,7 +19,6 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
 from hsm_signer.issuance import create_certificate
 from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
-from hsm_signer.opening import key_reference
 from hsm_signer.rotation import Rotation, RotationRequest
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
@@ -91,7 +90,7 @@ def test_a_service_principals_own_keys_are_rolled_in_the_same_way(application: A
 
 def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(application: Application) -> None:
     spec = KeySpec("careful", b"\x03", always_authenticate=True)
-    with change_session(application) as device:
+    with application.device() as device:
         made = generate_key(device, spec)
         signer = device.signer(Pkcs11Uri.parse(made.uri))
         certificate = create_certificate(signer, Algorithm.RS256, "CN=careful", 30, datetime.now(UTC))
@@ -150,14 +149,9 @@ def thumbprint(assertion: str) -> bytes:
     return urlsafe_b64decode(header["x5t"].encode())
 
 
-def change_session(application: Application) -> Device:
-    reference = key_reference(application.profile(), Pkcs11Uri(token=application.softhsm.label))
-    return open_device(replace(reference, writable=True))
-
-
 def change(application: Application, act: Callable[[Device, KeyInfo], None], uri: Pkcs11Uri) -> None:
     """Do something to a key on the device behind the rotation's back."""
-    with change_session(application) as device:
+    with application.device() as device:
         act(device, find_key(device, uri))
 
 

@@ -8,9 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_signer.certificate import Certificate
+from hsm_signer.crypto import PublicKey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.keyfile import FiledKey, KeyFile
-from hsm_signer.rotation_plan import Observed, Step, after, next_label, next_step, plan, will_do
+from hsm_signer.rotation_plan import (
+    Observed,
+    Step,
+    after,
+    beside,
+    next_label,
+    next_step,
+    plan,
+    retired_key,
+    will_do,
+)
 
 OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
 NEW = FiledKey(Pkcs11Uri(token="t", id=b"new"), registered=False)
@@ -125,6 +136,86 @@ def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observe
         if step in (Step.DELETE, Step.KEEP):
             assert not observed.file.retired[0].registered
         observed = after(step, observed)
+
+
+def test_a_key_that_is_named_comes_before_what_is_left_of_the_last_rotation() -> None:
+    assert plan(Observed(KeyFile(OLD, retired=(REGISTERED,)), wanted=False, named=True))[0] is Step.NAME
+
+
+# Any file that a person could write: each of its keys is one of a few, by one of the names that it has.
+SPELLINGS = {
+    uri: name
+    for name in ("one", "two", "three", "gone")
+    for uri in (
+        Pkcs11Uri(object=name),
+        Pkcs11Uri(token="t", object=name),
+        Pkcs11Uri(id=name.encode()),
+        Pkcs11Uri(token="t", object=name, id=name.encode()),
+    )
+}
+spelled = st.builds(FiledKey, st.sampled_from([*SPELLINGS]), st.booleans())
+files = st.builds(KeyFile, current=spelled, next=st.none() | spelled, retired=st.lists(spelled, max_size=3).map(tuple))
+NUMBERS = {name: number for number, name in enumerate(("one", "two", "three", "made"), 1)}
+
+
+@given(file=files, delete_old=st.booleans(), named=st.none() | st.sampled_from([*SPELLINGS]), certified=st.booleans())
+def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_registered(
+    file: KeyFile, delete_old: bool, named: Pkcs11Uri | None, certified: bool
+) -> None:
+    names = dict(SPELLINGS)
+    current = names[file.current.uri]
+    device, entra = {"one", "two", "three"}, {"one", current}
+    if current == "gone" or (file.next is not None and names[file.next.uri] == current):
+        return  # refused: `test_current_key`
+    wanted = file.next is None and not file.retired
+    observed = Observed(file, wanted, named is not None and names[named] != current, delete_old=delete_old)
+    while True:
+        uris = [key.uri for key in (observed.file.current, observed.file.next, *observed.file.retired) if key]
+        keys = {uri: PublicKey(NUMBERS[names[uri]], 65537) for uri in uris if names[uri] in device}
+        has_key = observed.file.next is not None and observed.file.next.uri in keys
+        observed = replace(observed, keys=keys, has_key=has_key, has_certificate=has_key and certified)
+        if (step := next_step(observed)) is None:
+            break
+        match step:
+            case Step.NAME:
+                following = named or Pkcs11Uri(object="made")
+                names.setdefault(following, "made")
+                observed = after(step, observed, FiledKey(following, registered=False))
+                continue
+            case Step.GENERATE if observed.file.next and names[observed.file.next.uri] != "made":
+                break  # there is no such key, and the run ends
+            case Step.GENERATE:
+                device.add("made")
+            case Step.CERTIFY:
+                certified = True
+            case Step.REGISTER if observed.file.next:
+                entra.add(names[observed.file.next.uri])
+            case Step.PROVE if observed.file.next and names[observed.file.next.uri] not in entra:
+                break  # Entra refuses it, and the run ends
+            case Step.UNREGISTER:
+                entra.discard(names[retired_key(step, observed).uri])
+            case Step.DELETE:
+                device.discard(names[retired_key(step, observed).uri])
+        observed = after(step, observed)
+        current = names[observed.file.current.uri]
+        assert current in device
+        assert current in entra
+
+
+@pytest.mark.parametrize(
+    ("uri", "current", "expected"),
+    [
+        ("pkcs11:object=b", "pkcs11:token=t;object=a;id=%01", "pkcs11:token=t;object=b"),
+        ("pkcs11:token=u;id=%02", "pkcs11:token=t;serial=1;object=a", "pkcs11:token=u;serial=1;id=%02"),
+        ("pkcs11:id=%02", "pkcs11:id=%01?pin-source=file:/p", "pkcs11:id=%02?pin-source=file:/p"),
+        ("pkcs11:id=%02", "pkcs11:id=%01?module-name=a", "pkcs11:id=%02?module-name=a"),
+        ("pkcs11:id=%02?module-path=/m", "pkcs11:id=%01?module-name=a", "pkcs11:id=%02?module-path=/m"),
+    ],
+)
+def test_the_next_keys_uri_says_as_much_about_the_device_as_the_current_ones(
+    uri: str, current: str, expected: str
+) -> None:
+    assert beside(Pkcs11Uri.parse(uri), Pkcs11Uri.parse(current)) == Pkcs11Uri.parse(expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""The key in use stays in use, whatever the key file or the command line calls it."""
+
+from dataclasses import replace
+
+import pytest
+from pkcs11 import KeyType
+
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ConfigError, EntraError, KeyNotFound, KeyUnfit
+from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.rotation_plan import Step
+from hsm_signer.testing import GraphRefusal, Slow
+from tests.rotation.conftest import CLIENT, TENANT, Application
+
+# What a person may call the key `app` with the id 01.
+SPELLINGS = [
+    "pkcs11:token=rolling;object=app",
+    "pkcs11:token=rolling;id=%01",
+    "pkcs11:id=%01;object=app;token=rolling;type=private",
+    "pkcs11:token=rolling",
+    "pkcs11:object=%61pp",
+]
+
+
+def parsed(uri: str) -> Pkcs11Uri:
+    return Pkcs11Uri.parse(uri)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_current_key_is_not_taken_for_the_next_one(application: Application, spelling: str) -> None:
+    before = application.seen()
+    with pytest.raises(ConfigError, match="is the current key") as caught:
+        application.rotate(following=parsed(spelling))
+    assert caught.value.hint
+    assert application.seen() == before
+    assert application.token()
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_next_key_in_the_file_that_is_the_current_one_is_refused(application: Application, registered: bool) -> None:
+    again = FiledKey(parsed("pkcs11:token=rolling;object=app"), registered=registered)
+    write_key_file(application.key_file, replace(application.file, next=again))
+    before = application.seen()
+    with pytest.raises(ConfigError, match="is the current key"):
+        application.rotate()
+    assert application.seen() == before
+    assert application.token()
+
+
+@pytest.mark.parametrize(("spelling", "registered"), [(each, True) for each in SPELLINGS] + [(SPELLINGS[0], False)])
+def test_a_retired_key_that_is_the_current_one_is_dropped_from_the_file_and_nothing_else(
+    application: Application, spelling: str, registered: bool
+) -> None:
+    again = FiledKey(parsed(spelling), registered=registered, key_id=application.file.current.key_id)
+    write_key_file(application.key_file, replace(application.file, retired=(again,)))
+    before = application.seen()
+    assert application.rotate() == [Step.FORGET]
+    assert application.seen() == before
+    assert application.file.retired == ()
+    assert application.is_tidy()
+
+
+def test_a_rotation_rolled_back_by_hand_keeps_the_key_that_was_rolled_back_to(
+    application: Application,
+) -> None:
+    old = application.file.current
+    application.rotate(delete_old=False)
+    assert application.first.certificate is not None
+    application.entra.register(CLIENT, application.first.certificate, tenant=TENANT)
+    new = application.file.current
+    write_key_file(application.key_file, KeyFile(replace(old, key_id=None), retired=(old, new)))
+    application.rotate()
+    assert application.file.current.uri == old.uri
+    assert application.is_tidy()
+
+
+def test_a_retired_key_is_gone_back_to_when_it_is_named_as_the_next_one(application: Application) -> None:
+    old = application.file.current.uri
+    application.rotate(delete_old=False)
+    new = application.file.current.uri
+    retired = replace(application.file, retired=(FiledKey(Pkcs11Uri(token="rolling", id=b"\x01"), registered=False),))
+    write_key_file(application.key_file, retired)
+    taken = application.rotate(following=old)
+    assert taken[:2] == [Step.NAME, Step.REGISTER]
+    assert application.file.current.uri == old
+    assert application.is_tidy()
+    assert new != old
+
+
+def test_a_next_key_that_has_become_the_current_one_is_no_reason_not_to_end_the_rotation(
+    application: Application,
+) -> None:
+    made = application.softhsm.add_identity("made elsewhere", b"\x77")
+    following = parsed(made.uri)
+    application.entra.answer_next_graph(*[Slow(0)] * 3, GraphRefusal("Request_BadRequest", "Not now.", 400))
+    with pytest.raises(EntraError):
+        application.rotate(following=following)
+    assert application.file.current.uri == following
+    assert application.rotate(following=following) == [Step.UNREGISTER, Step.DELETE]
+    assert application.is_tidy()
+
+
+class TestACredential:
+    """What the file says of credentials may be wrong: it may be written by hand."""
+
+    def test_that_is_the_current_keys_stays_whatever_key_it_stands_beside(self, application: Application) -> None:
+        other = application.softhsm.add_identity("other", b"\x02")
+        mistaken = FiledKey(parsed(other.uri), key_id=application.file.current.key_id)
+        write_key_file(application.key_file, replace(application.file, retired=(mistaken,)))
+        before = application.registered()
+        application.rotate()
+        assert application.registered() == before
+        assert application.is_tidy()
+
+    def test_that_is_the_current_keys_is_asked_for_again_where_graph_does_not_tell(self, reticent: Application) -> None:
+        other = reticent.softhsm.add_identity("other", b"\x02")
+        mistaken = FiledKey(parsed(other.uri), key_id=reticent.file.current.key_id)
+        write_key_file(reticent.key_file, replace(reticent.file, retired=(mistaken,)))
+        with pytest.raises(ConfigError) as caught:
+            reticent.rotate()
+        assert "--old-key-id" in str(caught.value.hint)
+        assert reticent.token()
+
+    def test_of_the_current_key_that_was_removed_for_the_old_ones_is_registered_again(
+        self, reticent: Application
+    ) -> None:
+        # Two ids that somebody has exchanged, which nothing shows before one of them is gone.
+        other = reticent.softhsm.add_identity("other", b"\x02")
+        assert other.certificate is not None
+        reticent.entra.register(CLIENT, other.certificate, tenant=TENANT)
+        ours, others = (each.key_id for each in reticent.entra.key_credentials(CLIENT, tenant=TENANT))
+        current = replace(reticent.file.current, key_id=others)
+        write_key_file(
+            reticent.key_file,
+            replace(reticent.file, current=current, retired=(FiledKey(parsed(other.uri), key_id=ours),)),
+        )
+        with pytest.raises(ConfigError, match="registered again at once") as caught:
+            reticent.rotate()
+        assert "--old-key-id" in str(caught.value.hint)
+        assert reticent.token()
+        reticent.rotate(old_key_id=others)
+        assert reticent.is_tidy()
+
+    def test_that_nothing_shows_to_be_the_old_keys_is_not_removed(self, reticent: Application) -> None:
+        (ours,) = (each.key_id for each in reticent.entra.key_credentials(CLIENT, tenant=TENANT))
+        current = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
+        gone = FiledKey(Pkcs11Uri(token="rolling", object="gone"), key_id=ours)
+        write_key_file(reticent.key_file, replace(reticent.file, current=current, retired=(gone,)))
+        with pytest.raises(ConfigError, match="Nothing shows"):
+            reticent.rotate()
+        assert reticent.token()
+
+
+class TestAnId:
+    """Devices let two keys have one id, by which their certificates are found."""
+
+    @pytest.fixture
+    def twin(self, application: Application) -> FiledKey:
+        """Another key with the current key's id, beside which the current key's certificate stands."""
+        named = {"id": b"\x01", "label": "twin", "store": True}
+        with application.device() as device:
+            device.call("making a key", lambda session: session.generate_keypair(KeyType.RSA, 2048, **named))
+        return FiledKey(Pkcs11Uri(token="rolling", object="twin", id=b"\x01"))
+
+    def test_that_a_retired_key_shares_leaves_the_current_keys_certificate_alone(
+        self, application: Application, twin: FiledKey
+    ) -> None:
+        write_key_file(application.key_file, replace(application.file, retired=(twin,)))
+        application.rotate()
+        assert application.is_tidy()
+
+    def test_that_the_next_key_shares_is_refused(self, application: Application, twin: FiledKey) -> None:
+        with pytest.raises(KeyUnfit, match="has the id of the current one"):
+            application.rotate(following=twin.uri)
+        assert len(application.on_device().certificates) == 1
+        assert application.token()
+
+
+class TestAUri:
+    def test_of_another_device_is_not_looked_for_on_this_one(self, application: Application) -> None:
+        made = application.softhsm.add_identity("other", b"\x02")
+        with pytest.raises(KeyNotFound, match="is not on"):
+            application.rotate(following=replace(parsed(made.uri), token="elsewhere"))
+        assert application.token()
+
+    def test_of_a_retired_key_on_another_device_deletes_nothing_here(self, application: Application) -> None:
+        made = application.softhsm.add_identity("other", b"\x02")
+        elsewhere = FiledKey(replace(parsed(made.uri), token="elsewhere"), registered=False)
+        write_key_file(application.key_file, replace(application.file, retired=(elsewhere,)))
+        application.rotate()
+        assert len(application.on_device().keys) == 2
+
+    def test_that_means_the_only_key_still_means_it_beside_another(self, application: Application) -> None:
+        write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri(token="rolling"))))
+        application.entra.answer_next_graph(Slow(0), GraphRefusal("Request_BadRequest", "Not now.", 400))
+        with pytest.raises(EntraError):
+            application.rotate()
+        assert len(application.on_device().keys) == 2
+        assert application.token()
+        application.rotate()
+        assert application.is_tidy()
+
+    def test_of_the_next_key_leads_to_the_device_as_the_current_ones_does(self, application: Application) -> None:
+        made = application.softhsm.add_identity("other", b"\x02")
+        application.softhsm.add_token("another device")
+        application.rotate(following=Pkcs11Uri(object=made.label))
+        assert application.is_tidy()
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_no_key_is_deleted_before_the_current_one_has_worked(application: Application, registered: bool) -> None:
+    # Somebody has named a key that Entra does not know, and called the one that works retired.
+    works = replace(application.file.current, registered=registered)
+    unknown = application.softhsm.add_identity("unknown", b"\x02")
+    write_key_file(application.key_file, KeyFile(FiledKey(parsed(unknown.uri)), retired=(works,)))
+    before = application.seen()
+    with pytest.raises(EntraError):
+        application.rotate()
+    assert application.seen() == before
