@@ -8,6 +8,7 @@ An attribute that is absent is None and matches everything (section 2.5); one th
 slot-id 0 is a slot. `str` holds the PIN when there is a `pin-value`: messages show `uri.redacted`.
 """
 
+import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +61,9 @@ class Pkcs11Uri:
     def parse(cls, text: str) -> Self:
         """Read a URI as RFC 7512 section 2.3 spells it.
 
-        An unknown attribute is a vendor's and is kept. A standard attribute on the wrong side of the `?` is refused:
-        as a vendor's it would silently select nothing, and a `pin-value` before the `?` would be taken for harmless.
+        A vendor's attribute is kept: its name begins with `x-`, or with `vendor-` as in section 3. Any other that the
+        RFC does not define is refused, as is one on the wrong side of the `?`: it would be ignored, and another device
+        than the one meant would be asked for. `x-pin-value` is `pin-value`, as drafts of the RFC called it.
 
         Raises:
             UriError: with the position; the message quotes no value.
@@ -125,12 +127,13 @@ class _Component(NamedTuple):
         seen: set[str] = set()
         position = start
         for attribute in text[start:end].split(self.delimiter) if start < end else ():
-            name, equals, value = attribute.partition("=")
+            spelt, equals, value = attribute.partition("=")
+            name = _DRAFT_NAMES.get(spelt, spelt)
             self._check_name(text, position, name, found=bool(equals))
             if name in seen and (name in self.attributes or not self.repeatable):
                 raise _malformed(text, position, "this attribute was given before", hint="Give it once.")
             seen.add(name)
-            decoded = self._decode(text, position + len(name) + 1, name, value)
+            decoded = self._decode(text, position + len(spelt) + 1, name, value)
             if name in self.attributes:
                 fields[_field(name)] = decoded
             else:
@@ -149,6 +152,10 @@ class _Component(NamedTuple):
         if name in _STANDARD and name not in self.attributes:
             where = "before" if name in _PATH.attributes else "behind"
             raise _malformed(text, position, f"{name} belongs {where} the question mark")
+        if name not in _STANDARD and not name.startswith(_VENDOR):
+            # The name is not shown: a stray & makes a name of half a PIN.
+            hint = _right_name(name, self.attributes)
+            raise _malformed(text, position, "there is no attribute of this name", hint=hint)
 
     def _decode(self, text: str, position: int, name: str, value: str) -> str | bytes | int | tuple[int, int]:
         readable = re.match(rf"(?:[{_UNRESERVED}{re.escape(self.reserved)}]|%[0-9A-Fa-f]{{2}})*", value)
@@ -191,11 +198,14 @@ class _Component(NamedTuple):
             if isinstance(value, str) and _SURROGATE.search(value):
                 raise UriError(f"The {name} of a PKCS#11 URI must be Unicode text, without lone surrogates.")
         for name, value in vendor:
-            if not _NAME.fullmatch(name) or name in _STANDARD or _SURROGATE.search(value):
+            ours = not name.startswith(_VENDOR) or name in _DRAFT_NAMES
+            if not _NAME.fullmatch(name) or ours or _SURROGATE.search(value):
                 raise UriError("A vendor attribute of a PKCS#11 URI has a name or a value that cannot be written.")
 
 
 _SCHEME = "pkcs11:"
+_VENDOR = ("x-", "vendor-")
+_DRAFT_NAMES = {"x-pin-value": "pin-value"}
 _UNRESERVED = r"A-Za-z0-9\-._~"  # RFC 3986 section 2.3
 _NAME = re.compile("[A-Za-z0-9_-]+")  # pk11-v-attr-nm-char; the standard names fit it
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -238,6 +248,20 @@ _EXPECTED = {
     # A relative one would load code from wherever the caller happens to be.
     "module-path": "an absolute path",
 }
+
+
+# What other programs and older drafts call an attribute.
+_OTHER_NAMES = {"object-type": "type", "pinfile": "pin-source", "label": "object", "slot": "slot-id"}
+
+
+def _right_name(name: str, attributes: tuple[str, ...]) -> str:
+    """Return a hint at the attribute that was meant, of `attributes` if one is near."""
+    spelt = name.lower().replace("_", "-")
+    for known in (attributes, _PATH.attributes + _QUERY.attributes):
+        names = {each: each for each in known} | {other: each for other, each in _OTHER_NAMES.items() if each in known}
+        if found := difflib.get_close_matches(spelt, names, n=1):
+            return f"Did you mean {names[found[0]]}?"
+    return f"Known here are {', '.join(attributes)}. A vendor's attribute begins with x-."
 
 
 def _field(name: str) -> str:

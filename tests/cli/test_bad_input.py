@@ -138,7 +138,7 @@ def test_no_pin_and_nobody_to_ask(program: Program, signing: Settings) -> None:
     assert "--pin-source" in result.stderr
 
 
-@pytest.mark.parametrize("uri", ["token=office", "pkcs11:token=%zz"])
+@pytest.mark.parametrize("uri", ["token=office", "pkcs11:token=%zz", "pkcs11:tokn=office"])
 def test_a_malformed_uri(program: Program, signing: Settings, uri: str) -> None:
     result = program("assertion", *options(signing, key=uri))
     assert_explained(result, 2, "uri_error")

@@ -20,7 +20,8 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
         *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
         *project["dependency-groups"]["dev"],
     ]
-    bounds = dict(re.fullmatch(r"([a-z0-9-]+)>=([0-9.]+)(?:,.*)?", each).groups() for each in requirements)  # type: ignore[union-attr]
+    bounds = dict(pair for each in requirements for pair in re.findall(r"^([a-z0-9-]+)>=([0-9.]+)", each))
+    assert len(bounds) == len(set(requirements))
     text = (ROOT / "scripts" / "constraints-lowest.txt").read_text()
     pinned = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
     assert {name.replace("_", "-"): Version(version) for name, version in pinned.items()} == {

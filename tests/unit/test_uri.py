@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,12 +14,13 @@ from hsm_signer.errors import UriError
 PIN = "s3cr;t"
 
 _OBJECT_TYPES: list[ObjectType] = ["public", "private", "cert", "secret-key", "data"]
-_STANDARD_NAMES = {field.name.replace("_", "-") for field in fields(Pkcs11Uri)}
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
-vendor_names = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", min_size=1).filter(
-    lambda name: name not in _STANDARD_NAMES
-)
+vendor_names = st.builds(
+    "{}{}".format,
+    st.sampled_from(["x-", "vendor-"]),
+    st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", min_size=1),
+).filter(lambda name: name != "x-pin-value")
 vendor_attributes = st.lists(st.tuples(vendor_names, text)).map(tuple)
 vendor_path_attributes = st.lists(st.tuples(vendor_names, text), unique_by=lambda pair: pair[0]).map(tuple)
 uris = st.builds(
@@ -164,10 +165,10 @@ def test_the_examples_of_rfc_7512_section_3_mean_what_it_says(text: str, expecte
         ("pkcs11:id=A%00z", Pkcs11Uri(id=b"A\0z")),
         ("pkcs11:type=priv%61te", Pkcs11Uri(type="private")),
         ("pkcs11:slot-manufacturer=a", Pkcs11Uri(slot_manufacturer="a")),
-        ("pkcs11:tokne=a", Pkcs11Uri(vendor_path=(("tokne", "a"),))),
-        ("pkcs11:Token=a", Pkcs11Uri(vendor_path=(("Token", "a"),))),
-        ("pkcs11:?x=1&x=2&x=1", Pkcs11Uri(vendor_query=(("x", "1"), ("x", "2"), ("x", "1")))),
-        ("pkcs11:x=1?x=2", Pkcs11Uri(vendor_path=(("x", "1"),), vendor_query=(("x", "2"),))),
+        ("pkcs11:x-tokne=a", Pkcs11Uri(vendor_path=(("x-tokne", "a"),))),
+        ("pkcs11:?x-a=1&x-a=2&x-a=1", Pkcs11Uri(vendor_query=(("x-a", "1"), ("x-a", "2"), ("x-a", "1")))),
+        ("pkcs11:x-a=1?x-a=2", Pkcs11Uri(vendor_path=(("x-a", "1"),), vendor_query=(("x-a", "2"),))),
+        ("pkcs11:?x-pin-value=1234", Pkcs11Uri(pin_value="1234")),
         ("pkcs11:token=:[]@!$'()*+,=&", Pkcs11Uri(token=":[]@!$'()*+,=&")),
         ("pkcs11:?module-path=/:[]@!$'()*+,=?|", Pkcs11Uri(module_path="/:[]@!$'()*+,=?|")),
     ],
@@ -189,8 +190,8 @@ def test_less_common_spellings_are_read(text: str, expected: Pkcs11Uri) -> None:
         (Pkcs11Uri(token="a/b?c;d&e|f%~"), "pkcs11:token=a%2Fb%3Fc%3Bd&e%7Cf%25~"),
         (Pkcs11Uri(module_path="/a/b?c;d&e|f"), "pkcs11:?module-path=/a/b?c%3Bd%26e|f"),
         (
-            Pkcs11Uri(vendor_query=(("b", "2"), ("a", "1")), pin_source="|x", object="o", token="t"),
-            "pkcs11:token=t;object=o?pin-source=|x&b=2&a=1",
+            Pkcs11Uri(vendor_query=(("x-b", "2"), ("x-a", "1")), pin_source="|x", object="o", token="t"),
+            "pkcs11:token=t;object=o?pin-source=|x&x-b=2&x-a=1",
         ),
     ],
 )
@@ -214,11 +215,11 @@ def test_the_canonical_text_escapes_what_it_must_and_no_more(uri: Pkcs11Uri, exp
         ("pkcs11:token=a;;object=b", 15, "name was expected"),
         ("pkcs11:?module-name=a&&module-path=/b", 22, "name was expected"),
         ("pkcs11:to ken=a", 9, "cannot be part of an attribute's name"),
-        ("pkcs11:x=1;%74oken=a", 11, "cannot be part of an attribute's name"),
+        ("pkcs11:x-a=1;%74oken=a", 13, "cannot be part of an attribute's name"),
         ("pkcs11:token=a%", 14, "% must be followed by two hexadecimal digits in token"),
         ("pkcs11:token=a%4", 14, "hexadecimal digits"),
         ("pkcs11:token=%41%4g", 16, "hexadecimal digits"),
-        ("pkcs11:x=a;id=%0x", 14, "hexadecimal digits in id"),
+        ("pkcs11:x-a=a;id=%0x", 16, "hexadecimal digits in id"),
         ("pkcs11:token=a b", 14, "percent-encoded in token"),
         ("pkcs11:token=a/b", 14, "percent-encoded in token"),
         ("pkcs11:token=a|b", 14, "percent-encoded in token"),
@@ -226,12 +227,12 @@ def test_the_canonical_text_escapes_what_it_must_and_no_more(uri: Pkcs11Uri, exp
         ("pkcs11:token=a#b", 14, "percent-encoded in token"),
         ("pkcs11:token=a\n", 14, "percent-encoded in token"),
         ("pkcs11:?module-path=/a;b", 22, "percent-encoded in module-path"),
-        ("pkcs11:?x=%41#", 13, "percent-encoded in a vendor attribute"),
+        ("pkcs11:?x-a=%41#", 15, "percent-encoded in a vendor attribute"),
         ("pkcs11:token=%FF", 13, "token is not UTF-8"),
         ("pkcs11:token=a%C3%A9b%C3", 21, "token is not UTF-8"),
-        ("pkcs11:?x=%ED%A0%80", 10, "a vendor attribute is not UTF-8"),
+        ("pkcs11:?x-a=%ED%A0%80", 12, "a vendor attribute is not UTF-8"),
         ("pkcs11:token=a;token=a", 15, "given before"),
-        ("pkcs11:x=1;token=a;x=1", 19, "given before"),
+        ("pkcs11:x-a=1;token=a;x-a=1", 21, "given before"),
         ("pkcs11:?pin-source=a&pin-source=b", 21, "given before"),
         ("pkcs11:slot-id=", 15, "slot-id must be a decimal number"),
         ("pkcs11:slot-id=-1", 15, "slot-id must be a decimal number"),
@@ -249,6 +250,10 @@ def test_the_canonical_text_escapes_what_it_must_and_no_more(uri: Pkcs11Uri, exp
         ("pkcs11:type=Private", 12, "type must be one of"),
         ("pkcs11:token=a;pin-value=1", 15, "pin-value belongs behind the question mark"),
         ("pkcs11:?token=a", 8, "token belongs before the question mark"),
+        ("pkcs11:token=a;x-pin-value=1", 15, "pin-value belongs behind the question mark"),
+        ("pkcs11:?pin-value=1&x-pin-value=1", 20, "given before"),
+        ("pkcs11:?x-pin-value=%41%4g", 23, "hexadecimal digits in pin-value"),
+        ("pkcs11:?x-pin-value=1&pin-source=a&y=1", 35, "no attribute of this name"),
     ],
 )
 def test_malformed_text_is_refused_with_its_position(text: str, position: int, complaint: str) -> None:
@@ -259,9 +264,45 @@ def test_malformed_text_is_refused_with_its_position(text: str, position: int, c
 
 
 @pytest.mark.parametrize(
+    ("text", "position", "right"),
+    [
+        ("pkcs11:tokn=foo", 7, "token"),
+        ("pkcs11:token=a;ID=%01", 15, "id"),
+        ("pkcs11:token=a;object-type=private", 15, "type"),
+        ("pkcs11:Token=a", 7, "token"),
+        ("pkcs11:lable=a", 7, "object"),
+        ("pkcs11:label=a", 7, "object"),
+        ("pkcs11:serialnumber=1", 7, "serial"),
+        ("pkcs11:slot_id=1", 7, "slot-id"),
+        ("pkcs11:slotid=1", 7, "slot-id"),
+        ("pkcs11:?modulename=a", 8, "module-name"),
+        ("pkcs11:?module_path=/a", 8, "module-path"),
+        ("pkcs11:?pinfile=/a", 8, "pin-source"),
+        ("pkcs11:?pin_value=1", 8, "pin-value"),
+        ("pkcs11:?tokn=a", 8, "token"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused_with_the_nearest_right_name(text: str, position: int, right: str) -> None:
+    with pytest.raises(UriError, match="there is no attribute of this name") as refused:
+        Pkcs11Uri.parse(text)
+    assert (refused.value.position, refused.value.hint) == (position, f"Did you mean {right}?")
+
+
+@pytest.mark.parametrize("text", ["pkcs11:X-a=1", "pkcs11:zzz=1"])
+def test_an_attribute_that_is_near_to_none_is_refused_with_those_there_are(text: str) -> None:
+    with pytest.raises(UriError, match="there is no attribute of this name") as refused:
+        Pkcs11Uri.parse(text)
+    assert refused.value.hint is not None
+    assert refused.value.hint.startswith("Known here are token, ")
+    assert refused.value.hint.endswith("A vendor's attribute begins with x-.")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         f"pkcs11:?pin-value={PIN}",
+        f"pkcs11:?x-pin-value={PIN}",
+        f"pkcs11:?pin-value=a&{PIN.replace(';', '')}=1",
         f"pkcs11:?pin-value={PIN.replace(';', '&')}",
         f"pkcs11:?pin-value=%FF{PIN.replace(';', '')}",
         f"pkcs11:?pin-value={PIN.replace(';', '%')}",
@@ -291,9 +332,9 @@ def test_the_text_holds_the_pin() -> None:
 
 def test_the_redacted_uri_keeps_all_that_is_not_about_a_pin() -> None:
     uri = Pkcs11Uri.parse(
-        "pkcs11:token=a;x=1;x-pin-value=1234?module-name=m&pin-source=file:/p&pin-value=1234&PIN_VALUE=1234&y=2"
+        "pkcs11:token=a;x-a=1;x-my-pin=1234?module-name=m&pin-source=file:/p&pin-value=1234&x-PIN_VALUE=1234&x-b=2"
     )
-    assert str(uri.redacted) == "pkcs11:token=a;x=1?module-name=m&y=2"
+    assert str(uri.redacted) == "pkcs11:token=a;x-a=1?module-name=m&x-b=2"
 
 
 @pytest.mark.parametrize(
@@ -311,8 +352,10 @@ def test_the_redacted_uri_keeps_all_that_is_not_about_a_pin() -> None:
         {"vendor_path": (("token", "a"),)},
         {"vendor_path": (("pin-value", "a"),)},
         {"vendor_query": (("id", "a"),)},
-        {"vendor_query": (("x", "\udfff"),)},
-        {"vendor_path": (("a", "1"), ("a", "2"))},
+        {"vendor_path": (("tokn", "a"),)},
+        {"vendor_query": (("x-pin-value", "a"),)},
+        {"vendor_query": (("x-a", "\udfff"),)},
+        {"vendor_path": (("x-a", "1"), ("x-a", "2"))},
     ],
 )
 def test_a_value_that_cannot_be_written_is_refused_at_once(changes: dict[str, str | int | VendorAttributes]) -> None:
@@ -322,5 +365,5 @@ def test_a_value_that_cannot_be_written_is_refused_at_once(changes: dict[str, st
 
 
 def test_a_uri_can_be_a_key_and_travel_to_another_process() -> None:
-    uri = Pkcs11Uri.parse("pkcs11:token=a;id=%01;x=1?y=2&pin-value=3")
+    uri = Pkcs11Uri.parse("pkcs11:token=a;id=%01;x-a=1?x-b=2&pin-value=3")
     assert {uri: 1}[pickle.loads(pickle.dumps(uri))] == 1  # noqa: S301  # our own bytes
