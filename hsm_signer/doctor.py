@@ -181,7 +181,9 @@ class _Examination:
         library = reader_library()
         if library is None:
             return skipped("The module uses no smart-card readers.")
-        socket = self.module.call("asking pcscd", lambda: require_pcscd(library), self.reference.timeout)
+        socket = self.module.call(
+            "asking pcscd", lambda: require_pcscd(library), self.reference.timeout, self.reference.slow
+        )
         return ok(f"It answers at {socket}, and lets this user in.")
 
     def examine_device(self) -> Verdict:

@@ -10,7 +10,7 @@ from hsm_signer.certificate import Certificate
 from hsm_signer.certificate_source import CertificateFile, StoredCertificate
 from hsm_signer.config import Profile
 from hsm_signer.crypto import PublicKey, Signer
-from hsm_signer.device.lane import Slow
+from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.pin import Pin, PinRequest, PinSource
 from hsm_signer.device.pin_sources import FixedLogin, NobodyToAsk, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
@@ -30,13 +30,13 @@ class Operator:
     Attributes:
         prompt: asks for the PIN where no other source is set.
         confirm: asks whether the last PIN try may be taken.
-        slow: shows that a call into the device is taking its time, perhaps for want of a touch.
+        slow: shows that a call into the device takes longer than a moment, perhaps because it waits for a touch.
         wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
     """
 
     prompt: PinSource | None = None
     confirm: Callable[[PinRequest], None] | None = None
-    slow: Slow | None = None
+    slow: Slow = log_slow
     wait: Callable[[HsmSignerError], None] | None = None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hsm_signer.cli.output import print_note
 from hsm_signer.config import Profile
+from hsm_signer.device.lane import cue, log_slow
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.display import displayable, displayable_lines
@@ -50,11 +51,12 @@ def reference_to_one(profile: Profile) -> "KeyReference":
 
 @contextlib.contextmanager
 def show_slow(what: str) -> Iterator[None]:
-    """Show on a terminal that the device is taking its time, for as long as it does."""
+    """Show on a terminal that the device is taking its time, for as long as it does; else put it into the log."""
     if not sys.stderr.isatty():
-        yield
+        with log_slow(what):
+            yield
         return
-    sys.stderr.write("Touch the device if it blinks…" if what == "signing" else f"The device is still {what}…")
+    sys.stderr.write(f"{cue(what)}…")
     sys.stderr.flush()
     try:
         yield

@@ -83,8 +83,10 @@ def _certificates_beside(device: Device, key: KeyInfo) -> set[bytes]:
 
 def _public_certificates(reference: KeyReference, key_id: bytes) -> set[bytes]:
     """Return what anybody sees, without a login and so whatever the state of the PIN."""
-    module = load_module(find_module(reference.module, reference.uri), reference.module_environment, reference.timeout)
-    found = find_device(module, reference.uri, reference.timeout)
+    module = load_module(
+        find_module(reference.module, reference.uri), reference.module_environment, reference.timeout, reference.slow
+    )
+    found = find_device(module, reference.uri, reference.timeout, reference.slow)
 
     def look() -> set[bytes]:
         session = found.slot.get_token().open()

@@ -1,15 +1,17 @@
 """What a process of ours and its parent say to each other, and the socket pair they say it over."""
 
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device import wire
+from hsm_signer.device.lane import MOMENT, Slow
 from hsm_signer.device.pin import Login, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.wire import Malformed
@@ -48,7 +50,13 @@ class Open:
 
 
 class Request(Protocol):
-    """Parent to worker: something to do with the open device. The answer is `Done`, with the bytes it returns."""
+    """Parent to worker: something to do with the open device. The answer is `Done`, with the bytes it returns.
+
+    Attributes:
+        doing: for messages. A worker does not announce the first call of a request.
+    """
+
+    doing: ClassVar[str]
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
         """Do it, in the worker."""
@@ -58,6 +66,8 @@ class Request(Protocol):
 @dataclass(frozen=True)
 class Sign:
     """Parent to worker: a `Request` for a signature."""
+
+    doing: ClassVar[str] = "signing"
 
     algorithm: Algorithm
     message: bytes
@@ -70,6 +80,8 @@ class Sign:
 class ReadCertificate:
     """Parent to worker: a `Request` for the certificate beside the key, as DER."""
 
+    doing: ClassVar[str] = "looking up the certificate"
+
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
         return device.certificate(signer)
 
@@ -78,6 +90,7 @@ class ReadCertificate:
 class Calling:
     """Worker to parent: a call into the module begins, and may take that many seconds."""
 
+    what: str
     seconds: float
 
 
@@ -182,6 +195,21 @@ class Channel:
             case [str(name), fields] if name in self._kinds:
                 return wire.read(self._kinds[name], fields)
         raise Malformed
+
+    def receive_patiently(self, deadline: float, doing: str, slow: Slow) -> Any:
+        """Return the next message as `receive` does, and show a person what takes longer than a moment.
+
+        Args:
+            doing: what the other end does, for messages: "signing".
+            slow: shows it.
+        """
+        moment = time.monotonic() + MOMENT
+        if moment < deadline:
+            with contextlib.suppress(TimeoutError):
+                return self.receive(moment)
+            with slow(doing):
+                return self.receive(deadline)
+        return self.receive(deadline)
 
     def close(self) -> None:
         """Close this end."""

@@ -42,10 +42,12 @@ def load(reference: KeyReference) -> tuple[Module, LibraryFacts]:
         DeviceTimeout: it did not come back.
     """
     path = find_module(reference.module, reference.uri)
-    module = load_module(path, reference.module_environment, reference.timeout)
+    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
 
     try:
-        return module, module.call("asking for its name", lambda: describe_library(module), reference.timeout)
+        return module, module.call(
+            "asking for its name", lambda: describe_library(module), reference.timeout, reference.slow
+        )
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "asking for its name", f"The module {path}") from error
 
@@ -57,6 +59,6 @@ def look(module: Module, reference: KeyReference) -> Condition:
         DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device.
         DeviceTimeout: the module did not come back.
     """
-    found = find_device(module, reference.uri, reference.timeout)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     return Condition(found.info, pin_state(found.flags), pad, found.flags)

@@ -19,7 +19,7 @@ from hsm_signer.device.failures import (
     require_changeable,
     require_pin_tries,
 )
-from hsm_signer.device.lane import Lane, Slow
+from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
@@ -60,7 +60,7 @@ class KeyReference:
         pin_record: the directory of the record of refused PINs, or None to keep none.
         confirm: asks a person whether the last try may be taken, where `allow_last_try` says so already; raises
             PinLastTry when not. None: nobody is asked.
-        slow: shows a person that a call is taking its time, perhaps for want of a touch; or None.
+        slow: shows a person that a call takes longer than a moment, perhaps because it waits for a touch.
     """
 
     uri: Pkcs11Uri
@@ -72,7 +72,7 @@ class KeyReference:
     writable: bool = False
     pin_record: Path | None = None
     confirm: Callable[[PinRequest], None] | None = None
-    slow: Slow | None = None
+    slow: Slow = log_slow
 
 
 def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
@@ -90,10 +90,10 @@ def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
         DeviceTimeout: a call into the module did not come back.
     """
     path = find_module(reference.module, reference.uri)
-    module = load_module(path, reference.module_environment, reference.timeout)
+    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
     logins = _logins_so_far(reference)
-    module.refresh(reference.timeout)
-    found = find_device(module, reference.uri, reference.timeout)
+    module.refresh(reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow)
     if reference.writable:
         require_changeable(found.info, found.flags)
     login = _ask_for_login(found, reference)
@@ -293,7 +293,7 @@ class Device:
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
         logins = _logins_so_far(self._reference)
         if self._generation == self._module.generation:
-            self._module.reinitialize(self._reference.timeout)
+            self._module.reinitialize(self._reference.timeout, self._reference.slow)
         self._generation = self._module.generation
         found = _find_again(self._module, self.info, self._reference)
         try:
@@ -332,7 +332,10 @@ def _log_in(
 
     def check() -> None:
         module.call(
-            "reading the PIN state", lambda: _check_pin_state(found.slot, found.info, reference), reference.timeout
+            "reading the PIN state",
+            lambda: _check_pin_state(found.slot, found.info, reference),
+            reference.timeout,
+            reference.slow,
         )
 
     def log_in() -> Session:
@@ -345,11 +348,11 @@ def _log_in(
         if login is not None:
             check()
         return log_in()
-    Lane.announce(reference.timeout)
+    Lane.announce("waiting for the login of another process", reference.timeout)
     with login_turn(directory, reference.timeout) as before:
         if before != logins:
             # ykcs11 reads the state of the PIN once for each initialisation.
-            module.refresh(reference.timeout, ours=ours)
+            module.refresh(reference.timeout, reference.slow, ours=ours)
             found = _find_again(module, found.info, reference)
         check()
         with PinRecord(directory, module.path, found.info).login(reference.pin, login.identity):
@@ -363,7 +366,7 @@ def _find_again(module: Module, info: DeviceInfo, reference: KeyReference) -> Pr
         DeviceGone: it is not there, or another one is in its place.
     """
     try:
-        found = find_device(module, reference.uri, reference.timeout)
+        found = find_device(module, reference.uri, reference.timeout, reference.slow)
     except DeviceNotFound as error:
         raise DeviceGone(f"{info} is not there.", hint=f"Plug {info} in again.") from error
     if found.info.identity != info.identity:

@@ -76,10 +76,10 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
     path = find_module(reference.module, reference.uri)
     if login:
         with open_device(reference) as device:
-            module = load_module(path, reference.module_environment, reference.timeout)
+            module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
             return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
-    module = load_module(path, reference.module_environment, reference.timeout)
-    found = find_device(module, reference.uri, reference.timeout)
+    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow)
 
     def look() -> ModuleFacts:
         session = found.slot.get_token().open()

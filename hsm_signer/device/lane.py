@@ -6,22 +6,38 @@ one daemon thread while its caller waits for its end. That gives order, a deadli
 runs.
 """
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceTimeout
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 MOMENT = 1.0
 """Seconds a person waits without wondering."""
 
 Slow: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Given what is done, shows it to a person for as long as it takes."""
+
+
+def cue(what: str) -> str:
+    """Return what to tell a person while this takes longer than a moment. Without punctuation at its end."""
+    return "Touch the device if it blinks" if what == "signing" else f"Still {what}"
+
+
+@contextmanager
+def log_slow(what: str) -> Iterator[None]:
+    """Put into the log that something takes longer than a moment: a `Slow` where there is no terminal."""
+    # Without a touch the signature fails. Everything else only takes its time.
+    logger.log(logging.WARNING if what == "signing" else logging.INFO, "%s.", cue(what))
+    yield
 
 
 class _Job(Generic[T]):
@@ -84,11 +100,12 @@ class Lane:
     sent, and every later call fails at once.
 
     Attributes:
-        watchman: of all lanes of the process: told before each call how many seconds it may take. He ends the process
-            when it takes longer, so that calls need no thread and are made where they are asked for. Usually None.
+        watchman: of all lanes of the process: told before each call what it does and how many seconds it may take. He
+            ends the process when it takes longer, so that calls need no thread and are made where they are asked for.
+            Usually None.
     """
 
-    watchman: ClassVar[Callable[[float], None] | None] = None
+    watchman: ClassVar[Callable[[str, float], None] | None] = None
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -98,7 +115,7 @@ class Lane:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
+    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
         """Run `function` on the lane and return what it returns.
 
         Args:
@@ -111,12 +128,12 @@ class Lane:
             DeviceTimeout: this call, or one before it, did not come back in time.
         """
         if Lane.watchman is not None:
-            Lane.watchman(timeout)
+            Lane.watchman(what, timeout)
             return function()
         job = _Job(what, function, timeout)
         self._submit(job)
         try:
-            if slow is None or timeout <= MOMENT or job.wait(MOMENT):
+            if timeout <= MOMENT or job.wait(MOMENT):
                 return self._result(job)
             with slow(what):
                 return self._result(job)
@@ -126,10 +143,10 @@ class Lane:
             raise
 
     @staticmethod
-    def announce(seconds: float) -> None:
+    def announce(what: str, seconds: float) -> None:
         """Tell the watchman how long something may take that is no call."""
         if Lane.watchman is not None:
-            Lane.watchman(seconds)
+            Lane.watchman(what, seconds)
 
     @property
     def is_busy(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hsm_signer.device.lane import Lane, Slow
+from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, DeviceError, DeviceGone, ModuleLoadError, UriError
 from hsm_signer.private_file import read_trusted, require_trusted_path
@@ -49,7 +49,7 @@ class Module:
         generation: counts initialisations; a session is good only in the one it was opened in.
     """
 
-    def __init__(self, path: Path, environment: Mapping[str, str], timeout: float) -> None:
+    def __init__(self, path: Path, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
         self.path = path
         self.generation = 0
         self._process = os.getpid()
@@ -59,9 +59,9 @@ class Module:
         os.environ.update(environment)
         # As it was at the last initialisation: other modules may have changed it since.
         self._environment = dict(os.environ)
-        self.library: Library = self.call("loading the module", lambda: _load(path), timeout)
+        self.library: Library = self.call("loading the module", lambda: _load(path), timeout, slow)
 
-    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow | None = None) -> T:
+    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
         """Run `function`, which may call into the module, on the lane. See `Lane.call`."""
         return self._lane.call(what, function, timeout, slow)
 
@@ -88,7 +88,7 @@ class Module:
         """Whether a call is still inside the module."""
         return self._lane.is_busy
 
-    def reinitialize(self, timeout: float) -> None:
+    def reinitialize(self, timeout: float, slow: Slow = log_slow) -> None:
         """Finalize and initialise: the clean slate after a failure, and the way to see devices that came later.
 
         It ends every session in this process. Whoever holds one sees that by the generation.
@@ -108,9 +108,9 @@ class Module:
                 self.library.finalize()
             self.require_initialized()
 
-        self.call("initialising the module", reinitialize, timeout)
+        self.call("initialising the module", reinitialize, timeout, slow)
 
-    def refresh(self, timeout: float, *, ours: int = 0) -> None:
+    def refresh(self, timeout: float, slow: Slow = log_slow, *, ours: int = 0) -> None:
         """Initialise the module anew before its first use by anybody, unless it just was.
 
         Some modules see only the devices that were there when they were initialised, and some fail for ever once a
@@ -123,7 +123,7 @@ class Module:
             DeviceGone, DeviceTimeout: as `reinitialize`.
         """
         if not self._is_fresh and self._users <= ours:
-            self.reinitialize(timeout)
+            self.reinitialize(timeout, slow)
         self._is_fresh = False
 
     def require_initialized(self) -> None:
@@ -138,7 +138,7 @@ class Module:
                 hint="Plug the device in, or see that its daemon runs.",
             ) from None
 
-    def adopt(self, environment: Mapping[str, str], timeout: float) -> None:
+    def adopt(self, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
         """Make sure the module was initialised with `environment`."""
         if all(self._environment.get(name) == value for name, value in environment.items()):
             return
@@ -148,7 +148,7 @@ class Module:
                 hint="Close the first device, or use another process for the second.",
             )
         os.environ.update(environment)
-        self.reinitialize(timeout)
+        self.reinitialize(timeout, slow)
         self._is_fresh = True
 
 
@@ -156,13 +156,14 @@ _modules: dict[str, Module] = {}
 _modules_lock = threading.Lock()
 
 
-def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> Module:
+def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow) -> Module:
     """Load a module, or return it if this process already has.
 
     Args:
         path: the shared library.
         environment: variables the module reads when it is initialised, such as SOFTHSM2_CONF.
         timeout: seconds.
+        slow: shows a person that it takes longer than a moment.
 
     Raises:
         ModuleLoadError: it is no file, no library, no PKCS#11 module, or refuses to initialise.
@@ -180,11 +181,11 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float) -> M
                 "or fork before the first use.",
             )
         if module is None:
-            module = Module(path, environment, timeout)
+            module = Module(path, environment, timeout, slow)
             _modules[name] = module
             logger.debug("loaded %s", path)
         else:
-            module.adopt(environment, timeout)
+            module.adopt(environment, timeout, slow)
         return module
 
 

@@ -9,6 +9,7 @@ from pkcs11.types import Slot, Token
 
 from hsm_signer.device.facts import LibraryFacts
 from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module
 from hsm_signer.device.uri import Pkcs11Uri
@@ -23,8 +24,11 @@ class PresentDevice:
     flags: TokenFlag
 
 
-def find_device(module: Module, uri: Pkcs11Uri, timeout: float) -> PresentDevice:
+def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log_slow) -> PresentDevice:
     """Find the one device `uri` means.
+
+    Args:
+        slow: shows a person that it takes longer than a moment.
 
     Raises:
         DeviceNotFound, DeviceAmbiguous: none, or several, match.
@@ -40,7 +44,7 @@ def find_device(module: Module, uri: Pkcs11Uri, timeout: float) -> PresentDevice
             raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
         return present[select_device(uri, [found.info for found in present], str(module.path))]
 
-    return module.call("looking for the device", look, timeout)
+    return module.call("looking for the device", look, timeout, slow)
 
 
 def present_tokens(module: Module) -> list[Token]:

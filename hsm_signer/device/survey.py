@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from hsm_signer.device.channel import Channel
 from hsm_signer.device.child import ChildProcess, parent_channel
 from hsm_signer.device.facts import ModuleFacts, Problem
-from hsm_signer.device.lane import MOMENT, Slow
+from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.module import configured_modules
 from hsm_signer.device.wire import Malformed
 from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
@@ -56,20 +55,22 @@ class LookThrough:
 
 
 def survey(
-    module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow | None = None
+    module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow
 ) -> ModuleFacts:
     """Look through a module, without a login. Whatever goes wrong is in the facts.
 
     Args:
         environment: variables set before the module loads.
         timeout: seconds one call into the module may take. Some seconds after that the process is killed.
-        slow: shows a person that it takes longer than a moment; or None.
+        slow: shows a person that it takes longer than a moment.
     """
+    deadline = time.monotonic() + timeout + _START
     child = ChildProcess("hsm_signer.device.survey", environment, ModuleFacts)
     try:
         with contextlib.suppress(OSError):
             child.channel.send(LookThrough(module.path, module.name, timeout), timeout)
-        return _receive(child.channel, timeout + _START, slow)
+        facts: ModuleFacts = child.channel.receive_patiently(deadline, "looking for devices", slow)
+        return facts
     except TimeoutError:
         error: HsmSignerError = DeviceTimeout(
             f"{module.path} did not come back within {timeout:g} s. Its process was killed.",
@@ -101,14 +102,3 @@ def main() -> NoReturn:
         channel.send(look_through(wanted.path, wanted.name, wanted.timeout))
     # Finalizers call C_Finalize, which can hang.
     os._exit(0)
-
-
-def _receive(channel: Channel, seconds: float, slow: Slow | None) -> ModuleFacts:
-    started = time.monotonic()
-    facts: ModuleFacts
-    try:
-        facts = channel.receive(started + min(MOMENT, seconds))
-    except TimeoutError:
-        with slow("being looked for") if slow else contextlib.nullcontext():
-            facts = channel.receive(started + seconds)
-    return facts

@@ -82,11 +82,11 @@ class _Calls:
         self.expected = False
         self._channel = channel
 
-    def __call__(self, seconds: float) -> None:
+    def __call__(self, what: str, seconds: float) -> None:
         if self.expected:
             self.expected = False
         else:
-            self._channel.send(Calling(seconds))
+            self._channel.send(Calling(what, seconds))
 
 
 class _ParentLog(logging.Handler):

@@ -49,6 +49,7 @@ class WorkerProcess:
         messages = Calling, Logged, PinWanted, Opened, Done, Failed
         self._child = ChildProcess("hsm_signer.device.worker_main", reference.module_environment, *messages)
         self._timeout = reference.timeout
+        self._slow = reference.slow
 
     @property
     def is_alive(self) -> bool:
@@ -79,7 +80,9 @@ class WorkerProcess:
         )
         try:
             self._send(message)
-            self.opened = self._receive(Opened, _START, lambda request: PinGiven(log_in(request), source.identity))
+            self.opened = self._receive(
+                Opened, "starting the worker", _START, lambda request: PinGiven(log_in(request), source.identity)
+            )
         except BaseException:
             self.kill()
             raise
@@ -96,7 +99,7 @@ class WorkerProcess:
             self._child.channel.send(request, self._timeout)
         except OSError:
             raise Unsent from None
-        return self._receive(Done, self._timeout + _GRACE).result
+        return self._receive(Done, request.doing, self._timeout + _GRACE).result
 
     def kill(self) -> None:
         """End it at once."""
@@ -108,16 +111,23 @@ class WorkerProcess:
         except OSError:
             raise self.died() from None
 
-    def _receive(self, kind: type[A], seconds: float, give_pin: Callable[[PinRequest], PinGiven] | None = None) -> A:
+    def _receive(
+        self,
+        kind: type[A],
+        doing: str,
+        seconds: float,
+        give_pin: Callable[[PinRequest], PinGiven] | None = None,
+    ) -> A:
         """Return the answer, of that kind. Asked for it, give the PIN once.
 
         Args:
+            doing: what it does at first.
             seconds: how long until the first sign of life.
         """
         deadline = time.monotonic() + seconds
         for _ in range(_MOST_SIGNS):
             try:
-                message = self._child.channel.receive(deadline)
+                message = self._child.channel.receive_patiently(deadline, doing, self._slow)
             except TimeoutError:
                 self.kill()
                 raise DeviceTimeout(
@@ -134,7 +144,7 @@ class WorkerProcess:
                     return message
                 case Failed(error):
                     raise error
-                case Calling(seconds):
+                case Calling(doing, seconds) if doing.isprintable():
                     deadline = time.monotonic() + min(seconds, self._timeout) + _GRACE
                 case Logged(name, level, text):
                     logging.getLogger(name if name in sys.modules else __name__).log(level, "%s", text)

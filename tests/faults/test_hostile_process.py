@@ -47,7 +47,7 @@ PIN_WANTED = [
     "PinWanted",
     {"request": {"device": "a device", "reason": "login", "warning": None, "last_try": False, "pad": False}},
 ]
-CALLING = ["Calling", {"seconds": 0.01}]
+CALLING = ["Calling", {"what": "signing", "seconds": 0.01}]
 
 
 class Source:
@@ -144,9 +144,14 @@ def test_signs_of_life_without_an_end_end_the_worker(refer: Refer) -> None:
         open_worker(refer(framed(CALLING) * 10_000))
 
 
+def test_what_would_write_to_a_terminal_as_it_likes_ends_the_worker(refer: Refer) -> None:
+    with pytest.raises(DeviceGone, match="did not answer"):
+        open_worker(refer(framed(["Calling", {"what": "\x1b]0;title\x07", "seconds": 1}])))
+
+
 def test_a_call_may_not_take_longer_than_the_device_timeout(refer: Refer) -> None:
     with pytest.raises(DeviceTimeout):
-        open_worker(replace(refer(framed(["Calling", {"seconds": 1e9}])), timeout=0.5))
+        open_worker(replace(refer(framed(["Calling", {"what": "signing", "seconds": 1e9}])), timeout=0.5))
 
 
 def test_the_pin_is_given_once(refer: Refer, source: Source) -> None:

@@ -1,0 +1,69 @@
+"""On a terminal, a person is told to touch or to wait; elsewhere the log says so."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from hsm_signer.testing import SoftHsm
+from tests.cli.conftest import PIN, Program, Settings, options
+from tests.cli.test_terminal import Terminal
+from tests.faults.control import FaultyModule
+
+COMMANDS = [
+    ("assertion",),
+    ("assertion-file", "run/assertion", "--once"),
+    ("doctor", "--offline"),
+]
+TOUCH = "Touch the device if it blinks"
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
+    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
+        yield faulty
+
+
+@pytest.fixture
+def settings(signing: Settings, faulty: FaultyModule, program: Program) -> list[str]:
+    (program.directory / "run").mkdir(mode=0o700)
+    return options(signing, module=str(faulty.path))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    ("call", "said"), [("C_Login", "Still logging in…"), ("C_SignInit", f"{TOUCH}…")], ids=["login", "signature"]
+)
+def test_a_terminal_shows_what_is_waited_for_until_it_is_over(
+    command: Sequence[str],
+    call: str,
+    said: str,
+    program: Program,
+    settings: list[str],
+    faulty: FaultyModule,
+    terminal: Terminal,
+) -> None:
+    faulty.rule(call, hang=float("inf"))
+    with program.start(*command, *settings, stderr=terminal.program_side) as process:
+        terminal.wait_for(said)
+        faulty.clear()
+        terminal.wait_for("\x1b[K")
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"warning: {said[:-1]}" not in terminal.seen
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_without_a_terminal_the_log_tells_to_touch(
+    command: Sequence[str], program: Program, settings: list[str], faulty: FaultyModule
+) -> None:
+    faulty.rule("C_SignInit", hang=1.5, times=1)
+    result = program(*command, *settings)
+    assert result.status == 0
+    assert f"hsm-signer: warning: {TOUCH}.\n" in result.stderr

@@ -1,0 +1,106 @@
+"""What takes longer than a moment is shown for as long as it takes: in this process and in a worker, on every path."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.crypto import Algorithm, Signer
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.worker import open_worker
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .control import FaultyModule
+
+MESSAGE = b"header.claims"
+Open = Callable[[KeyReference], AbstractContextManager[Signer]]
+
+
+@contextmanager
+def in_this_process(reference: KeyReference) -> Iterator[Signer]:
+    with open_device(reference) as device:
+        yield device.signer()
+
+
+@pytest.fixture(params=[in_this_process, open_worker])
+def opened(request: pytest.FixtureRequest) -> Open:
+    opened: Open = request.param
+    return opened
+
+
+class Shown:
+    """Shows what is slow, and lets the module go on once it has."""
+
+    def __init__(self, faulty: FaultyModule, awaited: str) -> None:
+        self.log: list[str] = []
+        self._faulty = faulty
+        self._awaited = awaited
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        self.log.append(f"begin {what}")
+        if what == self._awaited:
+            self._faulty.clear()
+        yield
+        self.log.append(f"end {what}")
+
+
+@pytest.fixture
+def reference(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch) -> KeyReference:
+    for module in ("lane", "channel"):
+        monkeypatch.setattr(f"hsm_signer.device.{module}.MOMENT", 0.05)
+    return KeyReference(
+        uri=Pkcs11Uri.parse(key.uri),
+        pin=FixedLogin(Pin(softhsm.pin), "a test"),
+        module=Path(faulty.path),
+        module_environment=faulty.environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        ("C_Initialize", "loading the module"),
+        ("C_GetSlotList", "looking for the device"),
+        ("C_Login", "logging in"),
+        ("C_FindObjectsInit", "looking up the key"),
+        ("C_SignInit", "signing"),
+    ],
+)
+def test_a_call_that_hangs_is_shown_until_it_is_over(
+    call: str, what: str, opened: Open, reference: KeyReference, faulty: FaultyModule
+) -> None:
+    shown = Shown(faulty, what)
+    faulty.rule(call, hang=float("inf"))
+    with opened(replace(reference, slow=shown)) as signer:
+        signer.sign(Algorithm.RS256, MESSAGE)
+    assert shown.log.index(f"end {what}") == shown.log.index(f"begin {what}") + 1
+
+
+def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
+    opened: Open, reference: KeyReference, faulty: FaultyModule
+) -> None:
+    faulty.always_authenticate(True)
+    shown = Shown(faulty, "signing")
+    with opened(replace(reference, slow=shown)) as signer:
+        faulty.rule("C_Sign", hang=float("inf"))
+        with contextlib.suppress(Exception):  # clearing the rule makes the key an ordinary one
+            signer.sign(Algorithm.RS256, MESSAGE)
+    assert "end signing" in shown.log
+
+
+def test_where_nobody_shows_it_the_log_tells_to_touch(
+    opened: Open, reference: KeyReference, faulty: FaultyModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(reference) as signer:
+        faulty.rule("C_SignInit", hang=1.0, times=1)
+        signer.sign(Algorithm.RS256, MESSAGE)
+    assert ("hsm_signer.device.lane", logging.WARNING, "Touch the device if it blinks.") in caplog.record_tuples
