@@ -227,7 +227,7 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
 
     Raises:
         ModuleLoadError: with everything that was looked for; or other users could replace what would be loaded.
-        UriError: the URI's module-name is a path, or its module-path is relative.
+        UriError: the URI's module-name is a path.
     """
     path = _find(explicit, uri)
     try:
@@ -259,11 +259,6 @@ def _find(explicit: Path | None, uri: Pkcs11Uri) -> Path:
         return _require_file(explicit.absolute(), "--module")
     if uri.module_path is not None:
         path = Path(uri.module_path)
-        if not path.is_absolute():
-            raise UriError(
-                f"The URI's module-path {uri.module_path!r} is relative, and would depend on the current directory.",
-                hint="Write the absolute path.",
-            )
         if path.is_dir() and uri.module_name is not None:
             return _named(uri.module_name, [path])
         return _require_file(path, "the URI's module-path")

@@ -156,11 +156,6 @@ def test_a_module_name_is_no_path(name: str) -> None:
         find_module(None, Pkcs11Uri(module_name=name))
 
 
-def test_a_relative_module_path_is_refused() -> None:
-    with pytest.raises(UriError, match="is relative"):
-        find_module(None, Pkcs11Uri(module_path="library/libvendor.so"))
-
-
 @pytest.mark.parametrize("path", ["/nowhere/m.so", "/\0", "/etc/passwd/m.so", "/dev/null", "/"])
 def test_what_is_no_file_is_refused(path: str) -> None:
     with pytest.raises(ModuleLoadError) as refused:
