@@ -255,6 +255,10 @@ class Device:
             with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
                 with record.login(source, login.identity):
                     raise refusal
+        if not (self._module.in_use or self._module.is_busy):
+            # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
+            with contextlib.suppress(HsmSignerError):
+                self._module.reinitialize(self._reference.timeout)
 
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
         timeout = max(self._reference.timeout, at_least)

@@ -150,7 +150,8 @@ class DeviceSigner:
                 hint="Repeat the command, and touch the device while it blinks.",
             ) from error
         except PIN_REFUSED as error:
-            if pin is None:
+            # ykcs11 2.7 keeps the PIN, and sends it by itself to a card that was away, whatever the key requires.
+            if pin is None and not isinstance(error, (pkcs11.PinIncorrect, pkcs11.PinLocked)):
                 raise
             raise explain_login_failure(error, str(self._device.info), flags_after(session.token)) from error
 

@@ -287,6 +287,46 @@ class TestPinState:
                 device.signer().sign(Algorithm.RS256, MESSAGE)
 
 
+class TestPinThatTheModuleKeeps:
+    """ykcs11 2.7 sends the PIN by itself to a card that was away, and a signature may end with the card's refusal."""
+
+    @pytest.mark.parametrize(("rv", "error"), [(Rv.PIN_INCORRECT, PinIncorrect), (Rv.PIN_LOCKED, PinLocked)])
+    def test_refused_closes_the_device_and_goes_on_record(
+        self, rv: Rv, error: type[PinError], refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+    ) -> None:
+        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(reference) as device:
+            signer = device.signer()
+            faulty.rule("C_Sign", rv=rv)
+            with pytest.raises(error):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            calls = faulty.calls("C_SignInit")
+            with pytest.raises(DeviceError, match="was closed"):
+                signer.sign(Algorithm.RS256, MESSAGE)
+        assert faulty.calls("C_SignInit") == calls
+        with pytest.raises(PinRefusedBefore):
+            open_device(reference)
+
+    def test_refused_leaves_the_module_fresh_for_other_programs(
+        self, device: Device, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
+        """It would keep the card's transaction."""
+        signer = device.signer()
+        faulty.rule("C_Sign", rv=Rv.PIN_INCORRECT)
+        before = faulty.calls("C_Finalize")
+        with pytest.raises(PinIncorrect):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        assert faulty.calls("C_Finalize") == before + 1
+
+    def test_arguments_it_calls_bad_are_no_pin(self, device: Device, faulty: FaultyModule) -> None:
+        """As ykcs11 calls a PIN that is too short."""
+        signer = device.signer()
+        faulty.rule("C_Sign", rv=Rv.ARGUMENTS_BAD, times=1)
+        with pytest.raises(DeviceError, match="ArgumentsBad"):
+            signer.sign(Algorithm.RS256, MESSAGE)
+        signer.sign(Algorithm.RS256, MESSAGE)
+
+
 class TestAlwaysAuthenticate:
     def test_one_question_serves_the_login_and_every_signature(
         self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
