@@ -27,7 +27,15 @@ from hsm_signer.device.facts import (
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.presence import PresentDevice, describe, describe_library, find_device, present_tokens
+from hsm_signer.device.pcscd import pcscd_complaint
+from hsm_signer.device.presence import (
+    PresentDevice,
+    describe,
+    describe_library,
+    find_device,
+    present_devices,
+    present_tokens,
+)
 from hsm_signer.device.search import search
 from hsm_signer.device.signer import private_keys, read_attribute, read_protection, signing_key, signing_mechanisms
 from hsm_signer.device.uri import Pkcs11Uri
@@ -50,6 +58,8 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         facts = replace(facts, path=str(module.path))
         facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
         devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
+        if not devices and (complaint := module.call("asking pcscd", pcscd_complaint, timeout)) is not None:
+            raise complaint
         return replace(facts, devices=devices)
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "looking for devices", f"The module {facts.path}")
@@ -96,7 +106,7 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
-    present = [describe(module, token) for token in present_tokens(module)]
+    present = present_devices(module)
     uris = device_uris([found.info for found in present])
     return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
 

@@ -1,15 +1,22 @@
 """pcscd, the daemon between modules for smart cards and their readers, asked in the way a module asks it."""
 
 import ctypes
+import json
 import os
+import pwd
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from hsm_signer.errors import DeviceError
+from hsm_signer.errors import DeviceError, HsmSignerError
 
 _LIBRARY = "libpcsclite.so"
 _SOCKET = "/run/pcscd/pcscd.comm"
-# pcsclite.h: SCARD_SCOPE_SYSTEM, SCARD_W_SECURITY_VIOLATION
-_SCOPE_SYSTEM, _SECURITY_VIOLATION = 2, 0x8010006A
+# pcsclite.h: SCARD_SCOPE_SYSTEM, SCARD_SHARE_DIRECT, SCARD_LEAVE_CARD, SCARD_W_SECURITY_VIOLATION
+_SCOPE_SYSTEM, _SHARE_DIRECT, _LEAVE_CARD, _SECURITY_VIOLATION = 2, 3, 0, 0x8010006A
+# What polkit is asked for every client, and for every reader it opens (README.polkit of pcsc-lite).
+_ACTIONS = ["org.debian.pcsc-lite.access_pcsc", "org.debian.pcsc-lite.access_card"]
+E = TypeVar("E", bound=HsmSignerError)
 
 
 def reader_library() -> Path | None:
@@ -24,7 +31,7 @@ def reader_library() -> Path | None:
 
 
 def require_pcscd(library: Path) -> str:
-    """Make sure that pcscd takes us for a client. To be called on the lane of the module that uses it.
+    """Make sure that pcscd takes us for a client and lets us open its readers. Runs on the lane of its module.
 
     Returns:
         The socket it answers on.
@@ -34,17 +41,21 @@ def require_pcscd(library: Path) -> str:
     """
     socket = os.environ.get("PCSCLITE_CSOCK_NAME") or _SOCKET
     pcsc = ctypes.CDLL(str(library))
-    context = ctypes.c_long()
-    status = pcsc.SCardEstablishContext(ctypes.c_ulong(_SCOPE_SYSTEM), None, None, ctypes.byref(context))
+    context, status = _establish(pcsc)
+    if status not in (0, _SECURITY_VIOLATION):
+        # A client that is turned away while it still sends, takes that for a pcscd that has died.
+        context, status = _establish(pcsc)
     if status == 0:
-        pcsc.SCardReleaseContext(context)
+        try:
+            for reader in _readers(pcsc, context):
+                if _opening(pcsc, context, reader) == _SECURITY_VIOLATION:
+                    name = reader.decode(errors="replace")
+                    raise DeviceError(f"pcscd at {socket} refuses this user the reader {name!r}.", hint=_polkit_hint())
+        finally:
+            pcsc.SCardReleaseContext(context)
         return socket
-    if status & 0xFFFFFFFF == _SECURITY_VIOLATION:
-        raise DeviceError(
-            f"pcscd refuses this user at {socket}.",
-            hint="polkit forbids it, as it does to services and remote logins: allow this user the actions "
-            "org.debian.pcsc-lite.access_pcsc and org.debian.pcsc-lite.access_card in a polkit rule.",
-        )
+    if status == _SECURITY_VIOLATION:
+        raise DeviceError(f"pcscd refuses this user at {socket}.", hint=_polkit_hint())
     if not os.path.exists(socket):
         raise DeviceError(
             f"pcscd does not run: there is no {socket}.",
@@ -53,6 +64,69 @@ def require_pcscd(library: Path) -> str:
     if not os.access(socket, os.R_OK | os.W_OK):
         raise DeviceError(f"This user may not use pcscd's socket {socket}.", hint="Check its mode and owner.")
     raise DeviceError(
-        f"pcscd does not answer at {socket} (0x{status & 0xFFFFFFFF:08X}).",
+        f"pcscd does not answer at {socket} (0x{status:08X}).",
         hint="Start it anew: systemctl restart pcscd.socket pcscd.service",
+    )
+
+
+def pcscd_complaint() -> DeviceError | None:
+    """Return why a module in this process cannot reach its readers, or None. Runs on the lane.
+
+    A module does not say so itself: where pcscd refuses the user, OpenSC shows no slots, and ykcs11 fails.
+    """
+    library = reader_library()
+    if library is not None:
+        try:
+            require_pcscd(library)
+        except DeviceError as complaint:
+            return complaint
+    return None
+
+
+def blame_pcscd(error: E) -> E:
+    """Return the error of a module that finds no device, with pcscd's part in it where it has one. Runs on the lane."""
+    complaint = pcscd_complaint()
+    return error if complaint is None else type(error)(f"{error.message} {complaint.message}", hint=complaint.hint)
+
+
+def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:
+    context = ctypes.c_long()
+    status: int = pcsc.SCardEstablishContext(ctypes.c_ulong(_SCOPE_SYSTEM), None, None, ctypes.byref(context))
+    return context, status & 0xFFFFFFFF
+
+
+def _readers(pcsc: ctypes.CDLL, context: ctypes.c_long) -> Iterator[bytes]:
+    size = ctypes.c_ulong()
+    if pcsc.SCardListReaders(context, None, None, ctypes.byref(size)) != 0:
+        return
+    names = ctypes.create_string_buffer(size.value)
+    if pcsc.SCardListReaders(context, None, names, ctypes.byref(size)) == 0:
+        yield from filter(None, names.raw[: size.value].split(b"\0"))
+
+
+def _opening(pcsc: ctypes.CDLL, context: ctypes.c_long, reader: bytes) -> int:
+    """Return the status of opening a reader: without power for the card, and whether or not there is one."""
+    card, protocol = ctypes.c_long(), ctypes.c_ulong()
+    direct, none = ctypes.c_ulong(_SHARE_DIRECT), ctypes.c_ulong(0)
+    status: int = pcsc.SCardConnect(context, reader, direct, none, ctypes.byref(card), ctypes.byref(protocol))
+    if status == 0:
+        pcsc.SCardDisconnect(card, ctypes.c_ulong(_LEAVE_CARD))
+    return status & 0xFFFFFFFF
+
+
+def _polkit_hint() -> str:
+    user = os.geteuid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:
+        name = str(user)  # as polkit calls it
+    # No space after `return`: JavaScript would take a line that is wrapped there for a complete statement.
+    rule = (
+        f"polkit.addRule(function(action, subject) {{ if ({json.dumps(_ACTIONS)}.indexOf(action.id) >= 0 "
+        f"&& subject.user == {json.dumps(name)}) return(polkit.Result.YES); }});"
+    )
+    return (
+        "polkit lets active local sessions use smart cards, but not services or remote logins. To allow this user, "
+        f"have root write a polkit rule to /etc/polkit-1/rules.d/50-pcscd.rules: {rule} "
+        "Where polkit does not run, as in a container, start pcscd with --disable-polkit."
     )

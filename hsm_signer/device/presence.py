@@ -12,7 +12,9 @@ from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module
+from hsm_signer.device.pcscd import blame_pcscd
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceNotFound
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,22 @@ def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log
 
     def look() -> PresentDevice:
         module.require_initialized()
+        present = present_devices(module)
         try:
-            present = [describe(module, token) for token in present_tokens(module)]
-        except pkcs11.PKCS11Error as error:
-            raise explain_failure(error, "looking for devices", f"The module {module.path}") from error
-        return present[select_device(uri, [found.info for found in present], str(module.path))]
+            return present[select_device(uri, [found.info for found in present], str(module.path))]
+        except DeviceNotFound as error:
+            raise (error if present else blame_pcscd(error)) from None
 
     return module.call("looking for the device", look, timeout, slow)
+
+
+def present_devices(module: Module) -> list[PresentDevice]:
+    """Return the devices that are there and set up. Runs on the lane. Raises DeviceError when the module fails."""
+    try:
+        return [describe(module, token) for token in present_tokens(module)]
+    except pkcs11.PKCS11Error as error:
+        failure = explain_failure(error, "looking for devices", f"The module {module.path}")
+        raise blame_pcscd(failure) from error
 
 
 def present_tokens(module: Module) -> list[Token]:

@@ -83,11 +83,11 @@ def openssl(*arguments: str, stdin: str = "") -> str:
 class TestCreate:
     def test_openssl_reads_what_was_asked_for(self, program: Program, device: list[str]) -> None:
         result = program("certificate", "create", *device, *SUBJECT, "--days", "30")
-        text = openssl("x509", "-noout", "-text", stdin=result.stdout)
+        text = openssl("x509", "-noout", "-text", "-nameopt", "RFC2253", stdin=result.stdout)
         for expected in (
             "Signature Algorithm: sha256WithRSAEncryption",
-            "Issuer: O = Contoso, CN = my app",
-            "Subject: O = Contoso, CN = my app",
+            "Issuer: CN=my app,O=Contoso\n",
+            "Subject: CN=my app,O=Contoso\n",
             "X509v3 Basic Constraints: critical\n                CA:FALSE",
             "X509v3 Key Usage: critical\n                Digital Signature\n",
             "X509v3 Extended Key Usage: \n                TLS Web Client Authentication\n",
@@ -252,9 +252,9 @@ class TestRequest:
     def test_openssl_verifies_it(self, program: Program, device: list[str], algorithm: str) -> None:
         result = program("certificate", "request", *device, *SUBJECT, "--algorithm", algorithm)
         assert (result.status, result.stderr) == (0, "")
-        text = openssl("req", "-noout", "-text", "-verify", stdin=result.stdout)
+        text = openssl("req", "-noout", "-text", "-nameopt", "RFC2253", "-verify", stdin=result.stdout)
         assert "verify OK" in text
-        assert "Subject: O = Contoso, CN = my app" in text
+        assert "Subject: CN=my app,O=Contoso\n" in text
         assert "TLS Web Client Authentication" in text
 
     def test_the_file_holds_it(self, program: Program, device: list[str], key: SoftHsmKey) -> None:

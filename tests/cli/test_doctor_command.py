@@ -3,9 +3,7 @@
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 import hsm_signer
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, key_uri, options
 from tests.cli.test_terminal import COLOUR, Terminal
+from tests.refusing_pcscd import keeping_out
 
 PROBES = [
     "configuration",
@@ -222,28 +221,8 @@ class TestPcscd:
         assert "does not answer" in found["detail"]
 
     def test_one_that_may_not_be_used(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
-        # As pcscd does when polkit says no.
-        with hanging_up(socket_path):
+        with keeping_out(socket_path):
             found = finding()
         assert found["status"] == "failed"
         assert "refuses this user" in found["detail"]
         assert "polkit rule" in found["fix"]
-
-
-@contextmanager
-def hanging_up(path: Path) -> Iterator[None]:
-    """Listen at a path, and hang up on whoever calls."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def answer() -> None:
-            with suppress(OSError):
-                while True:
-                    listener.accept()[0].close()
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(5)

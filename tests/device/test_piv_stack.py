@@ -153,7 +153,8 @@ class TestMisfortune:
             assert apart.hear() == "signed"
             stack.unplug()
             apart.go()
-            assert apart.hear() == {"ykcs11": "DeviceError", "opensc": "DeviceRemoved"}[stack.name]
+            # ykcs11 2.2 and 2.7
+            assert apart.hear() in {"ykcs11": ["DeviceError", "DeviceRemoved"], "opensc": ["DeviceRemoved"]}[stack.name]
             stack.plug()
             apart.go()
             assert apart.rest() == ["again"]
@@ -166,8 +167,9 @@ class TestMisfortune:
             stack.wait_for_wish()
             stack.unplug()
             (told,) = apart.rest()
-        # OpenSC blames the removal only when pcscd has seen it first, at its next poll of the reader.
-        assert told in {"ykcs11": ["DeviceError"], "opensc": ["DeviceRemoved", "GeneralError"]}[stack.name]
+        # OpenSC blames the removal only when pcscd has seen it first, at its next poll of the reader. ykcs11: 2.2, 2.7.
+        known = {"ykcs11": ["DeviceError", "FunctionFailed"], "opensc": ["DeviceRemoved", "GeneralError"]}
+        assert told in known[stack.name]
 
     def test_a_card_that_forgot_the_login(self, stack: PivStack) -> None:
         with Apart(stack, RAW + SIGN + "tell(attempt(sign))") as apart:

@@ -30,6 +30,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from tests.refusing_pcscd import asks_polkit
+
 from .piv_attestation import make_attesting_key
 from .piv_card import ATR, ATTESTATION, AUTHENTICATION, SIGNATURE, TRIES, PivCard, PivKey
 
@@ -167,6 +169,8 @@ def _pcscd(directory: Path, port: int, *, root: bool) -> Iterator[None]:
             [
                 *("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null', "sh"),
                 *(program, "--foreground", "--info", "--config", f"/proc/self/fd/{configuration}"),
+                # polkit lets in whoever sits at the machine, and nobody where it does not run.
+                *(["--disable-polkit"] if asks_polkit() else []),
             ],
             env={"PATH": "/usr/bin:/bin", "PCSCLITE_FILTER_IGNORE_READER_NAMES": others},
             stdin=listener.fileno(),

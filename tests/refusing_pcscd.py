@@ -1,0 +1,124 @@
+"""pcscd where polkit keeps this user out: the real daemon where it asks polkit, and stand-ins that answer as it does.
+
+pcscd asks polkit twice (its auth.c): for every client, and for every reader that a client opens. It has asked since
+version 1.8, but Debian 12 builds it without polkit, and Debian 13 with.
+"""
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from tests.device.stacks.piv_card import ATR
+
+READER = "Yubico 00 00"
+_REFUSED = 0x8010006A  # SCARD_W_SECURITY_VIOLATION
+
+# Commands of pcscd's protocol, winscard_msg.h: a header with the body's size and the command, then the body. The answer
+# is a body of the same form, whose last word is the status.
+_ESTABLISH_CONTEXT, _CONNECT, _GET_READERS_STATE, _WAIT_FOR_READERS, _STOP_WAITING = 0x01, 0x04, 0x12, 0x13, 0x14
+# The name, counter, state and sharing, ATR, its length and protocol of each of 16 readers.
+_READER_STATE = struct.Struct("128s3I33s3x2I")
+_PRESENT = 0x34  # SCARD_PRESENT, SCARD_POWERED, SCARD_NEGOTIABLE
+
+
+@cache
+def asks_polkit() -> bool:
+    """Whether this machine's pcscd asks polkit."""
+    done = subprocess.run([_program(), "--help"], capture_output=True, text=True)
+    return "--disable-polkit" in done.stdout + done.stderr
+
+
+@contextmanager
+def asking_in_vain(path: Path) -> Iterator[None]:
+    """Run this machine's pcscd at `path`, without readers; polkit does not answer it."""
+    configuration = path.with_suffix(".conf")
+    configuration.touch()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = subprocess.Popen(
+            [
+                *("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null', "sh"),
+                *(_program(), "--foreground", "--config", str(configuration)),
+            ],
+            env={"PATH": "/usr/bin:/bin", "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={path}.no-bus"},
+            stdin=listener.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def keeping_out(path: Path) -> Iterator[None]:
+    """Refuse every client: hang up on it, as pcscd does once polkit has answered.
+
+    The client has sent its version by then, 20 bytes, and pcscd has not read them, which makes the end a reset.
+    """
+    with _listening(path, lambda connection: connection.recv(19, socket.MSG_WAITALL)):
+        yield
+
+
+@contextmanager
+def keeping_the_reader(path: Path) -> Iterator[None]:
+    """Show the one reader, and refuse to open it."""
+    with _listening(path, _serve):
+        yield
+
+
+def _program() -> str:
+    program = shutil.which("pcscd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    assert program is not None
+    return program
+
+
+@contextmanager
+def _listening(path: Path, serve: Callable[[socket.socket], object]) -> Iterator[None]:
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=_end_with, args=(connection, serve), daemon=True).start()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def _end_with(connection: socket.socket, serve: Callable[[socket.socket], object]) -> None:
+    with suppress(OSError), closing(connection):
+        serve(connection)
+
+
+def _serve(connection: socket.socket) -> None:
+    reader = _READER_STATE.pack(READER.encode(), 0, _PRESENT, 0, ATR, len(ATR), 0)
+    with connection.makefile("rwb") as stream:
+        while len(header := stream.read(8)) == 8:
+            size, command = struct.unpack("2I", header)
+            body = stream.read(size)
+            if command in (_GET_READERS_STATE, _WAIT_FOR_READERS):
+                answer = reader + bytes(15 * _READER_STATE.size)
+            elif command == _STOP_WAITING:
+                answer = bytes(8)
+            elif command == _ESTABLISH_CONTEXT:
+                answer = body[:4] + struct.pack("2I", connection.fileno(), 0)  # a number that no other client has
+            else:
+                answer = body[:-4] + struct.pack("I", _REFUSED if command == _CONNECT else 0)
+            stream.write(answer)
+            stream.flush()
