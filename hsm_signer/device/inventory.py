@@ -106,7 +106,7 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
-    present = present_devices(module)
+    present = present_devices(module, origin)
     uris = device_uris([found.info for found in present])
     return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
 
@@ -133,7 +133,7 @@ def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
 
 def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
     found = describe(module, session.token.slot.get_token())
-    others = [describe(module, token).info for token in present_tokens(module)]
+    others = [describe(module, token).info for token in present_tokens(module, reference.uri)]
     uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
     uri = _led_by(reference.uri, uri)
     keys = _keys(session, found.info, uri)

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -245,10 +246,15 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
 
 def configured_modules() -> dict[str, Path]:
     """Return the modules p11-kit's configuration names, by name (pkcs11.conf(5)); without what is not to be trusted."""
-    found, refused = _configuration()
-    for error in refused.values():
+    configuration = _configuration()
+    for error in configuration.refused.values():
         logger.warning("%s It is left out. %s", error.message, error.hint)
-    return found
+    return configuration.found
+
+
+def is_served_by_p11_kit(path: Path, uri: Pkcs11Uri) -> bool:
+    """Tell whether `path` is p11-kit's proxy, and of the devices it shows only those of the URI's module are meant."""
+    return path.name == _PROXY and uri.module_name in _configuration().served
 
 
 def _find(explicit: Path | None, uri: Pkcs11Uri) -> Path:
@@ -264,20 +270,38 @@ def _find(explicit: Path | None, uri: Pkcs11Uri) -> Path:
         return _require_file(path, "the URI's module-path")
     if uri.module_name is not None:
         return _named(uri.module_name, directories)
+    return _proxy("No PKCS#11 module was named", directories)
+
+
+def _proxy(why: str, directories: list[Path]) -> Path:
     for directory in directories:
         if os.path.isfile(directory / _PROXY):
             return directory / _PROXY
     raise ModuleLoadError(
-        "No PKCS#11 module was named, and p11-kit's proxy is not installed "
-        f"(looked for {_PROXY} in {', '.join(map(str, directories))}).",
+        f"{why}, and p11-kit's proxy is not installed (looked for {_PROXY} in {', '.join(map(str, directories))}).",
         hint="Name the vendor's library with --module or the URI's module-path, or install p11-kit-modules.",
     )
 
 
-def _configuration() -> tuple[dict[str, Path], dict[str, ConfigError]]:
-    """Return the modules of p11-kit's configuration by name, and why a file of it was not used."""
+@dataclass(frozen=True)
+class _Configuration:
+    """The modules of p11-kit's configuration.
+
+    Attributes:
+        found: their libraries, by name.
+        refused: why the file of a name was not used.
+        served: the names of those that only p11-kit can load: it gives them arguments, or runs them elsewhere.
+    """
+
+    found: dict[str, Path]
+    refused: dict[str, ConfigError]
+    served: set[str]
+
+
+def _configuration() -> _Configuration:
     found: dict[str, Path] = {}
     refused: dict[str, ConfigError] = {}
+    served: set[str] = set()
     directories = _library_directories()
     for directory in _configuration_directories():
         for file in sorted(directory.glob("*.module")):
@@ -287,12 +311,14 @@ def _configuration() -> tuple[dict[str, Path], dict[str, ConfigError]]:
                 refused[file.stem] = error
                 continue
             for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() == "module" and value.strip():
+                key, value = (part.strip() for part in line.partition(":")[::2])
+                if key == "module" and value:
                     # An absolute value replaces the directory it is joined to.
-                    candidates = [directory / value.strip() for directory in directories]
+                    candidates = [directory / value for directory in directories]
                     found[file.stem] = next(filter(os.path.isfile, candidates), candidates[0])
-    return found, refused
+                elif key in ("x-init-reserved", "remote") and value:
+                    served.add(file.stem)
+    return _Configuration(found, refused, served)
 
 
 def _configuration_directories() -> list[Path]:
@@ -311,10 +337,10 @@ def _require_trusted_configuration() -> None:
     Raises:
         ConfigError: somebody can.
     """
-    found, refused = _configuration()
-    for error in refused.values():
+    configuration = _configuration()
+    for error in configuration.refused.values():
         raise error
-    for path in found.values():
+    for path in configuration.found.values():
         with contextlib.suppress(OSError):  # what is not there is not loaded
             require_trusted_path(path, "module of p11-kit's configuration")
 
@@ -324,9 +350,12 @@ def _named(name: str, directories: list[Path]) -> Path:
         raise UriError(
             f"The URI's module-name {name!r} is a path.", hint="Give a name without a slash, or use module-path."
         )
-    configured, refused = _configuration()
+    configuration = _configuration()
+    configured, refused = configuration.found, configuration.refused
     if name in refused:
         raise ModuleLoadError(refused[name].message, hint=refused[name].hint)
+    if name in configuration.served:
+        return _proxy(f"Only p11-kit can load the module {name} of its configuration", _library_directories())
     if name in configured:
         return _require_file(configured[name], f"p11-kit's configuration for {name}")
     for directory in directories:

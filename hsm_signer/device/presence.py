@@ -11,7 +11,8 @@ from hsm_signer.device.facts import LibraryFacts
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
-from hsm_signer.device.module import Module
+from hsm_signer.device.module import Module, is_served_by_p11_kit
+from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceNotFound
@@ -40,7 +41,7 @@ def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log
 
     def look() -> PresentDevice:
         module.require_initialized()
-        present = present_devices(module)
+        present = present_devices(module, uri)
         try:
             return present[select_device(uri, [found.info for found in present], str(module.path))]
         except DeviceNotFound as error:
@@ -49,23 +50,43 @@ def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log
     return module.call("looking for the device", look, timeout, slow)
 
 
-def present_devices(module: Module) -> list[PresentDevice]:
-    """Return the devices that are there and set up. Runs on the lane. Raises DeviceError when the module fails."""
+def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
+    """Return the devices that are there and set up. Runs on the lane.
+
+    Args:
+        origin: by what the module was found.
+
+    Raises:
+        DeviceError: the module failed.
+    """
     try:
-        return [describe(module, token) for token in present_tokens(module)]
+        return [describe(module, token) for token in present_tokens(module, origin)]
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "looking for devices", f"The module {module.path}")
         raise blame_pcscd(failure) from error
 
 
-def present_tokens(module: Module) -> list[Token]:
-    """Return what PKCS#11 calls tokens: the devices that are there and set up. Runs on the lane."""
+def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
+    """Return what PKCS#11 calls tokens: the devices that are there and set up. Runs on the lane.
+
+    Args:
+        origin: by what the module was found. Of the devices of p11-kit's proxy, those of the module it names are meant.
+    """
     tokens = []
     for slot in module.library.get_slots(token_present=True):
         with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
             tokens.append(slot.get_token())
     # SoftHSM always shows one more slot, empty and waiting to be initialised.
-    return [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
+    tokens = [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
+    if origin.module_name is None or not is_served_by_p11_kit(module.path, origin):
+        return tokens
+    theirs = devices_of_module(module.path, origin.module_name)
+    return [token for token in tokens if _identity(token) in theirs]
+
+
+def _identity(token: Token) -> tuple[str, ...]:
+    serial = token.serial.decode(errors="replace")
+    return tuple(text.strip("\0 ") for text in (token.label, token.manufacturer_id, token.model, serial))
 
 
 def flags_after(token: Token) -> TokenFlag:

@@ -1,6 +1,6 @@
 """NSS's software token: it takes its arguments from p11-kit's configuration, so p11-kit's proxy is the way to it.
 
-Debian packages: libnss3, libnss3-tools and p11-kit-modules.
+Debian packages: libnss3, libnss3-tools, p11-kit-modules and softhsm2.
 """
 
 import os
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.device.module import find_module
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.testing import SoftHsm
 
 PIN = "123456"
 URI = str(Pkcs11Uri(token="NSS Certificate DB"))
@@ -32,16 +33,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
+import hsm_signer.device.module
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.inventory import examine
+from hsm_signer.device.inventory import examine, look_through
 from hsm_signer.device.pin_sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import PinIncorrect
+from hsm_signer.errors import DeviceAmbiguous, HsmSignerError, PinIncorrect
 
 uri, module, configuration, message = sys.argv[1:]
 files = [f"{configuration}/{name}".encode() for name in ("pkcs11.conf", "none", "none", "modules", "none")]
 ctypes.CDLL(module).p11_kit_override_system_files(*files)
+hsm_signer.device.module._CONFIGURATION_DIRECTORIES = (f"{configuration}/modules",)
 reference = KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
+
+def named(name):
+    return KeyReference(Pkcs11Uri.parse(f"{uri}?module-name={name}"), EnvironmentPin("TEST_PIN"))
 """
 
 
@@ -51,10 +57,12 @@ class Nss:
 
     Attributes:
         certificate: DER; it stands beside the key.
+        directory: of p11-kit's configuration.
         run: runs lines of Python in a process of their own, with a PIN, and returns the lines they print.
     """
 
     certificate: bytes
+    directory: str
     run: Callable[[str, str], list[str]]
 
 
@@ -91,7 +99,7 @@ def nss() -> Iterator[Nss]:
             proxy = find_module(None, Pkcs11Uri())
             done = subprocess.run(
                 [sys.executable, "-c", _PRELUDE + textwrap.dedent(lines), URI, str(proxy), name, MESSAGE.decode()],
-                env={**environment, "TEST_PIN": pin},
+                env={**os.environ, "HOME": name, "TEST_PIN": pin},
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
@@ -99,7 +107,7 @@ def nss() -> Iterator[Nss]:
             )
             return done.stdout.splitlines()
 
-        yield Nss(certutil("-L", "-n", "key", "-r"), run)
+        yield Nss(certutil("-L", "-n", "key", "-r"), name, run)
 
 
 def test_signs_and_gives_its_certificate(nss: Nss) -> None:
@@ -146,3 +154,63 @@ def test_says_that_a_pin_is_wrong(nss: Nss) -> None:
         "654321",
     )
     assert said == ["refused"]
+
+
+class TestByName:
+    """The URI's module-name: only p11-kit can load the module, and only the module's devices are meant."""
+
+    @pytest.fixture
+    def beside(self, nss: Nss) -> Iterator[None]:
+        """Another module of p11-kit's, with a device of the same label."""
+        with SoftHsm(label="NSS Certificate DB", pin=PIN) as softhsm, pytest.MonkeyPatch.context() as patch:
+            softhsm.add_key()
+            patch.setenv("SOFTHSM2_CONF", str(softhsm.configuration))
+            file = Path(nss.directory, "modules", "beside.module")
+            file.write_text(f"module: {softhsm.module}\n", encoding="utf-8")
+            yield
+            file.unlink()
+
+    @pytest.mark.usefixtures("beside")
+    def test_the_device_is_that_of_the_module(self, nss: Nss) -> None:
+        said = nss.run(
+            """
+            for each in (reference, named("nss")):
+                try:
+                    with open_device(each) as device:
+                        device.signer().sign(Algorithm.RS256, message.encode())
+                        print(device.info.manufacturer)
+                except DeviceAmbiguous:
+                    print("ambiguous")
+            """,
+            PIN,
+        )
+        assert said == ["ambiguous", "Mozilla Foundation"]
+
+    @pytest.mark.usefixtures("beside")
+    def test_the_inventory_lists_its_devices_and_uris_that_lead_to_them(self, nss: Nss) -> None:
+        said = nss.run(
+            """
+            for device in look_through(Path("unused"), "nss", 30).devices:
+                uri = Pkcs11Uri.parse(device.uri)
+                (found,) = examine(KeyReference(uri, reference.pin), datetime.now(UTC), login=False).devices
+                print(found.info.label, found.uri == device.uri)
+            """,
+            PIN,
+        )
+        assert said == ["NSS Generic Crypto Services True", "NSS Certificate DB True"]
+
+    def test_what_p11_kit_does_not_serve_is_said(self, nss: Nss) -> None:
+        said = nss.run(
+            """
+            Path(f"{configuration}/modules/late.module").write_text("module: x.so\\nx-init-reserved: y\\n")
+            try:
+                open_device(named("late"))
+            except HsmSignerError as error:
+                print(type(error).__name__, error.message, error.hint)
+            Path(f"{configuration}/modules/late.module").unlink()
+            """,
+            PIN,
+        )
+        assert said
+        assert "ModuleLoadError" in said[0]
+        assert "p11-kit list-modules" in said[0]

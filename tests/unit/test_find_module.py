@@ -86,6 +86,32 @@ def test_the_proxy_is_what_nothing_named_means(library: Path) -> None:
     assert find_module(None, Pkcs11Uri()) == library / "p11-kit-proxy.so"
 
 
+@pytest.mark.parametrize(
+    "line", ["x-init-reserved: configdir='sql:/srv/nssdb'", "remote: |ssh hsm p11-kit remote /usr/lib/vendor.so"]
+)
+def test_a_module_that_only_p11_kit_can_load_is_reached_through_its_proxy(
+    library: Path, system: Path, line: str
+) -> None:
+    with configure(system, "nss", library / "libvendor.so").open("a") as file:
+        file.write(line + "\n")
+    assert find_module(None, Pkcs11Uri(module_name="nss")) == library / "p11-kit-proxy.so"
+
+
+def test_a_module_with_no_arguments_is_loaded_by_itself(library: Path, system: Path) -> None:
+    with configure(system, "trust", library / "libvendor.so").open("a") as file:
+        file.write("x-init-reserved:\n")  # as p11-kit-trust.module has it
+    assert find_module(None, Pkcs11Uri(module_name="trust")) == library / "libvendor.so"
+
+
+def test_without_the_proxy_a_module_that_only_p11_kit_can_load_is_refused(library: Path, system: Path) -> None:
+    (library / "p11-kit-proxy.so").unlink()
+    with configure(system, "nss", library / "libvendor.so").open("a") as file:
+        file.write("x-init-reserved: configdir='sql:/srv/nssdb'\n")
+    with pytest.raises(ModuleLoadError, match="Only p11-kit can load the module nss") as caught:
+        find_module(None, Pkcs11Uri(module_name="nss"))
+    assert "p11-kit-modules" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("weak", ["module", "configuration"])
 def test_the_proxy_is_refused_where_others_choose_what_it_loads(
     library: Path, system: Path, tmp_path: Path, weak: str
