@@ -9,7 +9,7 @@ from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.module import find_module, load_module
-from hsm_signer.device.presence import find_device
+from hsm_signer.device.presence import find_device, read_token
 from hsm_signer.device.provision import delete_certificate, store_certificate
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.errors import CertificateExists, KeyUnfit
@@ -89,7 +89,7 @@ def _public_certificates(reference: KeyReference, key_id: bytes) -> set[bytes]:
     found = find_device(module, reference.uri, reference.timeout, reference.slow)
 
     def look() -> set[bytes]:
-        session = found.slot.get_token().open()
+        session = read_token(found.slot).open()
         try:
             return certificates_with_id(session, key_id)
         finally:

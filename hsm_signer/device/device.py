@@ -23,7 +23,7 @@ from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
-from hsm_signer.device.presence import PresentDevice, find_device, flags_after
+from hsm_signer.device.presence import PresentDevice, find_device, flags_after, read_token
 from hsm_signer.device.record import PinRecord, count_logins, login_turn
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
@@ -389,7 +389,7 @@ def _logins_so_far(reference: KeyReference) -> int:
 
 def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> None:
     try:
-        flags = slot.get_token().flags
+        flags = read_token(slot).flags
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "reading the PIN state", str(device)) from error
     require_pin_tries(str(device), flags, allow_last_try=reference.allow_last_try)
@@ -398,7 +398,7 @@ def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) ->
 def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -> Session:
     device = str(found.info)
     try:
-        token = found.slot.get_token()
+        token = read_token(found.slot)
         if login is None:
             return token.open(rw=reference.writable)
     except pkcs11.PKCS11Error as error:

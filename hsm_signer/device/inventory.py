@@ -35,6 +35,7 @@ from hsm_signer.device.presence import (
     find_device,
     present_devices,
     present_tokens,
+    read_token,
 )
 from hsm_signer.device.search import search
 from hsm_signer.device.signer import private_keys, read_attribute, read_protection, signing_key, signing_mechanisms
@@ -92,7 +93,7 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
     found = find_device(module, reference.uri, reference.timeout, reference.slow)
 
     def look() -> ModuleFacts:
-        session = found.slot.get_token().open()
+        session = read_token(found.slot).open()
         try:
             return _examine(module, session, reference, now)
         finally:
@@ -132,7 +133,7 @@ def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
 
 
 def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
-    found = describe(module, session.token.slot.get_token())
+    found = describe(module, read_token(session.token.slot))
     others = [describe(module, token).info for token in present_tokens(module, reference.uri)]
     uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
     uri = _led_by(reference.uri, uri)

@@ -1,6 +1,7 @@
 """Which devices are there, and the one that a URI means."""
 
 import contextlib
+import time
 from dataclasses import dataclass
 
 import pkcs11
@@ -16,6 +17,8 @@ from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceNotFound
+
+_PAUSE = 0.25
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,26 @@ def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
     tokens = []
     for slot in module.library.get_slots(token_present=True):
         with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
-            tokens.append(slot.get_token())
+            tokens.append(read_token(slot))
     # SoftHSM always shows one more slot, empty and waiting to be initialised.
     tokens = [token for token in tokens if token.flags & TokenFlag.TOKEN_INITIALIZED]
     if origin.module_name is None or not is_served_by_p11_kit(module.path, origin):
         return tokens
     theirs = devices_of_module(module.path, origin.module_name)
     return [token for token in tokens if _identity(token) in theirs]
+
+
+def read_token(slot: Slot) -> Token:
+    """Return the device in a slot as it describes itself now. Runs on the lane.
+
+    It is asked once more, after a pause, where the answer is CKR_GENERAL_ERROR: while another process logs in, SoftHSM
+    rewrites the device's file, and cannot read it for some milliseconds (measured: 3 to 80, rarely 200).
+    """
+    try:
+        return slot.get_token()
+    except pkcs11.GeneralError:
+        time.sleep(_PAUSE)
+        return slot.get_token()
 
 
 def _identity(token: Token) -> tuple[str, ...]:

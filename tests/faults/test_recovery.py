@@ -84,6 +84,41 @@ def device(refer: Refer) -> Iterator[Device]:
         yield device
 
 
+class TestTokenInfo:
+    """SoftHSM rewrites a device's file while another process logs in, and C_GetTokenInfo fails for a moment."""
+
+    READS = 4  # the device, SoftHSM's empty slot, the PIN's state, and the device that is logged in to
+
+    def test_is_read_so_often(self, refer: Refer, faulty: FaultyModule) -> None:
+        open_device(refer()).close()
+        assert faulty.calls("C_GetTokenInfo") == self.READS
+
+    @pytest.mark.parametrize("read", range(READS))
+    def test_each_read_is_repeated_once(self, read: int, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.rule("C_GetTokenInfo", rv=Rv.GENERAL_ERROR, skip=read, times=1)
+        open_device(refer()).close()
+        assert faulty.calls("C_GetTokenInfo") == self.READS + 1
+        assert [seen.right for seen in faulty.logins()] == [True]
+
+    def test_no_read_is_repeated_twice(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.rule("C_GetTokenInfo", rv=Rv.GENERAL_ERROR)
+        with pytest.raises(DeviceGone):
+            open_device(refer())
+        assert faulty.calls("C_GetTokenInfo") == 2
+
+    def test_another_error_is_not_taken_for_that(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_ERROR)
+        with pytest.raises(DeviceGone):
+            open_device(refer())
+        assert faulty.calls("C_GetTokenInfo") == 1
+
+    def test_a_login_that_fails_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.rule("C_Login", rv=Rv.GENERAL_ERROR)
+        with pytest.raises(DeviceGone):
+            open_device(refer())
+        assert faulty.calls("C_Login") == 1
+
+
 class TestLostSession:
     @pytest.mark.parametrize("rv", LOST)
     def test_is_opened_again_and_the_signature_made(self, rv: Rv, device: Device, faulty: FaultyModule) -> None:
