@@ -5,6 +5,7 @@ Nothing here knows what the bytes mean. No exception holds any of them.
 
 import os
 import select
+import shlex
 import signal
 import stat
 import subprocess
@@ -68,7 +69,7 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
             if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
-                raise Unreadable(who, hint=f"Make it yours alone: chmod 600 {path}")
+                raise Unreadable(who, hint=f"Make it yours alone: chmod 600 {shlex.quote(str(path))}")
             identity = file_identity(descriptor)
             raw = _read_all(descriptor, time.monotonic())  # a regular file is always ready
             if os.fstat(descriptor).st_ctime_ns != status.st_ctime_ns:

@@ -113,11 +113,15 @@ class Pkcs11Uri:
 
 
 class _Component(NamedTuple):
-    """One side of the `?`: its standard attributes, its delimiter, and what else may stand there unescaped."""
+    """One side of the `?`: its standard attributes, its delimiter, what else may stand there unescaped, and what does.
+
+    URIs are pasted into shells, with quotes and without: what means something there is always written escaped.
+    """
 
     attributes: tuple[str, ...]
     delimiter: str
     reserved: str
+    written: str
     repeatable: bool
 
     def parse(self, text: str, start: int, end: int) -> tuple[dict[str, Any], VendorAttributes]:
@@ -187,7 +191,7 @@ class _Component(NamedTuple):
     def _encode(self, value: str | bytes | int | tuple[int, int]) -> str:
         if isinstance(value, bytes):
             return "".join(f"%{octet:02X}" for octet in value)  # section 2.3: the whole value of id
-        return quote(_plain(value), safe=self.reserved)
+        return quote(_plain(value), safe=self.written)
 
     def require_writable(self, uri: Pkcs11Uri, vendor: VendorAttributes) -> None:
         """Raise UriError unless what was put into the fields by hand can be written and read back."""
@@ -230,12 +234,14 @@ _PATH = _Component(
     ),
     delimiter=";",
     reserved=":[]@!$'()*+,=&",
+    written="",
     repeatable=False,
 )
 _QUERY = _Component(
     attributes=("pin-source", "pin-value", "module-name", "module-path"),
     delimiter="&",
     reserved=":[]@!$'()*+,=/?|",
+    written="/:",
     repeatable=True,
 )
 _STANDARD = frozenset(_PATH.attributes + _QUERY.attributes)

@@ -4,6 +4,7 @@ import os
 import pty
 import select
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from itertools import product
@@ -79,6 +80,15 @@ def test_an_exposed_file_is_refused_with_the_cure(file: Path, mode: int) -> None
     with pytest.raises(Unreadable, match="everybody can read or change it") as refused:
         read_file(file, private=True)
     assert refused.value.hint == f"Make it yours alone: chmod 600 {file}"
+
+
+def test_the_cure_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
+    odd = file.rename(file.with_name("it's $(id).pin"))
+    odd.chmod(0o644)
+    with pytest.raises(Unreadable) as refused:
+        read_file(odd, private=True)
+    subprocess.run(["sh", "-c", str(refused.value.hint).removeprefix("Make it yours alone: ")], check=True)
+    assert read_file(odd, private=True) == SECRET.encode()
 
 
 def test_a_file_of_ours_that_our_group_can_read_is_refused_unless_we_are_root(file: Path) -> None:

@@ -1,11 +1,12 @@
 """RFC 7512 URIs: read, written, refused."""
 
 import pickle
+import subprocess
 import traceback
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsm_signer.device.uri import ObjectType, Pkcs11Uri, VendorAttributes
@@ -45,6 +46,17 @@ uris = st.builds(
     module_path=st.none() | text.map("/{}".format),
     vendor_query=vendor_attributes,
 )
+shell_text = st.lists(
+    st.sampled_from([*"'\"$()`!{}[]*?~\\|&;<>#=%+,:/@- \n\t", "$(id)", "`id`", "$HOME", "'$(id)'", "é", "a"])
+).map("".join)
+hostile_uris = st.builds(
+    Pkcs11Uri,
+    token=st.none() | shell_text,
+    object=st.none() | shell_text,
+    pin_source=st.none() | shell_text,
+    module_path=st.none() | shell_text.map("/{}".format),
+    vendor_query=st.lists(st.tuples(vendor_names, shell_text), max_size=1).map(tuple),
+)
 spellings = st.lists(
     st.sampled_from(
         "token= id= slot-id= library-version= type= pin-value= x-y= ; & ? = % %c3 %A9 %41 0 7 . a / | é private".split()
@@ -62,6 +74,20 @@ def parse_or_refuse(text: str) -> Pkcs11Uri | UriError:
 @given(uris)
 def test_what_is_written_reads_back_the_same(uri: Pkcs11Uri) -> None:
     assert Pkcs11Uri.parse(str(uri)) == uri
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@settings(max_examples=60, deadline=None)
+@given(hostile_uris)
+def test_what_is_pasted_into_a_shell_is_the_uri_and_nothing_else(shell: str, uri: Pkcs11Uri) -> None:
+    written = str(uri)
+    ways = [f"'{written}'", f'"{written}"']
+    if not set(written) & set(";&"):  # the delimiters of several attributes
+        ways.append(written)
+    command = "; ".join(f"printf '%s\\n' {way}" for way in ways)
+    done = subprocess.run([shell, "-c", command], capture_output=True, text=True)
+    assert (done.stdout.splitlines(), done.stderr) == ([written] * len(ways), "")
+    assert Pkcs11Uri.parse(written) == uri
 
 
 @given(spellings)
@@ -187,11 +213,16 @@ def test_less_common_spellings_are_read(text: str, expected: Pkcs11Uri) -> None:
         (Pkcs11Uri(token=""), "pkcs11:token="),
         (Pkcs11Uri(library_version=(3, 0)), "pkcs11:library-version=3.0"),
         (Pkcs11Uri(token="Karte für Büro #1"), "pkcs11:token=Karte%20f%C3%BCr%20B%C3%BCro%20%231"),
-        (Pkcs11Uri(token="a/b?c;d&e|f%~"), "pkcs11:token=a%2Fb%3Fc%3Bd&e%7Cf%25~"),
-        (Pkcs11Uri(module_path="/a/b?c;d&e|f"), "pkcs11:?module-path=/a/b?c%3Bd%26e|f"),
+        (Pkcs11Uri(token="a/b?c;d&e|f%~"), "pkcs11:token=a%2Fb%3Fc%3Bd%26e%7Cf%25~"),
+        (Pkcs11Uri(module_path="/a/b?c;d&e|f"), "pkcs11:?module-path=/a/b%3Fc%3Bd%26e%7Cf"),
+        (Pkcs11Uri(token=":[]@!$'()*+,=&"), "pkcs11:token=%3A%5B%5D%40%21%24%27%28%29%2A%2B%2C%3D%26"),
+        (
+            Pkcs11Uri(pin_source="file:/p", module_path="/:[]@!$'()*+,=/?|"),
+            "pkcs11:?pin-source=file:/p&module-path=/:%5B%5D%40%21%24%27%28%29%2A%2B%2C%3D/%3F%7C",
+        ),
         (
             Pkcs11Uri(vendor_query=(("x-b", "2"), ("x-a", "1")), pin_source="|x", object="o", token="t"),
-            "pkcs11:token=t;object=o?pin-source=|x&x-b=2&x-a=1",
+            "pkcs11:token=t;object=o?pin-source=%7Cx&x-b=2&x-a=1",
         ),
     ],
 )
