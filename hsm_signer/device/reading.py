@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from hsm_signer.device.source_state import file_identity
+from hsm_signer.errors import ConfigError
+from hsm_signer.private_file import require_trusted_path
 
 LIMIT = 1024
 """Nobody's secret has more bytes. The functions below stop one byte later, so that the caller can tell."""
@@ -52,7 +54,8 @@ def read_file(path: Path, *, private: bool) -> bytes:
     """Return what a regular file holds.
 
     Args:
-        private: refuse the file when `exposure` finds somebody. The file that was opened is judged, not its name.
+        private: refuse the file when `exposure` finds somebody, or somebody could put another in its place: a wrong PIN
+            costs a try. The file that was opened is judged, not its name.
 
     Raises:
         Unreadable: it cannot be opened, is no regular file, is exposed, or changes while it is read.
@@ -70,6 +73,8 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
                 raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
             if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
                 raise Unreadable(who, hint=f"Make it yours alone: chmod 600 {shlex.quote(str(path))}")
+            if private:
+                _require_trusted(path, "PIN file")
             identity = file_identity(descriptor)
             raw = _read_all(descriptor, time.monotonic())  # a regular file is always ready
             if os.fstat(descriptor).st_ctime_ns != status.st_ctime_ns:
@@ -79,6 +84,13 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
             os.close(descriptor)
     except OSError as error:
         raise Unreadable(str(error.strerror)) from error
+
+
+def _require_trusted(path: Path, what: str) -> None:
+    try:
+        require_trusted_path(path, what)
+    except ConfigError as error:
+        raise Unreadable(error.message[0].lower() + error.message[1:].rstrip("."), hint=error.hint) from None
 
 
 def _open_file(path: Path) -> int:
@@ -114,10 +126,12 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
     """Return what a program prints. It gets no shell, no input and no terminal; what it says on stderr is dropped.
 
     Raises:
-        Unreadable: it cannot be started, fails, or has not ended after `seconds`; then it is killed with its group.
+        Unreadable: others could replace it, it cannot be started, fails, or has not ended after `seconds`; then it is
+            killed with its group.
     """
     deadline = time.monotonic() + seconds
     try:
+        _require_trusted(Path(argv[0]), "program")
         process = subprocess.Popen(  # noqa: S603  # the operator's own command
             argv,
             stdin=subprocess.DEVNULL,

@@ -91,6 +91,22 @@ def test_the_cure_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
     assert read_file(odd, private=True) == SECRET.encode()
 
 
+def test_a_private_file_that_others_can_replace_is_refused(file: Path) -> None:
+    file.parent.chmod(0o777)
+    with pytest.raises(Unreadable, match=f"other users could replace the PIN file {file}: {file.parent} ") as refused:
+        read_file(file, private=True)
+    assert refused.value.hint == f"Run: chmod go-w {file.parent}"
+
+
+def test_a_program_that_others_can_replace_is_not_run(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho run > run\n")
+    program.chmod(0o777)
+    with pytest.raises(Unreadable, match=f"other users could replace the program {program}"):
+        run_command([str(program)], 10)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_of_ours_that_our_group_can_read_is_refused_unless_we_are_root(file: Path) -> None:
     os.chown(file, -1, os.getegid())
     file.chmod(0o640)
