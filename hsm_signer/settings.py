@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, Thumbprint
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.environment import withhold
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import Cloud
 from hsm_signer.errors import ConfigError, UriError
@@ -187,12 +188,25 @@ def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
                     hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
                 )
             logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
+            withhold(source.name)
+        _withhold_variable(uri.pin_source or "")
         uris.append(uri.beside(source.directory) if source.directory else uri)
     return tuple(uris)
 
 
 def _pin_source(value: object, source: Source) -> str | tuple[str, ...]:
-    return _texts(value, source) if isinstance(value, list) else _text(value, source)
+    if isinstance(value, list):
+        return _texts(value, source)
+    text = _text(value, source)
+    _withhold_variable(text)
+    return text
+
+
+def _withhold_variable(pin_source: str) -> None:
+    """Keep the variable that a PIN source may be from programs that we start before the source is made, if ever."""
+    kind, _, name = pin_source.partition(":")
+    if kind == "env":
+        withhold(name)
 
 
 def _environment(value: object, source: Source) -> dict[str, str]:

@@ -20,6 +20,7 @@ import typer
 from hsm_signer import __version__
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
+from hsm_signer.own_process import keep_memory_private
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -169,6 +170,7 @@ def run_and_exit() -> NoReturn:
     It ends without the interpreter's finalizers: they would call C_Finalize, which python-pkcs11 does with the GIL
     held, and a module that hangs there could not be left. Sessions were closed before, and their end is the logout.
     """
+    keep_memory_private()
     signal.signal(signal.SIGTERM, _terminate)
     _occupy_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):

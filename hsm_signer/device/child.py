@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hsm_signer.device.channel import Channel
+from hsm_signer.device.environment import inherited_environment
+from hsm_signer.own_process import die_with_parent, keep_memory_private
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -26,11 +28,11 @@ def child_command(module: str, *arguments: str) -> list[str]:
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for it: ours, `variables`, and where modules are found.
+    """Return the environment for it: ours without PINs, `variables`, and where modules are found.
 
     This very package comes first, wherever it was found; then what else we can import.
     """
-    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
+    return {**inherited_environment(), **variables, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
 
 
 class ChildProcess:
@@ -91,19 +93,8 @@ def parent_channel(*kinds: type) -> Channel:
     Args:
         kinds: the messages that the parent may send.
     """
-    _die_with_parent(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[2]))
+    keep_memory_private()
     # Ctrl-C goes to the whole foreground group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return Channel(socket.socket(fileno=int(sys.argv[1])), *kinds)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill us when the parent ends: a module that hangs would keep us from noticing."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote_to_bytes
 
+from hsm_signer.device.environment import withhold
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
 from hsm_signer.device.reading import (
     LIMIT,
@@ -256,8 +257,7 @@ class SystemdCredentialPin(_Unattended):
 class EnvironmentPin(_Unattended):
     """An environment variable, exactly as it stands.
 
-    It stays in the environment: another key may need it again, and removing it would not remove it from what the
-    kernel shows of the process. Programs started by this one inherit it, unless whoever starts them takes `name` out.
+    It stays in the environment of this process, and is kept from the programs that this one starts.
     """
 
     name: str
@@ -266,6 +266,7 @@ class EnvironmentPin(_Unattended):
     def __post_init__(self) -> None:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.name):
             raise ConfigError("The PIN source env: needs the name of an environment variable.")
+        withhold(self.name)
 
     @property
     def description(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hsm_signer.device.environment import inherited_environment
 from hsm_signer.device.source_state import file_identity
 from hsm_signer.errors import ConfigError
 from hsm_signer.private_file import require_trusted_path
@@ -134,6 +135,7 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
         _require_trusted(Path(argv[0]), "program")
         process = subprocess.Popen(  # noqa: S603  # the operator's own command
             argv,
+            env=inherited_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # it might quote the secret

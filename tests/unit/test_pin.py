@@ -78,6 +78,14 @@ def test_pins_are_equal_when_their_texts_are() -> None:
     assert Pin("4711") != "4711"
 
 
+def test_a_command_does_not_see_the_pin_of_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_PIN", SECRET)
+    assert CommandPin(("/usr/bin/printenv", "A_PIN"))(REQUEST) == Pin(SECRET)
+    EnvironmentPin("A_PIN")
+    with pytest.raises(PinUnavailable, match="status 1"):
+        CommandPin(("/usr/bin/printenv", "A_PIN"))(REQUEST)
+
+
 def test_a_pin_cannot_be_a_key() -> None:
     with pytest.raises(TypeError, match="unhashable"):
         hash(Pin("4711"))

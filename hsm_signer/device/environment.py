@@ -1,0 +1,19 @@
+"""Which of our environment variables the programs that we start inherit: all but those that hold PINs."""
+
+import os
+
+_withheld: set[str] = set()
+
+
+def withhold(variable: str) -> None:
+    """Keep an environment variable from every program that this process starts from now on.
+
+    It stays in this process: another key may need it again, and removing it would not remove it from what the kernel
+    shows of the process.
+    """
+    _withheld.add(variable)
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the environment for a program that we start."""
+    return {name: value for name, value in os.environ.items() if name not in _withheld}
