@@ -23,6 +23,12 @@ DEFAULT_LIFETIME = 600
 MAXIMUM_LIFETIME = 86400
 """Seconds. Entra refuses assertions that live longer than a day."""
 
+FILE_LIFETIME = 3600
+"""Seconds that an assertion in a file lives, where nothing else is configured."""
+
+KEPT_BY_READERS = 600
+"""Seconds for which an SDK may go on with what it has read: azure-identity reads the file every ten minutes."""
+
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """RFC 7523 section 2.2."""
 

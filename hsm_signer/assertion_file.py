@@ -16,19 +16,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hsm_signer.assertion import MAXIMUM_LIFETIME, parse_jwt
+from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, parse_jwt
 from hsm_signer.errors import ConfigError, DeviceError, DeviceTimeout, JwtError, OutputError
 from hsm_signer.private_file import unwritable, write_private
 from hsm_signer.systemd import ServiceManager
 
 logger = logging.getLogger(__name__)
 
-LIFETIME = 3600
 INTERVAL = 1200
-"""Seconds an assertion lives, and after how many the next one is written."""
-
-KEPT_BY_READERS = 600
-"""Seconds for which an SDK may go on with what it has read: azure-identity reads the file every ten minutes."""
+"""Seconds after which the next assertion is written."""
 
 LOOK_AGAIN = 30.0
 """Seconds from one look at the file to the next, at most: the clock may be set, and a machine may sleep."""
@@ -131,7 +127,7 @@ class AssertionFile:
     path: Path
     client_id: str
     audience: str
-    lifetime: int = LIFETIME
+    lifetime: int = FILE_LIFETIME
     interval: int = INTERVAL
     mode: int = 0o600
     group: int | None = None
@@ -143,8 +139,8 @@ class AssertionFile:
                 f"An assertion that lives for {self.lifetime} s and is replaced after {self.interval} s has "
                 f"{self.lifetime} - {self.interval} = {left} s left by then, and SDKs go on with what they have read "
                 f"for up to {KEPT_BY_READERS} s.",
-                hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s: {LIFETIME} and {INTERVAL} are "
-                "the defaults.",
+                hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s: {FILE_LIFETIME} and {INTERVAL} "
+                "are the defaults.",
             )
         if self.lifetime > MAXIMUM_LIFETIME:
             raise ConfigError(

@@ -34,6 +34,7 @@ class Profile:
         pin_source: as `parse_pin_source` reads it.
         algorithm: None means PS256 where the device can, else RS256.
         lifetime: of an assertion, seconds.
+        grace: seconds for which `rotate` leaves an old certificate registered; None lets the lifetime say.
         device_timeout: seconds for one call into the device.
         network_timeout: seconds for one exchange, retries included.
         pin_record: keep the record of refused PINs when nobody watches a login.
@@ -61,6 +62,7 @@ class Profile:
     object_id: str | None = None
     service_principal: bool = False
     graph: str | None = None
+    grace: int | None = None
     ca_bundle: Path | None = None
     device_timeout: float = 60.0
     network_timeout: float = 30.0

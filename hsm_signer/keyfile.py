@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hsm_signer.private_file import read_trusted, write_private
 KEY_FILE = "file:"
 """How a profile's `key` begins when it names one."""
 
-_OF_A_KEY = ("key", "registered", "key_id")
+_OF_A_KEY = ("key", "registered", "key_id", "until", "delete")
 _THUMBPRINTS = ("x5t", "x5t#S256")
 
 
@@ -35,12 +36,17 @@ class FiledKey:
         key_id: of the key credential, by which it is removed; None where it is not known.
         thumbprints: of the certificate that `key_id` is the credential of, as `thumbprints` returns them; empty where
             nobody has compared the two, as in a file written by hand.
+        until: of a retired key, epoch seconds: until when somebody may hold an assertion that it signed, so that it
+            must stay registered; None where that is not known.
+        delete: of a retired key: whether it is to be deleted from the device at the end.
     """
 
     uri: Pkcs11Uri
     registered: bool = True
     key_id: str | None = None
     thumbprints: Mapping[str, str] = field(default_factory=dict)
+    until: int | None = None
+    delete: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def read_key_file(path: Path) -> KeyFile:
         )
     except UriError as error:
         raise _damaged(path, error.message.rstrip(".")) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise _damaged(path, "it is not the JSON that it should be") from None
     if any(key is not None and key.uri.pin_value for key in (content.current, content.next, *content.retired)):
         raise ConfigError(
@@ -137,6 +143,8 @@ def _filed_key(entry: Mapping[str, Any], directory: Path) -> FiledKey:
         entry.get("registered", True),
         entry.get("key_id"),
         {name: entry[name] for name in _THUMBPRINTS if name in entry},
+        None if entry.get("until") is None else _epoch_seconds(entry["until"]),
+        entry.get("delete", False),
     )
 
 
@@ -146,7 +154,20 @@ def _document(key: FiledKey) -> dict[str, Any]:
         document["registered"] = False
     if key.key_id is not None:
         document["key_id"] = key.key_id
-    return {**document, **key.thumbprints}
+    document.update(key.thumbprints)
+    if key.until is not None:
+        document["until"] = datetime.fromtimestamp(key.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if key.delete:
+        document["delete"] = True
+    return document
+
+
+def _epoch_seconds(text: str) -> int:
+    """Read a time with its zone (RFC 3339); raise ValueError or TypeError where it is none."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return int(moment.timestamp())
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

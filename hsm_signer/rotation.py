@@ -5,6 +5,9 @@
 
 There is one login. What was done is on the device, at Entra and in the key file, and nowhere else: a run that was cut
 off, by whatever, is gone on with by the next.
+
+After the switch the old key stays registered for a while: other programs may hold assertions that it signed. Nobody
+waits for that. The run ends, and a later one takes the remaining steps.
 """
 
 import os
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +27,7 @@ from hsm_signer.certificate import Certificate, parse_certificates, require_usab
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.certificates import replace_certificates
-from hsm_signer.device.device import open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.generation import KeySpec, generate_key
 from hsm_signer.device.match import matches_device
 from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, key_labels
@@ -50,11 +54,13 @@ from hsm_signer.rotation_plan import (
     Step,
     after,
     beside,
+    default_grace,
     next_label,
     next_step,
     plan,
     retired_key,
     will_do,
+    with_times,
 )
 
 
@@ -98,7 +104,7 @@ Report = Callable[[Step, str], None]
 
 
 class Rotation:
-    """One run of `rotate`, with the device open and logged in to.
+    """One run of `rotate`. The device is opened and logged in to when it is first needed.
 
     A context manager: at its end the device is closed, and the next run may begin.
 
@@ -109,9 +115,12 @@ class Rotation:
         report: see `Report`.
         clock: tells the time, and lets it pass.
 
+    Attributes:
+        file: what the key file says by now.
+        grace: seconds for which a key stays registered after the switch to the next one.
+
     Raises:
         ConfigError: the profile names no key file, or another rotation is under way, or a setting is missing.
-        HsmSignerError: the current key cannot be opened.
     """
 
     def __init__(
@@ -124,22 +133,16 @@ class Rotation:
         clock: Clock = Clock(),  # noqa: B008  # frozen
     ) -> None:
         self.path = require_key_file(profile)
-        self._profile, self._request, self._report, self._clock = profile, request, report, clock
+        self.grace = default_grace(profile.lifetime) if profile.grace is None else profile.grace
+        self._profile, self._request, self._operator = profile, request, operator
+        self._report, self._clock = report, clock
         self._registrar = Registrar(profile, request.propagation, self._say_waiting, clock)
         self._identities: dict[str, Identity] = {}
         self._step = Step.NAME
+        self._unchangeable: DeviceReadOnly | None = None
         with ExitStack() as undo:
             undo.callback(os.close, lock_key_file(self.path))
             self.file = _load(self.path, request.current)
-            reference = key_reference(profile, self.file.current.uri, operator)
-            self._unchangeable: DeviceReadOnly | None = None
-            try:
-                device = open_device(replace(reference, writable=True))
-            except DeviceReadOnly as error:
-                # Said before anybody was asked for a PIN; and keys made there by other means can be rolled over.
-                self._unchangeable = error
-                device = open_device(reference)
-            self._device = undo.enter_context(device)
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -149,32 +152,40 @@ class Rotation:
         self._undo.close()
 
     def plan(self) -> list[Step]:
-        """Return the steps that `run` would take, if each succeeds.
+        """Return the steps that `run` would take, and after a wait a later run, if each succeeds.
 
         Raises:
-            ConfigError: the next key is the current one.
+            HsmSignerError: the current key cannot be opened, or the next key is the current one.
         """
         return plan(self._first_look())
 
     def run(self) -> None:
-        """Take every step to the end.
+        """Take every step that can be taken now.
 
         Raises:
             HsmSignerError: a step failed. What was done before it stands, and the current key works.
         """
-        self._identity(self.file.current.uri)  # without it there is nothing to go on from
         observed = self._first_look()
         while (step := next_step(observed)) is not None:
+            if step is Step.WAIT:
+                self._write(observed.file)
+                self._say_what_remains()
+                return
             if self._unchangeable is not None and self._would_change_device(step):
                 raise self._unchangeable
             self._step = step
-            observed = _DOING[step](self, observed)
+            observed = replace(_DOING[step](self, observed), now=self._clock.now())
             self._write(observed.file)
 
     def _first_look(self) -> Observed:
         """Return what is known at the beginning of a run."""
-        file, following = self.file, self._request.following
+        now, following = self._clock.now(), self._request.following
+        file = with_times(self.file, now, self.grace)
         unfinished = file.next is not None or bool(file.retired)
+        observed = Observed(file, not unfinished, delete_old=self._request.delete_old, now=now, grace=self.grace)
+        if following is None and next_step(observed) is Step.WAIT:
+            return observed  # which nobody needs the device for
+        self._identity(file.current.uri)  # without it there is nothing to go on from
         named = False
         if following is not None and not (file.next and file.next.registered):
             following = beside(following, file.current.uri)
@@ -184,7 +195,7 @@ class Rotation:
                 named = not self._is_current(following)
                 if not named and not unfinished:
                     raise _not_another(following)
-        return self._look(Observed(file, not unfinished, named, delete_old=self._request.delete_old))
+        return self._look(replace(observed, file=file, named=named))
 
     def _is_current(self, uri: Pkcs11Uri) -> bool:
         current = self.file.current.uri
@@ -295,7 +306,11 @@ class Rotation:
         return after(Step.PROVE, observed)
 
     def _switch(self, observed: Observed) -> Observed:
-        done = after(Step.SWITCH, observed)
+        current, old_key_id = observed.file.current, self._request.old_key_id
+        if old_key_id not in (None, current.key_id):
+            # For the run that needs it, which may be another.
+            current = replace(current, key_id=old_key_id, thumbprints={})
+        done = after(Step.SWITCH, replace(observed, file=replace(observed.file, current=current)))
         self._write(done.file)  # before it is said
         self._report(Step.SWITCH, f"{self.path} names it: programs that follow the file use it from now on.")
         return self._look(done)
@@ -378,10 +393,30 @@ class Rotation:
         self._report(Step.KEEP, f"The old key stays on the device: {uri}. `key delete --certificate` removes it.")
         return after(Step.KEEP, observed)
 
+    def _say_what_remains(self) -> None:
+        for old in self.file.retired:
+            until = datetime.fromtimestamp(old.until or 0, UTC)
+            self._report(
+                Step.WAIT,
+                f"The old key {old.uri.object or old.uri} stays registered until {until:%Y-%m-%d %H:%M:%S} UTC: "
+                "programs may hold assertions that it signed. Run rotate again after that.",
+            )
+
     def _write(self, file: KeyFile) -> None:
         if file != self.file:
             write_key_file(self.path, file)
             self.file = file
+
+    @cached_property
+    def _device(self) -> Device:
+        reference = key_reference(self._profile, self.file.current.uri, self._operator)
+        try:
+            device = open_device(replace(reference, writable=True))
+        except DeviceReadOnly as error:
+            # Said before anybody was asked for a PIN; and keys made there by other means can be rolled over.
+            self._unchangeable = error
+            device = open_device(reference)
+        return self._undo.enter_context(device)
 
     def _signer(self, uri: Pkcs11Uri) -> DeviceSigner:
         if not matches_device(uri, self._device.info):

@@ -6,7 +6,7 @@ from datetime import datetime
 from hsm_signer.certificate import parse_certificates
 from hsm_signer.config import Profile, missing_key
 from hsm_signer.device.certificates import read_certificate
-from hsm_signer.keyfile import read_key_file
+from hsm_signer.keyfile import KeyFile, read_key_file
 from hsm_signer.opening import NOBODY, Operator, key_reference
 
 
@@ -18,11 +18,13 @@ class Due:
         days_left: whole days of validity left to the current key's certificate; negative when it is over.
         unfinished: whether a rotation was begun and not ended.
         due: whether one of them asks for `rotate`.
+        until: where nothing can be done before that, epoch seconds: from when on an old key can be removed.
     """
 
     days_left: int
     unfinished: bool
     due: bool
+    until: int | None = None
 
 
 def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operator = NOBODY) -> Due:
@@ -45,4 +47,12 @@ def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operato
     file = read_key_file(profile.key_file) if profile.key_file else None
     unfinished = file is not None and (file.next is not None or bool(file.retired))
     days_left = (certificate.not_after - now).days
-    return Due(days_left, unfinished, unfinished or days_left < warn_days)
+    until = _until(file, now, profile.grace) if file else None
+    return Due(days_left, unfinished, (unfinished and until is None) or days_left < warn_days, until)
+
+
+def _until(file: KeyFile, now: datetime, grace: float | None) -> int | None:
+    """Return from when on a rotation can be ended, or None where `rotate` has something to do now."""
+    times = [key.until if key.registered and key.until else 0 for key in file.retired]
+    first = min(times, default=0)
+    return first if first > now.timestamp() and grace != 0 and file.next is None else None

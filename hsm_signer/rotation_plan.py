@@ -6,11 +6,12 @@ with by looking again.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
+from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS
 from hsm_signer.certificate import Certificate, certificate_details
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.uri import Pkcs11Uri
@@ -37,6 +38,8 @@ class Step(StrEnum):
     """Give the next key up: it, or its certificate, was taken from the device after it was registered."""
     FORGET = "forget"
     """Drop a retired key from the key file and leave it alone: it is the current key, perhaps under another name."""
+    WAIT = "wait"
+    """Nothing can be done before a retired key's time is over. The run ends here, and a later one goes on."""
     UNREGISTER = "unregister"
     DELETE = "delete"
     """Delete a retired key from the device."""
@@ -58,6 +61,8 @@ class Observed:
         has_certificate: a certificate that will do is beside it.
         proven: a token was obtained with it in this run.
         delete_old: retired keys are to be deleted.
+        now: epoch seconds.
+        grace: seconds for which a key stays registered after the switch to the next one.
     """
 
     file: KeyFile
@@ -68,6 +73,8 @@ class Observed:
     has_certificate: bool = False
     proven: bool = False
     delete_old: bool = False
+    now: float = 0
+    grace: float = 0
 
     def is_current(self, key: FiledKey) -> bool:
         """Return whether a key of the file is the current key."""
@@ -91,16 +98,49 @@ def next_step(observed: Observed) -> Step | None:
         return Step.CERTIFY if observed.has_key else Step.GENERATE
     if observed.named:
         return Step.NAME
-    if retired:
-        if retired[0].registered:
+    if old := next(_whose_time_is_over(observed), None):
+        if old.registered:
             return Step.UNREGISTER
-        return Step.DELETE if observed.delete_old else Step.KEEP
-    return Step.NAME if observed.wanted else None
+        return Step.DELETE if observed.delete_old or old.delete else Step.KEEP
+    if observed.wanted:
+        return Step.NAME
+    return Step.WAIT if retired else None
 
 
 def retired_key(step: Step, observed: Observed) -> FiledKey:
     """Return the retired key that a step is about."""
-    return next(filter(observed.is_current, observed.file.retired)) if step is Step.FORGET else observed.file.retired[0]
+    if step is Step.FORGET:
+        return next(filter(observed.is_current, observed.file.retired))
+    return next(_whose_time_is_over(observed))
+
+
+def _whose_time_is_over(observed: Observed) -> Iterator[FiledKey]:
+    return (key for key in observed.file.retired if not key.registered or (key.until or 0) <= observed.now)
+
+
+def default_grace(lifetime: int) -> int:
+    """Return for how many seconds after the switch somebody may still hold an assertion by the old key.
+
+    Args:
+        lifetime: the longest that is configured for assertions; those in a file live for an hour unless told otherwise.
+    """
+    return max(lifetime, FILE_LIFETIME) + KEPT_BY_READERS
+
+
+def with_times(file: KeyFile, now: float, grace: float) -> KeyFile:
+    """Return the file with a time for each retired key. Nobody knows since when one without is retired: since now.
+
+    Args:
+        grace: seconds; with 0 the time of every key is over.
+    """
+    until = int(now + grace)
+    return replace(
+        file,
+        retired=tuple(
+            replace(key, until=until if key.until is None or not grace else key.until) if key.registered else key
+            for key in file.retired
+        ),
+    )
 
 
 def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observed:
@@ -131,11 +171,16 @@ def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observ
             return replace(observed, proven=True)
         case Step.SWITCH:
             # It was in use, whatever a file that somebody wrote says of it.
-            retired = (*file.retired, replace(file.current, registered=True))
-            return replace(observed, file=replace(file, current=following, next=None, retired=retired))
+            until = int(observed.now + observed.grace)
+            old = replace(file.current, registered=True, until=until, delete=observed.delete_old)
+            return replace(observed, file=replace(file, current=following, next=None, retired=(*file.retired, old)))
         case Step.ABANDON:
-            given_up = replace(file, next=None, retired=(*file.retired, following))
-            return Observed(given_up, wanted=True, delete_old=observed.delete_old)
+            # Nobody holds an assertion by it.
+            given_up = replace(following, until=int(observed.now), delete=observed.delete_old)
+            file = replace(file, next=None, retired=(*file.retired, given_up))
+            return replace(observed, file=file, wanted=True, has_key=False, has_certificate=False, proven=False)
+        case Step.WAIT:
+            return replace(observed, now=min(key.until or 0 for key in file.retired))
         case Step.UNREGISTER:
             return with_retired(lambda old: (replace(old, registered=False),))
         case Step.DELETE | Step.KEEP | Step.FORGET:

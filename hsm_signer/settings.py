@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, Thumbprint
+from hsm_signer.assertion import DEFAULT_LIFETIME, FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Thumbprint
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.environment import withhold
 from hsm_signer.device.uri import Pkcs11Uri
@@ -24,6 +24,9 @@ from hsm_signer.keyfile import KEY_FILE, read_key_file
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=StrEnum)
+
+MAXIMUM_GRACE = 30 * 86400
+"""Seconds. Longer is a mistake in the number: no assertion lives longer than a day."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,19 @@ def _lifetime(value: object, source: Source) -> int:
     number = _seconds(value, source)
     if number != int(number):
         raise ConfigError(f"{source.name} must be a whole number of seconds, 1 to {MAXIMUM_LIFETIME}.")
+    return int(number)
+
+
+def _grace(value: object, source: Source) -> int:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # judged below
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= MAXIMUM_GRACE or number != int(number):
+        raise ConfigError(
+            f"{source.name} must be a whole number of seconds, 0 to {MAXIMUM_GRACE}.",
+            hint="It is best left out: then it follows from the lifetime of assertions.",
+        )
     return int(number)
 
 
@@ -345,6 +361,16 @@ SETTINGS: tuple[Setting, ...] = (
         _text,
         "URL",
         "HSM_SIGNER_GRAPH",
+    ),
+    Setting(
+        "grace",
+        "Graph",
+        "How long the old certificate stays registered after the switch to the next key, for assertions that are still "
+        f"in use; 0 removes it at once. Default: the lifetime of assertions, or {FILE_LIFETIME} where that is longer, "
+        f"and {KEPT_BY_READERS} more.",
+        _grace,
+        "SECONDS",
+        "HSM_SIGNER_GRACE",
     ),
     Setting("ca_bundle", "Exchange", "More trust for TLS, beside the system's.", _path, "FILE", "HSM_SIGNER_CA_BUNDLE"),
     Setting(

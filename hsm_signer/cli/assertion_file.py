@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from hsm_signer.assertion_file import INTERVAL, LIFETIME, AssertionFile, keep
+from hsm_signer.assertion import FILE_LIFETIME
+from hsm_signer.assertion_file import INTERVAL, AssertionFile, keep
 from hsm_signer.cli.exchange import WaitOption
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import takes_profile
@@ -25,7 +26,7 @@ from hsm_signer.tokens import Tokens
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(takes_profile("Device", "Assertion", lifetime=LIFETIME)(assertion_file))
+    app.command()(takes_profile("Device", "Assertion", lifetime=FILE_LIFETIME)(assertion_file))
 
 
 def assertion_file(

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
 from hsm_signer.rotation_plan import Step
 from hsm_signer.settings import uri_argument
 
+if TYPE_CHECKING:
+    from hsm_signer.rotation import Rotation
+
 DUE = 1
 
 _option = functools.partial(typer.Option, rich_help_panel="Rotation")
@@ -31,6 +34,7 @@ _MEANING = {
     Step.SWITCH: "name the next key in the key file as the current one",
     Step.ABANDON: "give up the next key, which is gone from the device",
     Step.FORGET: "drop an entry of the key file that calls the current key retired",
+    Step.WAIT: "end here: the old certificate stays registered until {}, and a later run takes the steps that follow",
     Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
     Step.DELETE: "delete the old key and its certificate from the device",
     Step.KEEP: "leave the old key on the device",
@@ -90,6 +94,8 @@ def rotate(
 
     The profile's key names a key file: key = "file:PATH".
     Until a token was obtained with the new key, the old one stays in use.
+    After that the old certificate stays registered for as long as programs may hold assertions by it (--grace).
+    rotate does not wait: run it again later, and it removes the old certificate.
     Interrupted anywhere, rotate goes on from there when it is run again.
 
     hsm-signer --profile prod rotate --delete-old-key
@@ -120,12 +126,34 @@ def rotate(
     with Rotation(profile, request, terminal_operator(), report=report) as rotation:
         if dry_run:
             for step in rotation.plan():
-                report(step, _MEANING[step][0].upper() + _MEANING[step][1:] + ".")
+                meaning = _MEANING[step].format(_until_when(rotation))
+                report(step, meaning[0].upper() + meaning[1:] + ".")
         else:
             rotation.run()
-        current_key = rotation.file.current
+        file = rotation.file
     if output is Output.JSON:
-        print_json({"steps": steps, "key": str(current_key.uri), "key_id": current_key.key_id, "dry_run": dry_run})
+        print_json(
+            {
+                "steps": steps,
+                "key": str(file.current.uri),
+                "key_id": file.current.key_id,
+                "dry_run": dry_run,
+                "remaining": [{"key": str(old.uri), "until": _rfc3339(old.until)} for old in file.retired],
+            }
+        )
+
+
+def _until_when(rotation: "Rotation") -> str:
+    times = [old.until for old in rotation.file.retired if old.until is not None]
+    return _utc(min(times)) if times else f"{rotation.grace} s after the switch"
+
+
+def _utc(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _rfc3339(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _check(profile: Profile, warn_days: int, output: Output) -> None:
@@ -133,9 +161,18 @@ def _check(profile: Profile, warn_days: int, output: Output) -> None:
 
     found = check_due(profile, warn_days, datetime.now(UTC), terminal_operator())
     if output is Output.JSON:
-        print_json({"due": found.due, "days_left": found.days_left, "unfinished": found.unfinished})
+        print_json(
+            {
+                "due": found.due,
+                "days_left": found.days_left,
+                "unfinished": found.unfinished,
+                "until": _rfc3339(found.until),
+            }
+        )
     else:
         state = "A rotation was begun and not ended: run rotate." if found.unfinished else ""
+        if found.until is not None:
+            state = f"The old certificate stays registered until {_utc(found.until)}: run rotate after that."
         when = f"{days_in_words(found.days_left)} left" if found.days_left >= 0 else "expired"
         print_result(
             f"The certificate of the current key: {when}. {state or ('Run rotate.' if found.due else '')}".strip()

@@ -56,7 +56,12 @@ EXAMINE: dict[str, list[str]] = {
     for option, variables in (ASSERTION | EXCHANGE).items()
     if option not in ("--wait", "--output-file")
 }
-GRAPH = {"--object-id": ["HSM_SIGNER_OBJECT_ID"], "--service-principal": [], "--graph": ["HSM_SIGNER_GRAPH"]}
+GRAPH = {
+    "--object-id": ["HSM_SIGNER_OBJECT_ID"],
+    "--service-principal": [],
+    "--graph": ["HSM_SIGNER_GRAPH"],
+    "--grace": ["HSM_SIGNER_GRACE"],
+}
 ROTATE: dict[str, list[str]] = {
     "--current": [],
     "--next": [],

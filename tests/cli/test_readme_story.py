@@ -15,7 +15,7 @@ _VARIABLE = (
     (r"serial=[0-9a-f]{16}|, [0-9a-f]{16}\)", "SERIAL"),
     (r"(%[0-9A-F]{2}){4}", "ID"),
     (r"[0-9A-F]{40}", "THUMBPRINT"),
-    (r"\d{4}-\d\d-\d\dT[0-9:+]+", "TIME"),
+    (r"\d{4}-\d\d-\d\d(T[0-9:+]+| [0-9:]+ UTC)", "TIME"),
     (r"app-\d{8}", "app-DATE"),
     (r"/\S+/key\.json", "FILE"),
 )

@@ -1,6 +1,7 @@
 """`rotate`: from one key to the next against Entra's and Graph's emulator, and what stops it on the way."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ def staged(program: Program, *, forbid_listing: bool = False) -> Iterator[Stage]
             key = "file:key.json"
             module = "{softhsm.module}"
             pin_source = "env:DEVICE_PIN"
+            grace = 0
             """
         )
         yield Stage(program, entra, softhsm, first)
@@ -227,6 +229,53 @@ def test_there_is_one_login_for_the_whole_run(stage: Stage) -> None:
     assert sum("C_Login\n" in f"{line}\n" for line in (call.partition(": ")[2] for call in calls)) == 1
 
 
+class TestWhileAssertionsByTheOldKeyMayBeInUse:
+    LATER = ("--grace", "3600")
+
+    def test_it_stays_registered_and_the_run_says_until_when_and_ends_well(self, stage: Stage) -> None:
+        result = stage.begin(*self.LATER)
+        assert (result.status, result.stderr) == (0, "")
+        assert steps(result) == [*STEPS[:-1], "wait"]
+        assert re.search(r"stays registered until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", result.stdout)
+        assert len(stage.registered()) == 2
+        assert stage.works()
+
+    def test_a_run_says_only_that_and_a_later_one_ends_the_rotation(self, stage: Stage) -> None:
+        stage.begin(*self.LATER, "--delete-old-key")
+        before = stage.key_file.read_text()
+        again = stage("rotate", *self.LATER, "--pin-source", "env:NOT_SET")
+        assert (again.status, steps(again), again.stderr) == (0, ["wait"], "")
+        assert stage.key_file.read_text() == before
+        assert steps(stage("rotate")) == ["unregister", "delete"]
+        assert stage.on_device() == (1, 1)
+
+    def test_programs_are_told_what_remains(self, stage: Stage) -> None:
+        document = stage.begin(*self.LATER, "-o", "json").json
+        assert document["steps"][-1]["step"] == "wait"
+        (old,) = document["remaining"]
+        assert old["key"] == stage.first.uri
+        until = datetime.fromisoformat(old["until"])
+        assert timedelta(minutes=50) < until - datetime.now(UTC) <= timedelta(hours=1)
+        check = stage("rotate", "--check", *self.LATER, "-o", "json")
+        assert (check.status, check.json["due"], check.json["until"]) == (0, False, old["until"])
+
+    def test_the_check_says_until_when_and_that_it_is_not_due(self, stage: Stage) -> None:
+        stage.begin(*self.LATER)
+        result = stage("rotate", "--check", *self.LATER)
+        assert result.status == 0
+        assert "stays registered until" in result.stdout
+
+    def test_the_plan_shows_where_the_run_ends(self, stage: Stage) -> None:
+        result = stage.begin(*self.LATER, "--dry-run")
+        assert steps(result) == [*STEPS[:-1], "wait", "unregister", "keep"]
+        assert "3600 s after the switch" in result.stdout
+
+    @pytest.mark.parametrize("grace", ["-1", "1.5", "inf", "nan", "99999999999"])
+    def test_a_time_that_is_none_is_refused_before_anything_is_begun(self, stage: Stage, grace: str) -> None:
+        assert_explained(stage.begin("--grace", grace), 2, "config_error")
+        assert not stage.key_file.exists()
+
+
 class TestTheCheck:
     def test_says_that_there_is_time(self, stage: Stage) -> None:
         stage.begin()
@@ -238,7 +287,7 @@ class TestTheCheck:
         stage.begin("--days", "20")
         result = stage("rotate", "--check", "-o", "json")
         assert result.status == 1
-        assert result.json == {"due": True, "days_left": 19, "unfinished": False}
+        assert result.json == {"due": True, "days_left": 19, "unfinished": False, "until": None}
 
     def test_says_that_a_rotation_was_not_ended(self, stage: Stage) -> None:
         stage.entra.answer_next_graph(GraphRefusal("Request_BadRequest", "No.", 400))

@@ -23,8 +23,7 @@ from .vault import Vault
 ROOT = Path(__file__).parents[2]
 INDEX = "docs/README.md"
 TEXTS = {
-    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
-    for file in [ROOT / INDEX, *sorted((ROOT / "docs" / "clients").glob("*.md"))]
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The server application of AKS, which the emulator knows when it is told.
@@ -63,7 +62,7 @@ def arguments_in(snippet: Snippet) -> list[list[str]]:
     if snippet.language == "yaml":
         assert re.search(r"^ *command: hsm-signer$", text, re.MULTILINE)
         return [json.loads(args) for args in re.findall(r"^ *args: (\[.*\])$", text, re.MULTILINE)]
-    commands = re.findall(r"hsm-signer ([^\n|;)]+)", text)
+    commands = re.findall(r"hsm-signer ((?:'[^'\n]*'|[^\n|;)])+)", text)
     return [shlex.split(command) for command in commands]
 
 
@@ -261,7 +260,7 @@ class TestUnit:
 
 class TestPages:
     def test_each_is_in_the_index_and_says_what_was_not_tried(self) -> None:
-        linked = re.findall(r"\]\((clients/[\w-]+\.md)\)", TEXTS[INDEX])
+        linked = re.findall(r"\]\(([\w/-]+\.md)\)", TEXTS[INDEX])
         pages = [page for page in TEXTS if page != INDEX]
         assert sorted(f"docs/{page}" for page in linked) == pages
         assert [page for page in pages if "\nNot tried on live Entra." not in TEXTS[page]] == []

@@ -40,6 +40,7 @@ def profile(yubikey: PivStack, entra: EntraEmulator, tmp_path: Path, monkeypatch
             "module_environment": yubikey.environment,
             "pin_source": "env:DEVICE_PIN",
             "pin_record": False,
+            "grace": 0,
         }
     )
 

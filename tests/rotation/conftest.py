@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -18,7 +20,8 @@ from hsm_signer.device.inventory import examine
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
 from hsm_signer.opening import key_reference
-from hsm_signer.rotation import Rotation, RotationRequest
+from hsm_signer.registrar import Clock
+from hsm_signer.rotation import Report, Rotation, RotationRequest
 from hsm_signer.rotation_plan import Step
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -29,6 +32,23 @@ SCOPE = "https://graph.microsoft.com/.default"
 PIN = "orchard+4711"
 
 
+@dataclass
+class Time:
+    """What time it is for Entra and for a rotation."""
+
+    ago: float = 0
+
+    def now(self) -> float:
+        return time.time() - self.ago
+
+    @contextmanager
+    def real(self) -> Iterator[None]:
+        """Let it be the time that other programs have."""
+        ago, self.ago = self.ago, 0
+        yield
+        self.ago = ago
+
+
 @dataclass(frozen=True)
 class Application:
     """An application, its device, and Entra."""
@@ -37,6 +57,7 @@ class Application:
     softhsm: SoftHsm
     key_file: Path
     first: SoftHsmKey
+    time: Time = field(default_factory=Time)
 
     def settings(self, **changes: object) -> dict[str, object]:
         return {
@@ -46,6 +67,7 @@ class Application:
             "pin_source": "env:DEVICE_PIN",
             "pin_record": False,
             "network_timeout": 1,
+            "grace": 0,
             "object_id": self.entra.object_id(CLIENT, tenant=TENANT),
             **changes,
         }
@@ -54,13 +76,16 @@ class Application:
         arguments = {"tenant": TENANT, "client_id": CLIENT, "key": f"file:{self.key_file}"}
         return profile_from_arguments({**arguments, **self.settings(**changes)})
 
-    def rotate(self, **wanted: object) -> list[Step]:
+    def rotate(self, profile: Mapping[str, object] = MappingProxyType({}), **wanted: object) -> list[Step]:
         """Rotate in this process, and return the steps that were taken."""
         taken: list[Step] = []
-        request = RotationRequest(**{"delete_old": True, "propagation": 0, **wanted})  # type: ignore[arg-type]
-        with Rotation(self.profile(), request, report=lambda step, _: taken.append(step)) as rotation:
+        with self.rotation(profile, lambda step, _: taken.append(step), **wanted) as rotation:
             rotation.run()
         return taken
+
+    def rotation(self, profile: Mapping[str, object], report: Report, **wanted: object) -> Rotation:
+        request = RotationRequest(**{"delete_old": True, "propagation": 0, **wanted})  # type: ignore[arg-type]
+        return Rotation(self.profile(**profile), request, report=report, clock=Clock(now=self.time.now))
 
     def rotate_until(self, cut: Mapping[str, object]) -> int:
         """Rotate in a process that is killed at some moment, and return its exit status."""
@@ -73,12 +98,12 @@ class Application:
 
     def token(self) -> str:
         """Get a token as a program does that follows the key file."""
-        with self.tokens() as tokens:
+        with self.time.real(), self.tokens() as tokens:
             return tokens.get(tokens.wanted((SCOPE,))).token
 
-    def tokens(self) -> Tokens:
+    def tokens(self, **changes: object) -> Tokens:
         """A program that follows the key file."""
-        return Tokens(self.profile())
+        return Tokens(self.profile(**changes))
 
     @property
     def file(self) -> KeyFile:
@@ -158,17 +183,21 @@ def _pin(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def running(directory: Path, *, forbid_listing: bool) -> Iterator[Application]:
     """Run an application that has its first key."""
+    clock = Time()
     with (
         SoftHsm(label="rolling", pin=PIN) as softhsm,
-        EntraEmulator(https=False, forbid_listing=forbid_listing) as entra,
+        EntraEmulator(https=False, forbid_listing=forbid_listing, clock=clock.now) as entra,
     ):
-        first = softhsm.add_identity("app", b"\x01")
-        assert first.certificate is not None
-        entra.register(CLIENT, first.certificate, tenant=TENANT)
+        key = softhsm.add_key("app", b"\x01")
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        certificate = softhsm.issue_certificate(key.public_key, not_before=yesterday)
+        softhsm.add_certificate(certificate, "app", b"\x01")
+        first = replace(key, certificate=certificate)
+        entra.register(CLIENT, certificate, tenant=TENANT)
         file = directory / "key.json"
         (credential,) = entra.key_credentials(CLIENT, tenant=TENANT)
         write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
-        yield Application(entra, softhsm, file, first)
+        yield Application(entra, softhsm, file, first, clock)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_a_rotation_rolled_back_by_hand_keeps_the_key_that_was_rolled_back_to(
 ) -> None:
     old = application.file.current
     application.rotate(delete_old=False)
-    assert application.first.certificate is not None
+    assert application.first.certificate
     application.entra.register(CLIENT, application.first.certificate, tenant=TENANT)
     new = application.file.current
     write_key_file(application.key_file, KeyFile(replace(old, key_id=None), retired=(old, new)))

@@ -61,7 +61,7 @@ class Stage:
     entra: dict[bool, EntraEmulator]
     restore: Callable[[], None]
 
-    def profile(self, client: str, file: Path, lists: bool) -> Profile:
+    def profile(self, client: str, file: Path, lists: bool, grace: int = 0) -> Profile:
         return profile_from_arguments(
             {
                 "tenant": TENANT,
@@ -73,6 +73,7 @@ class Stage:
                 "pin_source": "env:DEVICE_PIN",
                 "pin_record": False,
                 "network_timeout": 5,
+                "grace": grace,
                 "object_id": self.entra[lists].object_id(client, tenant=TENANT),
             }
         )
@@ -109,6 +110,7 @@ def stage() -> Iterator[Stage]:
     named=st.none() | anything.flatmap(spelled),
     delete_old=st.booleans(),
     lists=st.booleans(),
+    grace=st.sampled_from([0, 0, 4200]),
     cut=st.none() | st.integers(1, 5),
 )
 def test_after_any_run_the_current_key_works(
@@ -121,6 +123,7 @@ def test_after_any_run_the_current_key_works(
     named: Pkcs11Uri | None,
     delete_old: bool,
     lists: bool,
+    grace: int,
     cut: int | None,
 ) -> None:
     stage.restore()
@@ -155,7 +158,7 @@ def test_after_any_run_the_current_key_works(
 
     failure: Exception | None = None
     try:
-        with Rotation(stage.profile(client, file, lists), request, report=report) as rotation:
+        with Rotation(stage.profile(client, file, lists, grace), request, report=report) as rotation:
             rotation.run()
     except (HsmSignerError, CutOff) as error:
         failure = error

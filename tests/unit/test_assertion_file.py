@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
+from hsm_signer.assertion import KEPT_BY_READERS
 from hsm_signer.assertion_file import (
-    KEPT_BY_READERS,
     LOOK_AGAIN,
     AssertionFile,
     Failure,

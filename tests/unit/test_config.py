@@ -44,6 +44,7 @@ NAMES = {
     "object_id": ("--object-id", "HSM_SIGNER_OBJECT_ID", None),
     "service_principal": ("--service-principal", None, None),
     "graph": ("--graph", "HSM_SIGNER_GRAPH", None),
+    "grace": ("--grace", "HSM_SIGNER_GRACE", None),
     "ca_bundle": ("--ca-bundle", "HSM_SIGNER_CA_BUNDLE", None),
     "device_timeout": ("--device-timeout", "HSM_SIGNER_DEVICE_TIMEOUT", None),
     "network_timeout": ("--network-timeout", "HSM_SIGNER_NETWORK_TIMEOUT", None),
@@ -118,6 +119,7 @@ FOUND: dict[str, dict[str, tuple[Any, Any]]] = {
         "variable": ("https://b", "https://b"),
         "profile": ("https://c", "https://c"),
     },
+    "grace": {"option": ("0", 0), "variable": ("7200", 7200), "profile": (0, 0)},
     "ca_bundle": {
         "option": ("/a.pem", Path("/a.pem")),
         "variable": ("/b.pem", Path("/b.pem")),

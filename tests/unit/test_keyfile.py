@@ -20,6 +20,9 @@ filed = st.builds(
     st.builds(Pkcs11Uri, token=st.none() | st.text(min_size=1), id=st.binary(min_size=1)),
     st.booleans(),
     st.none() | st.uuids().map(str),
+    st.fixed_dictionaries({}, optional={"x5t": st.text(), "x5t#S256": st.text()}),
+    st.none() | st.integers(0, 2**32),
+    st.booleans(),
 )
 contents = st.builds(
     KeyFile, filed, st.none() | filed, st.lists(filed, max_size=3).map(tuple), st.none() | st.uuids().map(str)
@@ -60,6 +63,9 @@ def test_a_key_file_is_for_all_to_read_and_its_owners_to_write(tmp_path: Path) -
         pytest.param('{"key": 1}', "not the JSON", id="a number"),
         pytest.param('{"key": "pkcs11:token=a;token=b"}', "this attribute was given before", id="malformed URI"),
         pytest.param('{"key": "pkcs11:", "keyid": "x"}', "unknown member 'keyid'", id="unknown member"),
+        pytest.param('{"key": "pkcs11:", "until": "tomorrow"}', "not the JSON", id="no time"),
+        pytest.param('{"key": "pkcs11:", "until": "2026-11-24T15:00:00"}', "not the JSON", id="a time without a zone"),
+        pytest.param('{"key": "pkcs11:", "until": 1750000000}', "not the JSON", id="a number for a time"),
     ],
 )
 def test_a_file_that_is_no_key_file_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:

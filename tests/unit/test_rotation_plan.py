@@ -1,5 +1,6 @@
 """A rotation, decided: which step comes next, and that the order never leaves an application without a working key."""
 
+import math
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -21,6 +22,7 @@ from hsm_signer.rotation_plan import (
     plan,
     retired_key,
     will_do,
+    with_times,
 )
 
 OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
@@ -37,11 +39,15 @@ WHOLE = [
     Step.UNREGISTER,
 ]
 
+NOW, GRACE = 1_750_000_000, 4200
+
 filed = st.builds(
     FiledKey,
     st.binary(min_size=1, max_size=4).map(lambda key_id: Pkcs11Uri(token="t", id=key_id)),
     st.booleans(),
     st.none() | st.just("id"),
+    until=st.none() | st.integers(NOW - GRACE, NOW + GRACE),
+    delete=st.booleans(),
 )
 observations = st.builds(
     Observed,
@@ -56,6 +62,8 @@ observations = st.builds(
     has_certificate=st.booleans(),
     proven=st.booleans(),
     delete_old=st.booleans(),
+    now=st.just(NOW),
+    grace=st.sampled_from([0, GRACE]),
 )
 
 
@@ -108,7 +116,7 @@ def test_a_key_that_was_registered_and_lost_is_taken_from_entra_before_another_i
 @given(observations)
 def test_from_everywhere_the_end_is_reached_with_one_registered_key_and_nothing_left_over(observed: Observed) -> None:
     steps = plan(observed)
-    assert len(steps) < 25
+    assert len(steps) < 30
     for step in steps:
         observed = after(step, observed)
     assert observed.file == KeyFile(observed.file.current, object_id=observed.file.object_id)
@@ -131,10 +139,50 @@ def test_the_current_key_is_registered_at_every_moment_and_changes_only_for_one_
 
 
 @given(observations)
+def test_no_credential_is_removed_before_the_time_of_its_key_is_over(observed: Observed) -> None:
+    since: dict[Pkcs11Uri, float] = {}
+    while (step := next_step(observed)) is not None:
+        if step is Step.SWITCH:
+            since[observed.file.current.uri] = observed.now
+        if step is Step.UNREGISTER:
+            old = retired_key(step, observed)
+            assert (old.until or 0) <= observed.now
+            assert since.get(old.uri, -math.inf) + observed.grace <= observed.now
+        if step is Step.WAIT:
+            assert all(key.registered and (key.until or 0) > observed.now for key in observed.file.retired)
+        observed = after(step, observed)
+
+
+def test_after_the_switch_the_old_key_stays_registered_for_a_while() -> None:
+    observed = Observed(KeyFile(OLD), wanted=True, delete_old=True, now=NOW, grace=GRACE)
+    assert plan(observed) == [*WHOLE[:-1], Step.WAIT, Step.UNREGISTER, Step.DELETE]
+
+
+def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotation() -> None:
+    over = replace(OLD, until=NOW, delete=True)
+    assert plan(Observed(KeyFile(REGISTERED, retired=(over,)), wanted=False, now=NOW)) == [Step.UNREGISTER, Step.DELETE]
+
+
+@pytest.mark.parametrize(
+    ("key", "grace", "until"),
+    [
+        (OLD, GRACE, NOW + GRACE),
+        (replace(OLD, until=NOW + 1), GRACE, NOW + 1),
+        (replace(OLD, until=NOW + 1), 0, NOW),
+        (replace(OLD, registered=False), GRACE, None),
+    ],
+)
+def test_the_time_that_is_written_counts_and_without_one_it_begins_now(
+    key: FiledKey, grace: int, until: int | None
+) -> None:
+    assert with_times(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
+
+
+@given(observations)
 def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observed: Observed) -> None:
     while (step := next_step(observed)) is not None:
         if step in (Step.DELETE, Step.KEEP):
-            assert not observed.file.retired[0].registered
+            assert not retired_key(step, observed).registered
         observed = after(step, observed)
 
 
