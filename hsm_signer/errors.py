@@ -90,6 +90,12 @@ class DeviceGone(DeviceError):
     code = "device_gone"
 
 
+class LoginInterrupted(DeviceGone):
+    """The device failed during a login, and nobody can tell whether it checked the PIN."""
+
+    code = "login_interrupted"
+
+
 class DeviceReadOnly(DeviceError):
     """The device cannot be changed with what the user's PIN allows."""
 
@@ -150,6 +156,12 @@ class PinRefusedBefore(PinError):
     """The record says that the device has refused this PIN. It was not presented again."""
 
     code = "pin_refused_before"
+
+
+class PinOutcomeUnknown(PinError):
+    """The record says that logins with this PIN ended without a result. It was not sent again."""
+
+    code = "pin_outcome_unknown"
 
 
 class PinUnavailable(PinError):

@@ -18,6 +18,7 @@ from hsm_signer.errors import (
     DeviceNotFound,
     DeviceTimeout,
     KeyNotFound,
+    LoginInterrupted,
     ModuleLoadError,
     PinError,
     PinIncorrect,
@@ -84,6 +85,8 @@ class Keys:
                 if self._keys is not keys:  # another thread has gone over to the next key, and closed this one
                     continue
                 if self._operator.wait is None or not isinstance(error, DeviceNotFound | DeviceGone):
+                    raise
+                if isinstance(error, LoginInterrupted):  # waiting for the device must not send the PIN again and again
                     raise
                 self._operator.wait(error)
 

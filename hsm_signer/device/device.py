@@ -22,7 +22,7 @@ from hsm_signer.device.failures import (
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask
 from hsm_signer.device.presence import PresentDevice, find_device, flags_after, read_token
 from hsm_signer.device.record import PinRecord, count_logins, login_turn
 from hsm_signer.device.signer import DeviceSigner
@@ -36,6 +36,8 @@ from hsm_signer.errors import (
     HsmSignerError,
     KeyAmbiguous,
     PinError,
+    PinIncorrect,
+    PinLocked,
 )
 
 T = TypeVar("T")
@@ -128,7 +130,7 @@ class Device:
         self._reference = reference
         self._module = module
         # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
-        self._login = login
+        self._login = accepted(login)
         self._session: Session | None = session
         self._generation = module.generation
         self._recover = recover
@@ -217,10 +219,11 @@ class Device:
         return self._login if isinstance(self._login, Pin) else None
 
     def require_pin_tries(self) -> None:
-        """Make sure that the device's flags, read afresh, allow the PIN to be presented for a signature.
+        """Make sure that the device's flags, read afresh, and the record allow the PIN to be presented for a signature.
 
         Raises:
-            PinLocked, PinLastTry: they do not.
+            PinLocked, PinLastTry: the flags do not.
+            PinRefusedBefore: the device has refused it in another process.
             DeviceError, DeviceTimeout: as `call`.
         """
 
@@ -228,6 +231,10 @@ class Device:
             "reading the PIN state",
             lambda session: _check_pin_state(session.token.slot, self.info, self._reference),
         )
+        login, directory = self._login, _recorded_in(self._login, self._reference)
+        if directory is not None and isinstance(login, Pin):
+            record = PinRecord(directory, self._module.path, self.info)
+            record.require_not_refused(self._reference.pin, login.identity, accepted=True)
 
     def close(self) -> None:
         """End the session and forget the PIN. Never raises and never waits long.
@@ -302,7 +309,7 @@ class Device:
         found = _find_again(self._module, self.info, self._reference)
         try:
             session = _log_in(self._module, found, self._login, self._reference, logins, ours=1)
-        except PinError:
+        except (PinIncorrect, PinLocked):
             self.close()
             raise
         self._generation = self._module.generation
@@ -334,8 +341,8 @@ def _log_in(
         ours: as for `Module.refresh`.
     """
 
-    def check() -> None:
-        module.call(
+    def check() -> str | None:
+        return module.call(
             "reading the PIN state",
             lambda: _check_pin_state(found.slot, found.info, reference),
             reference.timeout,
@@ -358,8 +365,9 @@ def _log_in(
             # ykcs11 reads the state of the PIN once for each initialisation.
             module.refresh(reference.timeout, reference.slow, ours=ours)
             found = _find_again(module, found.info, reference)
-        check()
-        with PinRecord(directory, module.path, found.info).login(reference.pin, login.identity):
+        warning = check()
+        record = PinRecord(directory, module.path, found.info)
+        with record.login(reference.pin, login.identity, accepted=login.accepted and warning is None):
             return log_in()
 
 
@@ -387,12 +395,12 @@ def _logins_so_far(reference: KeyReference) -> int:
     return 0 if reference.pin_record is None else count_logins(reference.pin_record)
 
 
-def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> None:
+def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> str | None:
     try:
         flags = read_token(slot).flags
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "reading the PIN state", str(device)) from error
-    require_pin_tries(str(device), flags, allow_last_try=reference.allow_last_try)
+    return require_pin_tries(str(device), flags, allow_last_try=reference.allow_last_try)
 
 
 def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -> Session:
@@ -407,7 +415,11 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
         pin = PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
         return token.open(rw=reference.writable, user_pin=pin)
     except pkcs11.UserAlreadyLoggedIn:
+        pass
+    except pkcs11.PKCS11Error as error:
+        raise explain_login_failure(error, device, flags_after(token), token.flags) from error
+    try:
         # The login is the process's: another device object of ours holds it, and its sessions may all use it.
         return token.open(rw=reference.writable)
     except pkcs11.PKCS11Error as error:
-        raise explain_login_failure(error, device, flags_after(token)) from error
+        raise explain_failure(error, "opening a session", device) from error

@@ -9,6 +9,7 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceReadOnly,
     HsmSignerError,
+    LoginInterrupted,
     MechanismUnsupported,
     PinError,
     PinIncorrect,
@@ -32,6 +33,25 @@ GONE = (
 # ykcs11 answers CKR_ARGUMENTS_BAD to a PIN that is too short, OpenSC CKR_PIN_LEN_RANGE.
 PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.ArgumentsBad)
 """What modules return when a login's PIN was not accepted."""
+_PIN_NOT_CHECKED = (
+    # Only C_OpenSession returns these (PKCS#11 v3.1 section 5.6.1), and then C_Login is not called.
+    pkcs11.SessionCount,
+    pkcs11.SessionReadWriteSOExists,
+    pkcs11.SlotIDInvalid,
+    pkcs11.TokenNotRecognised,
+    pkcs11.TokenWriteProtected,
+    # Of the session and the device "at the time that the function was invoked" (sections 5.1.2 and 5.1.3).
+    # CKR_DEVICE_REMOVED and CKR_SESSION_CLOSED are about "during"; CKR_DEVICE_ERROR and CKR_GENERAL_ERROR do not say.
+    pkcs11.SessionHandleInvalid,
+    pkcs11.TokenNotPresent,
+    # Of C_Login (section 5.6.8): who is logged in, and whether there is a PIN at all.
+    pkcs11.AnotherUserAlreadyLoggedIn,
+    pkcs11.FunctionNotSupported,
+    pkcs11.SessionReadOnlyExists,
+    pkcs11.UserTooManyTypes,
+)
+"""What proves, returned by a login, that the device has not judged the PIN."""
+_WRONG_PIN_COUNTED = TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY
 _MECHANISM = (pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid)
 _READ_ONLY = (pkcs11.SessionReadOnly, pkcs11.TokenWriteProtected)
 _NOT_LIKE_THIS = (
@@ -127,15 +147,18 @@ def _is_piv(device: DeviceInfo) -> bool:
     return by_ykcs11 or device.manufacturer == "piv_II"
 
 
-def explain_login_failure(error: pkcs11.PKCS11Error, device: str, flags: TokenFlag) -> HsmSignerError:
+def explain_login_failure(
+    error: pkcs11.PKCS11Error, device: str, flags: TokenFlag, before: TokenFlag | None = None
+) -> HsmSignerError:
     """Return our error for a login, ordinary or context-specific, that failed.
 
     Args:
         flags: the device's, read after the failure.
+        before: those read before the login, if they were: a wrong PIN that was counted since is this one.
     """
     if isinstance(error, pkcs11.PinLocked) or flags & TokenFlag.USER_PIN_LOCKED:
         return _locked(device)
-    if isinstance(error, PIN_REFUSED):
+    if isinstance(error, PIN_REFUSED) or (before is not None and flags & ~before & _WRONG_PIN_COUNTED):
         return PinIncorrect(
             f"{device} refused the PIN ({_name(error)}). It was presented once and is not tried again."
             + (" One more wrong PIN locks the device." if flags & TokenFlag.USER_PIN_FINAL_TRY else ""),
@@ -145,7 +168,12 @@ def explain_login_failure(error: pkcs11.PKCS11Error, device: str, flags: TokenFl
         return PinError(f"No PIN is set on {device}.", hint="Set the user PIN with the device's own tool first.")
     if isinstance(error, pkcs11.PinExpired):
         return PinError(f"The PIN of {device} has expired.", hint="Change it with the device's own tool.")
-    return explain_failure(error, "logging in", device)
+    if isinstance(error, _PIN_NOT_CHECKED):
+        return explain_failure(error, "logging in", device)
+    return LoginInterrupted(
+        f"{device} failed while logging in ({_name(error)}). Whether it checked the PIN is unknown.",
+        hint="Check that the device is plugged in and works, and repeat the command.",
+    )
 
 
 def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) -> str | None:

@@ -21,20 +21,22 @@ class Pin:
 
     Args:
         identity: which state of its source it was read from: see `PinSource.identity`. Left empty, `ask` fills it in.
+        accepted: whether the device has accepted it: then a login that is interrupted raises no doubt about the PIN.
 
     Raises:
         PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
     """
 
-    __slots__ = ("_text", "identity")
+    __slots__ = ("_text", "accepted", "identity")
 
-    def __init__(self, text: str, identity: str = "") -> None:
+    def __init__(self, text: str, identity: str = "", accepted: bool = False) -> None:
         if not text:
             raise PinUnavailable("The PIN is empty.")
         if "\0" in text or re.search("[\ud800-\udfff]", text):
             raise PinUnavailable("The PIN holds a NUL character, or is not UTF-8 text.")
         self._text = text
         self.identity = identity
+        self.accepted = accepted
 
     def reveal(self) -> str:
         """Return the text, to be handed to the device and nowhere else."""
@@ -120,4 +122,9 @@ def ask(source: PinSource, request: PinRequest) -> Login:
     """
     before = source.identity
     login = source(request)
-    return Pin(login.reveal(), before) if isinstance(login, Pin) and not login.identity else login
+    return Pin(login.reveal(), before, login.accepted) if isinstance(login, Pin) and not login.identity else login
+
+
+def accepted(login: Login) -> Login:
+    """Return a login as one that the device has accepted."""
+    return Pin(login.reveal(), login.identity, accepted=True) if isinstance(login, Pin) else login

@@ -19,36 +19,73 @@ from typing import Any
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
 from hsm_signer.device.source_state import same_state
-from hsm_signer.errors import DeviceTimeout, PinError, PinIncorrect, PinLocked, PinRefusedBefore
+from hsm_signer.errors import (
+    DeviceTimeout,
+    HsmSignerError,
+    LoginInterrupted,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinOutcomeUnknown,
+    PinRefusedBefore,
+)
 from hsm_signer.private_file import make_private_directory, replacing
 
 _LOCK = "lock"
 _POLL = 0.05
+_TRIES = 2
+_LONGEST_PAUSE = 300.0
 
 
 class Outcome(StrEnum):
     """What became of the last login with a source's PIN, where it was not accepted."""
 
     BEGUN = "begun"
-    """The login was begun and its end never seen: power cut, kill, a device pulled out. One more try is allowed."""
-    BEGUN_AGAIN = "begun again"
-    """That one more try had no known end either."""
+    """Its end was not seen, or says nothing about the PIN: power cut, kill, a device that failed."""
     REFUSED = "refused"
 
 
-def next_outcome(last: Outcome | None) -> Outcome | None:
+@dataclass(frozen=True)
+class Attempt:
+    """A login with a source's PIN that was not accepted.
+
+    Attributes:
+        times: how many were begun in a row.
+        at: when the last one was begun, epoch seconds.
+    """
+
+    outcome: Outcome
+    times: int
+    at: float
+
+    @property
+    def pause(self) -> float:
+        """Seconds to let pass before an accepted PIN is presented again."""
+        return min(_LONGEST_PAUSE, 2.0 ** (min(self.times, 20) - _TRIES))
+
+
+_NONE_YET = Attempt(Outcome.BEGUN, 0, 0.0)
+
+
+def next_attempt(last: Attempt, *, accepted: bool, now: float) -> Attempt | None:
     """Decide whether a source's PIN may be presented, from what became of it the last time.
 
+    A PIN of which nothing is known gets one more try when the first had no known outcome, and no third: both may have
+    been wrong ones, which the device has counted. One that was accepted before is not in doubt, and a device that fails
+    now and then must not end a program for good. It gets more tries, at growing intervals: somebody may have changed
+    the PIN on the device, and the module may report the refusal as a failure.
+
+    Args:
+        accepted: whether the device has accepted the PIN before, and counts no wrong one since.
+        now: epoch seconds.
+
     Returns:
-        What to write down before it is presented, or None when it may not be.
+        What to write down before it is presented, or None when it may not be, or not yet.
     """
-    match last:
-        case None:
-            return Outcome.BEGUN
-        case Outcome.BEGUN:
-            return Outcome.BEGUN_AGAIN
-        case _:
-            return None
+    waits = accepted and 0 <= now - last.at < last.pause
+    if last.outcome is Outcome.REFUSED or (last.times >= _TRIES and (waits or not accepted)):
+        return None
+    return Attempt(Outcome.BEGUN, last.times + 1, now)
 
 
 @dataclass(frozen=True)
@@ -62,17 +99,17 @@ class _Stored:
 
     module: str
     device: DeviceInfo
-    sources: Mapping[str, Outcome]
+    sources: Mapping[str, Attempt]
 
-    def outcome(self, identity: str) -> Outcome | None:
-        """Return what became of a source's PIN, or None."""
-        found = [outcome for recorded, outcome in self.sources.items() if same_state(recorded, identity)]
-        return Outcome.REFUSED if Outcome.REFUSED in found else found[-1] if found else None
+    def last(self, identity: str) -> Attempt:
+        """Return what became of a source's PIN."""
+        found = [attempt for recorded, attempt in self.sources.items() if same_state(recorded, identity)]
+        return max(found, key=lambda attempt: (attempt.outcome is Outcome.REFUSED, attempt.times), default=_NONE_YET)
 
-    def with_outcome(self, identity: str, outcome: Outcome | None) -> "_Stored":
-        """Return this with another outcome for a source, or with none."""
+    def having(self, identity: str, attempt: Attempt | None) -> "_Stored":
+        """Return this with another attempt for a source, or with none."""
         others = {known: each for known, each in self.sources.items() if not same_state(known, identity)}
-        return _Stored(self.module, self.device, others if outcome is None else {**others, identity: outcome})
+        return _Stored(self.module, self.device, others if attempt is None else {**others, identity: attempt})
 
 
 @dataclass(frozen=True)
@@ -83,39 +120,53 @@ class PinRecord:
         directory: where records are kept.
         module: through which the device is reached.
         device: as it describes itself; what of it is stable names the file.
+        now: the clock, epoch seconds.
     """
 
     directory: Path
     module: Path
     device: DeviceInfo
+    now: Callable[[], float] = time.time
 
     @contextlib.contextmanager
-    def login(self, source: PinSource, identity: str) -> Iterator[None]:
+    def login(self, source: PinSource, identity: str, *, accepted: bool = False) -> Iterator[None]:
         """Guard one login with a PIN, which happens inside the `with`. Needs `login_turn`.
 
         Args:
             source: of the PIN, for messages.
             identity: of the state that the PIN was read from.
+            accepted: whether the device has accepted it before, and counts no wrong one since.
 
         Raises:
             PinRefusedBefore: the device has refused this PIN before, or one that may be the same device has.
+            PinOutcomeUnknown: nobody knows whether it has.
+            LoginInterrupted: the device failed several times just now, and a pause is due.
             PinError: the record cannot be kept.
         """
-        self.require_not_refused(source, identity)
+        self.require_not_refused(source, identity, accepted=accepted)
         before = self._load(self.path)
-        upcoming = next_outcome(before.outcome(identity))
+        last = before.last(identity)
+        upcoming = next_attempt(last, accepted=accepted, now=self.now())
         if upcoming is None:
-            raise self._refused_before(source, before)
-        self._store(before.with_outcome(identity, upcoming))
+            raise self._outcome_unknown(source, last, accepted)
+        self._store(before.having(identity, upcoming))
         try:
             yield
         except (PinIncorrect, PinLocked):
-            self._store(before.with_outcome(identity, Outcome.REFUSED))
+            self._store(before.having(identity, Attempt(Outcome.REFUSED, upcoming.times, upcoming.at)))
             raise
-        self._store(before.with_outcome(identity, None))
+        except (LoginInterrupted, DeviceTimeout):
+            raise
+        except HsmSignerError:
+            # The device has answered, and not about the PIN.
+            self._store(before)
+            raise
+        self._store(before.having(identity, None))
 
-    def require_not_refused(self, source: PinSource, identity: str) -> None:
+    def require_not_refused(self, source: PinSource, identity: str, *, accepted: bool = False) -> None:
         """Make sure that neither this device nor one that may be the same has refused a PIN.
+
+        Where this very device has accepted the PIN, others do not matter.
 
         One card has another description, and another serial, in each module. Through one module, a device is another
         when its serial differs. A label proves nothing: OpenSC takes it from a certificate, and the tokens of one TPM
@@ -125,11 +176,13 @@ class PinRecord:
             PinRefusedBefore: one has.
             PinError: the record cannot be read.
         """
-        for path in sorted({self.path, *self.directory.glob("*.json")}):
+        others = () if accepted else self.directory.glob("*.json")
+        for path in sorted({self.path, *others}):
             stored = self._load(path)
-            if self._may_be(stored) and stored.outcome(identity) is Outcome.REFUSED:
+            last = stored.last(identity)
+            if last.outcome is Outcome.REFUSED and self._may_be(stored):
                 if identity not in stored.sources:  # `touch` has moved the change time
-                    self._store(stored.with_outcome(identity, Outcome.REFUSED), path)
+                    self._store(stored.having(identity, last), path)
                 raise self._refused_before(source, stored)
 
     @property
@@ -148,7 +201,7 @@ class PinRecord:
     def _load(self, path: Path) -> _Stored:
         try:
             document = json.loads(path.read_bytes())
-            sources = {source: Outcome(outcome) for source, outcome in document["sources"].items()}
+            sources = {source: _attempt(attempt) for source, attempt in document["sources"].items()}
             return _Stored(document["module"], _device(document["device"]), sources)
         except FileNotFoundError:
             return _Stored(module_identity(self.module), self.device, {})
@@ -170,6 +223,19 @@ class PinRecord:
                     file.write(json.dumps(asdict(stored), indent=2).encode())
         except OSError as error:
             raise _cannot_be_kept(self.directory, error) from None
+
+    def _outcome_unknown(self, source: PinSource, last: Attempt, accepted: bool) -> HsmSignerError:
+        if accepted:
+            return LoginInterrupted(
+                f"{last.times} logins to {self.device} in a row were interrupted. No other is tried for "
+                f"{last.pause:.0f} s after that.",
+                hint="Check that the device is plugged in and works.",
+            )
+        return PinOutcomeUnknown(
+            f"{last.times} logins to {self.device} with the PIN from {source.description} were interrupted. It is "
+            "unknown whether the device has refused the PIN, so it was not sent again.",
+            hint="Check the PIN and the device, then run: hsm-signer device forget-pin-failures",
+        )
 
     def _refused_before(self, source: PinSource, by: _Stored) -> PinRefusedBefore:
         message = f"{by.device} has refused the PIN from {source.description} before. It was not presented again."
@@ -278,6 +344,10 @@ def _recorded_device(path: Path) -> DeviceInfo | None:
         return _device(json.loads(path.read_bytes())["device"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _attempt(document: Mapping[str, Any]) -> Attempt:
+    return Attempt(Outcome(document["outcome"]), int(document["times"]), float(document["at"]))
 
 
 def _device(document: Mapping[str, Any]) -> DeviceInfo:

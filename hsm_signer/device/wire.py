@@ -115,7 +115,7 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
     if issubclass(kind, tuple | frozenset):
         return lambda value: [_plain(item) for item in value]
     if issubclass(kind, Pin):
-        return lambda pin: {"text": pin.reveal(), "identity": pin.identity}
+        return lambda pin: {"text": pin.reveal(), "identity": pin.identity, "accepted": pin.accepted}
     for known, (write, _) in _STRINGS.items():
         if issubclass(kind, known):
             return write

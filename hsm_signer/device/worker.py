@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.channel import ReadCertificate, Request, Sign
-from hsm_signer.device.pin import Login, PinRequest
+from hsm_signer.device.pin import Login, PinRequest, accepted, ask
 from hsm_signer.device.worker_process import Unsent, WorkerProcess
 from hsm_signer.errors import (
     DeviceError,
@@ -24,7 +24,8 @@ from hsm_signer.errors import (
     HsmSignerError,
     KeyNotFound,
     PinError,
-    PinUnavailable,
+    PinIncorrect,
+    PinLocked,
     SignatureInvalid,
 )
 
@@ -144,7 +145,7 @@ class WorkerSigner:
             if answered:
                 raise _Stale(error) from None
             raise
-        except PinError as error:
+        except (PinIncorrect, PinLocked) as error:
             self._refusal = error
             worker.kill()
             raise
@@ -209,11 +210,10 @@ class WorkerSigner:
             try:
                 worker = self._starter.submit(WorkerProcess, self._reference).result()
                 worker.open(self._reference, self._log_in)
-            except PinError as error:
-                if not isinstance(error, PinUnavailable):
-                    self._refusal = error
+            except (PinIncorrect, PinLocked) as error:
+                self._refusal = error
                 raise
-            self._accepted = True
+            self._accepted, self._login = True, accepted(self._login)
             return worker
 
     def _log_in(self, request: PinRequest) -> Login:
@@ -221,7 +221,7 @@ class WorkerSigner:
         if request.last_try and self._reference.confirm is not None:
             self._reference.confirm(request)
         if not self._accepted:
-            self._login = self._reference.pin(request)
+            self._login = ask(self._reference.pin, request)
         return self._login
 
 

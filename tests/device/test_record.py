@@ -17,20 +17,23 @@ from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin_sources import FilePin, FixedLogin
 from hsm_signer.device.record import (
+    Attempt,
     Outcome,
     PinRecord,
     count_logins,
     forget_failures,
     login_turn,
-    next_outcome,
+    next_attempt,
 )
 from hsm_signer.errors import (
     ConfigError,
-    DeviceError,
+    DeviceGone,
     DeviceTimeout,
+    LoginInterrupted,
     PinError,
     PinIncorrect,
     PinLocked,
+    PinOutcomeUnknown,
     PinRefusedBefore,
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -48,27 +51,42 @@ def record(tmp_path: Path) -> PinRecord:
     return PinRecord(tmp_path / "pins", Path("/usr/lib/module.so"), DEVICE)
 
 
-def attempt(record: PinRecord, source: FixedLogin = SOURCE, error: BaseException | None = None) -> None:
+def attempt(
+    record: PinRecord, source: FixedLogin = SOURCE, error: BaseException | None = None, *, accepted: bool = False
+) -> None:
     """Log in, with this outcome."""
-    with record.login(source, source.identity):
+    with record.login(source, source.identity, accepted=accepted):
         if error is not None:
             raise error
 
 
+def begun(times: int, at: float = 100.0) -> Attempt:
+    return Attempt(Outcome.BEGUN, times, at)
+
+
 class TestDecision:
-    @pytest.mark.parametrize(
-        ("last", "upcoming"),
-        [
-            (None, Outcome.BEGUN),
-            (Outcome.BEGUN, Outcome.BEGUN_AGAIN),
-            (Outcome.BEGUN_AGAIN, None),
-            (Outcome.REFUSED, None),
-        ],
-    )
-    def test_one_more_try_after_an_unknown_end_and_none_after_a_refusal(
-        self, last: Outcome | None, upcoming: Outcome | None
+    @pytest.mark.parametrize("accepted", [False, True])
+    @pytest.mark.parametrize("times", [0, 1])
+    def test_the_first_login_and_one_more_after_an_unknown_outcome_are_allowed(
+        self, times: int, accepted: bool
     ) -> None:
-        assert next_outcome(last) is upcoming
+        assert next_attempt(begun(times), accepted=accepted, now=100) == begun(times + 1)
+
+    @pytest.mark.parametrize("times", [2, 3, 20])
+    def test_none_after_two_unknown_outcomes(self, times: int) -> None:
+        assert next_attempt(begun(times), accepted=False, now=1e9) is None
+
+    @pytest.mark.parametrize("accepted", [False, True])
+    def test_none_after_a_refusal(self, accepted: bool) -> None:
+        assert next_attempt(Attempt(Outcome.REFUSED, 1, 0.0), accepted=accepted, now=1e9) is None
+
+    @pytest.mark.parametrize(("times", "pause"), [(2, 1), (3, 2), (4, 4), (10, 256), (11, 300), (5000, 300)])
+    def test_an_accepted_pin_is_tried_again_after_a_pause_that_grows(self, times: int, pause: float) -> None:
+        assert next_attempt(begun(times), accepted=True, now=100 + pause - 0.1) is None
+        assert next_attempt(begun(times), accepted=True, now=100 + pause) == begun(times + 1, 100 + pause)
+
+    def test_a_clock_that_was_set_back_does_not_prolong_the_pause(self) -> None:
+        assert next_attempt(begun(9), accepted=True, now=99) == begun(10, 99)
 
 
 class TestRecord:
@@ -100,16 +118,64 @@ class TestRecord:
         attempt(record)
         assert not record.path.exists()
 
-    def test_a_login_whose_end_nobody_saw_may_be_tried_once_more(self, record: PinRecord) -> None:
+    @pytest.mark.parametrize(
+        "end", [LoginInterrupted("pulled out"), DeviceTimeout("hung"), KeyboardInterrupt(), MemoryError()]
+    )
+    def test_a_login_without_a_known_outcome_may_be_tried_once_more(
+        self, record: PinRecord, end: BaseException
+    ) -> None:
         for _ in range(2):
-            with pytest.raises(DeviceError):
-                attempt(record, error=DeviceError("pulled out"))
-        with pytest.raises(PinRefusedBefore):
+            with pytest.raises(type(end)):
+                attempt(record, error=end)
+        with pytest.raises(PinOutcomeUnknown, match="is unknown whether the device has refused the PIN") as caught:
             attempt(record)
+        assert "forget-pin-failures" in str(caught.value.hint)
+
+    def test_a_failure_that_is_not_about_the_pin_counts_for_nothing(self, record: PinRecord) -> None:
+        for _ in range(5):
+            with pytest.raises(DeviceGone):
+                attempt(record, error=DeviceGone("not plugged in"))
+            assert not record.path.exists()
+        attempt(record)
+
+    def test_nor_does_it_clear_an_outcome_that_is_unknown(self, record: PinRecord) -> None:
+        for _ in range(2):
+            with pytest.raises(LoginInterrupted):
+                attempt(record, error=LoginInterrupted("pulled out"))
+            with contextlib.suppress(DeviceGone, PinOutcomeUnknown):
+                attempt(record, error=DeviceGone("not plugged in"))
+        with pytest.raises(PinOutcomeUnknown):
+            attempt(record)
+
+    def test_a_pin_that_was_accepted_before_is_tried_until_the_device_works(self, record: PinRecord) -> None:
+        clock = [0.0]
+        record = replace(record, now=lambda: clock[0])
+        tried = []
+        for clock[0] in range(100):
+            with pytest.raises(LoginInterrupted) as caught:
+                attempt(record, error=LoginInterrupted("pulled out"), accepted=True)
+            if caught.value.message == "pulled out":
+                tried.append(clock[0])
+        assert tried == [0, 1, 2, 4, 8, 16, 32, 64]
+        clock[0] += 300
+        attempt(record, accepted=True)
+        assert not record.path.exists()
+
+    def test_but_not_once_it_was_refused(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"), accepted=True)
+        with pytest.raises(PinRefusedBefore):
+            attempt(record, accepted=True)
+
+    def test_nor_does_another_device_stop_it(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        attempt(replace(record, module=Path("/usr/lib/other.so")), accepted=True)
 
     def test_it_is_written_before_the_pin_is_presented(self, record: PinRecord) -> None:
         with record.login(SOURCE, SOURCE.identity):
-            assert json.loads(record.path.read_text())["sources"] == {"a source": "begun"}
+            (written,) = json.loads(record.path.read_text())["sources"].items()
+            assert (written[0], written[1]["outcome"], written[1]["times"]) == ("a source", "begun", 1)
 
     def test_it_holds_nothing_of_the_pin(self, record: PinRecord) -> None:
         with record.login(SOURCE, SOURCE.identity):
@@ -137,8 +203,8 @@ class TestRecord:
 
     def test_a_login_through_one_module_that_did_not_end_says_nothing_of_another(self, record: PinRecord) -> None:
         for _ in range(2):
-            with pytest.raises(DeviceError):
-                attempt(record, error=DeviceError("pulled out"))
+            with pytest.raises(LoginInterrupted):
+                attempt(record, error=LoginInterrupted("pulled out"))
         attempt(replace(record, module=Path("/usr/lib/other.so")))
 
     def test_a_device_plugged_into_another_slot_is_the_same(self, record: PinRecord) -> None:
@@ -233,7 +299,17 @@ from pathlib import Path
 from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.pin_sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import PinError
+from hsm_signer.errors import (
+    ConfigError,
+    DeviceGone,
+    DeviceTimeout,
+    LoginInterrupted,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinOutcomeUnknown,
+    PinRefusedBefore,
+)
 
 uri, module, pin, record = sys.argv[1:]
 try:

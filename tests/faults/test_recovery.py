@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,11 +26,13 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceTimeout,
     HsmSignerError,
+    LoginInterrupted,
     MechanismUnsupported,
     PinError,
     PinIncorrect,
     PinLastTry,
     PinLocked,
+    PinOutcomeUnknown,
     PinRefusedBefore,
     PinUnavailable,
     SignatureInvalid,
@@ -592,6 +595,95 @@ class TestSeveralKeys:
         assert len(faulty.logins()) == 1
 
 
+class TestInterruptedLogin:
+    """C_Login that fails without a word about the PIN."""
+
+    @pytest.fixture
+    def guarded(self, refer: Refer, softhsm: SoftHsm, tmp_path: Path) -> KeyReference:
+        """The right PIN, from where nobody watches."""
+        return refer(Source(softhsm.pin, attended=False), record=tmp_path / "pins")
+
+    @pytest.mark.parametrize(
+        "rv", [Rv.DEVICE_ERROR, Rv.DEVICE_REMOVED, Rv.GENERAL_ERROR, Rv.FUNCTION_FAILED, 0x80000001]
+    )
+    def test_twice_is_not_called_a_refusal(self, rv: int, guarded: KeyReference, faulty: FaultyModule) -> None:
+        faulty.rule("C_Login", rv=rv)
+        for _ in range(2):
+            with pytest.raises(LoginInterrupted, match="Whether it checked the PIN is unknown"):
+                open_device(guarded)
+        for _ in range(2):
+            with pytest.raises(PinOutcomeUnknown, match="It is unknown whether the device has refused the PIN"):
+                open_device(guarded)
+        assert faulty.calls("C_Login") == 2
+
+    @pytest.mark.parametrize("rv", [Rv.SESSION_HANDLE_INVALID, Rv.TOKEN_NOT_PRESENT])
+    def test_before_the_pin_was_checked_costs_no_try(self, rv: Rv, guarded: KeyReference, faulty: FaultyModule) -> None:
+        faulty.rule("C_Login", rv=rv, times=5)
+        for _ in range(5):
+            with pytest.raises(DeviceGone):
+                open_device(guarded)
+        open_device(guarded).close()
+
+    def test_whose_refusal_the_device_has_counted_is_one(self, guarded: KeyReference, faulty: FaultyModule) -> None:
+        open_device(guarded).close()  # SoftHSM then counts from nothing
+        wrong = replace(guarded, pin=Source("not-the-pin", attended=False))
+        faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, after_forward=True)
+        with pytest.raises(PinIncorrect):
+            open_device(wrong)
+        with pytest.raises(PinRefusedBefore):
+            open_device(wrong)
+
+    def test_of_a_pin_that_was_accepted_does_not_end_the_program(
+        self, guarded: KeyReference, faulty: FaultyModule
+    ) -> None:
+        with open_device(guarded) as device:
+            signer = device.signer()
+            faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
+            faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, times=3)
+            failures = 0
+            while True:
+                try:
+                    signer.sign(Algorithm.RS256, MESSAGE)
+                except LoginInterrupted:
+                    failures += 1
+                    time.sleep(0.05)
+                else:
+                    break
+        assert failures >= 3
+        # One at the start, three that failed, and one that succeeded: the pauses in between cost no login.
+        assert [login.right for login in faulty.logins()] == [True] * 5
+
+    def test_of_workers_does_not_end_the_program_either(self, guarded: KeyReference, faulty: FaultyModule) -> None:
+        with open_worker(guarded) as signer:
+            faulty.rule("C_Sign", crash=True, times=1)
+            faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, times=3)
+            with pytest.raises(DeviceGone, match="SIGSEGV"):
+                signer.sign(Algorithm.RS256, MESSAGE)
+            while True:
+                try:
+                    signer.sign(Algorithm.RS256, MESSAGE)
+                except LoginInterrupted:
+                    time.sleep(0.05)
+                else:
+                    break
+        assert [login.right for login in faulty.logins()] == [True] * 5
+
+    def test_is_not_waited_for_with_one_pin_after_another(
+        self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def wait(reason: HsmSignerError) -> None:
+            pytest.fail("the PIN would be presented again")
+
+        monkeypatch.setenv("TEST_PIN", softhsm.pin)
+        faulty.rule("C_Login", rv=Rv.DEVICE_ERROR)
+        arguments = {"module": faulty.path, "module_environment": faulty.environment, "pin_source": "env:TEST_PIN"}
+        profile = profile_from_arguments({"client_id": "client", "key": key.uri, "pin_record": False, **arguments})
+        keys = Keys(profile, Operator(wait=wait))
+        with pytest.raises(LoginInterrupted):
+            keys.assertion("audience")
+        assert faulty.calls("C_Login") == 1
+
+
 class TestWaiting:
     def test_for_a_device_that_is_plugged_in_later(
         self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
@@ -653,7 +745,7 @@ def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
                 open_device(reference)
             except HsmSignerError:
                 continue
-        reached = [call for call in faulty.log() if call.function == "C_Login" and call.rv == Rv.PIN_INCORRECT]
-        assert len(reached) <= 1
-        # Begun twice without a known end at most, and refused once.
-        assert faulty.calls("C_Login") <= 3
+        logins = [call.rv for call in faulty.log() if call.function == "C_Login"]
+        assert logins.count(Rv.PIN_INCORRECT) <= 1
+        # Begun twice without a known end at most, and refused once; what did not come to the PIN does not count.
+        assert len([rv for rv in logins if rv != Rv.SESSION_HANDLE_INVALID]) <= 3

@@ -24,9 +24,9 @@ STATUS_OF_FAMILY: dict[type[HsmSignerError], int] = {
 }
 FAMILY = {
     errors.ConfigError: "UriError ScopeError JwtError",
-    errors.DeviceError: "ModuleLoadError DeviceNotFound DeviceAmbiguous DeviceGone DeviceReadOnly "
+    errors.DeviceError: "ModuleLoadError DeviceNotFound DeviceAmbiguous DeviceGone LoginInterrupted DeviceReadOnly "
     "MechanismUnsupported SignatureInvalid TouchMissed",
-    errors.PinError: "PinIncorrect PinLocked PinLastTry PinRefusedBefore PinUnavailable",
+    errors.PinError: "PinIncorrect PinLocked PinLastTry PinRefusedBefore PinOutcomeUnknown PinUnavailable",
     errors.KeyLookupError: "KeyNotFound KeyAmbiguous KeyExists KeyUnfit CertificateNotFound CertificateExists "
     "CertificateMismatch CertificateUnusable",
 }

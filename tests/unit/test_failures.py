@@ -19,6 +19,7 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceReadOnly,
     HsmSignerError,
+    LoginInterrupted,
     MechanismUnsupported,
     PinError,
     PinIncorrect,
@@ -48,8 +49,22 @@ GONE = {
 }
 MECHANISM = {"MechanismInvalid": MechanismUnsupported, "MechanismParamInvalid": MechanismUnsupported}
 CALL: dict[str, type[HsmSignerError]] = {**GONE, **MECHANISM}
+# PKCS#11 v3.1 sections 5.1.2, 5.1.3, 5.6.1 and 5.6.8: these say that C_Login did not come to check the PIN.
+PIN_NOT_CHECKED = {
+    "AnotherUserAlreadyLoggedIn": DeviceError,
+    "FunctionNotSupported": DeviceError,
+    "SessionCount": DeviceError,
+    "SessionHandleInvalid": DeviceGone,
+    "SessionReadOnlyExists": DeviceError,
+    "SessionReadWriteSOExists": DeviceError,
+    "SlotIDInvalid": DeviceError,
+    "TokenNotPresent": DeviceGone,
+    "TokenNotRecognised": DeviceGone,
+    "TokenWriteProtected": DeviceError,
+    "UserTooManyTypes": DeviceError,
+}
 LOGIN: dict[str, type[HsmSignerError]] = {
-    **CALL,
+    **PIN_NOT_CHECKED,
     "PinIncorrect": PinIncorrect,
     "PinInvalid": PinIncorrect,
     "PinLenRange": PinIncorrect,  # OpenSC, to a PIN that is too short
@@ -71,7 +86,14 @@ def test_whatever_a_call_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error
 
 @pytest.mark.parametrize("kind", RETURNED)
 def test_whatever_a_login_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
-    assert type(explain_login_failure(kind(), DEVICE, NO_FLAGS)) is LOGIN.get(kind.__name__, DeviceError)
+    assert type(explain_login_failure(kind(), DEVICE, NO_FLAGS)) is LOGIN.get(kind.__name__, LoginInterrupted)
+
+
+@pytest.mark.parametrize("counted", [LOW, FINAL, LOW | FINAL])
+def test_a_wrong_pin_that_the_device_has_counted_was_refused_whatever_it_returned(counted: TokenFlag) -> None:
+    refused = explain_login_failure(pkcs11.DeviceError(), DEVICE, counted, before=NO_FLAGS)
+    assert type(refused) is PinIncorrect
+    assert type(explain_login_failure(pkcs11.DeviceError(), DEVICE, counted, before=counted)) is LoginInterrupted
 
 
 @pytest.mark.parametrize("kind", RETURNED)
