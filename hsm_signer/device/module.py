@@ -212,7 +212,7 @@ def _mending(path: Path) -> str:
     if "softhsm" in path.name:
         return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
     return (
-        "Name the vendor's PKCS#11 library with --module, for example /usr/lib/x86_64-linux-gnu/libykcs11.so, "
+        "Name the vendor's PKCS#11 library with --module, for example libykcs11.so, "
         "and see that its daemon (pcscd, tpm2-abrmd) runs."
     )
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from hsm_signer.device.module import find_module
+from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import EntraEmulator, GraphRefusal, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Result, assert_explained
@@ -215,13 +217,13 @@ def test_the_next_certificate_is_like_the_last_with_a_validity_of_its_own(stage:
 
 def test_there_is_one_login_for_the_whole_run(stage: Stage) -> None:
     spied = {"PKCS11SPY": str(stage.softhsm.module), "PKCS11SPY_OUTPUT": str(stage.program.directory / "spy")}
-    spy = "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so"
+    spy = find_module(None, Pkcs11Uri(module_name="pkcs11-spy"))
     result = stage.program(
         "rotate",
         "--current",
         stage.first.uri,
         "--module",
-        spy,
+        str(spy),
         environment={**stage.environment, **spied},
     )
     assert result.status == 0, result.stderr

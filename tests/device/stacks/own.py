@@ -6,6 +6,7 @@ HSM_SIGNER_TEST_URI='pkcs11:token=...;id=%01?module-path=...' HSM_SIGNER_TEST_PI
 import os
 from collections.abc import Mapping
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -24,9 +25,15 @@ class OwnStack:
 
     def __init__(self, uri: str) -> None:
         parsed = Pkcs11Uri.parse(uri)
-        source = parse_pin_source(os.environ["HSM_SIGNER_TEST_PIN_SOURCE"], prompt=None)
+        if (text := os.environ.get("HSM_SIGNER_TEST_PIN_SOURCE")) is None:
+            pytest.exit("HSM_SIGNER_TEST_URI needs HSM_SIGNER_TEST_PIN_SOURCE, for example file:pin.", returncode=4)
+        source = parse_pin_source(text, prompt=None)
         login = source(PinRequest("your device"))
-        assert isinstance(login, Pin)
+        if not isinstance(login, Pin):
+            pytest.exit(
+                "HSM_SIGNER_TEST_PIN_SOURCE must give a PIN; none and protected give none.",
+                returncode=4,
+            )
         self.name = "own"
         self.module = find_module(None, parsed)
         self.environment: Mapping[str, str] = {}
