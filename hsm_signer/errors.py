@@ -128,10 +128,15 @@ class DeviceTimeout(HsmSignerError):
 
 
 class PinError(HsmSignerError):
-    """The PIN stands between us and the key. Never retried."""
+    """The PIN stands between us and the key. Never retried.
+
+    Attributes:
+        source_state: of a PIN that a device refused, the state of the source that it was read from; else empty.
+    """
 
     code = "pin_error"
     exit_status = 4
+    source_state = ""
 
 
 class PinIncorrect(PinError):

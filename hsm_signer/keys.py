@@ -10,6 +10,7 @@ from pathlib import Path
 from hsm_signer.assertion import DEFAULT_LIFETIME
 from hsm_signer.certificate_source import file_version
 from hsm_signer.config import Profile
+from hsm_signer.device.pin import Refusal
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
@@ -20,14 +21,13 @@ from hsm_signer.errors import (
     KeyNotFound,
     LoginInterrupted,
     ModuleLoadError,
-    PinError,
     PinIncorrect,
     PinLocked,
     SignatureInvalid,
 )
 from hsm_signer.identity import Identity
 from hsm_signer.keyfile import read_key_file
-from hsm_signer.opening import NOBODY, Operator, open_identity
+from hsm_signer.opening import NOBODY, Operator, open_identity, pin_source
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Keys:
         try:
             return key.open(self._profile, self._operator, self._isolated).assertion(audience, lifetime)
         except (PinIncorrect, PinLocked) as error:
-            key.refusal = error
+            key.refusal = Refusal(error)
             key.close()
             raise
 
@@ -149,7 +149,7 @@ _inherited: list[Identity | None] = []
 class _Key:
     """One key, and what has become of it so far."""
 
-    def __init__(self, uri: Pkcs11Uri, refusal: PinError | None = None) -> None:
+    def __init__(self, uri: Pkcs11Uri, refusal: Refusal | None = None) -> None:
         self.uri = uri
         self.rests_until = 0.0
         self.refusal = refusal
@@ -158,14 +158,14 @@ class _Key:
 
     def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
-            if self.refusal is not None:
-                raise copy.copy(self.refusal)
+            if self.refusal is not None and self.refusal.stands(pin_source(profile, self.uri, operator.prompt)):
+                raise copy.copy(self.refusal.error)
             if self._identity is None:
                 try:
                     self._identity = open_identity(profile, self.uri, operator, isolated=isolated)
                 except (PinIncorrect, PinLocked) as error:
                     # Under the lock: whoever waits for it must not present the PIN again.
-                    self.refusal = error
+                    self.refusal = Refusal(error)
                     raise
             return self._identity
 

@@ -116,7 +116,7 @@ def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
 
     return KeyReference(
         uri=uri,
-        pin=_pin_source(profile, uri, operator.prompt),
+        pin=pin_source(profile, uri, operator.prompt),
         module=profile.module,
         module_environment=profile.module_environment,
         timeout=profile.device_timeout,
@@ -127,7 +127,13 @@ def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
     )
 
 
-def _pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> PinSource:
+def pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> PinSource:
+    """Return where the PIN for one key of a profile comes from.
+
+    Raises:
+        ConfigError: the PIN source is malformed.
+        PinUnavailable: it is the prompt, and nobody can be asked.
+    """
     if profile.pin_source is not None:
         return parse_pin_source(profile.pin_source, prompt=prompt, directory=profile.pin_directory)
     if uri.pin_source is not None:

@@ -112,19 +112,23 @@ class PinWanted:
 
 @dataclass(frozen=True)
 class PinGiven:
-    """Parent to worker: what to log in with, and which state of the source that was."""
+    """Parent to worker: what to log in with."""
 
     login: Login
-    identity: str
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Worker to parent, in answer to `Open`."""
+    """Worker to parent, in answer to `Open`.
+
+    Attributes:
+        always_authenticate: whether the key wants the PIN with each signature.
+    """
 
     public_key: PublicKey
     algorithms: frozenset[Algorithm]
     device: str
+    always_authenticate: bool
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hsm_signer.device.failures import (
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask
+from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
 from hsm_signer.device.presence import PresentDevice, find_device, flags_after, read_token
 from hsm_signer.device.record import PinRecord, count_logins, login_turn
 from hsm_signer.device.signer import DeviceSigner
@@ -215,11 +215,16 @@ class Device:
         return self._run(doing, function, self._require_session(), at_least)
 
     def login_pin(self) -> Pin | None:
-        """Return the PIN that was accepted, for a context-specific login, or None where there was none."""
+        """Return the PIN that was accepted, for a context-specific login, or None where there was none.
+
+        Call `require_pin_tries` before.
+        """
         return self._login if isinstance(self._login, Pin) else None
 
     def require_pin_tries(self) -> None:
         """Make sure that the device's flags, read afresh, and the record allow the PIN to be presented for a signature.
+
+        Where the PIN's source has changed since the login, the next call logs in with the PIN that it holds now.
 
         Raises:
             PinLocked, PinLastTry: the flags do not.
@@ -227,6 +232,9 @@ class Device:
             DeviceError, DeviceTimeout: as `call`.
         """
 
+        with self._lock:
+            if self._recover and not is_current(self._login, self._reference.pin):
+                self._session = None
         self.call(
             "reading the PIN state",
             lambda session: _check_pin_state(session.token.slot, self.info, self._reference),
@@ -257,6 +265,8 @@ class Device:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
         login, directory, source = self._login, _recorded_in(self._login, self._reference), self._reference.pin
         self.close()
+        if isinstance(login, Pin):
+            refusal.source_state = login.identity
         if directory is not None and isinstance(login, Pin):
             record = PinRecord(directory, self._module.path, self.info)
             with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
@@ -307,12 +317,16 @@ class Device:
             self._module.reinitialize(self._reference.timeout, self._reference.slow)
         self._generation = self._module.generation
         found = _find_again(self._module, self.info, self._reference)
+        login = self._login
+        if not is_current(login, self._reference.pin):
+            # The PIN was changed, most likely: the old one would be a wrong one.
+            login = _ask_for_login(found, self._reference)
         try:
-            session = _log_in(self._module, found, self._login, self._reference, logins, ours=1)
+            session = _log_in(self._module, found, login, self._reference, logins, ours=1)
         except (PinIncorrect, PinLocked):
             self.close()
             raise
-        self._generation = self._module.generation
+        self._login, self._generation = accepted(login), self._module.generation
         logger.info("opened %s again", self.info)
         return session
 
@@ -350,9 +364,13 @@ def _log_in(
         )
 
     def log_in() -> Session:
-        return module.call(
-            "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
-        )
+        try:
+            return module.call(
+                "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
+            )
+        except PinError as error:
+            error.source_state = login.identity if isinstance(login, Pin) else ""
+            raise
 
     directory = _recorded_in(login, reference)
     if directory is None or not isinstance(login, Pin):

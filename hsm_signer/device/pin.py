@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
-from hsm_signer.errors import PinUnavailable
+from hsm_signer.device.source_state import same_state
+from hsm_signer.errors import PinError, PinUnavailable
 
 
 class Pin:
@@ -125,6 +126,33 @@ def ask(source: PinSource, request: PinRequest) -> Login:
     return Pin(login.reveal(), before, login.accepted) if isinstance(login, Pin) and not login.identity else login
 
 
+def is_current(login: Login, source: PinSource) -> bool:
+    """Decide whether a source still gives the PIN that it gave, as far as can be seen."""
+    return not isinstance(login, Pin) or same_state(login.identity, source.identity)
+
+
 def accepted(login: Login) -> Login:
     """Return a login as one that the device has accepted."""
     return Pin(login.reveal(), login.identity, accepted=True) if isinstance(login, Pin) else login
+
+
+class Refusal:
+    """A device's refusal of a PIN, as it is remembered in this process.
+
+    Args:
+        error: with the state of the source that the PIN was read from.
+    """
+
+    def __init__(self, error: PinError) -> None:
+        self.error = error
+        self._state = error.source_state
+
+    def stands(self, source: PinSource) -> bool:
+        """Decide whether the source may still hold the refused PIN."""
+        if not self._state:
+            return True
+        now = source.identity
+        if not same_state(self._state, now):
+            return False
+        self._state = now  # `touch` has moved the change time
+        return True

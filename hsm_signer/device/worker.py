@@ -3,7 +3,7 @@
 A worker is started with a socket pair, is handed a `KeyReference` without its PIN source, and gets one request at a
 time. It asks back for the PIN, and announces calls into the module before they begin, so that its parent knows by when
 to expect a sign of life. A worker that overruns is killed; one that dies costs the request in flight; the next request
-starts another. A worker whose PIN was refused is not started again.
+starts another. A worker logs in once. After its PIN was refused none is started until the PIN's source has changed.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.channel import ReadCertificate, Request, Sign
-from hsm_signer.device.pin import Login, PinRequest, accepted, ask
+from hsm_signer.device.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
 from hsm_signer.device.worker_process import Unsent, WorkerProcess
 from hsm_signer.errors import (
     DeviceError,
@@ -69,7 +69,7 @@ class WorkerSigner:
         self._places = threading.BoundedSemaphore(workers)
         self._login: Login = None
         self._accepted = False
-        self._refusal: PinError | None = None
+        self._refusal: Refusal | None = None
         self._closed = False
         # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG); this one outlives them.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="hsm-signer-workers")
@@ -130,6 +130,10 @@ class WorkerSigner:
 
     def _attempt(self, request: Request) -> bytes:
         idle = self._take_idle()
+        if idle is not None and idle.opened.always_authenticate and not is_current(idle.login, self._reference.pin):
+            # It would present the PIN that it logged in with, which the source does not hold any more.
+            idle.kill()
+            idle = None
         worker = idle or self._start_another()
         try:
             result = worker.perform(request)
@@ -146,7 +150,7 @@ class WorkerSigner:
                 raise _Stale(error) from None
             raise
         except (PinIncorrect, PinLocked) as error:
-            self._refusal = error
+            self._refuse(error, worker.login)
             worker.kill()
             raise
         except DeviceTimeout:
@@ -205,22 +209,28 @@ class WorkerSigner:
     def _start(self) -> "WorkerProcess":
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
         with self._starting:
-            if self._refusal is not None:
-                raise copy.copy(self._refusal)
+            if self._refusal is not None and self._refusal.stands(self._reference.pin):
+                raise copy.copy(self._refusal.error)
+            worker = self._starter.submit(WorkerProcess, self._reference).result()
             try:
-                worker = self._starter.submit(WorkerProcess, self._reference).result()
                 worker.open(self._reference, self._log_in)
             except (PinIncorrect, PinLocked) as error:
-                self._refusal = error
+                self._refuse(error, worker.login)
                 raise
             self._accepted, self._login = True, accepted(self._login)
             return worker
 
+    def _refuse(self, error: PinError, login: Login) -> None:
+        """Start no other worker until the source has changed."""
+        error.source_state = login.identity if isinstance(login, Pin) else ""
+        self._accepted, self._refusal = False, Refusal(error)
+
     def _log_in(self, request: PinRequest) -> Login:
-        """Answer a worker that wants a PIN: with the accepted one, else with what the source gives."""
+        """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
         if request.last_try and self._reference.confirm is not None:
             self._reference.confirm(request)
-        if not self._accepted:
+        if not self._accepted or not is_current(self._login, self._reference.pin):
+            self._accepted = False
             self._login = ask(self._reference.pin, request)
         return self._login
 

@@ -52,9 +52,11 @@ def _serve(channel: Channel) -> None:
         pin_record=request.pin_record,
     )
     try:
-        device = open_device(reference)
+        # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
+        device = open_device(reference, recover=False)
         signer = device.signer()
-        channel.send(Opened(signer.public_key, signer.algorithms, str(device.info)))
+        always = signer.key.always_authenticate
+        channel.send(Opened(signer.public_key, signer.algorithms, str(device.info), always))
     except Exception as error:
         channel.send(Failed(_ours(error)))
         return
@@ -105,12 +107,10 @@ class _ParentPin:
 
     def __init__(self, channel: Channel, description: str, attended: bool) -> None:
         self._channel = channel
-        self.description = description
-        self.identity = description
+        self.description = self.identity = description
         self.attended = attended
 
     def __call__(self, request: PinRequest) -> Login:
         self._channel.send(PinWanted(request))
         given: PinGiven = self._channel.receive()
-        self.identity = given.identity
         return given.login

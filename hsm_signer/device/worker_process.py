@@ -41,15 +41,18 @@ class WorkerProcess:
 
     Attributes:
         opened: what it said of the device, once that was opened.
+        login: what it was given to log in with; None when it did not ask.
     """
 
     opened: Opened
+    login: Login
 
     def __init__(self, reference: "KeyReference") -> None:
         messages = Calling, Logged, PinWanted, Opened, Done, Failed
         self._child = ChildProcess("hsm_signer.device.worker_main", reference.module_environment, *messages)
         self._timeout = reference.timeout
         self._slow = reference.slow
+        self.login = None
 
     @property
     def is_alive(self) -> bool:
@@ -78,11 +81,14 @@ class WorkerProcess:
             attended=source.attended,
             log_level=logger.getEffectiveLevel(),
         )
+
+        def give_pin(request: PinRequest) -> PinGiven:
+            self.login = log_in(request)
+            return PinGiven(self.login)
+
         try:
             self._send(message)
-            self.opened = self._receive(
-                Opened, "starting the worker", _START, lambda request: PinGiven(log_in(request), source.identity)
-            )
+            self.opened = self._receive(Opened, "starting the worker", _START, give_pin)
         except BaseException:
             self.kill()
             raise

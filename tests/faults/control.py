@@ -241,6 +241,10 @@ class FaultyModule:
         self._always_authenticate = always
         self._give_orders()
 
+    def change_pin(self, pin: str) -> None:
+        """Learn that the device's PIN is another one by now: `logins` judges by it those that come."""
+        (self._directory / "pin").write_text(pin, encoding="utf-8")
+
     def noisy(self, noisy: bool) -> None:
         """Have every call print a line to stdout and one to stderr, or none."""
         self._noisy = noisy

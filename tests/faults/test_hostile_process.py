@@ -42,7 +42,8 @@ __attribute__((constructor)) static void take_over(void) {
 }
 """
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
-OPENED = ["Opened", {"public_key": f"{KEY.n:x}:{KEY.e:x}", "algorithms": ["RS256"], "device": "a device"}]
+OPENED_DEVICE = {"algorithms": ["RS256"], "device": "a device", "always_authenticate": False}
+OPENED = ["Opened", {"public_key": f"{KEY.n:x}:{KEY.e:x}", **OPENED_DEVICE}]
 PIN_WANTED = [
     "PinWanted",
     {"request": {"device": "a device", "reason": "login", "warning": None, "last_try": False, "pad": False}},
@@ -178,6 +179,6 @@ def test_another_key_behind_a_new_worker_is_not_used(refer: Refer, tmp_path: Pat
         with pytest.raises(DeviceGone):
             signer.sign(Algorithm.RS256, b"header.claims")
         other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
-        refer(framed(["Opened", {"public_key": f"{other.n:x}:3", "algorithms": ["RS256"], "device": "a device"}]))
+        refer(framed(["Opened", {"public_key": f"{other.n:x}:3", **OPENED_DEVICE}]))
         with pytest.raises(KeyNotFound, match="is back with another key"):
             signer.sign(Algorithm.RS256, b"header.claims")

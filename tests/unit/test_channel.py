@@ -93,11 +93,11 @@ def test_every_error_of_the_tree_arrives_whole(error: HsmSignerError) -> None:
         Calling("signing", 60),
         Logged("hsm_signer.device", 10, "text"),
         PinWanted(PinRequest("device", "signature", warning="careful", last_try=True, pad=True)),
-        Opened(KEY, frozenset(Algorithm), "device"),
+        Opened(KEY, frozenset(Algorithm), "device", True),
         Done(bytes(range(256))),
-        PinGiven(Pin("é 4711"), "file"),
-        PinGiven(PinPad.PROTECTED, "pad"),
-        PinGiven(None, "none"),
+        PinGiven(Pin("é 4711", "file", accepted=True)),
+        PinGiven(PinPad.PROTECTED),
+        PinGiven(None),
         Sign(Algorithm.PS256, b""),
         ReadCertificate(),
         LookThrough(Path("/x/\udcff.so"), None, 60.0),
@@ -185,7 +185,7 @@ NO_MESSAGES = {
         for what, message in {
             "of a kind that does not exist": ["exec", {}],
             "of a kind that is not a string": [["Opened"], {}],
-            "of a kind for the other direction": ["PinGiven", {"login": None, "identity": ""}],
+            "of a kind for the other direction": ["PinGiven", {"login": None}],
             "without fields": ["Opened"],
             "with an array of fields": ["Calling", [1]],
             "a field too few": ["Calling", {"what": ""}],
@@ -243,8 +243,13 @@ def test_bytes_at_random_never_arrive(data: bytes) -> None:
             Channel(ours, *FROM_WORKER).receive(time.monotonic() + 60)
 
 
+def test_a_pin_arrives_with_what_is_known_of_it() -> None:
+    pin = received(PinGiven(Pin("4711", "inode 1", accepted=True)), PinGiven).login
+    assert (pin.reveal(), pin.identity, pin.accepted) == ("4711", "inode 1", True)
+
+
 def test_no_message_shows_a_pin() -> None:
-    assert "4711" not in repr(PinGiven(Pin("4711"), "file"))
+    assert "4711" not in repr(PinGiven(Pin("4711", "file")))
 
 
 @pytest.mark.parametrize("path", sorted(Path(hsm_signer.__file__).parent.rglob("*.py")), ids=str)

@@ -25,7 +25,10 @@ from hsm_signer.opening import NOBODY, Operator
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 AUDIENCE = "https://login.example.org/token"
 OFFICE, HOME, VAULT = (Pkcs11Uri(token=name) for name in ("Office", "Home", "Vault"))
-NEXT_KEY = {"DeviceGone", "DeviceNotFound", "DeviceTimeout", "KeyNotFound", "ModuleLoadError", "SignatureInvalid"}
+NEXT_KEY = {
+    *("DeviceGone", "DeviceNotFound", "DeviceTimeout", "KeyNotFound", "LoginInterrupted", "ModuleLoadError"),
+    "SignatureInvalid",
+}
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HsmSignerError)]
 
 
