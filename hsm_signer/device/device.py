@@ -38,6 +38,7 @@ from hsm_signer.errors import (
     PinError,
     PinIncorrect,
     PinLocked,
+    PinUnavailable,
 )
 
 T = TypeVar("T")
@@ -429,6 +430,11 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
             return token.open(rw=reference.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error
+    if isinstance(login, PinPad) and not token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
+        # python-pkcs11 would raise ArgumentsBad, which a login with a PIN that is too short raises as well.
+        raise PinUnavailable(
+            f"{device} has no PIN pad.", hint="Give the PIN by another --pin-source, for example file:PATH or prompt."
+        )
     try:
         pin = PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
         return token.open(rw=reference.writable, user_pin=pin)

@@ -34,7 +34,8 @@ class Unreadable(Exception):
 def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str | None:
     """Tell who besides root and us could read or change a file, or return None when nobody can.
 
-    Its group may when root owns it and we are in the group: the usual way to hand a secret to a service.
+    Its group may read it when root owns it and we are in the group: the usual way to hand a secret to a service. It may
+    never change it.
 
     Args:
         status: of the file; owner, group and mode are looked at. An ACL shows in the group bits of the mode.
@@ -45,9 +46,11 @@ def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str |
         return f"it belongs to user {status.st_uid}"
     if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
         return "everybody can read or change it"
+    if status.st_mode & stat.S_IWGRP:
+        return f"its group {status.st_gid} can change it"
     shared_by_root = status.st_uid == 0 and status.st_gid in groups
-    if status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and not shared_by_root:
-        return f"its group {status.st_gid} can read or change it"
+    if status.st_mode & stat.S_IRGRP and not shared_by_root:
+        return f"its group {status.st_gid} can read it"
     return None
 
 
@@ -73,7 +76,7 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
             if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
-                raise Unreadable(who, hint=f"Make it yours alone: chmod 600 {shlex.quote(str(path))}")
+                raise Unreadable(who, hint=_cure(path, status))
             if private:
                 _require_trusted(path, "PIN file")
             identity = file_identity(descriptor)
@@ -92,6 +95,15 @@ def _require_trusted(path: Path, what: str) -> None:
         require_trusted_path(path, what)
     except ConfigError as error:
         raise Unreadable(error.message[0].lower() + error.message[1:].rstrip("."), hint=error.hint) from None
+
+
+def _cure(path: Path, status: os.stat_result) -> str:
+    name = shlex.quote(str(path))
+    if status.st_uid == 0 != os.geteuid():
+        return f"As root, let its group only read it, and others nothing: chmod 640 {name}"
+    if status.st_uid != os.geteuid():
+        return f"As root, make it yours: chown {os.geteuid()} {name} && chmod 600 {name}"
+    return f"Make it yours alone: chmod 600 {name}"
 
 
 def _open_file(path: Path) -> int:

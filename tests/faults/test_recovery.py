@@ -18,7 +18,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.generation import KeySpec, generate_key
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin_sources import PROTECTED, FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker import open_worker
 from hsm_signer.errors import (
@@ -316,6 +316,14 @@ class TestPinState:
         with open_device(refer(Watching(""))) as device:
             device.signer().sign(Algorithm.RS256, MESSAGE)
         assert pads == [True]
+
+    def test_a_device_without_a_pad_says_so_and_nothing_of_a_refused_pin(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        with pytest.raises(PinUnavailable, match="has no PIN pad") as caught:
+            open_device(refer(PROTECTED))
+        assert "--pin-source" in str(caught.value.hint)
+        assert faulty.calls("C_Login") == 0
 
     def test_a_pad_cannot_serve_a_key_that_wants_the_pin_each_time(self, refer: Refer, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)

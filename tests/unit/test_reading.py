@@ -48,16 +48,24 @@ def test_a_file_that_only_its_owner_can_read_or_write_is_not_exposed() -> None:
     ("owner", "group", "expected"),
     [
         (0, 101, None),
-        (0, ANOTHER_GROUP, "its group 102 can read or change it"),
-        (US, 100, "its group 100 can read or change it"),
-        (US, ANOTHER_GROUP, "its group 102 can read or change it"),
+        (0, ANOTHER_GROUP, "its group 102 can read it"),
+        (US, 100, "its group 100 can read it"),
+        (US, ANOTHER_GROUP, "its group 102 can read it"),
     ],
 )
-def test_a_group_may_have_access_only_when_root_owns_the_file_and_we_are_in_the_group(
+def test_a_group_may_read_the_file_only_when_root_owns_it_and_we_are_in_the_group(
     owner: int, group: int, expected: str | None
 ) -> None:
-    group_modes = [mode for mode in MODES if mode & 0o060 and not mode & 0o006]
+    group_modes = [mode for mode in MODES if mode & 0o060 == 0o040 and not mode & 0o006]
     assert {exposure(status(owner, group, mode), US, OUR_GROUPS) for mode in group_modes} == {expected}
+
+
+@pytest.mark.parametrize("owner", [0, US])
+@pytest.mark.parametrize("group", [100, 101, ANOTHER_GROUP])
+def test_no_group_may_change_the_file(owner: int, group: int) -> None:
+    group_modes = [mode for mode in MODES if mode & 0o020 and not mode & 0o006]
+    found = {exposure(status(owner, group, mode), US, OUR_GROUPS) for mode in group_modes}
+    assert found == {f"its group {group} can change it"}
 
 
 @pytest.fixture
@@ -114,8 +122,30 @@ def test_a_file_of_ours_that_our_group_can_read_is_refused_unless_we_are_root(fi
         outcome: bytes | str = read_file(file, private=True)
     except Unreadable as error:
         outcome = str(error)
-    refusal = f"its group {os.getegid()} can read or change it"
+    refusal = f"its group {os.getegid()} can read it"
     assert outcome == (SECRET.encode() if os.geteuid() == 0 else refusal)
+
+
+def test_a_file_that_our_group_can_change_is_refused_with_the_cure(file: Path) -> None:
+    os.chown(file, -1, os.getegid())
+    file.chmod(0o660)
+    with pytest.raises(Unreadable, match=f"its group {os.getegid()} can change it") as refused:
+        read_file(file, private=True)
+    assert refused.value.hint == f"Make it yours alone: chmod 600 {file}"
+
+
+def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstat
+
+    def of_root(descriptor: int) -> os.stat_result:
+        return os.stat_result((*real(descriptor)[:4], 0, *real(descriptor)[5:]))
+
+    file.chmod(0o660)
+    monkeypatch.setattr(os, "fstat", of_root)
+    monkeypatch.setattr(os, "geteuid", lambda: US)
+    with pytest.raises(Unreadable, match="can change it") as refused:
+        read_file(file, private=True)
+    assert refused.value.hint == f"As root, let its group only read it, and others nothing: chmod 640 {file}"
 
 
 def test_an_exposed_file_is_judged_behind_its_links(file: Path) -> None:
