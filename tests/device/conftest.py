@@ -13,6 +13,7 @@ from hsm_signer.device.pin_sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.faults.control import FaultyModule
 
 from .stacks import Stack
 from .stacks.own import OwnStack
@@ -46,6 +47,13 @@ def running() -> Iterator[Running]:
     yield running
     for stack in started.values():
         stack.close()
+
+
+@pytest.fixture
+def counted(stack: Stack) -> Iterator[FaultyModule]:
+    """The module of a stack behind one that does nothing but count, so that the logins of every stack are counted."""
+    with FaultyModule(stack.module, stack.environment, pin=stack.pin) as counted:
+        yield counted
 
 
 @pytest.fixture(params=["ykcs11", "opensc"])

@@ -27,6 +27,7 @@ from hsm_signer.errors import (
     PinRefusedBefore,
 )
 from tests.counted_pin import CountedPin
+from tests.faults.control import FaultyModule
 
 from .conftest import Running
 from .stacks import Stack, StackKey
@@ -47,12 +48,14 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-def refer(stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None) -> KeyReference:
-    """Refer to a key of a stack."""
+def refer(
+    stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None, counted: FaultyModule | None = None
+) -> KeyReference:
+    """Refer to a key of a stack, perhaps through the module that counts."""
     return KeyReference(
         uri=Pkcs11Uri.parse((key or stack.key).uri),
         pin=pin or CountedPin(stack.pin),
-        module=stack.module,
+        module=counted.path if counted else stack.module,
         module_environment=stack.environment,
     )
 
@@ -117,35 +120,37 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
     assert source.times == 1
 
 
-def test_an_ordinary_key_costs_one_login(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+def test_an_ordinary_key_costs_one_login(stack: Stack, counted: FaultyModule) -> None:
+    with open_device(refer(stack, counted=counted)) as device:
         signer = device.signer()
         for _ in range(3):
             signer.sign(Algorithm.RS256, MESSAGE)
-        assert stack.presented() in (1, None)
+    assert [(login.right, login.context_specific) for login in counted.logins()] == [(True, False)]
 
 
 @not_on_ones_own
-def test_a_wrong_pin_is_presented_once(stack: Stack) -> None:
+def test_a_wrong_pin_is_presented_once(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.wrong_pin)
     with pytest.raises(PinIncorrect) as caught:
-        open_device(refer(stack, pin=source))
+        open_device(refer(stack, pin=source, counted=counted))
     assert source.times == 1
-    assert stack.presented() in (1, None)
+    assert [login.right for login in counted.logins()] == [False]
     assert stack.wrong_pin not in str(caught.value) + str(caught.value.hint)
 
 
 @not_on_ones_own
-def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(stack: Stack, tmp_path: Path) -> None:
+def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(
+    stack: Stack, counted: FaultyModule, tmp_path: Path
+) -> None:
     source = CountedPin(stack.wrong_pin)
     source.attended = False
-    reference = replace(refer(stack, pin=source), pin_record=tmp_path)
+    reference = replace(refer(stack, pin=source, counted=counted), pin_record=tmp_path)
     with pytest.raises(PinIncorrect):
         open_device(reference)
     for _ in range(3):
         with pytest.raises(PinRefusedBefore):
             open_device(reference)
-    assert stack.presented() in (1, None)
+    assert [login.right for login in counted.logins()] == [False]
 
 
 @not_on_ones_own

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hsm_signer
+from tests.faults.control import FaultyModule
 
 from .conftest import Running
 from .stacks import Stack, StackKey
@@ -23,13 +24,13 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-def statuses(stack: Stack, key: StackKey, home: Path) -> dict[str, str]:
+def statuses(stack: Stack, counted: FaultyModule, key: StackKey, home: Path) -> dict[str, str]:
     """Return what the doctor says of each probe that needs no network."""
     settings = {
         "tenant": "contoso.example",
         "client-id": "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001",
         "key": key.uri,
-        "module": str(stack.module),
+        "module": str(counted.path),
         "pin-source": "env:DEVICE_PIN",
     }
     done = subprocess.run(
@@ -53,17 +54,19 @@ def statuses(stack: Stack, key: StackKey, home: Path) -> dict[str, str]:
     return {finding["name"]: finding["status"] for finding in document["findings"]}
 
 
-def test_a_sound_device_is_found_sound_with_one_login(stack: Stack, tmp_path: Path) -> None:
-    found = statuses(stack, stack.key, tmp_path)
+def test_a_sound_device_is_found_sound_with_one_login(stack: Stack, counted: FaultyModule, tmp_path: Path) -> None:
+    found = statuses(stack, counted, stack.key, tmp_path)
     readers = "ok" if stack.name in ("ykcs11", "opensc") else "skipped"
     # The certificates of the stacks are good for a month.
     assert {name for name, status in found.items() if status == "warning"} <= {"certificate"}
     assert (found["pcscd"], found["login"], found["protection"], found["signature"]) == (readers, "ok", "ok", "ok")
-    assert stack.presented() in (1, None)
+    assert [(login.right, login.context_specific) for login in counted.logins()] == [(True, False)]
 
 
 @pytest.mark.parametrize("stack", ["softhsm", "ykcs11", "opensc"], indirect=True)  # a TPM has no such key
-def test_a_key_that_always_authenticates_is_given_the_pin_once_more(stack: Stack, tmp_path: Path) -> None:
+def test_a_key_that_always_authenticates_is_given_the_pin_once_more(
+    stack: Stack, counted: FaultyModule, tmp_path: Path
+) -> None:
     assert stack.always_authenticate_key is not None
-    assert statuses(stack, stack.always_authenticate_key, tmp_path)["signature"] == "ok"
-    assert stack.presented() in (2, None)
+    assert statuses(stack, counted, stack.always_authenticate_key, tmp_path)["signature"] == "ok"
+    assert [(login.right, login.context_specific) for login in counted.logins()] == [(True, False), (True, True)]

@@ -18,6 +18,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.issuance import certificate_request, create_certificate
 from tests.counted_pin import CountedPin
+from tests.faults.control import FaultyModule
 
 from .conftest import Running
 from .stacks import Stack, StackKey
@@ -89,11 +90,12 @@ def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
         assert source.times == 1
 
 
-def test_the_certificate_is_read_without_a_login(stack: Stack) -> None:
+def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.pin)
-    assert read_certificate(refer(stack, pin=source)) == stack.key.certificate
+    assert read_certificate(replace(refer(stack, pin=source), module=counted.path)) == stack.key.certificate
     assert source.times == 0
-    assert stack.presented() in (0, None)
+    assert counted.logins() == []
+    assert counted.calls("C_GetSlotList") > 0
 
 
 def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 import hsm_signer
 
-from .stacks import Stack, StackKey
+from .stacks import StackKey
 from .stacks.apart import Apart, run_apart
 from .stacks.tpm import TpmStack
 
@@ -36,17 +36,17 @@ def started() -> Iterator[TpmStack]:
 
 
 @pytest.fixture
-def stack(started: TpmStack) -> Stack:
+def stack(started: TpmStack) -> TpmStack:
     started.reset()
     return started
 
 
-def keys(stack: Stack) -> list[StackKey]:
+def keys(stack: TpmStack) -> list[StackKey]:
     assert stack.always_authenticate_key is not None
     return [stack.key, stack.always_authenticate_key]
 
 
-def require_signatures(stack: Stack, lines: list[str]) -> None:
+def require_signatures(stack: TpmStack, lines: list[str]) -> None:
     for key in keys(stack):
         rs256, ps256, certificate = (bytes.fromhex(lines.pop(0)) for _ in range(3))
         key.public_key.verify(rs256, b"message", padding.PKCS1v15(), hashes.SHA256())
@@ -56,21 +56,21 @@ def require_signatures(stack: Stack, lines: list[str]) -> None:
         assert x509.load_der_x509_certificate(certificate).public_key() == key.public_key
 
 
-def test_signs_with_both_keys_and_both_algorithms(stack: Stack) -> None:
+def test_signs_with_both_keys_and_both_algorithms(stack: TpmStack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_counts_a_login_and_each_context_login(stack: Stack) -> None:
+def test_counts_a_login_and_each_context_login(stack: TpmStack) -> None:
     run_apart(stack, SIGN)
     assert stack.presented() == 2 + 2
 
 
-def test_counts_a_wrong_pin(stack: Stack) -> None:
+def test_counts_a_wrong_pin(stack: TpmStack) -> None:
     assert run_apart(stack, 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))') == ["PinIncorrect"]
     assert stack.presented() == 1
 
 
-def test_is_locked_by_the_third_wrong_pin_until_reset(stack: Stack) -> None:
+def test_is_locked_by_the_third_wrong_pin_until_reset(stack: TpmStack) -> None:
     lines = run_apart(
         stack,
         """
@@ -84,7 +84,7 @@ def test_is_locked_by_the_third_wrong_pin_until_reset(stack: Stack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: Stack) -> None:
+def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: TpmStack) -> None:
     lines = run_apart(
         stack,
         """
@@ -99,7 +99,7 @@ def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: Stack) -> None:
     assert lines == ["fine"] * 3
 
 
-def test_only_the_record_keeps_processes_from_locking_it(stack: Stack, tmp_path: Path) -> None:
+def test_only_the_record_keeps_processes_from_locking_it(stack: TpmStack, tmp_path: Path) -> None:
     lines = f"""
         from dataclasses import replace
 
@@ -110,7 +110,7 @@ def test_only_the_record_keeps_processes_from_locking_it(stack: Stack, tmp_path:
     assert stack.presented() == 1
 
 
-def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: Stack) -> None:
+def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: TpmStack) -> None:
     (hint,) = run_apart(
         stack,
         """
@@ -127,12 +127,12 @@ def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: Stack) -> None:
     assert "tpm2_dictionarylockout --clear-lockout" in hint
 
 
-def test_its_serial_is_that_of_every_tpm(stack: Stack) -> None:
+def test_its_serial_is_that_of_every_tpm(stack: TpmStack) -> None:
     # So a URI needs the label, and a record of refused PINs more than the serial.
     assert run_apart(stack, "with open_device(reference(KEY)) as device: tell(device.info.serial)") == ["0" * 16]
 
 
-def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: Stack) -> None:
+def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmStack) -> None:
     (message,) = run_apart(
         stack,
         """
@@ -149,7 +149,7 @@ def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: Stac
     assert "object=key;id=%30%31" in message
 
 
-def test_what_its_libraries_print_is_shown_on_request_only(stack: Stack, tmp_path: Path) -> None:
+def test_what_its_libraries_print_is_shown_on_request_only(stack: TpmStack, tmp_path: Path) -> None:
     def errors(*options: str) -> list[str]:
         """Return what the program says of a wrong PIN."""
         done = subprocess.run(
@@ -176,14 +176,14 @@ def test_what_its_libraries_print_is_shown_on_request_only(stack: Stack, tmp_pat
     assert set(errors("--verbose")) > {"hsm-signer", "error", "hint"}
 
 
-def test_a_new_process_signs_after_unplug_and_plug(stack: Stack) -> None:
+def test_a_new_process_signs_after_unplug_and_plug(stack: TpmStack) -> None:
     stack.unplug()
     assert run_apart(stack, "tell(outcome(open_device, reference(KEY)))") == ["ModuleLoadError"]
     stack.plug()
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_unplugging_costs_no_pin_try(stack: Stack) -> None:
+def test_unplugging_costs_no_pin_try(stack: TpmStack) -> None:
     for _ in range(3):
         run_apart(stack, SIGN)
         stack.unplug()
@@ -191,13 +191,13 @@ def test_unplugging_costs_no_pin_try(stack: Stack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_reset_plugs_it_in_again(stack: Stack) -> None:
+def test_reset_plugs_it_in_again(stack: TpmStack) -> None:
     stack.unplug()
     stack.reset()
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_the_module_recovers_when_it_is_initialised_anew(stack: Stack) -> None:
+def test_the_module_recovers_when_it_is_initialised_anew(stack: TpmStack) -> None:
     lines = """
         import pkcs11
 

@@ -48,9 +48,6 @@ class Stack(Protocol):
     def plug(self) -> None:
         """Bring it back; returns when the system has noticed."""
 
-    def presented(self) -> int | None:
-        """Return how many PINs the device was presented with since the last `reset`, or None where nobody counts."""
-
     def reset(self) -> None:
         """Give back all PIN tries and clear what the last test left."""
 

@@ -59,10 +59,6 @@ class OwnStack:
     def plug(self) -> None:
         """Nothing to bring back."""
 
-    def presented(self) -> int | None:
-        """Nobody counts."""
-        return None
-
     def reset(self) -> None:
         """Nothing to give back."""
 

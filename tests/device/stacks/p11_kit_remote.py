@@ -73,10 +73,6 @@ class P11KitStack:
                 raise RuntimeError(f"p11-kit server was not ready within {_SECONDS:g} s: {said}")
             time.sleep(0.01)
 
-    def presented(self) -> int | None:
-        """Return None: SoftHSM does not count."""
-        return None
-
     def reset(self) -> None:
         """Start the server where the last test left it stopped, and give the token the files it had at first."""
         if not self._answers():

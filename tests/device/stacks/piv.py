@@ -51,7 +51,7 @@ class PivStack:
         """Put it back; returns when pcscd has noticed."""
         self._card.order("plug")
 
-    def presented(self) -> int | None:
+    def presented(self) -> int:
         """Return how many PINs the card was given since `reset`: logins and context logins, right or wrong."""
         presented: int = self._card.order("presented")
         return presented

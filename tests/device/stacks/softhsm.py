@@ -75,10 +75,6 @@ class SoftHsmStack:
         """Move it back."""
         self._away.rename(self._token)
 
-    def presented(self) -> int | None:
-        """Return None: SoftHSM does not count."""
-        return None
-
     def reset(self) -> None:
         """Give the token the files it had at first: its flag for a wrong PIN is in one of them."""
         if self._away.exists():

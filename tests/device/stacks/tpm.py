@@ -114,7 +114,7 @@ class TpmStack:
             self._wait_for("tpm2-abrmd", self._has_broker)
             self._power.push(power.pop_all())
 
-    def presented(self) -> int | None:
+    def presented(self) -> int:
         """Return how often the TPM was to unseal what the PIN protects: once for each login and context login.
 
         While it is locked the module does not get that far. At TPM_RC_RETRY the libraries send the command again.
