@@ -373,17 +373,22 @@ def _log_in(
             error.source_state = login.identity if isinstance(login, Pin) else ""
             raise
 
+    def look_again(before: int) -> PresentDevice:
+        if before == logins:
+            return found
+        # ykcs11 reads the state of the PIN once for each initialisation.
+        module.refresh(reference.timeout, reference.slow, ours=ours)
+        return _find_again(module, found.info, reference)
+
     directory = _recorded_in(login, reference)
     if directory is None or not isinstance(login, Pin):
         if login is not None:
+            found = look_again(_logins_so_far(reference))
             check()
         return log_in()
     Lane.announce("waiting for the login of another process", reference.timeout)
     with login_turn(directory, reference.timeout) as before:
-        if before != logins:
-            # ykcs11 reads the state of the PIN once for each initialisation.
-            module.refresh(reference.timeout, reference.slow, ours=ours)
-            found = _find_again(module, found.info, reference)
+        found = look_again(before)
         warning = check()
         record = PinRecord(directory, module.path, found.info)
         with record.login(reference.pin, login.identity, accepted=login.accepted and warning is None):

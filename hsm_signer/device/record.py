@@ -20,6 +20,7 @@ from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
 from hsm_signer.device.source_state import same_state
 from hsm_signer.errors import (
+    ConfigError,
     DeviceTimeout,
     HsmSignerError,
     LoginInterrupted,
@@ -273,6 +274,9 @@ def login_turn(directory: Path, timeout: float) -> Iterator[int]:
     try:
         make_private_directory(directory, "state directory")
         file = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except ConfigError as error:
+        hint = f"{error.hint} Or choose another directory with XDG_STATE_HOME, or use --no-pin-record."
+        raise ConfigError(error.message, hint=hint) from None
     except OSError as error:
         raise _cannot_be_kept(directory, error) from None
     try:

@@ -375,8 +375,10 @@ except PinError as error:
         (tmp_path / "theirs").chmod(0o777)
         reference = replace(guarded("not-the-pin"), pin_record=tmp_path / "theirs" / "hsm-signer" / "pins")
         for _ in range(2):
-            with pytest.raises(ConfigError, match="Other users could replace the state directory"):
+            with pytest.raises(ConfigError, match="Other users could replace the state directory") as caught:
                 open_device(reference)
+            assert "XDG_STATE_HOME" in str(caught.value.hint)
+            assert "--no-pin-record" in str(caught.value.hint)
 
     def test_touching_the_file_does_not_lift_a_refusal(
         self, guarded: Callable[[str], KeyReference], tmp_path: Path

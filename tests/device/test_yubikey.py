@@ -15,7 +15,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.condition import load, look
 from hsm_signer.device.device import Device, KeyReference, open_device
 from hsm_signer.device.facts import PinState
-from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin_sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
@@ -163,6 +163,35 @@ def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
     # A card that others reset may be gone for a moment, which costs no PIN.
     assert set(outcomes) - {"device_gone", "device_not_found"} == {"pin_incorrect", "pin_last_try"}
     assert yubikey.presented() == 2
+
+
+def test_somebody_at_the_prompt_does_not_take_the_last_try_that_others_left_meanwhile(
+    yubikey: PivStack, tmp_path: Path
+) -> None:
+    """ykcs11 reads the state of the PIN once for each initialisation: it does not show what others did since."""
+
+    class Person:
+        description = identity = "a person"
+        attended = True
+
+        def __call__(self, request: PinRequest) -> Login:
+            for number in range(2):
+                file = tmp_path / f"pin{number}"
+                file.write_text(f"65432{number}")
+                file.chmod(0o600)
+                command = [sys.executable, "-c", _LOG_IN, yubikey.key.uri, str(yubikey.module), str(file)]
+                environment = {**os.environ, **yubikey.environment}
+                done = subprocess.run(
+                    [*command, str(tmp_path / "pins")], env=environment, capture_output=True, text=True
+                )
+                assert done.stdout == "pin_incorrect\n"
+            return Pin(yubikey.wrong_pin)
+
+    with pytest.raises(PinLastTry):
+        open_device(replace(refer(yubikey), pin=Person(), pin_record=tmp_path / "pins"))
+    assert yubikey.presented() == 2
+    yubikey.reset()
+    open_device(refer(yubikey)).close()  # or the next test of this process is shown what ykcs11 remembers
 
 
 class TestPinState:
