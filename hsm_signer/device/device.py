@@ -264,15 +264,14 @@ class Device:
 
     def give_up(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
-        login, directory, source = self._login, _recorded_in(self._login, self._reference), self._reference.pin
+        login, directory = self._login, _recorded_in(self._login, self._reference)
         self.close()
         if isinstance(login, Pin):
             refusal.source_state = login.identity
         if directory is not None and isinstance(login, Pin):
             record = PinRecord(directory, self._module.path, self.info)
             with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
-                with record.login(source, login.identity):
-                    raise refusal
+                record.refuse(login.identity)
         if not (self._module.in_use or self._module.is_busy):
             # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
             with contextlib.suppress(HsmSignerError):

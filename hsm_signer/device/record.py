@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
+from hsm_signer.device import wire
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin import PinSource
 from hsm_signer.device.source_state import same_state
@@ -154,7 +154,7 @@ class PinRecord:
         try:
             yield
         except (PinIncorrect, PinLocked):
-            self._store(before.having(identity, Attempt(Outcome.REFUSED, upcoming.times, upcoming.at)))
+            self.refuse(identity)
             raise
         except (LoginInterrupted, DeviceTimeout):
             raise
@@ -163,6 +163,15 @@ class PinRecord:
             self._store(before)
             raise
         self._store(before.having(identity, None))
+
+    def refuse(self, identity: str) -> None:
+        """Write down that the device has refused a PIN. Needs `login_turn`.
+
+        Raises:
+            PinError: the record cannot be kept.
+        """
+        refused = Attempt(Outcome.REFUSED, 1, self.now())
+        self._store(self._load(self.path).having(identity, refused))
 
     def require_not_refused(self, source: PinSource, identity: str, *, accepted: bool = False) -> None:
         """Make sure that neither this device nor one that may be the same has refused a PIN.
@@ -201,14 +210,12 @@ class PinRecord:
 
     def _load(self, path: Path) -> _Stored:
         try:
-            document = json.loads(path.read_bytes())
-            sources = {source: _attempt(attempt) for source, attempt in document["sources"].items()}
-            return _Stored(document["module"], _device(document["device"]), sources)
+            return _read(path)
         except FileNotFoundError:
             return _Stored(module_identity(self.module), self.device, {})
         except OSError as error:
             raise _cannot_be_kept(self.directory, error) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except wire.Malformed:
             raise PinError(
                 f"The record of refused PINs {path} is damaged, so it cannot say that a login is safe.",
                 hint="If no wrong PIN was tried, run: hsm-signer device forget-pin-failures",
@@ -228,8 +235,8 @@ class PinRecord:
     def _outcome_unknown(self, source: PinSource, last: Attempt, accepted: bool) -> HsmSignerError:
         if accepted:
             return LoginInterrupted(
-                f"{last.times} logins to {self.device} in a row were interrupted. No other is tried for "
-                f"{last.pause:.0f} s after that.",
+                f"{last.times} logins to {self.device} in a row were interrupted. The next one is allowed "
+                f"{last.pause:.0f} s after the last.",
                 hint="Check that the device is plugged in and works.",
             )
         return PinOutcomeUnknown(
@@ -345,17 +352,13 @@ def forget_failures(directory: Path, chosen: Callable[[DeviceInfo], bool]) -> li
 
 def _recorded_device(path: Path) -> DeviceInfo | None:
     try:
-        return _device(json.loads(path.read_bytes())["device"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(path).device
+    except (OSError, wire.Malformed):
         return None
 
 
-def _attempt(document: Mapping[str, Any]) -> Attempt:
-    return Attempt(Outcome(document["outcome"]), int(document["times"]), float(document["at"]))
-
-
-def _device(document: Mapping[str, Any]) -> DeviceInfo:
-    return DeviceInfo(**{**document, "library_version": tuple(document["library_version"])})
+def _read(path: Path) -> _Stored:
+    return wire.read(_Stored, wire.parse(path.read_bytes()))
 
 
 def _lock(file: int, timeout: float) -> None:

@@ -201,6 +201,21 @@ class TestRecord:
                 attempt(other)
             attempt(other, OTHER)
 
+    @pytest.mark.parametrize(
+        "damage",
+        [{"times": "many"}, {"times": 1e400}, {"at": None}, {"outcome": "fine"}, {"serial": 5}, {"slot_id": "1"}],
+    )
+    def test_one_with_a_value_of_another_kind_is_damaged(self, record: PinRecord, damage: dict[str, object]) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        document = json.loads(record.path.read_text())
+        (name,) = damage
+        (document["device"] if name in document["device"] else document["sources"]["a source"]).update(damage)
+        record.path.write_text(json.dumps(document))
+        with pytest.raises(PinError, match="is damaged"):
+            attempt(record)
+        assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
+
     def test_a_login_through_one_module_that_did_not_end_says_nothing_of_another(self, record: PinRecord) -> None:
         for _ in range(2):
             with pytest.raises(LoginInterrupted):
@@ -211,8 +226,20 @@ class TestRecord:
         moved = replace(record, device=replace(DEVICE, slot_id=7, slot_description="another slot"))
         assert moved.path == record.path
 
-    def test_a_damaged_record_stops_the_login_and_says_what_to_do(self, record: PinRecord) -> None:
-        record.path.write_text("{")
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "{",
+            "\xff",
+            "null",
+            "[]",
+            "[" * 100_000,
+            '{"module": 1, "device": {}, "sources": {}}',
+            '{"sources": {"a source": "refused"}}',
+        ],
+    )
+    def test_a_damaged_record_stops_the_login_and_says_what_to_do(self, record: PinRecord, damage: str) -> None:
+        record.path.write_text(damage, encoding="latin-1")
         with pytest.raises(PinError, match="is damaged") as caught:
             attempt(record)
         assert "forget-pin-failures" in str(caught.value.hint)
