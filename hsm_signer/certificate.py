@@ -128,7 +128,7 @@ def is_attestation(der: bytes) -> bool:
     try:
         extensions = x509.Certificate.load(der)["tbs_certificate"]["extensions"]
         return any(extension["extn_id"].dotted in _ATTESTATION for extension in extensions)
-    except (ValueError, TypeError, LookupError):
+    except _UNPARSEABLE:
         return False
 
 
@@ -146,7 +146,7 @@ def certificate_details(certificate: Certificate) -> CertificateDetails:
             serial=parsed.serial_number,
             purposes=None if purposes is None else frozenset(purposes.native),
         )
-    except (ValueError, TypeError, LookupError) as error:
+    except _UNPARSEABLE as error:
         raise _malformed(f"The certificate {certificate.subject}", error) from None
 
 
@@ -205,18 +205,29 @@ def _parse(der: bytes, source: str) -> Certificate:
             der=der,
             public_key=_public_key(body["subject_public_key_info"]),
             subject=_name(parsed.subject),
-            not_before=validity["not_before"].native.astimezone(UTC),
-            not_after=validity["not_after"].native.astimezone(UTC),
+            not_before=_moment(validity["not_before"].native),
+            not_after=_moment(validity["not_after"].native),
             key_usage=None if usage is None else frozenset(usage.native),
         )
-    except (ValueError, TypeError, LookupError) as error:
+    except _UNPARSEABLE as error:
         raise _malformed(source, error) from None
 
 
 def _malformed(source: str, error: Exception) -> CertificateUnusable:
     return CertificateUnusable(
-        f"{source} is not an X.509 certificate: {str(error).splitlines()[0]}.", hint="Give it as PEM or DER."
+        f"{source} is not an X.509 certificate: {_first_line(error)}.", hint="Give it as PEM or DER."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _moment(found: object) -> datetime:
+    # asn1crypto has a class of its own for the year 0, which ISO 8601 has and Python's calendar has not.
+    if not isinstance(found, datetime):
+        raise ValueError("its validity is outside the calendar")
+    return found.astimezone(UTC)
 
 
 def _unpack(der: bytes, source: str) -> list[bytes]:
@@ -229,9 +240,9 @@ def _unpack(der: bytes, source: str) -> list[bytes]:
     try:
         content = cms.ContentInfo.load(der, strict=True)["content"]
         found = [choice.chosen.dump() for choice in content["certificates"]]
-    except (ValueError, TypeError, LookupError) as error:
+    except _UNPARSEABLE as error:
         raise CertificateUnusable(
-            f"{source} is damaged PKCS#7: {str(error).splitlines()[0]}.", hint="Export it again."
+            f"{source} is damaged PKCS#7: {_first_line(error)}.", hint="Export it again."
         ) from None
     if not found:
         raise CertificateUnusable(f"{source} is PKCS#7, but holds no certificate.", hint="Export it with its chain.")
@@ -258,6 +269,8 @@ def _escaped(value: str) -> str:
     return "".join(c if c.isprintable() else "".join(f"\\{octet:02X}" for octet in c.encode()) for c in text)
 
 
+# What asn1crypto is known to raise for DER that somebody has tampered with.
+_UNPARSEABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _PEM_LABELS = ("CERTIFICATE", "PKCS7", "CMS")  # RFC 7468 sections 5, 8 and 9
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # RFC 5652 section 5.1: id-signedData, DER
 _LONGEST_HEADER = 6

@@ -242,5 +242,5 @@ def _load_toml(file: Path) -> tuple[Mapping[str, object], Path]:
     content, opened = read_trusted(file, "configuration")
     try:
         return tomllib.loads(content.decode()), opened
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of integers that are longer than Python reads
         raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None

@@ -18,6 +18,7 @@ from typing import Any
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, OutputError, UriError
 from hsm_signer.private_file import read_trusted, write_private
+from hsm_signer.strict_json import parse_json
 
 KEY_FILE = "file:"
 """How a profile's `key` begins when it names one."""
@@ -72,9 +73,10 @@ def read_key_file(path: Path) -> KeyFile:
     Raises:
         ConfigError: it cannot be read, is not one, or others can write it.
     """
-    directory = path.absolute().parent
+    text, opened = read_trusted(path, "key file")
+    directory = opened.parent
     try:
-        document = json.loads(read_trusted(path, "key file")[0])
+        document = parse_json(text)
         if unknown := document.keys() - {*_OF_A_KEY, *_THUMBPRINTS, "object_id", "next", "retired"}:
             raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
         following = document.get("next")
@@ -82,7 +84,7 @@ def read_key_file(path: Path) -> KeyFile:
             current=_filed_key(document, directory),
             next=None if following is None else _filed_key(following, directory),
             retired=tuple(_filed_key(entry, directory) for entry in document.get("retired", ())),
-            object_id=document.get("object_id"),
+            object_id=_optional(str, document, "object_id"),
         )
     except UriError as error:
         raise _damaged(path, error.message.rstrip(".")) from None
@@ -140,12 +142,22 @@ def lock_key_file(path: Path) -> int:
 def _filed_key(entry: Mapping[str, Any], directory: Path) -> FiledKey:
     return FiledKey(
         Pkcs11Uri.parse(entry["key"]).beside(directory),
-        entry.get("registered", True),
-        entry.get("key_id"),
-        {name: entry[name] for name in _THUMBPRINTS if name in entry},
+        _optional(bool, entry, "registered", True),
+        _optional(str, entry, "key_id"),
+        {name: _optional(str, entry, name) for name in _THUMBPRINTS if name in entry},
         None if entry.get("until") is None else _epoch_seconds(entry["until"]),
-        entry.get("delete", False),
+        _optional(bool, entry, "delete", False),
     )
+
+
+def _optional(kind: type, entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Return a member, which must be of that type where there is one; raise TypeError or ValueError when it is not."""
+    value = entry.get(name, default)
+    if value is not default and not isinstance(value, kind):
+        raise TypeError
+    if isinstance(value, str):
+        value.encode()  # raises UnicodeEncodeError for half a character
+    return value
 
 
 def _document(key: FiledKey) -> dict[str, Any]:

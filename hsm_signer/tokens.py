@@ -25,6 +25,7 @@ from hsm_signer.errors import ConfigError
 from hsm_signer.keys import Keys
 from hsm_signer.opening import NOBODY, Operator
 from hsm_signer.settings import missing
+from hsm_signer.strict_json import parse_json
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
@@ -239,7 +240,7 @@ def _merge_claims(claims: str | None, enable_cae: bool) -> str | None:
     if claims is None:
         return json.dumps(_CAE_CLAIMS)
     try:
-        document: dict[str, Any] = json.loads(claims)
+        document: dict[str, Any] = parse_json(claims)
         document.setdefault("access_token", {}).update(_CAE_CLAIMS["access_token"])
     except (ValueError, AttributeError):
         raise ConfigError(

@@ -1,7 +1,6 @@
 """The main job: `token` and `assertion`."""
 
 import contextlib
-import json
 import os
 import time
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from hsm_signer.cli.output import result_writer, to_json
 from hsm_signer.config import Profile
 from hsm_signer.entra.token import AccessToken
 from hsm_signer.settings import missing
+from hsm_signer.strict_json import parse_json
 from hsm_signer.tokens import Tokens
 
 WaitOption = Annotated[
@@ -127,6 +127,6 @@ def _exec_credential_version(asked: str) -> str:
     https://kubernetes.io/docs/reference/config-api/client-authentication.v1/; v1beta1 has the same status.
     """
     with contextlib.suppress(ValueError, AttributeError):
-        if json.loads(asked).get("apiVersion") == _EXEC_CREDENTIAL_BETA:
+        if parse_json(asked).get("apiVersion") == _EXEC_CREDENTIAL_BETA:
             return _EXEC_CREDENTIAL_BETA
     return "client.authentication.k8s.io/v1"

@@ -242,7 +242,8 @@ def _proxy_for(url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https") or not host_of(proxy):
+    # First of all the host: urlsplit raises ValueError for some that are none.
+    if not host_of(proxy) or urlsplit(proxy).scheme not in ("http", "https"):
         # Not shown: there may be a password in it.
         raise ConfigError(
             f"The proxy that the environment names for {host} is not an http or https URL.",

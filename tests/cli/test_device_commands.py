@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hsm_signer.cli.inventory import module_text, plain
 from hsm_signer.device.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, PinState, Problem
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.provision import store_certificate
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options
@@ -204,6 +205,21 @@ class TestShow:
         text = program("device", "show", "--login", *options(device)).stdout.partition(f"    {title}")[2]
         problem = re.split(r"\n    (?! )", text)[0].partition("problem")[2]
         assert reason in " ".join(problem.split())
+
+    def test_an_object_that_cannot_be_read_is_one_row_that_says_so(
+        self, program: Program, device: Settings, softhsm: SoftHsm, good: SoftHsmKey
+    ) -> None:
+        odd = softhsm.issue_certificate(good.public_key, not_after=datetime(2051, 2, 3, 4, 5, 6, tzinfo=UTC))
+        odd = odd.replace(b"20510203040506Z", b"00000203040506Z")  # in the year 0
+        with softhsm._open() as opened:
+            store_certificate(opened, odd, subject=b"\x30\x00", label="odd", key_id=b"\x77")
+        shown = program("device", "show", "--login", *options(device))
+        listed = program("key", "list", *options(device))
+        assert (shown.status, shown.stderr, listed.status, listed.stderr) == (0, "", 0, "")
+        assert "KEY 'good'" in listed.stdout
+        row = shown.stdout.partition("CERTIFICATE 'odd'")[2].partition("\n    CERTIFICATE")[0]
+        assert "problem   It is not an X.509 certificate: its validity is outside the" in row
+        assert "CERTIFICATE 'good'" in shown.stdout
 
     def test_logs_in_once(self, program: Program, device: Settings, faulty: FaultyModule) -> None:
         result = program("device", "show", "--login", *options(device, module=str(faulty.path)))

@@ -54,6 +54,33 @@ def test_nothing_in_a_jwt_steers_the_terminal(program: Program, form: str) -> No
     assert all(character.isprintable() for line in result.stdout.split("\n") for character in line)
 
 
+def assertion_of(payload: str) -> str:
+    parts = (part.encode() for part in ('{"alg": "RS256"}', payload, "signature"))
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        f'{{"nbf": -{"9" * 4300}, "exp": {"9" * 4300}}}',
+        '{"n": 1e999}',
+        "[" * 900 + "]" * 900,
+        '{"a":' * 900 + "1" + "}" * 900,
+    ],
+    ids=["4,300 digits", "an infinity", "nested lists", "nested objects"],
+)
+def test_numbers_and_nesting_that_nobody_can_use_are_no_jwt(program: Program, certificate: Path, payload: str) -> None:
+    jwt = assertion_of(payload)
+    assert_explained(program("decode", jwt), 2, "jwt_malformed")
+    assert_explained(program("verify", "--certificate", str(certificate), stdin=jwt), 2, "jwt_malformed")
+
+
+def test_verify_counts_with_times_that_no_calendar_has(program: Program, certificate: Path) -> None:
+    jwt = assertion_of(f'{{"nbf": -{"9" * 309}, "exp": {"9" * 309}}}')
+    result = program("verify", "--certificate", str(certificate), stdin=jwt)
+    assert (result.status, result.stderr) == (1, "")
+
+
 def test_decode_as_json_keeps_what_it_was_given(program: Program) -> None:
     claims = {"name": "Zoë\x1b[31m\x9b\ud800"}
     assert program("decode", unsigned(claims), "-o", "json").json["claims"] == claims

@@ -108,6 +108,13 @@ def test_an_exec_credential_is_of_the_version_that_kubectl_asks_for(
     assert document["apiVersion"] == given
 
 
+@pytest.mark.parametrize("info", ["[" * 50_000, "[1]", '"text"', '{"apiVersion": [{}]}', "9" * 5000])
+def test_an_exec_credential_is_given_whatever_is_said_of_it(program: Program, exchange: Settings, info: str) -> None:
+    result = program("token", *options(exchange), "-o", "exec-credential", environment={"KUBERNETES_EXEC_INFO": info})
+    assert (result.status, result.stderr) == (0, "")
+    assert result.json["apiVersion"] == "client.authentication.k8s.io/v1"
+
+
 def test_a_refusal_by_entra_carries_its_number_and_correlation_id(
     program: Program, exchange: Settings, entra: EntraEmulator
 ) -> None:

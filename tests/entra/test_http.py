@@ -646,7 +646,9 @@ def test_an_unreachable_proxy_is_named(clock: Clock, closed_port: int, monkeypat
         http.post_form("https://login.example.com/", FORM, {})
 
 
-@pytest.mark.parametrize("proxy", ["socks5://u:hunter2@127.0.0.1:1", "http://", "http://u:hunter2@h:port"])
+@pytest.mark.parametrize(
+    "proxy", ["socks5://u:hunter2@127.0.0.1:1", "http://", "http://u:hunter2@h:port", "http://u:hunter2@[::1"]
+)
 def test_an_unusable_proxy_is_a_configuration_error_without_its_password(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

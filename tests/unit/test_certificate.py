@@ -258,6 +258,38 @@ def test_a_time_after_2049_is_read(key: rsa.RSAPrivateKey, issue: Issue) -> None
     assert parse_certificates(issue(key, not_after=end), SOURCE)[0].not_after == end
 
 
+@pytest.mark.parametrize(
+    "moment",
+    ["00000101000000Z", "20511401000000Z", "20510230000000Z", "20510101250000Z", "2051010100000", "99991231235960Z"],
+    ids=["the year 0", "month 14", "30 February", "hour 25", "cut off", "a leap second"],
+)
+def test_a_date_that_no_calendar_has_is_refused(key: rsa.RSAPrivateKey, issue: Issue, moment: str) -> None:
+    der = issue(key, not_after=datetime(2051, 2, 3, 4, 5, 6, tzinfo=UTC))
+    odd = der.replace(b"20510203040506Z", moment.encode().ljust(15, b"0"))
+    assert odd != der
+    with pytest.raises(CertificateUnusable, match=r"is not an X\.509 certificate"):
+        parse_certificates(odd, SOURCE)
+
+
+@pytest.mark.parametrize("moment", ["00010101000000+1400", "99991231235959-1400"])
+def test_a_date_that_is_outside_the_calendar_in_utc_is_refused(
+    key: rsa.RSAPrivateKey, issue: Issue, moment: str
+) -> None:
+    der = issue(key, not_after=datetime(2051, 2, 3, 4, 5, 6, tzinfo=UTC))
+    time, odd = b"20510203040506Z", moment.encode()
+    # Longer by four octets, and so is everything around it.
+    at = der.index(time)
+    grown = bytearray(der[: at - 1] + bytes([len(odd)]) + odd + der[at + len(time) :])
+    for start in (0, 4):
+        length = int.from_bytes(grown[start + 2 : start + 4], "big") + 4
+        grown[start + 2 : start + 4] = length.to_bytes(2, "big")
+    validity = at - 2 - 15 - 2
+    assert grown[validity] == 0x30
+    grown[validity + 1] += 4
+    with pytest.raises(CertificateUnusable, match=r"is not an X\.509 certificate"):
+        parse_certificates(bytes(grown), SOURCE)
+
+
 ATTRIBUTES = st.tuples(
     st.sampled_from(
         [

@@ -522,6 +522,9 @@ def test_a_file_without_any_profile_is_refused(write: Write, text: str) -> None:
         "a = 1\n[a]\n",
         "\x00",
         "= 1",
+        f"a = {'[' * 900}{']' * 900}",
+        f"a = {'9' * 5000}",
+        f"a = {'{b = ' * 900}1{'}' * 900}",
     ],
 )
 def test_damaged_toml_is_refused_by_the_name_of_the_file(write: Write, text: str) -> None:

@@ -1,0 +1,61 @@
+"""JSON from elsewhere: what comes of it is a value that can be shown and written again, or a ValueError."""
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+_MAXIMUM_DEPTH = 64
+_MAXIMUM_DIGITS = 309
+"""More than the greatest IEEE 754 number has: RFC 8259 section 6 promises no agreement on greater ones."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON holds (RFC 8259): no NaN and no infinity, no name twice in an object, not nested too deeply.
+
+    Raises:
+        ValueError: it is something else. The text is neither in it nor in an exception behind it.
+    """
+    with suppress(ValueError, RecursionError):
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded
+        )
+        if not _is_deep(value):
+            return value
+    raise ValueError("not JSON that can be used")
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_MAXIMUM_DEPTH):
+        if not level:
+            return False
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return bool(level)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands twice in an object, and two readers see two values")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError("a number is too great")
+    return number
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _MAXIMUM_DIGITS + 1:  # a sign
+        raise ValueError("a number is too great")
+    return int(digits)
