@@ -160,6 +160,8 @@ def require_trusted_path(path: Path, what: str, *, is_passed: bool = False) -> P
         ConfigError: another user could replace it.
         OSError: it does not exist, or cannot be reached.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "it holds a NUL character", str(path))
     here, names = Path("/"), list(reversed(path.absolute().parts))
     links = 0
     while names:

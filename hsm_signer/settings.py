@@ -124,7 +124,7 @@ def _flag(value: object, source: Source) -> bool:
 def _seconds(value: object, source: Source) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # judged below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 86400:
         raise ConfigError(f"{source.name} must be a number of seconds, more than 0 and at most 86400.")

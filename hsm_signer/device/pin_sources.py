@@ -102,14 +102,16 @@ _CHOICE = (
 
 
 def _path(value: str) -> Path:
-    if value.startswith("//"):
-        host, slash, path = value[2:].partition("/")
-        if host not in ("", "localhost"):
-            raise ConfigError("The PIN file is on another host.", hint="Write file:///PATH, with three slashes.")
-        value = os.fsdecode(unquote_to_bytes(slash + path))
-    if not value or "\0" in value:
-        raise ConfigError("The PIN source file: names no file.", hint="Write file:PATH.")
-    return Path(value)
+    with suppress(UnicodeEncodeError):  # of half a character: no file is called that
+        name = os.fsencode(value)
+        if name.startswith(b"//"):
+            host, slash, path = name[2:].partition(b"/")
+            if host not in (b"", b"localhost"):
+                raise ConfigError("The PIN file is on another host.", hint="Write file:///PATH, with three slashes.")
+            name = unquote_to_bytes(slash + path)
+        if name and b"\0" not in name:
+            return Path(os.fsdecode(name))
+    raise ConfigError("The PIN source file: names no file.", hint="Write file:PATH.")
 
 
 def _split(command: str) -> tuple[str, ...]:

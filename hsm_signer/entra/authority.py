@@ -7,6 +7,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
@@ -307,5 +308,8 @@ def _check_audience(audience: str | None, token_endpoint: str) -> str:
 
 
 def _suggest_scope(scope: str) -> str:
-    split = urlsplit(scope)
-    return f"{split.scheme}://{split.netloc}/.default" if split.netloc else f"{scope.rstrip('/')}/.default"
+    with suppress(ValueError):  # of an address in brackets that is none
+        split = urlsplit(scope)
+        if split.netloc:
+            return f"{split.scheme}://{split.netloc}/.default"
+    return f"{scope.rstrip('/')}/.default"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import TYPE_CHECKING
@@ -77,11 +78,12 @@ def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
     """Return why this answer is none to be passed on, or None when it is."""
     status, host = response.status, host_of(url)
     if 300 <= status < 400:
-        location = response.headers.get("location")
-        # The rest of the address is not shown: a server may put into it what it was sent.
-        target = (host_of(urljoin(url, location)) if location else "") or "nowhere"
+        location, target = response.headers.get("location"), ""
+        with suppress(ValueError):  # of an address in brackets that is none
+            # The rest of the address is not shown: a server may put into it what it was sent.
+            target = host_of(urljoin(url, location)) if location else ""
         return Failure(
-            f"{host} answered {status} and points to {target}; redirects are not followed.",
+            f"{host} answered {status} and points to {target or 'nowhere'}; redirects are not followed.",
             WRONG_SERVER,
             retry=False,
         )

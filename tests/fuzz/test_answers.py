@@ -1,0 +1,163 @@
+"""Whatever a server or another process answers, what comes of it is a value or an error of ours, and soon.
+
+What was found like this, and fixed, is an `example`.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hsm_signer.auth import find_claims_challenge
+from hsm_signer.cli.output import to_json
+from hsm_signer.device import channel, wire
+from hsm_signer.device.facts import ModuleFacts
+from hsm_signer.diagnosis import judge_metadata
+from hsm_signer.display import displayable
+from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
+from hsm_signer.entra.graph import Graph, Holder
+from hsm_signer.entra.http_answer import HttpResponse, judge, retry_after
+from hsm_signer.entra.token import request_token, token_form
+from hsm_signer.entra.wording import identifier, printable, without_tokens
+from tests.fuzz.mutation import any_text, fuzz, mutated, mutated_text, only_errors_of_ours, with_odd_members
+
+ENDPOINT = resolve_endpoint(tenant="contoso.example")
+ASSERTION = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+GUID = "11111111-2222-4333-8444-555555555555"
+
+
+class Answering:
+    """Stands where the HTTP client does, and answers the same to everything."""
+
+    def __init__(self, response: HttpResponse) -> None:
+        self._response = response
+
+    def post_form(self, *request: object, **more: object) -> HttpResponse:
+        return self._response
+
+    post_json = get = post_form
+
+
+ANSWERS: tuple[dict[str, Any], ...] = (
+    {"token_type": "Bearer", "expires_in": 3599, "refresh_in": "1800", "access_token": "abc", "scope": "s"},
+    {
+        "error": "invalid_client",
+        "error_description": "AADSTS700027: Client assertion contains an invalid signature. Trace ID: 1",
+        "error_codes": [700027, 7000222],
+        "trace_id": GUID,
+        "correlation_id": GUID,
+    },
+    {"error": {"code": "Authorization_RequestDenied", "message": "No.", "innerError": {"request-id": GUID}}},
+    {
+        "id": GUID,
+        "keyCredentials": [{"keyId": GUID, "customKeyIdentifier": "QUI=", "key": "QUI=", "endDateTime": "2026-01-31"}],
+    },
+    {"issuer": "https://login.example/x", "token_endpoint": "https://login.example/x/oauth2/v2.0/token"},
+)
+headers = st.dictionaries(
+    st.sampled_from(["content-type", "date", "retry-after", "location"]),
+    mutated_text("Sat, 31 Jan 2026 12:00:00 GMT", "Mon, 99 Foo 99999 99:99:99 +9999", "120", "https://[::1"),
+)
+bodies = st.sampled_from(ANSWERS).flatmap(with_odd_members) | mutated(*(json.dumps(each).encode() for each in ANSWERS))
+
+
+@fuzz
+@given(st.sampled_from([200, 400, 401, 418]), headers, bodies)
+def test_token_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    client: Any = Answering(HttpResponse(status, headers, body))
+    form: Any = token_form(client_id="id", scope="scope", assertion=ASSERTION)
+    with only_errors_of_ours():
+        token = request_token(ENDPOINT, form, client, now=lambda: 1.7e9)
+        assert to_json({"scope": token.scope, "expires_on": token.expires_on})
+
+
+@fuzz
+@given(st.sampled_from([200, 201, 204, 400, 403, 404]), headers, bodies)
+def test_graphs_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    client: Any = Answering(HttpResponse(status, headers, body))
+    graph = Graph(resolve_graph(ENDPOINT), GUID, Holder.APPLICATION, client, lambda: "token")
+    for ask in (
+        graph.registration,
+        lambda: graph.add_key(b"der", ASSERTION),
+        lambda: graph.remove_key(GUID, ASSERTION),
+    ):
+        with only_errors_of_ours():
+            assert displayable(repr(ask())).isprintable()
+
+
+@fuzz
+@given(st.integers(100, 599), headers, bodies)
+@example(302, {"location": "https://[::1"}, b"")
+def test_answers_of_any_server(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    failure = judge(HttpResponse(status, headers, body), ENDPOINT.token_endpoint, 1.7e9)
+    assert failure is None or failure.message.isprintable()
+    assert 0 <= (retry_after(headers, 1.7e9) or 0) < 10**9
+    assert judge_metadata(200, body, ENDPOINT).detail.isprintable()
+
+
+@fuzz
+@given(mutated_text(f"AADSTS7 {ASSERTION} Trace ID: {GUID}"))
+def test_what_a_server_says(text: str) -> None:
+    assert printable(without_tokens(text, ASSERTION), 80).isprintable()
+    assert identifier(text) in (None, text)
+
+
+@fuzz
+@given(
+    mutated_text('Bearer realm="", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ==", PoP a="b\\"c"')
+)
+def test_challenges_of_an_api(header: str) -> None:
+    assert isinstance(find_claims_challenge(header), str | None)
+
+
+MESSAGES: tuple[Any, ...] = (
+    channel.Sign,
+    channel.ReadCertificate,
+    channel.Calling,
+    channel.Logged,
+    channel.PinWanted,
+    channel.PinGiven,
+    channel.Opened,
+    channel.Done,
+    channel.Failed,
+    ModuleFacts,
+)
+FIELDS: dict[str, Any] = {
+    "algorithm": "RS256",
+    "message": "AA==",
+    "what": "signing",
+    "seconds": 1.5,
+    "logger": "hsm_signer",
+    "level": 30,
+    "request": {"device": "d", "reason": "login", "warning": None, "last_try": False, "pad": False},
+    "login": {"text": "1234", "identity": "i"},
+    "identity": "i",
+    "public_key": "ff:3",
+    "algorithms": ["RS256"],
+    "device": "d",
+    "result": "AA==",
+    "error": ["uri_error", {"message": "m", "hint": None, "position": 1}],
+    "name": None,
+    "path": "/m.so",
+    "library": None,
+    "devices": [],
+    "problem": {"code": "c", "message": "m", "hint": None},
+}
+
+
+@fuzz
+@given(
+    st.sampled_from(MESSAGES),
+    with_odd_members(FIELDS)
+    | mutated(json.dumps(FIELDS).encode())
+    | any_text.map(lambda text: text.encode(errors="replace")),
+)
+def test_messages_of_another_process(kind: Any, document: bytes) -> None:
+    with suppress(wire.Malformed):
+        plain = wire.parse(document)
+        if isinstance(plain, dict):  # as many members as the message has, or most would be refused for that
+            plain = {name: value for name, value in plain.items() if name in wire._parameters(kind)}
+        assert isinstance(wire.read(kind, plain), kind)

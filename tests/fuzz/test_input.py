@@ -1,0 +1,281 @@
+"""Whatever a user, a file or the environment gives, what comes of it is a value or an error of ours, and soon.
+
+What was found like this, and fixed, is an `example`.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hsm_signer.assertion import parse_jwt
+from hsm_signer.certificate import is_attestation, parse_certificates, require_usable
+from hsm_signer.cli.certificate_text import certificate_json, certificate_text
+from hsm_signer.cli.exchange import _exec_credential_version
+from hsm_signer.cli.inspection import _rows, _table
+from hsm_signer.cli.output import to_json
+from hsm_signer.config import load_profile
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device import module
+from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin_sources import FixedLogin, parse_pin_source
+from hsm_signer.device.record import PinRecord, forget_failures
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.display import displayable
+from hsm_signer.entra import http
+from hsm_signer.entra.aadsts import lookup, parse_code
+from hsm_signer.entra.authority import check_scopes, resolve_endpoint, resolve_graph
+from hsm_signer.issuance import parse_subject
+from hsm_signer.keyfile import read_key_file
+from hsm_signer.settings import SETTINGS
+from hsm_signer.verification import check_assertion
+from tests.fuzz.mutation import (
+    any_text,
+    base64url,
+    fuzz,
+    mutated,
+    mutated_text,
+    odd_json,
+    only_errors_of_ours,
+    with_odd_members,
+)
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+DEVICE = DeviceInfo("label", "maker", "model", "serial", 1, "slot", "slot maker", "library", "description", (2, 6))
+ENDPOINT = resolve_endpoint(tenant="contoso.example")
+
+
+def make_certificate() -> x509.Certificate:
+    key = rsa.generate_private_key(65537, 2048)
+    parts = [(NameOID.COUNTRY_NAME, "NO"), (NameOID.ORGANIZATION_NAME, "Blåbær, Inc."), (NameOID.COMMON_NAME, "app")]
+    name = x509.Name([x509.NameAttribute(*part) for part in parts])
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 4711)
+    # The second is a GeneralizedTime (RFC 5280 section 4.1.2.5).
+    builder = builder.not_valid_before(NOW).not_valid_after(datetime(2051, 1, 1, tzinfo=UTC))
+    builder = builder.add_extension(usage, critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    return builder.sign(key, hashes.SHA256())
+
+
+MADE = make_certificate()
+DER, PEM = MADE.public_bytes(Encoding.DER), MADE.public_bytes(Encoding.PEM)
+CERTIFICATE = parse_certificates(DER, "It")[0]
+
+
+@fuzz
+@given(
+    mutated_text(
+        "pkcs11:token=Office%20card;object=k;id=%01%AB;slot-id=1;library-version=1.2;type=private"
+        "?module-name=m&pin-source=file:/p&module-path=/m.so&x-a=b"
+    )
+)
+def test_uris(text: str) -> None:
+    with only_errors_of_ours():
+        uri = Pkcs11Uri.parse(text)
+        assert Pkcs11Uri.parse(str(uri)) == uri
+
+
+@fuzz
+@given(
+    mutated_text(
+        "file:/etc/pin", "file:///etc/p%69n", "env:PIN", "fd:3", "command:/bin/pass 'a b'", "credential:pin", "prompt"
+    )
+    | st.lists(any_text, max_size=3),
+    st.booleans(),
+)
+@example("file:///\udc80", False)
+def test_pin_sources(source: str | list[str], from_uri: bool) -> None:
+    with only_errors_of_ours():
+        parse_pin_source(source, prompt=None, environ={}, directory=Path("/profile"), from_uri=from_uri)
+
+
+PROFILE = b"""[profile.default]
+key = ["pkcs11:token=a", "pkcs11:token=b;id=%01?pin-source=file:pin"]
+module_environment = { SOFTHSM2_CONF = "conf" }
+pin_source = ["/usr/bin/pass", "card"]
+lifetime = 600
+send_chain = true
+device_timeout = 1.5
+"""
+toml_values = st.sampled_from(
+    [
+        *("''", "'text'", "'''a\nb'''", '"\\u0000"', "'file:/nowhere'", "'pkcs11:'", "'~nobody/x'", "'\u202e'"),
+        *("1", "-1", "1e400", "-inf", "nan", "9" * 400, "9" * 5000, "true", "'https://[::1'", "'https://x/.default'"),
+        *("[]", "[1, 'a']", "[['a']]", "{}", "{a = [1]}", "{'a=b' = 'c'}", "[" * 900 + "]" * 900),
+        *("1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
+    ]
+)
+profiles = st.dictionaries(st.sampled_from([setting.name for setting in SETTINGS]), toml_values, max_size=4).map(
+    lambda table: "[profile.default]\n" + "".join(f"{name} = {value}\n" for name, value in table.items())
+)
+
+
+@fuzz
+@given(content=mutated(PROFILE) | profiles.map(str.encode))
+@example(content=f"[profile.default]\nlifetime = {'9' * 400}\n".encode())
+def test_profiles(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with only_errors_of_ours():
+        profile = load_profile({}, config=file, environ={})
+        resolve_endpoint(
+            tenant=profile.tenant,
+            cloud=profile.cloud,
+            authority=profile.authority,
+            token_endpoint=profile.token_endpoint,
+            audience=profile.audience,
+        )
+
+
+KEY_FILE = {
+    "key": "pkcs11:token=Office;id=%01",
+    "registered": True,
+    "key_id": "11111111-2222-4333-8444-555555555555",
+    "object_id": "11111111-2222-4333-8444-555555555555",
+    "next": {"key": "pkcs11:token=Office;id=%02", "registered": False},
+    "retired": [{"key": "pkcs11:token=Office;id=%03", "x5t": "abc", "until": "2026-01-31T12:00:00Z", "delete": True}],
+}
+
+
+@fuzz
+@given(content=mutated(json.dumps(KEY_FILE).encode()) | with_odd_members(KEY_FILE))
+def test_key_files(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key.json"
+    file.write_bytes(content)
+    with only_errors_of_ours():
+        read = read_key_file(file)
+        assert displayable(str(read)).isprintable()
+
+
+RECORD = {
+    "module": "/m.so",
+    "device": asdict(DEVICE),
+    "sources": {
+        "the file /pin": {"outcome": "begun", "times": 1, "at": 1.7e9},
+        "inode 1": {"outcome": "refused", "times": 1, "at": 1.7e9},
+    },
+}
+
+
+@fuzz
+@given(content=mutated(json.dumps(RECORD).encode()) | with_odd_members(RECORD))
+def test_the_record_of_refused_pins(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    record = PinRecord(tmp_path, Path("/m.so"), DEVICE)
+    with only_errors_of_ours():
+        record.require_not_refused(FixedLogin(None, "the file /pin"), "the file /pin")
+    forget_failures(tmp_path, lambda device: "label" in str(device))
+
+
+jwt_part = with_odd_members({"alg": "RS256", "x5t": "abc", "nbf": 1, "iat": 1.5, "exp": 2, "aud": "a", "x5c": ["a"]})
+
+
+@fuzz
+@given(
+    st.tuples(jwt_part, jwt_part, st.binary(max_size=256)).map(lambda parts: ".".join(map(base64url, parts)))
+    | mutated_text("eyJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.c2ln")
+)
+def test_jwts(text: str) -> None:
+    with only_errors_of_ours():
+        jwt = parse_jwt(text)
+        rows = [("", ""), *_rows(jwt.header, NOW.timestamp()), *_rows(jwt.claims, NOW.timestamp())]
+        assert all(line.isprintable() for line in _table(rows).split("\n"))
+        # Infinity and NaN are no JSON.
+        json.loads(to_json({"header": jwt.header, "claims": jwt.claims}), parse_constant=pytest.fail)
+        for check in check_assertion(jwt, CERTIFICATE, NOW.timestamp()):
+            assert displayable(check.detail).isprintable()
+
+
+@fuzz
+@given(mutated(DER, DER, DER, PEM, pkcs7.serialize_certificates([MADE, MADE], Encoding.DER)))
+def test_certificates(data: bytes) -> None:
+    assert is_attestation(data) in (True, False)
+    with only_errors_of_ours():
+        for certificate in parse_certificates(data, "It"):
+            assert all(line.isprintable() for line in certificate_text(certificate, NOW).split("\n"))
+            assert json.loads(certificate_json(certificate, NOW))
+            if certificate.public_key is not None:
+                assert not certificate.public_key.verify(Algorithm.RS256, b"message", b"no signature")
+                require_usable(certificate, certificate.public_key, NOW)
+
+
+@fuzz
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+    | odd_json.map(json.dumps)
+    | st.just("[" * 100_000)
+)
+def test_what_kubernetes_asks_for(info: str) -> None:
+    assert _exec_credential_version(info).startswith("client.authentication.k8s.io/v1")
+
+
+@fuzz
+@given(mutated_text("AADSTS700027: text", "700027"))
+def test_entras_error_numbers(text: str) -> None:
+    with only_errors_of_ours():
+        lookup(parse_code(text))
+
+
+urls = mutated_text(
+    "https://login.microsoftonline.com/",
+    "http://127.0.0.1:80/x?y#z",
+    "https://[::1]:443",
+    "https://u:p@h",
+    "h/.default",
+)
+
+
+@fuzz
+@given(st.none() | urls, st.none() | urls, st.none() | urls, st.none() | any_text)
+@example(None, None, "https://[::1", None)
+def test_addresses(authority: str | None, endpoint: str | None, audience: str | None, tenant: str | None) -> None:
+    with only_errors_of_ours():
+        resolve_endpoint(tenant=tenant, authority=authority, token_endpoint=endpoint, audience=audience)
+    with only_errors_of_ours():
+        resolve_graph(ENDPOINT, authority)
+    with only_errors_of_ours():
+        check_scopes(ENDPOINT, [each for each in (audience, tenant) if each is not None])
+
+
+@fuzz
+@given(
+    name=st.sampled_from(["HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]),
+    value=mutated(b"http://u:p@proxy.example:3128", b"http://[::1]:1", b".example,*").filter(
+        lambda raw: b"\0" not in raw
+    ),
+)
+def test_proxy_variables(monkeypatch: pytest.MonkeyPatch, name: str, value: bytes) -> None:
+    with monkeypatch.context() as patch, only_errors_of_ours():
+        patch.setenv(name, os.fsdecode(value))
+        http._proxy_for("https://login.example/x")
+
+
+@fuzz
+@given(mutated_text("CN=app+OU=x,O=Contoso\\, Inc.,2.5.4.5=#0401AB"))
+def test_subjects(text: str) -> None:
+    with only_errors_of_ours():
+        parse_subject(text)
+
+
+@fuzz
+@given(content=mutated(b"# comment\nmodule: libvendor.so\n", b"x-init-reserved: a\nremote: |x\n"))
+@example(content=b"module: \0\n")
+def test_p11_kits_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    (tmp_path / "vendor.module").write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_CONFIGURATION_DIRECTORIES", (str(tmp_path),))
+        for uri in (Pkcs11Uri(), Pkcs11Uri(module_name="vendor")):
+            with only_errors_of_ours():
+                module.configured_modules()
+                module.find_module(None, uri)
