@@ -25,6 +25,7 @@ from hsm_signer import __version__
 from hsm_signer.entra.authority import is_loopback
 from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
 from hsm_signer.errors import ConfigError, NetworkError
+from hsm_signer.private_file import require_trusted_path
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class HttpClient:
         jitter: a number from 0 up to 1, evenly spread.
 
     Raises:
-        ConfigError: the CA bundle cannot be read or holds no certificate.
+        ConfigError: the CA bundle cannot be read, holds no certificate, or another user could replace it.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
     trust = ssl.create_default_context()
     if ca_bundle is not None:
         try:
-            trust.load_verify_locations(cafile=ca_bundle)
+            trust.load_verify_locations(cafile=require_trusted_path(ca_bundle, "CA bundle"))
         except OSError as error:
             # An ssl.SSLError is an OSError whose text is about OpenSSL's insides.
             reason = "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"

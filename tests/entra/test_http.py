@@ -519,6 +519,14 @@ def test_a_server_without_tls_is_told_apart(serve: Serve) -> None:
         post(f"https://127.0.0.1:{serve(OK)}/")
 
 
+def test_a_ca_bundle_that_another_user_could_replace_is_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.touch()
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"Other users could replace the CA bundle {bundle}"):
+        HttpClient(timeout=1, ca_bundle=bundle)
+
+
 def test_a_missing_ca_bundle_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         HttpClient(timeout=1, ca_bundle=tmp_path / "none.pem")
