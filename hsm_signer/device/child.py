@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hsm_signer.device.channel import Channel
 from hsm_signer.device.environment import inherited_environment
+from hsm_signer.errors import DeviceError
 from hsm_signer.own_process import die_with_parent, keep_memory_private
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -45,19 +46,31 @@ class ChildProcess:
 
     Attributes:
         channel: to it.
+
+    Raises:
+        DeviceError: it cannot be started.
     """
 
     def __init__(self, module: str, variables: Mapping[str, str], *kinds: type) -> None:
-        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair()
+                undo.enter_context(ours)
+                with theirs:
+                    self._process = subprocess.Popen(  # noqa: S603  # this Python
+                        child_command(module, str(theirs.fileno()), str(os.getpid())),
+                        pass_fds=(theirs.fileno(),),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,  # modules print to it as they like
+                        env=child_environment(variables),
+                    )
+            except OSError as error:
+                raise DeviceError(
+                    f"No process could be started to serve the device: {error.strerror} ({sys.executable}).",
+                    hint="Check the limits on processes and open files (ulimit -u, ulimit -n) and the memory left.",
+                ) from None
+            undo.pop_all()
         self.channel = Channel(ours, *kinds)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  # this Python
-                child_command(module, str(theirs.fileno()), str(os.getpid())),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # modules print to it as they like
-                env=child_environment(variables),
-            )
 
     @property
     def is_alive(self) -> bool:

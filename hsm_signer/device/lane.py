@@ -84,6 +84,11 @@ class _Job(Generic[T]):
         assert self._outcome is not None  # noqa: S101  # there is one, for it was waited for
         return self._outcome()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is an outcome."""
+        return self._outcome is not None
+
     def left(self) -> float:
         """Seconds until it must be back; all of them while it has not begun."""
         return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
@@ -109,7 +114,8 @@ class Lane:
 
     def __init__(self, module: str) -> None:
         self._module = module
-        self._jobs: queue.SimpleQueue[_Job[Any]] = queue.SimpleQueue()
+        # None ends the thread.
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._current: _Job[Any] | None = None
         self._overrun: str | None = None
         self._lock = threading.Lock()
@@ -151,7 +157,14 @@ class Lane:
     @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module: one that overran, or whose caller was interrupted."""
-        return self._current is not None
+        current = self._current
+        return current is not None and not current.is_over
+
+    def end(self) -> None:
+        """Let the thread end, once it is back from the module. No call may follow."""
+        with self._lock:
+            if self._thread is not None:
+                self._jobs.put(None)
 
     def _submit(self, job: _Job[Any]) -> None:
         with self._lock:
@@ -185,7 +198,8 @@ class Lane:
             self._overrun = overrun.what
             while not self._jobs.empty():
                 what = f"An earlier call into the module, {overrun.what}, did not come back in time"
-                self._jobs.get().fail(self._timed_out(what))
+                if job := self._jobs.get():
+                    job.fail(self._timed_out(what))
 
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(
@@ -195,8 +209,7 @@ class Lane:
         )
 
     def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while job := self._jobs.get():
             if self._overrun is None and not job.abandoned:
                 self._current = job
                 job.run()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, DeviceError, DeviceGone, ModuleLoadError, UriError
+from hsm_signer.errors import ConfigError, DeviceError, DeviceGone, DeviceTimeout, ModuleLoadError, UriError
 from hsm_signer.private_file import read_trusted, require_trusted_path
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ class Module:
 
     Attributes:
         path: the shared library.
-        library: python-pkcs11's handle. Only ever used from within `call`.
+        library: python-pkcs11's handle, there after `load`. Only ever used from within `call`.
         generation: counts initialisations; a session is good only in the one it was opened in.
     """
 
-    def __init__(self, path: Path, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
+    library: "Library"
+
+    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
         self.path = path
         self.generation = 0
         self._process = os.getpid()
@@ -60,7 +62,19 @@ class Module:
         os.environ.update(environment)
         # As it was at the last initialisation: other modules may have changed it since.
         self._environment = dict(os.environ)
-        self.library: Library = self.call("loading the module", lambda: _load(path), timeout, slow)
+
+    def load(self, timeout: float, slow: Slow) -> None:
+        """Load and initialise it. When that fails, this object cannot be used.
+
+        Raises:
+            ModuleLoadError: it is no library, no PKCS#11 module, or refuses to initialise.
+            DeviceTimeout: it did not come back. The call may still be inside the module.
+        """
+        try:
+            self.library = self.call("loading the module", lambda: _load(self.path), timeout, slow)
+        except BaseException:
+            self._lane.end()
+            raise
 
     def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
         """Run `function`, which may call into the module, on the lane. See `Lane.call`."""
@@ -154,6 +168,8 @@ class Module:
 
 
 _modules: dict[str, Module] = {}
+_loading: dict[str, Module] = {}
+"""Modules that have not come back from loading: the call overran, or its caller was interrupted."""
 _modules_lock = threading.Lock()
 
 
@@ -182,12 +198,27 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow
                 "or fork before the first use.",
             )
         if module is None:
-            module = Module(path, environment, timeout, slow)
-            _modules[name] = module
-            logger.debug("loaded %s", path)
+            module = _modules[name] = _loaded(name, Module(path, environment), timeout, slow)
         else:
             module.adopt(environment, timeout, slow)
         return module
+
+
+def _loaded(name: str, module: Module, timeout: float, slow: Slow) -> Module:
+    earlier = _loading.get(name)
+    if earlier is not None and earlier.is_busy:
+        raise DeviceTimeout(
+            f"An earlier attempt to load {module.path} has not come back.",
+            hint="Check that its device and its daemon answer. If it never comes back, start the program again.",
+        )
+    _loading[name] = module
+    try:
+        module.load(timeout, slow)
+    finally:
+        if not module.is_busy:
+            del _loading[name]
+    logger.debug("loaded %s", module.path)
+    return module
 
 
 def _load(path: Path) -> "Library":

@@ -64,6 +64,13 @@ def survey(
         timeout: seconds one call into the module may take. Some seconds after that the process is killed.
         slow: shows a person that it takes longer than a moment.
     """
+    try:
+        return _survey(module, environment, timeout, slow)
+    except HsmSignerError as error:
+        return ModuleFacts(module.name, str(module.path), None, (), Problem.of(error))
+
+
+def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow) -> ModuleFacts:
     deadline = time.monotonic() + timeout + _START
     child = ChildProcess("hsm_signer.device.survey", environment, ModuleFacts)
     try:
@@ -72,23 +79,22 @@ def survey(
         facts: ModuleFacts = child.channel.receive_patiently(deadline, "looking for devices", slow)
         return facts
     except TimeoutError:
-        error: HsmSignerError = DeviceTimeout(
+        raise DeviceTimeout(
             f"{module.path} did not come back within {timeout:g} s. Its process was killed.",
             hint="Check that its devices and daemons answer; a slow one may need a longer --device-timeout.",
-        )
+        ) from None
     except EOFError:
-        error = DeviceError(
+        raise DeviceError(
             f"{module.path} ended the process it was loaded into ({child.ending()}).",
             hint="Look for an update of the vendor's library; the other modules are not affected.",
-        )
+        ) from None
     except Malformed:
-        error = DeviceError(
+        raise DeviceError(
             f"The process that {module.path} was loaded into did not answer as our program does. It was killed.",
             hint="The module is faulty or hostile; the other modules are not affected.",
-        )
+        ) from None
     finally:
         child.kill()
-    return ModuleFacts(module.name, str(module.path), None, (), Problem.of(error))
 
 
 def main() -> NoReturn:
