@@ -5,6 +5,7 @@ The PIN is asked for on the terminal even when stdin and stdout are pipes. Cues 
 
 import contextlib
 import getpass
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hsm_signer.cli.output import print_note
 from hsm_signer.config import Profile
-from hsm_signer.device.lane import cue, log_slow
+from hsm_signer.device.lane import cue
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.display import displayable, displayable_lines
@@ -21,6 +22,8 @@ from hsm_signer.opening import Operator, key_reference
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference
+
+logger = logging.getLogger(__name__)
 
 _TERMINAL = "/dev/tty"
 _CLEAR_LINE = "\r\x1b[K"
@@ -53,8 +56,8 @@ def reference_to_one(profile: Profile) -> "KeyReference":
 def show_slow(what: str) -> Iterator[None]:
     """Show on a terminal that the device is taking its time, for as long as it does; else put it into the log."""
     if not sys.stderr.isatty():
-        with log_slow(what):
-            yield
+        logger.info("%s.", cue(what))
+        yield
         return
     sys.stderr.write(f"{cue(what)}…")
     sys.stderr.flush()
