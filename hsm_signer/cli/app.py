@@ -5,24 +5,23 @@ import errno
 import importlib
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from hsm_signer import __version__
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
+from hsm_signer.cli.signals import Terminated, handle_termination
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
 from hsm_signer.own_process import keep_memory_private
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 
 # The class of every usage error. typer 0.28 is the first to export a class above it.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -53,10 +52,6 @@ class InternalError(HsmSignerError):
     """A bug of ours."""
 
     code = "internal_error"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 # Where each command lives, in the order of the help.
@@ -149,8 +144,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Terminated:
-        return TERMINATED
+    except Terminated as ending:
+        return ending.status
     except typer.Exit as ending:
         return ending.exit_code
     except SystemExit:
@@ -171,7 +166,7 @@ def run_and_exit() -> NoReturn:
     held, and a module that hangs there could not be left. Sessions were closed before, and their end is the logout.
     """
     keep_memory_private()
-    signal.signal(signal.SIGTERM, _terminate)
+    handle_termination()
     _occupy_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: not every locale is UTF-8
@@ -180,10 +175,6 @@ def run_and_exit() -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(status)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 def _occupy_standard_descriptors() -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.cli.operator import ask, has_terminal, reference_to_one
+from hsm_signer.cli.operator import reference_to_one
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_note, print_result
+from hsm_signer.cli.terminal import ask, has_terminal
 from hsm_signer.config import Profile
 from hsm_signer.display import displayable
 from hsm_signer.errors import ConfigError

@@ -4,7 +4,6 @@ The PIN is asked for on the terminal even when stdin and stdout are pipes. Cues 
 """
 
 import contextlib
-import getpass
 import logging
 import sys
 import time
@@ -12,11 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hsm_signer.cli.output import print_note
+from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
 from hsm_signer.config import Profile
 from hsm_signer.device.lane import cue
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.display import displayable, displayable_lines
+from hsm_signer.display import displayable
 from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
 from hsm_signer.opening import Operator, key_reference
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TERMINAL = "/dev/tty"
 _CLEAR_LINE = "\r\x1b[K"
 _LOOK_AGAIN = 1.0
 
@@ -64,8 +63,10 @@ def show_slow(what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.write(_CLEAR_LINE)
-        sys.stderr.flush()
+        # The terminal may have been closed.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(_CLEAR_LINE)
+            sys.stderr.flush()
 
 
 class DeviceAwaited:
@@ -104,10 +105,7 @@ class TerminalPrompt:
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
             )
         warning = f"{displayable(request.warning)}\n" if request.warning else ""
-        try:
-            text = getpass.getpass(f"{warning}PIN for {displayable(request.device)}: ")
-        except EOFError:
-            text = ""
+        text = ask_secret(f"{warning}PIN for {displayable(request.device)}: ")
         if not text:
             raise PinUnavailable("No PIN was entered.", hint="Nothing was sent to the device; repeat the command.")
         return Pin(text)
@@ -123,19 +121,3 @@ def confirm_last_try(request: PinRequest) -> None:
         return
     if ask(f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to go on: ") != "yes":
         raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
-
-
-def ask(question: str) -> str:
-    """Ask on the terminal; return what was typed, without blanks around it. Needs `has_terminal`."""
-    with open(_TERMINAL, "r+b", buffering=0) as terminal:
-        terminal.write(displayable_lines(question).encode())
-        return terminal.readline().decode(errors="replace").strip()
-
-
-def has_terminal() -> bool:
-    """Whether there is a person to ask."""
-    try:
-        with open(_TERMINAL, "rb"):
-            return True
-    except OSError:
-        return False

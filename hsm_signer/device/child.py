@@ -108,6 +108,7 @@ def parent_channel(*kinds: type) -> Channel:
     """
     die_with_parent(int(sys.argv[2]))
     keep_memory_private()
-    # Ctrl-C goes to the whole foreground group; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal sends these to the whole foreground group; the parent decides what becomes of us.
+    for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     return Channel(socket.socket(fileno=int(sys.argv[1])), *kinds)
