@@ -1,9 +1,11 @@
 """A fresh assertion in a file, for the programs that AZURE_FEDERATED_TOKEN_FILE points there.
 
-    keep(AssertionFile(Path("/run/app/assertion"), client_id, tokens.endpoint.audience), tokens.assertion)
+    file = AssertionFile(Path("/run/app/assertion"), client_id, tokens.endpoint.audience)
+    keep(file, tokens.assertion, source=tokens.keys)
 
-The loop looks at the file, decides what to do next, does it, and looks again. It remembers nothing but the last
-failure, so that a restart goes on with the file it finds, and one that somebody removed is written anew.
+The loop looks at the file, decides what to do next, does it, and looks again. It remembers the last failure, and for
+which key the assertion is known to be, so that a restart goes on with the file it finds, and one that somebody removed
+is written anew.
 """
 
 import logging
@@ -11,12 +13,13 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
-from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, parse_jwt
+from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Jwt, parse_jwt
 from hsm_signer.errors import ConfigError, DeviceError, DeviceTimeout, JwtError, OutputError
 from hsm_signer.private_file import unwritable, write_private
 from hsm_signer.systemd import ServiceManager
@@ -28,6 +31,9 @@ INTERVAL = 1200
 
 LOOK_AGAIN = 30.0
 """Seconds from one look at the file to the next, at most: the clock may be set, and a machine may sleep."""
+
+GLANCE = 1.0
+"""Seconds from one look to the next at whether another key is in use."""
 
 _MODES = (0o600, 0o640, 0o400, 0o440)
 # What passes without anybody's doing: the device is plugged in again, the disk has room again.
@@ -44,11 +50,35 @@ class Held:
         issued: epoch seconds; the assertion is not valid earlier.
         due: when it is to be replaced.
         expires: from when on nobody accepts it.
+        header: of the assertion.
+        written: when the file was.
     """
 
     issued: float
     due: float
     expires: float
+    header: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    written: float = field(default=0, compare=False)
+
+
+class Source(Protocol):
+    """What the assertions come from, as far as it can be seen without the device: `Keys`."""
+
+    def state(self) -> tuple[object, ...]:
+        """Return what changes when another key or certificate may be in use; empty where nothing can change."""
+        ...
+
+    def is_current(self, header: Mapping[str, Any], written: float) -> bool:
+        """Return whether an assertion with this header, written to a file then, is by the key in use."""
+        ...
+
+
+class _Unchanging:
+    def state(self) -> tuple[object, ...]:
+        return ()
+
+    def is_current(self, header: Mapping[str, Any], written: float) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -160,10 +190,10 @@ class AssertionFile:
                 status, text = os.fstat(descriptor), file.read(_LIMIT)
         except (OSError, UnicodeDecodeError):
             return None
-        times = self._times(text)
-        if times is None:
+        jwt = self._ours(text)
+        if jwt is None:
             return None
-        issued, expires = times
+        issued, expires = _times(jwt)
         as_asked = (
             status.st_uid == os.geteuid()
             and stat.S_IMODE(status.st_mode) == self.mode
@@ -171,7 +201,8 @@ class AssertionFile:
             and expires - issued == self.lifetime
             and text == text.strip()
         )
-        return Held(issued, issued + self.interval if as_asked else issued, expires)
+        due = issued + self.interval if as_asked else issued
+        return Held(issued, due, expires, jwt.header, status.st_mtime)
 
     def replace(self, sign: Callable[[], str]) -> None:
         """Replace the assertion by a new one.
@@ -187,7 +218,8 @@ class AssertionFile:
 
         def make() -> str:
             text = sign()
-            issued, expires = self._times(text) or (0, 0)
+            jwt = self._ours(text)
+            issued, expires = (0, 0) if jwt is None else _times(jwt)
             if expires - issued != self.lifetime:
                 # It would be replaced at once, again and again.
                 raise ConfigError(
@@ -210,21 +242,21 @@ class AssertionFile:
         except OSError as error:
             raise unwritable(self.path, error) from None
 
-    def _times(self, text: str) -> tuple[int, int] | None:
-        """Return when an assertion was issued and expires; None where it is none, or another's."""
+    def _ours(self, text: str) -> Jwt | None:
+        """Return an assertion of this client for this audience, with times; None where it is none."""
         try:
-            claims = parse_jwt(text).claims
+            jwt = parse_jwt(text)
         except JwtError:
             return None
-        issued, expires = claims.get("nbf"), claims.get("exp")
-        ours = (claims.get("iss"), claims.get("aud")) == (self.client_id, self.audience)
-        return (issued, expires) if ours and isinstance(issued, int) and isinstance(expires, int) else None
+        ours = (jwt.claims.get("iss"), jwt.claims.get("aud")) == (self.client_id, self.audience)
+        return jwt if ours and all(isinstance(jwt.claims.get(name), int) for name in ("nbf", "exp")) else None
 
 
 def keep(
     file: AssertionFile,
     sign: Callable[[], str],
     *,
+    source: Source = _Unchanging(),  # noqa: B008  # it has no state
     once: bool = False,
     patient: bool = False,
     manager: ServiceManager = _NOBODY,
@@ -237,6 +269,7 @@ def keep(
 
     Args:
         sign: returns an assertion as `file` describes it: `Tokens.assertion`.
+        source: tells that another key or certificate is in use, and the assertion is then replaced at once.
         once: return as soon as there is a fresh one; whatever fails is raised.
         patient: wait for the device although there was no assertion of ours yet.
         manager: is told of the first good assertion, and that all is well. Its watchdog must have the patience for
@@ -250,14 +283,23 @@ def keep(
             `patient`.
     """
     failure: Failure | None = None
+    known: tuple[object, ...] | None = None
+    """The state of the source for which the assertion in the file is known to be by the key in use."""
     while True:
+        state = source.state()
         held = file.held()
         patient = patient or held is not None
+        if held is not None and state != known:
+            if source.is_current(held.header, held.written):
+                known = state
+            else:
+                held = replace(held, due=held.issued)
         match next_step(now(), held, failure):
             case Write():
                 try:
                     file.replace(sign)
-                    failure = None
+                    # Whatever the source says of it: it was signed after that.
+                    failure, known = None, state
                 except _PASSING as error:
                     if once or not patient:
                         raise
@@ -270,7 +312,21 @@ def keep(
                 manager.tell(**_state(held, failure))
                 if once:
                     return
-                wait(min(seconds, LOOK_AGAIN, (manager.watchdog or math.inf) / 2))
+                _let_pass(min(seconds, LOOK_AGAIN, (manager.watchdog or math.inf) / 2), source, state, wait)
+
+
+def _let_pass(seconds: float, source: Source, state: tuple[object, ...], wait: Callable[[float], None]) -> None:
+    """Wait, but not longer than until the source changes."""
+    if not state:
+        wait(seconds)
+    while state and seconds > 0 and source.state() == state:
+        wait(min(seconds, GLANCE))
+        seconds -= GLANCE
+
+
+def _times(jwt: Jwt) -> tuple[int, int]:
+    """Return when an assertion was issued and expires."""
+    return jwt.claims["nbf"], jwt.claims["exp"]
 
 
 def _state(held: Held | None, failure: Failure | None) -> dict[str, str | int]:

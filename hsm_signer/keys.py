@@ -4,20 +4,24 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from hsm_signer.assertion import DEFAULT_LIFETIME
+from hsm_signer.assertion import DEFAULT_LIFETIME, thumbprints
+from hsm_signer.certificate import parse_certificates
 from hsm_signer.certificate_source import file_version
 from hsm_signer.config import Profile
 from hsm_signer.device.pin import Refusal
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
+    CertificateUnusable,
     ConfigError,
     DeviceError,
     DeviceGone,
     DeviceNotFound,
     DeviceTimeout,
+    HsmSignerError,
     KeyNotFound,
     LoginInterrupted,
     ModuleLoadError,
@@ -76,19 +80,39 @@ class Keys:
             PinError: the device wants a PIN that it did not get. One that was refused is not presented again.
         """
         while True:
-            if self._profile.key_file is not None:
-                self._follow(self._profile.key_file)
+            self._follow()
             keys = self._keys
             try:
                 return self._attempt(audience, lifetime)
-            except DeviceError as error:
-                if self._keys is not keys:  # another thread has gone over to the next key, and closed this one
+            except HsmSignerError as error:
+                # The key may have been replaced meanwhile, and closed by another thread, or deleted from its device.
+                self._follow()
+                if self._keys is not keys:
                     continue
                 if self._operator.wait is None or not isinstance(error, DeviceNotFound | DeviceGone):
                     raise
                 if isinstance(error, LoginInterrupted):  # waiting for the device must not send the PIN again and again
                     raise
                 self._operator.wait(error)
+
+    def state(self) -> tuple[object, ...]:
+        """Return what changes when the key file or the certificate's file does; empty where there is neither."""
+        return tuple(map(_version, filter(None, (self._profile.key_file, self._profile.certificate))))
+
+    def is_current(self, header: Mapping[str, Any], written: float) -> bool:
+        """Tell, without the device, whether an assertion is by the key and the certificate in use.
+
+        Where the files do not say, it is, if they are older than the assertion.
+
+        Args:
+            header: of the assertion.
+            written: when it was written to a file, epoch seconds.
+        """
+        known = _thumbprints(self._profile)
+        if known is None:
+            files = filter(None, (self._profile.key_file, self._profile.certificate))
+            return all(_changed(file) <= written for file in files)
+        return any(header.get(name) == value for each in known for name, value in each.items())
 
     def close(self) -> None:
         """Let go of every device."""
@@ -101,8 +125,11 @@ class Keys:
         for key in self._keys:
             key.after_fork()
 
-    def _follow(self, file: Path) -> None:
+    def _follow(self) -> None:
         """Go over to the key that the key file names by now."""
+        file = self._profile.key_file
+        if file is None:
+            return
         with self._following:
             try:
                 version = file_version(file)
@@ -117,7 +144,7 @@ class Keys:
             if uri != key.uri:
                 logger.info("the key file names another key")
                 # Before the next one is opened: the end of the session that logged in ends the login for all.
-                key.close()
+                key.retire()
                 # It is the same device, most likely, and the same PIN.
                 self._keys = [_Key(uri, key.refusal)]
 
@@ -142,6 +169,38 @@ class Keys:
             raise
 
 
+def _thumbprints(profile: Profile) -> list[Mapping[str, str]] | None:
+    """Return the thumbprints of the certificates that may be in use, or None where no file says."""
+    try:
+        if profile.certificate is not None:
+            found = parse_certificates(profile.certificate.read_bytes(), str(profile.certificate))
+            return [thumbprints(each) for each in found]
+        if profile.key_file is not None:
+            recorded = read_key_file(profile.key_file).current.thumbprints
+            return [recorded] if recorded else None
+    except (OSError, ConfigError, CertificateUnusable):
+        pass  # it is being replaced
+    return None
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    try:
+        return file_version(file)
+    except OSError:
+        return ()
+
+
+def _changed(file: Path) -> float:
+    """Return when a file was last written, replaced, or given another target, epoch seconds; 0 without a file.
+
+    Unlike the time of modification, the kernel's own (st_ctime) is not carried along when a file is moved into place.
+    """
+    try:
+        return max(file.stat().st_ctime, file.lstat().st_ctime)
+    except OSError:
+        return 0
+
+
 _inherited: list[Identity | None] = []
 """Kept for as long as this process lives: what was open when it was forked."""
 
@@ -153,11 +212,14 @@ class _Key:
         self.uri = uri
         self.rests_until = 0.0
         self.refusal = refusal
+        self._retired = False
         self._identity: Identity | None = None
         self._lock = threading.Lock()
 
     def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
+            if self._retired:
+                raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Repeat the request.")
             if self.refusal is not None and self.refusal.stands(pin_source(profile, self.uri, operator.prompt)):
                 raise copy.copy(self.refusal.error)
             if self._identity is None:
@@ -168,6 +230,12 @@ class _Key:
                     self.refusal = Refusal(error)
                     raise
             return self._identity
+
+    def retire(self) -> None:
+        """Close it for good: a thread that has chosen it, and not yet opened it, would leave it open behind."""
+        with self._lock:
+            self._retired = True
+        self.close()
 
     def close(self) -> None:
         with self._lock:

@@ -185,7 +185,8 @@ class Rotation:
         observed = Observed(file, not unfinished, delete_old=self._request.delete_old, now=now, grace=self.grace)
         if following is None and next_step(observed) is Step.WAIT:
             return observed  # which nobody needs the device for
-        self._identity(file.current.uri)  # without it there is nothing to go on from
+        # Without its certificate there is nothing to go on from.
+        file = replace(file, current=_noted(file.current, self._certificate(file.current.uri)))
         named = False
         if following is not None and not (file.next and file.next.registered):
             following = beside(following, file.current.uri)
@@ -510,6 +511,13 @@ def _following(observed: Observed) -> FiledKey:
 def _filed(key: FiledKey, certificate: Certificate, key_id: str | None) -> FiledKey:
     """Return a key that is registered, with its credential and the certificate that this is known to be of."""
     return replace(key, registered=True, key_id=key_id, thumbprints=thumbprints(certificate))
+
+
+def _noted(key: FiledKey, certificate: Certificate) -> FiledKey:
+    """Return a key with the certificate that it has by now, for programs that look whether theirs is still in use."""
+    if key.thumbprints == thumbprints(certificate) or (key.key_id is not None and not key.thumbprints):
+        return key
+    return replace(key, key_id=None, thumbprints=thumbprints(certificate))  # an id was another certificate's
 
 
 def _not_another(uri: Pkcs11Uri) -> ConfigError:

@@ -71,6 +71,7 @@ class Tokens:
     Attributes:
         profile: as it is used.
         endpoint: of its own tenant.
+        keys: which of the profile's keys signs.
 
     Raises:
         ConfigError: a setting is missing, malformed, or contradicts another.
@@ -99,7 +100,7 @@ class Tokens:
         )
         self.profile = _for_adfs(profile) if self.endpoint.tenant == "adfs" else profile
         self._allowed = frozenset(tenant.lower() for tenant in additionally_allowed_tenants)
-        self._keys = Keys(self.profile, operator, isolated=isolated)
+        self.keys = Keys(self.profile, operator, isolated=isolated)
         self._cache = TokenCache()
         self._http: HttpClient | None = None
         # The same few are asked for over and over: this is most of what a token in memory would cost.
@@ -159,11 +160,11 @@ class Tokens:
 
     def close(self) -> None:
         """Log out of the device. The next call opens it anew."""
-        self._keys.close()
+        self.keys.close()
 
     def after_fork(self) -> None:
         """Make this, in a forked child, usable: locks that threads of the parent held would never be released."""
-        self._keys.after_fork()
+        self.keys.after_fork()
         self._cache.after_fork()
 
     def _decide(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> Wanted:
@@ -188,7 +189,7 @@ class Tokens:
         return resolve_endpoint(tenant=tenant, authority=own.authority)
 
     def _assertion(self, endpoint: Endpoint) -> str:
-        return self._keys.assertion(endpoint.audience, self.profile.lifetime)
+        return self.keys.assertion(endpoint.audience, self.profile.lifetime)
 
     def _request(self, wanted: Wanted) -> AccessToken:
         claims = _merge_claims(wanted.claims, wanted.enable_cae)

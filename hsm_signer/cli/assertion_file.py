@@ -69,7 +69,7 @@ def assertion_file(
         warn_unless_in_memory(path.parent)
         manager = ServiceManager.from_environment()
         try:
-            keep(file, tokens.assertion, once=once, patient=wait, manager=manager)
+            keep(file, tokens.assertion, source=tokens.keys, once=once, patient=wait, manager=manager)
         finally:
             manager.tell(STOPPING=1)
 

@@ -101,9 +101,9 @@ class Application:
         with self.time.real(), self.tokens() as tokens:
             return tokens.get(tokens.wanted((SCOPE,))).token
 
-    def tokens(self, **changes: object) -> Tokens:
+    def tokens(self, *, isolated: bool = False, **changes: object) -> Tokens:
         """A program that follows the key file."""
-        return Tokens(self.profile(**changes))
+        return Tokens(self.profile(**changes), isolated=isolated)
 
     @property
     def file(self) -> KeyFile:

@@ -4,9 +4,10 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -140,6 +141,23 @@ def test_a_mode_that_lets_others_in_or_ourselves_not_is_refused(make: Make, mode
         make(mode=mode)
 
 
+@dataclass
+class Sources:
+    """Files that say which key is in use, as they stand."""
+
+    version: int = 1
+    in_use: str = "first"
+
+    def state(self) -> tuple[object, ...]:
+        return (self.version,)
+
+    def is_current(self, header: Mapping[str, object], written: float) -> bool:
+        return header.get("x5t") == self.in_use
+
+    def change(self, in_use: str) -> None:
+        self.version, self.in_use = self.version + 1, in_use
+
+
 class Over(Exception):
     """The test has seen enough."""
 
@@ -156,6 +174,8 @@ class World:
     lifetime: int = 3600
     waits: list[float] = field(default_factory=list)
     there: list[tuple[float, bool]] = field(default_factory=list)
+    sources: Sources | None = None
+    events: dict[float, Callable[[], None]] = field(default_factory=dict)
 
     def sign(self) -> str:
         self.signed.append(self.now - START)
@@ -167,7 +187,8 @@ class World:
 
     def assertion(self, issued: float, **changes: object) -> str:
         claims = {"iss": CLIENT, "aud": AUDIENCE, "nbf": int(issued), "exp": int(issued) + self.lifetime, **changes}
-        return jwt.encode({"alg": "HS256", "typ": "JWT"}, claims, OctKey.import_key("a key for the tests of a file"))
+        header = {"alg": "HS256", "typ": "JWT", "x5t": self.sources.in_use if self.sources else "only"}
+        return jwt.encode(header, claims, OctKey.import_key("a key for the tests of a file"))
 
     def put(self, text: str, mode: int = 0o600) -> None:
         self.file.path.write_text(text)
@@ -181,9 +202,13 @@ class World:
             self.waits.append(seconds)
             self.there.append((self.now - START, self.file.path.exists()))
             self.now += seconds
+            for at in [each for each in self.events if each <= self.now - START]:
+                self.events.pop(at)()
             if self.now > end:
                 raise Over
 
+        if self.sources is not None:
+            settings = {"source": self.sources, **settings}
         with pytest.raises(Over):
             keep(self.file, self.sign, now=lambda: self.now, wait=wait, **settings)  # type: ignore[arg-type]
 
@@ -191,7 +216,8 @@ class World:
         def wait(seconds: float) -> None:
             raise AssertionError("nothing is to be waited for")
 
-        keep(self.file, self.sign, once=True, now=lambda: self.now, wait=wait)
+        settings: dict[str, Any] = {"source": self.sources} if self.sources else {}
+        keep(self.file, self.sign, once=True, now=lambda: self.now, wait=wait, **settings)
 
 
 @pytest.fixture
@@ -352,6 +378,77 @@ class TestRestart:
         os.mkfifo(world.file.path, 0o600)
         world.run(MINUTE)
         assert world.file.held() is not None
+
+
+class TestAnotherKey:
+    """The key file, or the certificate's, says by now that another key is in use."""
+
+    @pytest.fixture
+    def sources(self, world: World) -> Sources:
+        world.sources = Sources()
+        return world.sources
+
+    def test_is_seen_within_a_second_or_two_and_signs_at_once(self, world: World, sources: Sources) -> None:
+        world.events = {5 * MINUTE: lambda: sources.change("second")}
+        world.run(20 * MINUTE)
+        assert world.signed == [0, pytest.approx(5 * MINUTE, abs=2)]
+        held = world.file.held()
+        assert held is not None
+        assert held.header["x5t"] == "second"
+
+    def test_is_told_from_another_version_of_the_file_that_names_the_same_key(
+        self, world: World, sources: Sources
+    ) -> None:
+        world.events = {MINUTE: lambda: sources.change("first"), 2 * MINUTE: lambda: sources.change("first")}
+        world.run(10 * MINUTE)
+        assert world.signed == [0]
+
+    def test_is_recognised_after_a_restart(self, world: World, sources: Sources) -> None:
+        world.put(world.assertion(START - MINUTE))
+        sources.change("second")
+        world.run(MINUTE)
+        assert world.signed == [0]
+
+    def test_is_recognised_by_a_run_that_only_looks_once(self, world: World, sources: Sources) -> None:
+        world.put(world.assertion(START - MINUTE))
+        sources.change("second")
+        world.once()
+        assert world.signed == [0]
+
+    def test_that_cannot_sign_yet_is_tried_less_and_less_often_while_the_last_assertion_stays(
+        self, world: World, sources: Sources
+    ) -> None:
+        world.away = [(MINUTE, 4 * MINUTE)]
+        world.events = {MINUTE: lambda: sources.change("second")}
+        world.run(5 * MINUTE)
+        tries = [at - MINUTE for at in world.signed[1:]]
+        assert tries == [0, 5, 15, 35, 75, 135, 195]
+        assert all(there for _, there in world.there)
+
+    def test_whose_file_is_wrong_about_it_is_no_reason_to_sign_again_and_again(
+        self, world: World, sources: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Written by hand: it names one key, and the certificate of another.
+        monkeypatch.setattr(sources, "is_current", lambda header, written: False)
+        world.run(10 * MINUTE)
+        assert world.signed == [0]
+
+    def test_costs_next_to_nothing_to_look_for(self, world: World, sources: Sources) -> None:
+        looks: list[float] = []
+        held = world.file.held
+
+        def counted() -> Held | None:
+            looks.append(world.now)
+            return held()
+
+        object.__setattr__(world.file, "held", counted)
+        world.run(10 * MINUTE)
+        assert max(world.waits) <= 2
+        assert len(looks) <= 10 * MINUTE / LOOK_AGAIN + 3
+
+    def test_cannot_come_where_there_is_no_such_file(self, world: World) -> None:
+        world.run(10 * MINUTE)
+        assert max(world.waits) == LOOK_AGAIN
 
 
 class TestOnce:

@@ -1,24 +1,31 @@
 """Of several keys the first whose device is there signs; a refused PIN is not presented again."""
 
 import logging
+import os
+import time
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from hsm_signer import errors
-from hsm_signer.assertion import parse_jwt
+from hsm_signer.assertion import parse_jwt, thumbprints
 from hsm_signer.certificate import Certificate
 from hsm_signer.config import Profile
 from hsm_signer.crypto import Signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
+    DeviceError,
     DeviceGone,
     DeviceNotFound,
     HsmSignerError,
+    KeyNotFound,
     PinIncorrect,
     PinLocked,
 )
 from hsm_signer.identity import Identity
+from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.keys import REST, Keys
 from hsm_signer.opening import NOBODY, Operator
 
@@ -194,3 +201,113 @@ def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices)
             keys.assertion(AUDIENCE)
         keys.after_fork()
     assert devices.opened == ["Office"]
+
+
+class TestAKeyFile:
+    """It names Office, and then Home."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        write_key_file(tmp_path / "key.json", KeyFile(FiledKey(OFFICE)))
+        return tmp_path / "key.json"
+
+    @pytest.fixture
+    def keys(self, devices: Devices, file: Path) -> Keys:
+        return Keys(Profile(client_id=CLIENT, key=(OFFICE,), key_file=file), monotonic=lambda: devices.now)
+
+    def test_that_names_another_key_is_followed(self, devices: Devices, keys: Keys, file: Path) -> None:
+        before = signed_by(keys)
+        write_key_file(file, KeyFile(FiledKey(HOME)))
+        assert (before, signed_by(keys), devices.closed) == ("Office", "Home", ["Office"])
+
+    def test_that_changes_while_the_old_key_fails_is_followed_at_once(
+        self, devices: Devices, keys: Keys, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The old key was deleted from the device after the look at the file.
+        def deleted(
+            profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False
+        ) -> Identity:
+            if uri == OFFICE:
+                write_key_file(file, KeyFile(FiledKey(HOME)))
+                raise KeyNotFound("It is gone.")
+            return devices.open(profile, uri, operator, isolated=isolated)
+
+        monkeypatch.setattr("hsm_signer.keys.open_identity", deleted)
+        assert signed_by(keys) == "Home"
+
+    def test_leaves_no_device_of_the_old_key_open_behind(self, devices: Devices, keys: Keys, file: Path) -> None:
+        # Another thread had chosen the old key before this one went over to the new one, and opens it only now.
+        signed_by(keys)
+        (old,) = keys._keys
+        write_key_file(file, KeyFile(FiledKey(HOME)))
+        signed_by(keys)
+        with pytest.raises(DeviceError):
+            old.open(Profile(client_id=CLIENT), NOBODY, False)
+        assert devices.opened == ["Office", "Home"]
+
+
+class TestTheKeyInUse:
+    """What can be told of an assertion without the device."""
+
+    @staticmethod
+    def keys(**files: Path) -> Keys:
+        return Keys(Profile(client_id=CLIENT, key=(OFFICE,), **files))  # type: ignore[arg-type]  # a Path each
+
+    @pytest.fixture
+    def file(self, tmp_path: Path, certificate: Certificate) -> Path:
+        recorded = FiledKey(OFFICE, thumbprints=thumbprints(certificate))
+        write_key_file(tmp_path / "key.json", KeyFile(recorded))
+        return tmp_path / "key.json"
+
+    @pytest.mark.parametrize("name", ["x5t", "x5t#S256"])
+    def test_is_told_by_what_the_key_file_has_recorded(self, file: Path, certificate: Certificate, name: str) -> None:
+        keys = self.keys(key_file=file)
+        assert keys.is_current({name: thumbprints(certificate)[name]}, written=0)
+        assert not keys.is_current({name: "another"}, written=time.time() + 60)
+
+    @pytest.mark.parametrize("name", ["x5t", "x5t#S256"])
+    def test_is_told_by_the_certificate_in_a_file(self, tmp_path: Path, certificate: Certificate, name: str) -> None:
+        file = tmp_path / "app.der"
+        file.write_bytes(certificate.der)
+        keys = self.keys(certificate=file)
+        assert keys.is_current({name: thumbprints(certificate)[name]}, written=0)
+        assert not keys.is_current({name: "another"}, written=time.time() + 60)
+
+    @pytest.mark.parametrize("content", ["by hand", "damaged", "gone"])
+    def test_is_told_by_the_age_of_a_key_file_that_does_not_say(self, file: Path, content: str) -> None:
+        if content == "by hand":
+            write_key_file(file, KeyFile(FiledKey(OFFICE)))
+        elif content == "damaged":
+            file.write_text("{")
+        else:
+            file.unlink()
+        keys = self.keys(key_file=file)
+        assert keys.is_current({"x5t": "any"}, written=time.time() + 60)
+        assert keys.is_current({"x5t": "any"}, written=time.time() - 60) is (content == "gone")
+
+    def test_may_have_changed_with_a_file_that_was_moved_into_place(self, file: Path) -> None:
+        written = time.time() - 60
+        another = file.with_name("another.json")
+        write_key_file(another, KeyFile(FiledKey(HOME)))
+        os.utime(another, (0, 0))
+        another.replace(file)
+        assert not self.keys(key_file=file).is_current({"x5t": "any"}, written)
+
+    def test_is_not_doubted_where_no_file_names_it(self) -> None:
+        keys = self.keys()
+        assert (keys.state(), keys.is_current({"x5t": "any"}, 0)) == ((), True)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda file: write_key_file(file, KeyFile(FiledKey(HOME))), id="replaced"),
+            pytest.param(lambda file: file.write_text("{"), id="written over"),
+            pytest.param(lambda file: file.unlink(), id="removed"),
+        ],
+    )
+    def test_may_be_another_once_the_state_of_the_files_is(self, file: Path, change: Callable[[Path], None]) -> None:
+        keys = self.keys(key_file=file, certificate=file.with_name("app.pem"))
+        before = keys.state()
+        assert keys.state() == before
+        change(file)
+        assert keys.state() != before

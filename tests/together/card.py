@@ -1,0 +1,69 @@
+"""A SoftHSM of its own for each test, behind the fault module, which counts the logins; and a PIN in a file."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.faults.control import FaultyModule
+
+_SET_PIN = """
+import os, sys, pkcs11
+token = pkcs11.lib(sys.argv[1]).get_token(token_label=sys.argv[2])
+with token.open(rw=True, user_pin=os.environ["OLD_PIN"]) as session:
+    session.set_pin(os.environ["OLD_PIN"], os.environ["NEW_PIN"])
+"""
+
+
+@dataclass
+class Card:
+    """A device, and the file that a program reads its PIN from.
+
+    Attributes:
+        faulty: the module that counts.
+        file: of the PIN.
+        pin: the right one.
+    """
+
+    softhsm: SoftHsm
+    faulty: FaultyModule
+    key: SoftHsmKey
+    file: Path
+    pin: str
+
+    def change_pin(self, pin: str) -> None:
+        """Change the PIN on the device, as its owner does with another program. The file stays as it is."""
+        subprocess.run(
+            [sys.executable, "-c", _SET_PIN, self.softhsm.module, self.softhsm.label],
+            env={**os.environ, **self.softhsm.environment, "OLD_PIN": self.pin, "NEW_PIN": pin},
+            check=True,
+            timeout=60,
+        )
+        self.pin = pin
+        self.faulty.change_pin(pin)
+
+    def write(self, pin: str) -> None:
+        """Write a PIN into the file, which keeps its inode."""
+        self.file.write_text(pin)
+        self.file.chmod(0o600)
+
+    @property
+    def sent(self) -> list[bool]:
+        """Whether it was the right PIN, for each login."""
+        return [login.right for login in self.faulty.logins()]
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Iterator[Card]:
+    with SoftHsm(pin="11111111") as softhsm:
+        key = softhsm.add_identity()
+        with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+            card = Card(softhsm, faulty, key, tmp_path / "pin", softhsm.pin)
+            card.write(softhsm.pin)
+            yield card

@@ -1,0 +1,113 @@
+"""The certificate of a key is renewed under programs that use it."""
+
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.device.certificates import replace_certificates
+from hsm_signer.device.provision import find_key
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.private_file import replacing
+from tests.cli.conftest import Program
+from tests.cli.listener import Listener, ready
+from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.together.conftest import Busy, exchange
+
+
+@pytest.fixture
+def first(application: Application) -> bytes:
+    assert application.first.certificate
+    return application.first.certificate
+
+
+@pytest.fixture
+def renewed(application: Application) -> bytes:
+    """Another certificate of the same key, which Entra knows beside the first."""
+    der = application.softhsm.issue_certificate(application.first.public_key)
+    application.entra.register(CLIENT, der, tenant=TENANT)
+    return der
+
+
+@pytest.fixture
+def thumbprints(application: Application, renewed: bytes) -> list[str]:
+    """Of the first certificate, and of the renewed one."""
+    credentials = application.entra.key_credentials(CLIENT, tenant=TENANT)
+    return [urlsafe_b64encode(each.thumbprints["x5t"]).decode().rstrip("=") for each in credentials]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return tmp_path / "app.der"
+
+
+@pytest.fixture
+def keep(application: Application, assertion_file: Path, certificate: Path) -> list[str]:
+    """The command that keeps an assertion by the key whose certificate is in the file."""
+    names = ["--key", application.first.uri, "--certificate", str(certificate)]
+    return ["assertion-file", str(assertion_file), *names]
+
+
+def put(file: Path, der: bytes) -> None:
+    with replacing(file) as stream:
+        stream.write(der)
+
+
+def test_in_a_file_and_the_assertion_in_its_file_is_replaced_within_seconds(
+    application: Application,
+    program: Program,
+    systemd: Listener,
+    assertion_file: Path,
+    certificate: Path,
+    keep: list[str],
+    first: bytes,
+    renewed: bytes,
+    thumbprints: list[str],
+) -> None:
+    put(certificate, first)
+    with program.start(*keep):
+        systemd.wait_for(ready)
+        with Busy(lambda: exchange(application, assertion_file.read_text())) as reader:
+            reader.once_more()
+            put(certificate, renewed)
+            reader.wait_for(thumbprints[1])
+    assert reader.seen == thumbprints
+
+
+def test_in_a_file_while_nobody_looked_and_the_assertion_is_replaced_at_the_next_look(
+    application: Application,
+    program: Program,
+    assertion_file: Path,
+    certificate: Path,
+    keep: list[str],
+    first: bytes,
+    renewed: bytes,
+    thumbprints: list[str],
+) -> None:
+    seen = []
+    for der in (first, renewed):
+        put(certificate, der)
+        assert program(*keep, "--once").status == 0
+        seen.append(exchange(application, assertion_file.read_text()))
+    assert seen == thumbprints
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
+def test_on_the_device_and_a_running_credential_goes_over_to_it(
+    application: Application,
+    renewed: bytes,
+    thumbprints: list[str],
+    isolated: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hsm_signer.certificate_source.REREAD", 0.0)
+    with (
+        application.tokens(isolated=isolated) as tokens,
+        Busy(lambda: exchange(application, tokens.assertion())) as busy,
+    ):
+        busy.once_more()
+        with application.device() as device:
+            key = find_key(device, Pkcs11Uri.parse(application.first.uri))
+            replace_certificates(device, key, renewed)
+        busy.wait_for(thumbprints[1])
+    assert busy.seen == thumbprints

@@ -1,0 +1,114 @@
+"""A key is replaced while other programs use it, and none of them is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.config import profile_from_arguments
+from hsm_signer.device.facts import Contents
+from hsm_signer.tokens import Tokens
+from tests.cli.conftest import Program
+from tests.cli.listener import Listener, ready
+from tests.rotation.conftest import SCOPE, TENANT, Application
+from tests.together.conftest import Busy, current, exchange, thumbprint
+
+# Another key, of another application, on the same device.
+ANOTHER = "3d1f1d1e-2a58-4f0a-8f1e-3f5ad2a3a002"
+CHALLENGE = '{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}'
+
+
+def statuses(application: Application) -> set[int | None]:
+    return {request.status for request in application.entra.requests}
+
+
+class TestAnAssertionFile:
+    @pytest.fixture
+    def reader(self, application: Application, assertion_file: Path) -> Busy:
+        """An SDK that reads the file all the time, and has what it finds exchanged."""
+        return Busy(lambda: exchange(application, assertion_file.read_text()))
+
+    def test_is_never_refused_and_has_the_next_key_within_seconds(
+        self, application: Application, program: Program, systemd: Listener, assertion_file: Path, reader: Busy
+    ) -> None:
+        with program.start("assertion-file", str(assertion_file)):
+            systemd.wait_for(ready)
+            with reader:
+                reader.once_more()
+                rotated = program("rotate", "--delete-old-key")
+                assert (rotated.status, rotated.stderr) == (0, "")
+                reader.wait_for(current(application))
+                # Nobody holds an assertion by the old key any more.
+                assert program("rotate", "--grace", "0").status == 0
+                reader.once_more()
+        assert len(reader.seen) == 2
+        assert statuses(application) == {200}
+        assert application.is_tidy()
+
+    def test_that_was_not_kept_meanwhile_is_replaced_by_whoever_keeps_it_next(
+        self, application: Application, program: Program, assertion_file: Path
+    ) -> None:
+        assert program("assertion-file", str(assertion_file), "--once").status == 0
+        before = exchange(application, assertion_file.read_text())
+        assert program("rotate").status == 0
+        assert program("assertion-file", str(assertion_file), "--once").status == 0
+        after = exchange(application, assertion_file.read_text())
+        assert (after, after != before) == (current(application), True)
+
+    def test_is_left_alone_where_the_key_has_not_changed(
+        self, application: Application, program: Program, assertion_file: Path
+    ) -> None:
+        assert program("assertion-file", str(assertion_file), "--once").status == 0
+        text = assertion_file.read_text()
+        assert program("assertion-file", str(assertion_file), "--once").status == 0
+        assert assertion_file.read_text() == text
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
+class TestACredential:
+    def test_is_never_refused_and_goes_over_to_the_next_key(
+        self, application: Application, program: Program, isolated: bool
+    ) -> None:
+        with application.tokens(network_timeout=30, isolated=isolated) as tokens:
+            challenged = tokens.wanted((SCOPE,), claims=CHALLENGE)
+
+            def ask() -> str:
+                # Past the tokens in memory: each time the device signs.
+                tokens.get(challenged)
+                return exchange(application, tokens.assertion())
+
+            with Busy(ask) as one, Busy(ask) as other:
+                one.once_more()
+                assert program("rotate", "--delete-old-key").status == 0
+                for each in (one, other):
+                    each.wait_for(current(application))
+                assert program("rotate", "--grace", "0").status == 0
+                for each in (one, other):
+                    each.once_more()
+        assert len(one.seen) == len(other.seen) == 2
+        assert statuses(application) == {200}
+        assert application.is_tidy()
+
+    def test_with_another_key_on_the_same_device_takes_no_notice(
+        self, application: Application, program: Program, isolated: bool
+    ) -> None:
+        key = application.softhsm.add_identity("another", b"\x02")
+        assert key.certificate
+        application.entra.register(ANOTHER, key.certificate, tenant=TENANT)
+        arguments = {"tenant": TENANT, "client_id": ANOTHER, "key": key.uri, **application.settings(network_timeout=30)}
+        with (
+            application.tokens(network_timeout=30) as follows,
+            Tokens(profile_from_arguments(arguments), isolated=isolated) as stays,
+        ):
+            challenged = stays.wanted((SCOPE,), claims=CHALLENGE)
+            with (
+                Busy(lambda: stays.get(challenged).token[:3]) as busy,
+                Busy(lambda: thumbprint(follows.assertion())) as following,
+            ):
+                busy.once_more()
+                assert program("rotate", "--grace", "0", "--delete-old-key").status == 0
+                busy.once_more()
+                following.once_more()
+        assert statuses(application) == {200}
+        contents: Contents = application.on_device()
+        assert {each.label for each in contents.keys} >= {"another"}
+        assert len(contents.keys) == 2
