@@ -4,8 +4,10 @@ The first of these that has a setting wins: the option, its HSM_SIGNER variable,
 default. An ambient AZURE_CLIENT_ID therefore does not change a chosen profile. `settings` says what each is called.
 """
 
+import contextlib
 import logging
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +42,9 @@ class Profile:
         pin_record: keep the record of refused PINs when nobody watches a login.
         state_directory: where that is kept.
         pin_directory: what a relative path in `pin_source` is relative to.
+        known_key_file: the key file that the profile names, also where another key was given for this run.
+        command: the program, with the options that chose this profile; for commands in hints.
+        device_options: the options that were given to find the device; likewise.
     """
 
     tenant: str | None = None
@@ -70,6 +75,13 @@ class Profile:
     pin_record: bool = True
     state_directory: Path = Path()
     pin_directory: Path | None = None
+    known_key_file: Path | None = None
+    command: tuple[str, ...] = ("hsm-signer",)
+    device_options: tuple[str, ...] = ()
+
+    def command_line(self, *words: str) -> str:
+        """Return a command that finds the same device as this run, as a shell takes it."""
+        return shlex.join([*self.command, *words, *self.device_options])
 
 
 def load_profile(
@@ -94,7 +106,16 @@ def load_profile(
     """
     environ = os.environ if environ is None else environ
     table, file_source = _read_profile(config, name, environ)
-    return _profile(lambda setting: _candidates(setting, options, environ, table, file_source), environ, defaults)
+    chosen = {"--config": config, "--profile": name}
+    words = [word for option, value in chosen.items() if value is not None for word in (option, str(value))]
+    module = options.get("module")
+    known = {
+        "command": ("hsm-signer", *words),
+        "device_options": () if module is None else ("--module", str(module)),
+    }
+    return _profile(
+        lambda setting: _candidates(setting, options, environ, table, file_source), environ, {**known, **defaults}
+    )
 
 
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
@@ -142,7 +163,17 @@ def _profile(
                 elif setting.name == "key":
                     values["key_file"] = from_key_file(found, source)
                 break
+    values["known_key_file"] = values.get("key_file") or _known_key_file(candidates(BY_NAME["key"]))
     return Profile(**values)
+
+
+def _known_key_file(candidates: Iterable[tuple[object, Source]]) -> Path | None:
+    for found, source in candidates:
+        # What was not chosen need not be right.
+        with contextlib.suppress(ConfigError):
+            if found is not None and (file := from_key_file(found, source)):
+                return file
+    return None
 
 
 def missing_key(profile: Profile) -> ConfigError:

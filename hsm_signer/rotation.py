@@ -33,11 +33,12 @@ from hsm_signer.device.match import matches_device
 from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, key_labels
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.entra.graph import Registration
+from hsm_signer.entra.graph import Registration, demands_an_authority
 from hsm_signer.errors import (
     CertificateNotFound,
     ConfigError,
     DeviceReadOnly,
+    EntraError,
     KeyAmbiguous,
     KeyExists,
     KeyLookupError,
@@ -277,8 +278,7 @@ class Rotation:
                 "would replace the current key's.",
                 hint="Give it an id of its own, or make another key and name it with --next.",
             )
-        current = x509.load_der_x509_certificate(self._certificate(self.file.current.uri).der)
-        subject = self._request.subject or current.subject.rfc4514_string()
+        subject = self._subject()
         der = create_certificate(signer, Algorithm.RS256, subject, self._request.days, self._now)
         replace_certificates(self._device, signer.key.info, der)
         self._report(Step.CERTIFY, f"Its certificate: {subject}, valid for {self._request.days} days.")
@@ -296,10 +296,34 @@ class Rotation:
             current = _filed(current, prover.certificates()[0], listed.find(prover.certificates()[0]))
         key_id = None if listed is None else listed.find(certificate)
         if key_id is None:
-            key_id = self._registrar.add(identity, object_id, prover)
+            try:
+                key_id = self._registrar.add(identity, object_id, prover)
+            except EntraError as error:
+                if not demands_an_authority(error):
+                    raise
+                raise self._wants_an_authority(error, key.uri) from None
         self._report(Step.REGISTER, f"Entra knows its certificate, thumbprint {certificate.sha1.hex().upper()}.")
         file = replace(observed.file, current=current, object_id=object_id)
         return after(Step.REGISTER, replace(observed, file=file), _filed(key, certificate, key_id))
+
+    def _wants_an_authority(self, refusal: EntraError, uri: Pkcs11Uri) -> EntraError:
+        command = self._profile.command_line
+        request = ("certificate", "request", "--key", str(uri), "--subject", self._subject())
+        return EntraError(
+            refusal.message,
+            hint="A policy of this tenant demands a certificate by an authority that it trusts. Make a request for the "
+            "next key, have it signed there, store the certificate beside that key, and run rotate again:\n"
+            f"  {command(*request, '--output-file', 'next.csr')}\n"
+            f"  {command('certificate', 'import', '--key', str(uri), '--replace', 'next.pem')}",
+            error=refusal.error,
+            correlation_id=refusal.correlation_id,
+            trace_id=refusal.trace_id,
+        )
+
+    def _subject(self) -> str:
+        """Return the subject of the next certificate (RFC 4514)."""
+        current = x509.load_der_x509_certificate(self._certificate(self.file.current.uri).der)
+        return self._request.subject or current.subject.rfc4514_string()
 
     def _prove(self, observed: Observed) -> Observed:
         self._registrar.await_acceptance(self._identity(_following(observed).uri))
@@ -391,7 +415,8 @@ class Rotation:
 
     def _keep(self, observed: Observed) -> Observed:
         uri = retired_key(Step.KEEP, observed).uri
-        self._report(Step.KEEP, f"The old key stays on the device: {uri}. `key delete --certificate` removes it.")
+        command = self._profile.command_line("key", "delete", "--certificate", "--key", str(uri))
+        self._report(Step.KEEP, f"The old key stays on the device. To delete it: {command}")
         return after(Step.KEEP, observed)
 
     def _say_what_remains(self) -> None:

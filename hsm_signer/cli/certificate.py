@@ -28,6 +28,7 @@ from hsm_signer.errors import CertificateUnusable, DeviceReadOnly
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
+    from hsm_signer.device.signer import DeviceSigner
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ AlgorithmOption = Annotated[
 ]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Delete those stored beside the key, once the new one is stored.")
+]
+
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="With --replace: also the certificate of the key that a key file names.")
 ]
 
 
@@ -68,6 +74,7 @@ def create(
     algorithm: AlgorithmOption = Algorithm.RS256,
     no_store: Annotated[bool, typer.Option("--no-store", help="Do not store it on the device.")] = False,
     replace: ReplaceOption = False,
+    force: ForceOption = False,
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
@@ -75,15 +82,15 @@ def create(
 
     Says on stderr how it is registered with the application.
     """
-    from hsm_signer.device.certificates import replace_certificates, require_no_certificate
+    from hsm_signer.device.certificates import replace_certificates
     from hsm_signer.issuance import create_certificate, parse_subject
 
     parse_subject(subject)  # before anybody is asked for a PIN
     now = datetime.now(UTC)
     with result_writer(output_file) as write, _open(profile, writable=not no_store) as device:
         signer = device.signer()
-        if not (no_store or replace):
-            require_no_certificate(device, signer.key.info)
+        if not no_store:
+            _require_replaceable(profile, device, signer, replace=replace, force=force)
         der = create_certificate(signer, algorithm, subject, days, now)
         if not no_store:
             replace_certificates(device, signer.key.info, der)
@@ -117,10 +124,11 @@ def import_(
         Path, typer.Argument(metavar="FILE", help="PEM, DER or PKCS#7, alone or with its chain.", show_default=False)
     ],
     replace: ReplaceOption = False,
+    force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Store the certificate that an authority has issued for the key beside it. Of a chain, only that one."""
-    from hsm_signer.device.certificates import replace_certificates, require_no_certificate
+    from hsm_signer.device.certificates import replace_certificates
 
     found = parse_certificates(read_certificate_file(file), str(file))
     now = datetime.now(UTC)
@@ -133,8 +141,7 @@ def import_(
                 hint="Import one that was issued for the key; to request it: hsm-signer certificate request",
             )
         require_usable(certificate, signer.public_key, now)
-        if not replace:
-            require_no_certificate(device, signer.key.info)
+        _require_replaceable(profile, device, signer, replace=replace, force=force)
         replace_certificates(device, signer.key.info, certificate.der)
     _warn_of_another(profile)
     print_result(certificate_json(certificate, now) if output is Output.JSON else certificate_text(certificate, now))
@@ -185,6 +192,18 @@ def show(
         print_json({"certificates": [certificate_facts(certificate, now) for certificate in shown]})
     else:
         print_result("\n\n".join(certificate_text(certificate, now) for certificate in shown))
+
+
+def _require_replaceable(
+    profile: Profile, device: "Device", signer: "DeviceSigner", *, replace: bool, force: bool
+) -> None:
+    from hsm_signer.cli.in_use import require_not_in_use
+    from hsm_signer.device.certificates import require_no_certificate
+
+    if not replace:
+        require_no_certificate(device, signer.key.info)
+    elif not force:
+        require_not_in_use(profile, device, signer)
 
 
 def _open(profile: Profile, *, writable: bool = False) -> "Device":

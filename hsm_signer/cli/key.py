@@ -1,6 +1,7 @@
 """`key`: make, list and delete keys on a device."""
 
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from hsm_signer.cli.output import print_json, print_note, print_result
 from hsm_signer.cli.terminal import ask, has_terminal
 from hsm_signer.config import Profile
 from hsm_signer.display import displayable
-from hsm_signer.errors import ConfigError
+from hsm_signer.errors import ConfigError, KeyUnfit
 
 if TYPE_CHECKING:
     from hsm_signer.certificate import Certificate
@@ -98,6 +99,7 @@ def delete(
 
     What will be deleted is shown on the terminal, and the label of the key must be typed.
     """
+    from hsm_signer.cli.in_use import require_deletable
     from hsm_signer.device.device import open_device
     from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, find_key
 
@@ -113,6 +115,8 @@ def delete(
         )
     with open_device(replace(reference, writable=True)) as device:
         key = find_key(device, reference.uri)
+        with suppress(KeyUnfit):  # one that cannot sign for us is not in use
+            require_deletable(profile, device, device.signer(key.selector).public_key)
         certificates = certificates_of_key(device, key)
         condemned = certificates if certificate else []
         if not yes:

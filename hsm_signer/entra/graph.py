@@ -71,6 +71,11 @@ class Registration:
         return None
 
 
+def demands_an_authority(error: EntraError) -> bool:
+    """Return whether Graph refused a certificate because of who issued it."""
+    return _is_a_policys(error.error or "") and "Lifetime" not in (error.error or "")
+
+
 class Graph:
     """The key credentials of one application, or of its service principal.
 
@@ -188,14 +193,15 @@ _HINTS = {
 
 def _hint(code: str) -> str:
     # https://learn.microsoft.com/graph/api/resources/applicationauthenticationmethodpolicy
-    if code.endswith("AsPerAppPolicy"):
+    if _is_a_policys(code):
         if "Lifetime" in code:
             return "A policy of this tenant caps the lifetime of certificates: choose fewer --days."
-        return (
-            "A policy of this tenant does not allow this certificate. If it wants one of an authority it trusts: have "
-            "the request of `certificate request` signed there, then `certificate import`, and go on."
-        )
+        return "A policy of this tenant does not allow this certificate. It may demand one by an authority it trusts."
     return _HINTS.get(code, "Microsoft explains Graph's errors at https://learn.microsoft.com/graph/errors.")
+
+
+def _is_a_policys(code: str) -> bool:
+    return code.endswith("AsPerAppPolicy")
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

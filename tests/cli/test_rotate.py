@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from hsm_signer.device.module import find_module
 from hsm_signer.device.uri import Pkcs11Uri
@@ -96,6 +101,34 @@ def staged(program: Program, *, forbid_listing: bool = False) -> Iterator[Stage]
             """
         )
         yield Stage(program, entra, softhsm, first)
+
+
+class Authority:
+    """A certification authority, which signs requests."""
+
+    def __init__(self) -> None:
+        self._key = rsa.generate_private_key(65537, 2048)
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+        self.certificate = self._issue(self.name, self._key.public_key())
+
+    def sign(self, request: bytes) -> bytes:
+        """Return the certificate, PEM, for what asks for it."""
+        asked = x509.load_pem_x509_csr(request)
+        assert asked.is_signature_valid
+        public_key = asked.public_key()
+        assert isinstance(public_key, rsa.RSAPublicKey)
+        return self._issue(asked.subject, public_key)
+
+    def _issue(self, subject: x509.Name, public_key: rsa.RSAPublicKey) -> bytes:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(self.name, subject, public_key, x509.random_serial_number())
+        valid = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=30))
+        return valid.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def commands(result: Result) -> list[list[str]]:
+    """The arguments of the commands that an error says to give, each on a line of its own."""
+    return [shlex.split(line)[1:] for line in result.stderr.splitlines() if line.strip().startswith("hsm-signer ")]
 
 
 def steps(result: Result) -> list[str]:
@@ -334,11 +367,37 @@ class TestIsRefused:
         assert stage.on_device() == (1, 1)
 
     def test_where_a_policy_wants_an_authority_until_its_certificate_is_there(self, stage: Stage) -> None:
-        stage.entra.restrict_certificates(issuer=stage.softhsm.issue_certificate(stage.first.public_key))
-        result = stage.begin()
-        assert result.status == 7
-        assert "certificate import" in result.stderr
+        authority = Authority()
+        stage.entra.restrict_certificates(issuer=authority.certificate)
+        before = stage.registered()
+        refused = stage.begin()
+        assert refused.status == 7
         assert stage.works()
+        asked, stored = commands(refused)
+        request = stage(*asked)
+        assert request.status == 0, request.stderr
+        stage.program.directory.joinpath("next.pem").write_bytes(
+            authority.sign(stage.program.directory.joinpath("next.csr").read_bytes())
+        )
+        assert stage(*stored).status == 0
+        assert stage.works()
+        done = stage("rotate", "--delete-old-key")
+        assert steps(done) == [*STEPS[3:], "delete"]
+        (held,) = stage.entra.key_credentials(CLIENT, tenant=TENANT)
+        assert held.certificate.issuer == authority.name
+        assert held.certificate.subject == x509.load_der_x509_certificate(stage.first.certificate or b"").subject
+        assert stage.registered() != before
+        assert stage.on_device() == (1, 1)
+        assert stage.works()
+
+    def test_with_commands_that_repeat_how_the_profile_was_chosen(self, stage: Stage) -> None:
+        stage.entra.restrict_certificates(issuer=Authority().certificate)
+        config = stage.program.directory / "config.toml"
+        config.rename(config.with_name("it's.toml"))
+        chosen = ["--config", "it's.toml", "--profile", "default"]
+        refused = stage(*chosen, "rotate", "--current", stage.first.uri, "--module", str(stage.softhsm.module))
+        assert [command[:4] for command in commands(refused)] == [chosen, chosen]
+        assert stage(*commands(refused)[0]).status == 0
 
     @pytest.mark.parametrize(
         "wrong",
@@ -364,6 +423,62 @@ class TestIsRefused:
         )
         assert (first.status, second.status) == (4, 4)
         assert (first.error["code"], second.error["code"]) == ("pin_incorrect", "pin_refused_before")
+
+
+class TestTheCertificateInUse:
+    """Replaced, it leaves programs with one that Entra does not know."""
+
+    @pytest.fixture
+    def renewed(self, stage: Stage) -> str:
+        """The file of another certificate for the first key."""
+        stage.begin()
+        current = stage.entra.key_credentials(CLIENT, tenant=TENANT)[0].public_key
+        file = stage.program.directory / "renewed.der"
+        file.write_bytes(stage.softhsm.issue_certificate(current))
+        return str(file)
+
+    @pytest.mark.parametrize("named", [False, True], ids=["by the key file", "by --key, in other words"])
+    def test_is_not_replaced_by_accident(self, stage: Stage, renewed: str, named: bool) -> None:
+        current = json.loads(stage.key_file.read_text())["key"]
+        key = ["--key", current.partition(";id=")[0]] if named else []
+        before = stage.on_device(), stage.registered()
+        for command in (["import", renewed], ["create", "--subject", "CN=app"]):
+            refused = stage("certificate", *command, "--replace", *key)
+            assert_explained(refused, 5, "certificate_exists")
+            assert "--force" in refused.stderr
+        assert (stage.on_device(), stage.registered()) == before
+        assert stage.works()
+
+    def test_is_replaced_where_that_is_meant(self, stage: Stage, renewed: str) -> None:
+        assert stage("certificate", "import", renewed, "--replace", "--force").status == 0
+        assert not stage.works()
+
+    def test_is_not_in_use_where_another_key_is_meant(self, stage: Stage, renewed: str) -> None:
+        create = ("certificate", "create", "--subject", "CN=app", "--replace", "--key", stage.first.uri)
+        assert stage(*create).status == 0
+        assert stage.works()
+
+    def test_is_stored_where_there_is_none_yet(self, stage: Stage) -> None:
+        key = stage.softhsm.add_key("new", b"\x05")
+        stage.key_file.write_text(json.dumps({"key": key.uri}))
+        assert stage("certificate", "create", "--subject", "CN=app", "--replace").status == 0
+
+    def test_stays_with_its_key_which_is_not_deleted(self, stage: Stage, renewed: str) -> None:
+        current = json.loads(stage.key_file.read_text())["key"]
+        before = stage.on_device()
+        for named in ([], ["--key", current.partition(";id=")[0]]):
+            assert_explained(stage("key", "delete", "--yes", *named), 2, "config_error")
+        assert stage.on_device() == before
+        assert stage("key", "delete", "--yes", "--certificate", "--key", stage.first.uri).status == 0
+        assert stage.works()
+
+
+def test_the_command_that_deletes_an_old_key_names_it(stage: Stage) -> None:
+    result = stage.begin()
+    (command,) = re.findall(r"To delete it: hsm-signer (.+)", result.stdout)
+    assert stage(*shlex.split(command), "--yes").status == 0
+    assert stage.on_device() == (1, 1)
+    assert stage.works()
 
 
 def test_a_program_is_told_that_the_key_file_is_not_there_yet(stage: Stage) -> None:

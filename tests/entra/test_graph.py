@@ -104,7 +104,7 @@ def test_a_certificate_that_is_not_registered_is_not_found(ours: Certificate) ->
         ("Authorization_RequestDenied", "Application.Read.All"),
         ("Request_ResourceNotFound", "--service-principal"),
         ("CredentialInvalidLifetimeAsPerAppPolicy", "--days"),
-        ("CredentialIssuerNotAllowedAsPerAppPolicy", "certificate import"),
+        ("CredentialIssuerNotAllowedAsPerAppPolicy", "an authority it trusts"),
         ("SomethingNew", "learn.microsoft.com"),
     ],
 )

@@ -178,7 +178,7 @@ def test_every_setting_has_the_names_that_are_documented() -> None:
 
 
 def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> None:
-    places = {"key_file", "pin_directory", "state_directory"}
+    places = {"key_file", "known_key_file", "pin_directory", "state_directory", "command", "device_options"}
     assert {each.name for each in SETTINGS} == {field.name for field in fields(Profile)} - places
 
 
