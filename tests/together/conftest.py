@@ -1,35 +1,85 @@
-"""An application whose key is replaced, and programs that use it meanwhile, each a process or a thread of its own."""
+"""What the tests of two capabilities at once need.
 
-import json
-import threading
-from collections.abc import Callable, Iterator
+A SoftHSM of its own for each test, behind the fault module, which counts the logins, and a PIN in a file; or an
+application whose key can be replaced, and the command line with a profile that follows the key file.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import httpx
 import pytest
-from joserfc.util import urlsafe_b64decode
 
 import hsm_signer
 from hsm_signer.testing import SoftHsm
+from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener
 from tests.device.conftest import running as running
 from tests.device.conftest import yubikey as yubikey
-from tests.rotation.conftest import CLIENT, PIN, SCOPE, TENANT, Application
+from tests.faults.control import FaultyModule
+from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.rotation.conftest import _pin as _pin
 from tests.rotation.conftest import application as application
 
-from .card import card as card
+_SET_PIN = """
+import os, sys, pkcs11
+token = pkcs11.lib(sys.argv[1]).get_token(token_label=sys.argv[2])
+with token.open(rw=True, user_pin=os.environ["OLD_PIN"]) as session:
+    session.set_pin(os.environ["OLD_PIN"], os.environ["NEW_PIN"])
+"""
 
-ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-PATIENCE = 30
-"""Seconds for what takes one or two, on a machine that is busy elsewhere."""
+
+@dataclass
+class Card:
+    """A device, and the file that a program reads its PIN from.
+
+    Attributes:
+        faulty: the module that counts.
+        file: of the PIN.
+        pin: the right one.
+    """
+
+    softhsm: SoftHsm
+    faulty: FaultyModule
+    key: SoftHsmKey
+    file: Path
+    pin: str
+
+    def change_pin(self, pin: str) -> None:
+        """Change the PIN on the device, as its owner does with another program. The file stays as it is."""
+        subprocess.run(
+            [sys.executable, "-c", _SET_PIN, self.softhsm.module, self.softhsm.label],
+            env={**os.environ, **self.softhsm.environment, "OLD_PIN": self.pin, "NEW_PIN": pin},
+            check=True,
+            timeout=60,
+        )
+        self.pin = pin
+        self.faulty.change_pin(pin)
+
+    def write(self, pin: str) -> None:
+        """Write a PIN into the file, which keeps its inode."""
+        self.file.write_text(pin)
+        self.file.chmod(0o600)
+
+    @property
+    def sent(self) -> list[bool]:
+        """Whether it was the right PIN, for each login."""
+        return [login.right for login in self.faulty.logins()]
 
 
-@pytest.fixture(autouse=True)
-def _pin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEVICE_PIN", PIN)
+@pytest.fixture
+def card(tmp_path: Path) -> Iterator[Card]:
+    with SoftHsm(pin="11111111") as softhsm:
+        key = softhsm.add_identity()
+        with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+            card = Card(softhsm, faulty, key, tmp_path / "pin", softhsm.pin)
+            card.write(softhsm.pin)
+            yield card
 
 
 @pytest.fixture
@@ -72,86 +122,3 @@ def assertion_file(tmp_path: Path) -> Path:
     directory = tmp_path / "run"
     directory.mkdir(mode=0o700)
     return directory / "assertion"
-
-
-class Busy:
-    """Does something over and over, in a thread of its own, until it fails or the `with` ends.
-
-    Attributes:
-        seen: everything that came of it, in order and each once in a row.
-    """
-
-    def __init__(self, act: Callable[[], str]) -> None:
-        self.seen: list[str] = []
-        self._act = act
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._failure: Exception | None = None
-        self._rounds = 0
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping = True
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def wait_for(self, what: str) -> None:
-        """Return when this has come of it, and once more after that."""
-        self._wait(lambda: what in self.seen)
-        self.once_more()
-
-    def once_more(self) -> None:
-        """Return when all that began before now has ended, and something after it."""
-        target = self._rounds + 2
-        self._wait(lambda: self._rounds >= target)
-
-    def _wait(self, over: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: over() or self._failure is not None, PATIENCE), self.seen
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        while not self._stopping and self._failure is None:
-            try:
-                found = self._act()
-            except Exception as error:  # told by who waits
-                found, self._failure = "failed", error
-            with self._changed:
-                if self.seen[-1:] != [found]:
-                    self.seen.append(found)
-                self._rounds += 1
-                self._changed.notify_all()
-
-
-def exchange(application: Application, assertion: str) -> str:
-    """Have Entra judge an assertion, and return its thumbprint.
-
-    Raises:
-        AssertionError: it is refused.
-    """
-    form = {
-        "grant_type": "client_credentials",
-        "client_id": CLIENT,
-        "scope": SCOPE,
-        "client_assertion_type": ASSERTION_TYPE,
-        "client_assertion": assertion,
-    }
-    response = httpx.post(application.entra.token_endpoint(TENANT), data=form)
-    assert response.status_code == 200, response.json()["error_codes"]
-    return thumbprint(assertion)
-
-
-def thumbprint(assertion: str) -> str:
-    header = json.loads(urlsafe_b64decode(assertion.partition(".")[0].encode()))
-    return str(header["x5t"])
-
-
-def current(application: Application) -> str:
-    """The thumbprint of the key that the key file names."""
-    return application.file.current.thumbprints["x5t"]

@@ -14,7 +14,7 @@ from hsm_signer import HsmCredential
 from hsm_signer.errors import DeviceGone, HsmSignerError, PinIncorrect, PinRefusedBefore, PinUnavailable
 from tests.faults.control import Rv
 
-from .card import Card
+from .conftest import Card
 
 TENANT = "contoso.example"
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"

@@ -12,7 +12,7 @@ from hsm_signer.private_file import replacing
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener, ready
 from tests.rotation.conftest import CLIENT, TENANT, Application
-from tests.together.conftest import Busy, exchange
+from tests.together.programs import Busy, exchange
 
 
 @pytest.fixture

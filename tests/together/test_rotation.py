@@ -10,7 +10,7 @@ from hsm_signer.tokens import Tokens
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener, ready
 from tests.rotation.conftest import SCOPE, TENANT, Application
-from tests.together.conftest import Busy, current, exchange, thumbprint
+from tests.together.programs import Busy, current, exchange, thumbprint
 
 # Another key, of another application, on the same device.
 ANOTHER = "3d1f1d1e-2a58-4f0a-8f1e-3f5ad2a3a002"

@@ -1,0 +1,98 @@
+"""Programs that use a key, each busy in a thread of its own, and Entra that judges what they present."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Self
+
+import httpx
+from joserfc.util import urlsafe_b64decode
+
+from tests.rotation.conftest import CLIENT, SCOPE, TENANT, Application
+
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+PATIENCE = 30
+"""Seconds for what takes one or two, on a machine that is busy elsewhere."""
+
+
+class Busy:
+    """Does something over and over, in a thread of its own, until it fails or the `with` ends.
+
+    Attributes:
+        seen: everything that came of it, in order and each once in a row.
+    """
+
+    def __init__(self, act: Callable[[], str]) -> None:
+        self.seen: list[str] = []
+        self._act = act
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._failure: Exception | None = None
+        self._rounds = 0
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping = True
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def wait_for(self, what: str) -> None:
+        """Return when this has come of it, and once more after that."""
+        self._wait(lambda: what in self.seen)
+        self.once_more()
+
+    def once_more(self) -> None:
+        """Return when all that began before now has ended, and something after it."""
+        target = self._rounds + 2
+        self._wait(lambda: self._rounds >= target)
+
+    def _wait(self, over: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: over() or self._failure is not None, PATIENCE), self.seen
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while not self._stopping and self._failure is None:
+            try:
+                found = self._act()
+            except Exception as error:  # told by who waits
+                found, self._failure = "failed", error
+            with self._changed:
+                if self.seen[-1:] != [found]:
+                    self.seen.append(found)
+                self._rounds += 1
+                self._changed.notify_all()
+
+
+def exchange(application: Application, assertion: str) -> str:
+    """Have Entra judge an assertion, and return its thumbprint.
+
+    Raises:
+        AssertionError: it is refused.
+    """
+    form = {
+        "grant_type": "client_credentials",
+        "client_id": CLIENT,
+        "scope": SCOPE,
+        "client_assertion_type": ASSERTION_TYPE,
+        "client_assertion": assertion,
+    }
+    response = httpx.post(application.entra.token_endpoint(TENANT), data=form)
+    assert response.status_code == 200, response.json()["error_codes"]
+    return thumbprint(assertion)
+
+
+def thumbprint(assertion: str) -> str:
+    header = json.loads(urlsafe_b64decode(assertion.partition(".")[0].encode()))
+    return str(header["x5t"])
+
+
+def current(application: Application) -> str:
+    """The thumbprint of the key that the key file names."""
+    return application.file.current.thumbprints["x5t"]
