@@ -14,11 +14,13 @@ from hsm_signer.cli.text import days_in_words
 from hsm_signer.config import Profile
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.display import displayable
+from hsm_signer.errors import OutputError
 from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
 from hsm_signer.rotation_plan import Step
 from hsm_signer.settings import uri_argument
 
 if TYPE_CHECKING:
+    from hsm_signer.keyfile import KeyFile
     from hsm_signer.rotation import Rotation
 
 DUE = 1
@@ -124,23 +126,31 @@ def rotate(
                 print_result(f"{step.value:<11} {displayable(text)}")
 
     with Rotation(profile, request, terminal_operator(), report=report) as rotation:
-        if dry_run:
-            for step in rotation.plan():
-                meaning = _MEANING[step].format(_until_when(rotation))
-                report(step, meaning[0].upper() + meaning[1:] + ".")
-        else:
-            rotation.run()
-        file = rotation.file
+        try:
+            if dry_run:
+                for step in rotation.plan():
+                    meaning = _MEANING[step].format(_until_when(rotation))
+                    report(step, meaning[0].upper() + meaning[1:] + ".")
+            else:
+                rotation.run()
+        except BaseException:
+            # Whatever ends the run, and is explained on stderr: the steps before it were taken.
+            if steps and output is Output.JSON:
+                with contextlib.suppress(ReaderGone, OutputError):
+                    print_json(_document(rotation.file, steps, dry_run))
+            raise
     if output is Output.JSON:
-        print_json(
-            {
-                "steps": steps,
-                "key": str(file.current.uri),
-                "key_id": file.current.key_id,
-                "dry_run": dry_run,
-                "remaining": [{"key": str(old.uri), "until": _rfc3339(old.until)} for old in file.retired],
-            }
-        )
+        print_json(_document(rotation.file, steps, dry_run))
+
+
+def _document(file: "KeyFile", steps: list[dict[str, str]], dry_run: bool) -> dict[str, object]:
+    return {
+        "steps": steps,
+        "key": str(file.current.uri),
+        "key_id": file.current.key_id,
+        "dry_run": dry_run,
+        "remaining": [{"key": str(old.uri), "until": _rfc3339(old.until)} for old in file.retired],
+    }
 
 
 def _until_when(rotation: "Rotation") -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ def commands(result: Result) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in result.stderr.splitlines() if line.strip().startswith("hsm-signer ")]
 
 
+def next_is_registered(key_file: Path) -> bool:
+    following = json.loads(key_file.read_text()).get("next") if key_file.exists() else None
+    return following is not None and following.get("registered", True)
+
+
 def steps(result: Result) -> list[str]:
     return [line.split()[0] for line in result.stdout.splitlines()]
 
@@ -236,6 +242,34 @@ def test_the_steps_are_one_json_document_where_that_is_asked_for(stage: Stage) -
     document = stage.begin("-o", "json").json
     assert [step["step"] for step in document["steps"]] == [*STEPS, "keep"]
     assert document["key"] == json.loads(stage.key_file.read_text())["key"]
+
+
+def test_the_steps_before_one_that_failed_are_a_json_document_too(stage: Stage) -> None:
+    stage.entra.restrict_certificates(max_lifetime=timedelta(days=100))
+    failed = stage.begin("-o", "json")
+    assert failed.status == 7
+    assert [step["step"] for step in failed.json["steps"]] == ["name", "generate", "certify"]
+    assert failed.json["key"] == stage.first.uri
+    assert failed.error["code"] == "entra_error"
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_the_steps_before_an_interrupt_are_a_json_document_too(stage: Stage) -> None:
+    stage.entra.delay_propagation(token_requests=1000)
+    arguments = ("rotate", "-o", "json", "--current", stage.first.uri)
+    with stage.program.start(*arguments, environment=stage.environment) as run:
+        while not next_is_registered(stage.key_file):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        stdout, stderr = run.communicate(timeout=30)
+    assert (run.returncode, stderr) == (130, "")
+    assert [step["step"] for step in json.loads(stdout)["steps"]][:4] == STEPS[:4]
+
+
+def test_a_failure_before_any_step_is_no_more_than_an_error(stage: Stage) -> None:
+    failed = stage("rotate", "--current", "pkcs11:token=rolling;id=%99", "-o", "json")
+    assert (failed.stdout, failed.status) == ("", 5)
 
 
 def test_the_next_certificate_is_like_the_last_with_a_validity_of_its_own(stage: Stage) -> None:
