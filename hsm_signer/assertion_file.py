@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Jwt, parse_jwt
 from hsm_signer.errors import ConfigError, DeviceError, DeviceTimeout, JwtError, OutputError
-from hsm_signer.private_file import unwritable, write_private
+from hsm_signer.private_file import write_private
 from hsm_signer.systemd import ServiceManager
 
 logger = logging.getLogger(__name__)
@@ -107,18 +107,13 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Remove:
-    """Remove it: it has expired."""
-
-
-@dataclass(frozen=True)
 class Wait:
     """Do nothing for so many seconds."""
 
     seconds: float
 
 
-def next_step(now: float, held: Held | None, failure: Failure | None) -> Write | Remove | Wait:
+def next_step(now: float, held: Held | None, failure: Failure | None) -> Write | Wait:
     """Decide what to do with the file.
 
     Args:
@@ -126,15 +121,13 @@ def next_step(now: float, held: Held | None, failure: Failure | None) -> Write |
         held: what it holds; None for nothing of ours.
         failure: the last one, if nothing was written since.
     """
-    if held is not None and now >= held.expires:
-        return Remove()
     # Issued in the future: the clock has been set back, and nobody accepts the assertion until then.
     due = now if held is None or now < held.issued else held.due
     if failure is not None and failure.at <= now:
         due = max(due, failure.at + failure.pause)
     if due <= now:
         return Write()
-    return Wait((due if held is None else min(due, held.expires)) - now)
+    return Wait((min(due, held.expires) if held is not None and now < held.expires else due) - now)
 
 
 @dataclass(frozen=True)
@@ -231,17 +224,6 @@ class AssertionFile:
 
         write_private(self.path, make, mode=self.mode, group=self.group)
 
-    def remove(self) -> None:
-        """Remove the file.
-
-        Raises:
-            OutputError: it cannot be removed.
-        """
-        try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-
     def _ours(self, text: str) -> Jwt | None:
         """Return an assertion of this client for this audience, with times; None where it is none."""
         try:
@@ -265,7 +247,8 @@ def keep(
 ) -> None:
     """Keep a fresh assertion in the file until something ends it, such as an interrupt. The file then stays.
 
-    While the device is away, the last assertion stays until it expires, and is then removed.
+    While the device is away, the last assertion stays, also when it has expired: SDKs for JavaScript read the file even
+    while their token is good, and fail without one.
 
     Args:
         sign: returns an assertion as `file` describes it: `Tokens.assertion`.
@@ -283,8 +266,10 @@ def keep(
             `patient`.
     """
     failure: Failure | None = None
+    # For which state of the source the assertion in the file is known to be by the key in use.
     known: tuple[object, ...] | None = None
-    """The state of the source for which the assertion in the file is known to be by the key in use."""
+    # When the assertion expired of which the log said so.
+    reported = math.inf
     while True:
         state = source.state()
         held = file.held()
@@ -294,6 +279,9 @@ def keep(
                 known = state
             else:
                 held = replace(held, due=held.issued)
+        if failure is not None and held is not None and now() >= held.expires != reported:
+            reported = held.expires
+            logger.warning("The assertion in %s expired at %s. It stays there.", file.path, _utc(held.expires))
         match next_step(now(), held, failure):
             case Write():
                 try:
@@ -305,11 +293,8 @@ def keep(
                         raise
                     failure = Failure(now(), failure.count + 1 if failure else 1, error.message)
                     logger.warning("%s Trying again in %d s.", error.message, failure.pause)
-            case Remove():
-                file.remove()
-                logger.warning("%s held an assertion that has expired, and was removed.", file.path)
             case Wait(seconds):
-                manager.tell(**_state(held, failure))
+                manager.tell(**_state(held, failure, now()))
                 if once:
                     return
                 _let_pass(min(seconds, LOOK_AGAIN, (manager.watchdog or math.inf) / 2), source, state, wait)
@@ -329,10 +314,15 @@ def _times(jwt: Jwt) -> tuple[int, int]:
     return jwt.claims["nbf"], jwt.claims["exp"]
 
 
-def _state(held: Held | None, failure: Failure | None) -> dict[str, str | int]:
+def _state(held: Held | None, failure: Failure | None, now: float) -> dict[str, str | int]:
     """Return what a service manager is told (sd_notify(3))."""
     trouble = f" {failure.reason}" if failure else ""
     if held is None:
         return {"WATCHDOG": 1, "STATUS": f"There is no assertion.{trouble}"}
-    until = datetime.fromtimestamp(held.expires, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return {"READY": 1, "WATCHDOG": 1, "STATUS": f"The assertion is good until {until}.{trouble}"}
+    if now >= held.expires:
+        return {"WATCHDOG": 1, "STATUS": f"The assertion expired at {_utc(held.expires)}.{trouble}"}
+    return {"READY": 1, "WATCHDOG": 1, "STATUS": f"The assertion is good until {_utc(held.expires)}.{trouble}"}
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -47,7 +47,7 @@ def assertion_file(
 ) -> None:
     """Keep a fresh assertion in a file, for programs that take a federated token: Azure SDKs, Terraform.
 
-    While the device is away the last one stays until it expires, and is then removed; a refused PIN ends the command.
+    While the device is away the last one stays, also when it has expired; a refused PIN ends the command.
     It tells systemd when the first one is there (Type=notify), and that all is well (WatchdogSec=).
     """
     with Tokens(profile, terminal_operator(wait=wait and once), isolated=True) as tokens:

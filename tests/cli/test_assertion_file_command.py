@@ -266,18 +266,19 @@ class TestService:
         assert "Trying again in 5 s." in stderr
         assert [login.right for login in faulty.logins()] == [True, True]
 
-    def test_removes_an_assertion_that_expires_while_the_device_is_away(
+    def test_leaves_an_assertion_that_expires_while_the_device_is_away_and_says_so(
         self, serve: Service, systemd: Listener, file: Path, faulty: FaultyModule
     ) -> None:
-        put(file, last_for(3))
+        last = last_for(3)
+        put(file, last)
         faulty.absent(True)
         with serve(*OFTEN) as process:
             assert ready(systemd.wait_for(in_trouble))
-            assert file.exists()
-            systemd.wait_for(lambda message: "There is no assertion." in message["STATUS"])
-            assert not file.exists()
+            message = systemd.wait_for(lambda message: "The assertion expired at " in message["STATUS"])
+            assert not ready(message)
             stderr = end(process, signal.SIGTERM)
-        assert f"{file} held an assertion that has expired, and was removed." in stderr
+        assert file.read_text() == last
+        assert stderr.count(f"The assertion in {file} expired at ") == 1
 
     def test_ends_where_the_device_was_never_there(self, serve: Service, faulty: FaultyModule, file: Path) -> None:
         faulty.absent(True)

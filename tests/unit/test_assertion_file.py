@@ -21,7 +21,6 @@ from hsm_signer.assertion_file import (
     AssertionFile,
     Failure,
     Held,
-    Remove,
     Wait,
     Write,
     keep,
@@ -53,8 +52,8 @@ class TestNextStep:
             pytest.param(19, Wait(MINUTE), id="almost due"),
             pytest.param(20, Write(), id="due"),
             pytest.param(59, Write(), id="overdue"),
-            pytest.param(60, Remove(), id="expired"),
-            pytest.param(600, Remove(), id="long expired"),
+            pytest.param(60, Write(), id="expired"),
+            pytest.param(600, Write(), id="long expired"),
             pytest.param(-1, Write(), id="before it was issued: the clock was set back"),
         ],
     )
@@ -73,9 +72,10 @@ class TestNextStep:
         assert next_step(now, held, Failure(now, count, "away")) == Wait(seconds)
         assert next_step(now + seconds, held, Failure(now, count, "away")) == Write()
 
-    def test_after_a_failure_is_not_later_than_the_expiry(self) -> None:
+    def test_after_a_failure_is_to_look_when_it_expires(self) -> None:
         now = HELD.expires - 3
         assert next_step(now, HELD, Failure(now, 5, "away")) == Wait(3)
+        assert next_step(HELD.expires, HELD, Failure(now, 5, "away")) == Wait(57)
 
     def test_after_a_failure_in_the_future_is_to_write(self) -> None:
         # The clock was set back by a year: nobody is to wait for a year.
@@ -87,16 +87,13 @@ class TestNextStep:
         failure=st.none()
         | st.builds(Failure, st.integers(START - 10**6, START + 10**6), st.integers(1, 99), st.just("")),
     )
-    def test_never_leaves_what_has_expired_and_never_waits_for_nothing(
+    def test_never_waits_for_nothing_nor_past_the_expiry(
         self, now: int, held: Held | None, failure: Failure | None
     ) -> None:
         match next_step(now, held, failure):
-            case Remove():
-                assert held is not None
-                assert now >= held.expires
             case Wait(seconds):
                 assert seconds > 0
-                assert held is None or now + seconds <= held.expires
+                assert held is None or now >= held.expires or now + seconds <= held.expires
 
 
 Make = Callable[..., AssertionFile]
@@ -247,11 +244,17 @@ class TestKeep:
         world.run(MINUTE)
         assert len(world.signed) == 2
 
-    def test_leaves_the_last_assertion_until_it_expires_while_the_device_is_away(self, world: World) -> None:
+    def test_leaves_the_last_assertion_also_when_it_has_expired_and_says_so_once(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # SDKs for JavaScript want the file even while their token is good.
         world.away = [(10 * MINUTE, 70 * MINUTE)]
         world.run(69 * MINUTE)
-        assert [at for at, there in world.there if there != (at < 60 * MINUTE)] == []
-        assert any(at > 60 * MINUTE for at, _ in world.there)
+        assert all(there for _, there in world.there)
+        said = [record.getMessage() for record in caplog.records if "expired" in record.getMessage()]
+        assert said == [f"The assertion in {world.file.path} expired at 2025-06-15 16:06:40 UTC. It stays there."]
+        world.run(2 * MINUTE)
+        assert world.file.path.read_text() == world.assertion(START + world.signed[-1])
 
     def test_tries_less_and_less_often_while_the_device_is_away(self, world: World) -> None:
         world.away = [(10 * MINUTE, 70 * MINUTE)]
@@ -321,13 +324,13 @@ class TestRestart:
         world.run(16 * MINUTE)
         assert world.signed == [15 * MINUTE]
 
-    def test_without_the_device_leaves_the_file_until_it_expires(self, world: World) -> None:
-        world.put(world.assertion(START - 50 * MINUTE))
+    @pytest.mark.parametrize("minutes", [50, 59, 70])
+    def test_without_the_device_leaves_the_file(self, world: World, minutes: int) -> None:
+        last = world.assertion(START - minutes * MINUTE)
+        world.put(last)
         world.failure = GONE
-        world.run(9 * MINUTE)
-        assert world.file.path.exists()
         world.run(2 * MINUTE)
-        assert not world.file.path.exists()
+        assert world.file.path.read_text() == last
 
     @pytest.mark.parametrize(
         "changes",
@@ -502,6 +505,15 @@ class TestServiceManager:
         world.failure = GONE
         world.run(4, manager=self.manager(listener), patient=True)
         assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": "There is no assertion. The device is away."}]
+
+    def test_hears_of_no_readiness_with_an_assertion_that_has_expired(
+        self, world: World, listener: socket.socket
+    ) -> None:
+        world.put(world.assertion(START - 70 * MINUTE))
+        world.failure = GONE
+        world.run(1, manager=self.manager(listener))
+        expired = "The assertion expired at 2025-06-15 14:56:40 UTC. The device is away."
+        assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": expired}]
 
     def test_hears_what_is_wrong_while_the_last_assertion_is_good(self, world: World, listener: socket.socket) -> None:
         world.put(world.assertion(START - 20 * MINUTE))
