@@ -204,7 +204,8 @@ class AssertionFile:
             sign: returns it: `Tokens.assertion`.
 
         Raises:
-            ConfigError: it is none that this file is for, or others can write in the directory.
+            ConfigError: it is none that this file is for, or others can write in the directory, or the file system does
+                not keep the mode or the group.
             OutputError: the file cannot be written. What was there before is unchanged.
             HsmSignerError: whatever `sign` raises.
         """
@@ -222,7 +223,15 @@ class AssertionFile:
                 )
             return text
 
-        write_private(self.path, make, mode=self.mode, group=self.group)
+        write_private(self.path, make, mode=self.mode, group=self.group, exact=True)
+        written = self.held()
+        if written is None or written.due <= written.issued:
+            # It would be replaced at once, again and again. A file system may tell what it has not done.
+            raise ConfigError(
+                f"{self.path} does not hold what was just written, or has not the mode {self.mode:04o} and the group "
+                "that it was given.",
+                hint="Put it on a file system that keeps modes and groups, such as /run; and let nobody else write it.",
+            )
 
     def _ours(self, text: str) -> Jwt | None:
         """Return an assertion of this client for this audience, with times; None where it is none."""

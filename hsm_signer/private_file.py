@@ -19,7 +19,9 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 _MAXIMUM_LINKS = 40  # path_resolution(7)
 
 
-def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int | None = None) -> None:
+def write_private(
+    path: Path, make: Callable[[], str], *, mode: int, group: int | None = None, exact: bool = False
+) -> None:
     """Replace a file by one that holds what `make` returns, and nothing else.
 
     `make` is called when everything else is known to work, for it may cost a touch. What was there before stays until
@@ -29,9 +31,10 @@ def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int 
         make: returns the text, ASCII.
         mode: as in chmod; no umask applies.
         group: its id; None leaves it to the directory.
+        exact: write nothing where the file does not get this mode and group, and us as its owner.
 
     Raises:
-        ConfigError: other users can write in the directory, or replace it.
+        ConfigError: other users can write in the directory, or replace it; or the file system has no such modes.
         OutputError: the file cannot be written.
         HsmSignerError: whatever `make` raises.
     """
@@ -41,7 +44,7 @@ def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int 
     except OSError as error:
         raise unwritable(path, error) from None
     try:
-        with replacing(path, mode=mode, group=group, directory=directory) as file:
+        with replacing(path, mode=mode, group=group, exact=exact, directory=directory) as file:
             file.write(make().encode("ascii"))
     except OSError as error:
         raise unwritable(path, error) from None
@@ -51,7 +54,7 @@ def write_private(path: Path, make: Callable[[], str], *, mode: int, group: int 
 
 @contextlib.contextmanager
 def replacing(
-    path: Path, *, mode: int = 0o600, group: int | None = None, directory: int | None = None
+    path: Path, *, mode: int = 0o600, group: int | None = None, exact: bool = False, directory: int | None = None
 ) -> Iterator[BinaryIO]:
     """Give a stream whose content takes the place of a file when the `with` ends well; otherwise nothing changes.
 
@@ -68,6 +71,8 @@ def replacing(
                 if group is not None:
                     os.fchown(descriptor, -1, group)
                 os.fchmod(descriptor, mode)
+                if exact:
+                    _require_exact(path, os.fstat(descriptor), mode, group)
                 yield file
                 file.flush()
                 os.fsync(descriptor)
@@ -244,3 +249,14 @@ def others_can_replace(
     if not stat.S_ISDIR(status.st_mode):
         return True
     return not (status.st_mode & stat.S_ISVTX and not is_last) and not read_only()
+
+
+def _require_exact(path: Path, status: os.stat_result, mode: int, group: int | None) -> None:
+    wanted = (mode, status.st_gid if group is None else group, os.geteuid())
+    found = (stat.S_IMODE(status.st_mode), status.st_gid, status.st_uid)
+    if found != wanted:
+        said = "mode {:04o}, group {}, owner {}"
+        raise ConfigError(
+            f"{path} should have {said.format(*wanted)}, and its file system gives it {said.format(*found)}.",
+            hint="Put it on a file system that keeps modes and groups, such as /run.",
+        )

@@ -176,6 +176,7 @@ class World:
 
     def sign(self) -> str:
         self.signed.append(self.now - START)
+        assert len(self.signed) < 1000, "it signs again and again"
         if self.failure is not None:
             raise self.failure
         if any(start <= self.signed[-1] < end for start, end in self.away):
@@ -208,6 +209,10 @@ class World:
             settings = {"source": self.sources, **settings}
         with pytest.raises(Over):
             keep(self.file, self.sign, now=lambda: self.now, wait=wait, **settings)  # type: ignore[arg-type]
+
+    def keep(self, *, once: bool = False) -> None:
+        """Keep the file until something ends it."""
+        keep(self.file, self.sign, once=once, now=lambda: self.now, wait=lambda seconds: None)
 
     def once(self) -> None:
         def wait(seconds: float) -> None:
@@ -311,6 +316,47 @@ class TestKeep:
         world.lifetime = 600
         with pytest.raises(ConfigError, match="live for 3600 s"):
             world.run(MINUTE)
+        assert world.signed == [0]
+
+    @pytest.mark.parametrize("once", [False, True])
+    def test_is_ended_by_a_group_that_the_file_does_not_get(self, make: Make, once: bool) -> None:
+        # chown(2): -1 leaves the group as it is.
+        world = World(make(group=2**32 - 1, mode=0o640))
+        with pytest.raises(ConfigError, match="group 4294967295") as caught:
+            world.keep(once=once)
+        assert caught.value.hint
+        assert (world.signed, world.file.path.exists()) == ([], False)
+
+    def test_is_ended_by_a_file_system_that_knows_no_modes(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        world = World(make(mode=0o640))
+        monkeypatch.setattr(os, "fchmod", lambda descriptor, mode: None)
+        with pytest.raises(ConfigError, match=r"mode 0640.*mode 0600"):
+            world.keep()
+        assert (world.signed, world.file.path.exists()) == ([], False)
+
+    def test_is_ended_by_a_file_system_that_gives_files_to_somebody_else(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+        monkeypatch.setattr("hsm_signer.private_file.require_trusted_path", lambda path, what: path)
+        with pytest.raises(ConfigError, match=f"owner {somebody}"):
+            world.keep()
+        assert (world.signed, world.file.path.exists()) == ([], False)
+
+    def test_is_ended_by_a_file_that_is_not_as_it_was_written(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A network file system may show the mode that it was asked for, until it looks at the server.
+        replace = os.replace
+
+        def replaced(*arguments: Any, **directories: Any) -> None:
+            replace(*arguments, **directories)
+            world.file.path.chmod(0o644)
+
+        monkeypatch.setattr(os, "replace", replaced)
+        with pytest.raises(ConfigError, match="mode 0600"):
+            world.keep()
         assert world.signed == [0]
 
     def test_writes_no_newline(self, world: World) -> None:
