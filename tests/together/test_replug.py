@@ -1,0 +1,121 @@
+"""A card is pulled out and put back while its key is replaced: from slot 9a to slot 9c, and programs use both."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceGone, DeviceNotFound
+from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.rotation import Rotation, RotationRequest
+from hsm_signer.rotation_plan import Step
+from hsm_signer.testing import EntraEmulator
+from hsm_signer.tokens import Tokens
+from tests.device.stacks.piv import PivStack
+from tests.rotation.conftest import CLIENT, SCOPE, TENANT
+from tests.together.programs import thumbprint
+
+STEPS = [Step.NAME, Step.REGISTER, Step.PROVE, Step.SWITCH, Step.UNREGISTER, Step.KEEP]
+
+
+@pytest.fixture
+def entra(yubikey: PivStack) -> Iterator[EntraEmulator]:
+    assert yubikey.key.certificate is not None
+    with EntraEmulator(https=False) as entra:
+        entra.register(CLIENT, yubikey.key.certificate, tenant=TENANT)
+        yield entra
+
+
+@pytest.fixture
+def profile(yubikey: PivStack, entra: EntraEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    monkeypatch.setenv("DEVICE_PIN", yubikey.pin)
+    write_key_file(tmp_path / "key.json", KeyFile(FiledKey(Pkcs11Uri.parse(yubikey.key.uri))))
+    return profile_from_arguments(
+        {
+            "tenant": TENANT,
+            "client_id": CLIENT,
+            "authority": entra.authority,
+            "key": f"file:{tmp_path / 'key.json'}",
+            "module": str(yubikey.module),
+            "module_environment": yubikey.environment,
+            "pin_source": "env:DEVICE_PIN",
+            "pin_record": False,
+            "grace": 0,
+        }
+    )
+
+
+@pytest.fixture
+def following(yubikey: PivStack) -> Pkcs11Uri:
+    assert yubikey.always_authenticate_key is not None
+    return Pkcs11Uri.parse(yubikey.always_authenticate_key.uri)
+
+
+def rotate(profile: Profile, following: Pkcs11Uri, at: Step | None, act: Callable[[], None]) -> list[Step]:
+    """Rotate, do something right after a step, and return the steps that were taken."""
+    taken: list[Step] = []
+
+    def report(step: Step, text: str) -> None:
+        taken.append(step)
+        if step is at:
+            act()
+
+    with Rotation(profile, RotationRequest(following=following, propagation=0), report=report) as rotation:
+        rotation.run()
+    return taken
+
+
+def key_file(profile: Profile) -> Path:
+    assert profile.key_file is not None
+    return profile.key_file
+
+
+def in_use(profile: Profile) -> Pkcs11Uri:
+    return read_key_file(key_file(profile)).current.uri
+
+
+@pytest.mark.parametrize("step", STEPS[:-2])
+def test_a_card_that_is_back_at_once_is_gone_on_with(
+    yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri, step: Step
+) -> None:
+    def replug() -> None:
+        yubikey.unplug()
+        yubikey.plug()
+
+    assert rotate(profile, following, step, replug) == STEPS
+    (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
+    assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")
+
+
+@pytest.mark.parametrize("step", STEPS[:-2])
+def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
+    yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri, step: Step
+) -> None:
+    before = in_use(profile)
+    with pytest.raises((DeviceGone, DeviceNotFound)):
+        rotate(profile, following, step, yubikey.unplug)
+    yubikey.plug()
+    # Once it is proven, the switch needs no device.
+    assert in_use(profile) == (following if step in (Step.PROVE, Step.SWITCH) else before)
+    with Tokens(profile) as tokens:
+        assert tokens.get(tokens.wanted((SCOPE,))).token
+    rotate(profile, following, None, yubikey.unplug)
+    (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
+    assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")
+
+
+def test_a_program_that_runs_meanwhile_goes_over_to_the_next_key(
+    yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri
+) -> None:
+    def replug() -> None:
+        yubikey.unplug()
+        yubikey.plug()
+
+    with Tokens(profile, isolated=True) as tokens:
+        before = thumbprint(tokens.assertion())
+        rotate(profile, following, Step.REGISTER, replug)
+        after = thumbprint(tokens.assertion())
+    assert before != after == read_key_file(key_file(profile)).current.thumbprints["x5t"]
+    assert {request.status for request in entra.requests} == {200}
