@@ -335,7 +335,11 @@ def _configuration() -> _Configuration:
     served: set[str] = set()
     directories = _library_directories()
     for directory in _configuration_directories():
-        for file in sorted(directory.glob("*.module")):
+        try:
+            files = sorted(directory.glob("*.module"))
+        except OSError:  # p11-kit, too, passes over what it may not read: HOME may be another user's
+            continue
+        for file in files:
             try:
                 lines = read_trusted(file, "p11-kit configuration")[0].decode(errors="replace").splitlines()
             except ConfigError as error:

@@ -204,6 +204,11 @@ class TestTheUsersOwnConfiguration:
         configure(tmp_path / "xdg/pkcs11/modules", "own", library / "libvendor.so")
         assert configured_modules() == {"own": library / "libvendor.so"}
 
+    def test_is_passed_over_where_it_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Root reaches whatever there is, but not this.
+        monkeypatch.setenv("HOME", "/" + "x" * 300)
+        assert configured_modules() == {}
+
     @pytest.mark.parametrize(
         "ids", [{"getuid": 0, "geteuid": 0}, {"geteuid": 0}, {"getuid": 0}, {"getegid": -1}], ids=repr
     )
