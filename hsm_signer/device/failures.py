@@ -63,7 +63,6 @@ _NOT_LIKE_THIS = (
     pkcs11.TemplateInconsistent,
 )
 _NOT_AT_ALL = (pkcs11.FunctionNotSupported, pkcs11.FunctionRejected, *_MECHANISM)
-# python-pkcs11 has no class for CKR_USER_TYPE_INVALID.
 _WRONG_ROLE = "User type invalid"
 
 
@@ -100,7 +99,7 @@ def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     message = f"{device} refused {doing} ({_name(error)})."
     if isinstance(error, _READ_ONLY):
         return DeviceReadOnly(message, hint="It is write-protected: change it with the vendor's own tool.")
-    if str(error).startswith(_WRONG_ROLE) or isinstance(error, pkcs11.UserNotLoggedIn):
+    if is_wrong_role(error) or isinstance(error, pkcs11.UserNotLoggedIn):
         return DeviceReadOnly(
             message, hint="The user's PIN does not allow it: use the vendor's own tool, as its security officer."
         )
@@ -117,6 +116,11 @@ def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     if isinstance(error, _NOT_AT_ALL):
         return DeviceError(message, hint="It does not offer this through PKCS#11: use the vendor's own tool.")
     return DeviceError(message, hint="See the module's own log (-v shows what it writes to stderr).")
+
+
+def is_wrong_role(error: pkcs11.PKCS11Error) -> bool:
+    """Tell whether a call failed with CKR_USER_TYPE_INVALID, for which python-pkcs11 has no class."""
+    return str(error).startswith(_WRONG_ROLE)
 
 
 def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:

@@ -242,6 +242,11 @@ def _reason(path: Path, error: Exception) -> str:
 def _mending(path: Path) -> str:
     if "softhsm" in path.name:
         return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
+    if "opencryptoki" in path.name:
+        return (
+            "openCryptoki needs its daemon: sudo systemctl start pkcsslotd. It serves only root and members of the "
+            "group pkcs11."
+        )
     return (
         "Name the vendor's PKCS#11 library with --module, for example libykcs11.so, "
         "and see that its daemon (pcscd, tpm2-abrmd) runs."

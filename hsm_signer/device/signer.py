@@ -13,7 +13,7 @@ from pkcs11.types import Object, Session, SignMixin, Slot
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.facts import Protection
-from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure
+from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
 from hsm_signer.device.pin import Pin
@@ -154,6 +154,15 @@ class DeviceSigner:
             if pin is None and not isinstance(error, (pkcs11.PinIncorrect, pkcs11.PinLocked)):
                 raise
             raise explain_login_failure(error, str(self._device.info), flags_after(session.token)) from error
+        except pkcs11.PKCS11Error as error:
+            if pin is None or not is_wrong_role(error):
+                raise
+            # openCryptoki stores whatever CKA_ALWAYS_AUTHENTICATE it is given, and knows no CKU_CONTEXT_SPECIFIC.
+            raise KeyUnfit(
+                f"The key {self.key.info} requires the PIN for each signature, and {self._device.info} offers no such "
+                "login.",
+                hint="Generate a key without --always-authenticate, or use another device.",
+            ) from error
 
     def _context_pin(self) -> Pin:
         pin = self._device.login_pin()

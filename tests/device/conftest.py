@@ -16,6 +16,7 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.faults.control import FaultyModule
 
 from .stacks import Stack
+from .stacks.opencryptoki import OpenCryptokiStack
 from .stacks.own import OwnStack
 from .stacks.p11_kit_remote import P11KitStack
 from .stacks.piv import PivStack, VirtualYubiKey
@@ -40,6 +41,8 @@ def running() -> Iterator[Running]:
                 started[name] = TpmStack()
             elif name == "p11-kit":
                 started[name] = P11KitStack()
+            elif name == "opencryptoki":
+                started[name] = OpenCryptokiStack()
             else:
                 started["ykcs11"], started["opensc"] = VirtualYubiKey().stacks
         return started[name]

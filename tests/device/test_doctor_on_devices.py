@@ -14,9 +14,10 @@ from tests.faults.control import FaultyModule
 
 from .conftest import Running
 from .stacks import Stack, StackKey
+from .stacks.opencryptoki import stacks
 
 
-@pytest.fixture(params=["softhsm", "tpm", "ykcs11", "opensc"])
+@pytest.fixture(params=stacks("softhsm", "tpm", "ykcs11", "opensc"))
 def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack = running(request.param)
     stack.reset()

@@ -22,11 +22,12 @@ from tests.faults.control import FaultyModule
 
 from .conftest import Running
 from .stacks import Stack, StackKey
+from .stacks.opencryptoki import stacks
 
 SUBJECT = "CN=my app,O=Contoso"
 
 
-@pytest.fixture(params=["softhsm", "p11-kit", "tpm", "ykcs11", "opensc"])
+@pytest.fixture(params=stacks("softhsm", "p11-kit", "tpm", "ykcs11", "opensc"))
 def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack = running(request.param)
     stack.reset()
@@ -34,7 +35,7 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-writable = pytest.mark.parametrize("stack", ["softhsm", "tpm"], indirect=True)
+writable = pytest.mark.parametrize("stack", stacks("softhsm", "tpm"), indirect=True)
 piv = pytest.mark.parametrize("stack", ["ykcs11", "opensc"], indirect=True)
 
 

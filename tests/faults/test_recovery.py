@@ -26,6 +26,7 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceTimeout,
     HsmSignerError,
+    KeyUnfit,
     LoginInterrupted,
     MechanismUnsupported,
     PinError,
@@ -46,6 +47,7 @@ from .control import FaultyModule, Rv
 
 MESSAGE = b"header.claims"
 LOST = [Rv.DEVICE_REMOVED, Rv.DEVICE_ERROR, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR]
+USER_TYPE_INVALID = 0x103  # PKCS#11 v3.1 section 6.1; what openCryptoki answers to CKU_CONTEXT_SPECIFIC
 FOR_EVER = float("inf")
 
 
@@ -448,6 +450,14 @@ class TestAlwaysAuthenticate:
             with pytest.raises(PinIncorrect):
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
+
+    def test_a_device_that_has_no_such_login_says_so(self, refer: Refer, faulty: FaultyModule) -> None:
+        faulty.always_authenticate(True)
+        with open_device(refer()) as device:
+            signer = device.signer()
+            faulty.rule("C_Login", rv=USER_TYPE_INVALID)
+            with pytest.raises(KeyUnfit, match="offers no such login"):
+                signer.sign(Algorithm.RS256, MESSAGE)
 
     @pytest.mark.parametrize(
         ("flag", "error"), [(TokenFlag.USER_PIN_LOCKED, PinLocked), (TokenFlag.USER_PIN_FINAL_TRY, PinLastTry)]

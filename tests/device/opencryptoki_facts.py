@@ -1,0 +1,97 @@
+"""What openCryptoki's soft token does that other devices do not. Run by test_opencryptoki.py, in its namespaces."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from pkcs11 import Mechanism
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.mechanisms import plan
+from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import DeviceError, KeyUnfit
+
+from .conftest import Running
+from .stacks import Stack
+from .stacks.apart import Apart, run_apart
+
+
+@pytest.fixture
+def stack(running: Running) -> Iterator[Stack]:
+    stack = running("opencryptoki")
+    stack.reset()
+    yield stack
+    stack.reset()
+
+
+def refer(stack: Stack) -> KeyReference:
+    pin = FixedLogin(Pin(stack.pin), "a test")
+    return KeyReference(Pkcs11Uri.parse(stack.key.uri), pin, stack.module, writable=True)
+
+
+def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+        mechanisms = device.signer().key.mechanisms
+        raw = device.info.library_version < (3, 16)
+    assert plan(Algorithm.RS256, mechanisms).mechanism is (Mechanism.RSA_PKCS if raw else Mechanism.SHA256_RSA_PKCS)
+    assert plan(Algorithm.PS256, mechanisms).mechanism is Mechanism.SHA256_RSA_PKCS_PSS
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) -> None:
+    with open_device(refer(stack)) as device:
+        signer = device.signer()
+        signer.key = replace(signer.key, mechanisms=frozenset({Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS}))
+        signature = signer.sign(algorithm, b"x")
+    scheme = padding.PKCS1v15() if algorithm is Algorithm.RS256 else padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+    stack.key.public_key.verify(signature, b"x", scheme, hashes.SHA256())
+
+
+def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: Stack) -> None:
+    with open_device(refer(stack)) as device:
+
+        def make_and_use() -> None:
+            made = generate_key(device, KeySpec("always", always_authenticate=True))  # version 3.23 refuses
+            device.signer(Pkcs11Uri.parse(made.uri)).sign(Algorithm.RS256, b"x")  # 3.8 cannot be given the PIN
+
+        with pytest.raises((DeviceError, KeyUnfit)) as caught:
+            make_and_use()
+        assert "without --always-authenticate" in str(caught.value.hint)
+        # Other keys of the device are as good as before.
+        device.signer().sign(Algorithm.RS256, b"x")
+
+
+def test_a_process_signs_on_when_the_daemon_is_restarted(stack: Stack) -> None:
+    lines = """
+        with open_device(reference(KEY)) as device:
+            signer = device.signer()
+            tell("open")
+            wait()
+            tell(len(signer.sign(Algorithm.RS256, b"x")))
+        """
+    with Apart(stack, lines) as apart:
+        assert apart.hear() == "open"
+        stack.unplug()
+        stack.plug()
+        apart.go()
+        assert apart.rest() == ["256"]
+
+
+def test_without_its_daemon_the_hint_names_it(stack: Stack) -> None:
+    stack.unplug()
+    (hint,) = run_apart(
+        stack,
+        """
+        try:
+            open_device(reference(KEY))
+        except HsmSignerError as error:
+            tell(error.hint)
+        """,
+    )
+    assert "systemctl start pkcsslotd" in hint
