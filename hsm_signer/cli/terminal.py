@@ -58,9 +58,10 @@ def _silent(terminal: int, question: bytes) -> Iterator[None]:
         os.write(terminal, question)
 
     def end() -> None:
-        # A terminal that was closed has nothing to restore.
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+        # A closed one has nothing to restore. In the background it is another program's, and setting it would stop us.
+        with contextlib.suppress(OSError, termios.error):
+            if os.tcgetpgrp(terminal) == os.getpgrp():
+                termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
 
     def stop(number: int, frame: FrameType | None) -> None:
         end()

@@ -142,6 +142,25 @@ def test_ctrl_z_gives_the_terminal_back_and_the_question_is_asked_again(
     assert PIN[:4] not in terminal.seen
 
 
+def test_one_that_was_stopped_at_the_question_can_be_ended(
+    program: Program, signing: Settings, terminal: Terminal
+) -> None:
+    settings = options(signing, pin_source="prompt")
+    with program.start("assertion", *settings, within=on(terminal, SHELL_WITH_JOBS)) as process:
+        terminal.wait_for("PIN for")
+        terminal.type("\x1a")
+        terminal.wait_for("it stopped with")
+        pid = child_of(process.pid)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        wait_until_gone(pid)
+        assert terminal.echoes()
+        terminal.type("\n")
+        terminal.wait_for("it ended with")  # the shell has the status it saw last
+        terminal.type("\n")
+        process.communicate(timeout=60)
+
+
 def test_a_hangup_that_is_ignored_stays_ignored(program: Program, signing: Settings, terminal: Terminal) -> None:
     shell = SHELL_THAT_STAYS.replace('"$@"', "(trap '' HUP; exec \"$@\")")
     with program.start("assertion", *options(signing, pin_source="prompt"), within=on(terminal, shell)) as process:
