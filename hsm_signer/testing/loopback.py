@@ -94,7 +94,8 @@ class LoopbackServer:
 
     async def _serve(self) -> None:
         self._loop.set_result(asyncio.get_running_loop())
-        await self._server.serve(sockets=[self._listener])
+        with self._listener:  # uvicorn leaves it open when it is stopped before it has started
+            await self._server.serve(sockets=[self._listener])
 
 
 def server_url(scheme: str, host: str, port: int) -> str:
