@@ -58,12 +58,17 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Give a stream whose content takes the place of a file when the `with` ends well; otherwise nothing changes.
 
+    Only a regular file is replaced. A symbolic link is not followed: in a directory that others share, whoever put it
+    there would choose the file that we replace.
+
     Raises:
+        OutputError: something else than a regular file has the name.
         OSError: it cannot be written.
     """
     opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY) if directory is None else os.dup(directory)
     temporary = f".{path.name}.{secrets.token_hex(8)}"
     try:
+        _require_regular(path, opened)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(temporary, flags, 0o600, dir_fd=opened)
         try:
@@ -84,6 +89,32 @@ def replacing(
             raise
     finally:
         os.close(opened)
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _require_regular(path: Path, directory: int) -> None:
+    """Raise OutputError where a name of `directory` is taken by something else than a regular file."""
+    try:
+        # "." and "/" have no name in their directory, and are one.
+        mode = os.lstat(path.name, dir_fd=directory).st_mode if path.name else stat.S_IFDIR
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(mode):
+        return
+    hint = "Name a file that does not exist yet, or a regular file: it is replaced whole."
+    if stat.S_ISLNK(mode):
+        hint = f"Name the file itself: {os.path.realpath(path)}"
+    kind = _KINDS[stat.S_IFMT(mode)]
+    raise OutputError(f"{path} cannot be written: it is {kind}, not a regular file.", hint=hint)
 
 
 def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:

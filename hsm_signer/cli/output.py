@@ -77,8 +77,6 @@ def result_writer(file: Path | None) -> Iterator[Write]:
         _stdout()
         yield print_result
         return
-    if file.is_dir():
-        raise OutputError(f"{file} is a directory.", hint="Name a file in it.")
     try:
         with replacing(file) as stream:
 

@@ -177,6 +177,26 @@ def test_an_output_file_that_cannot_be_written(program: Program, signing: Settin
     assert os.listdir(program.directory) == ["file"]
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+@pytest.mark.parametrize("command", ["assertion", "assertion-file"])
+def test_an_output_file_that_is_not_a_regular_file(
+    program: Program, signing: Settings, kind: str, command: str
+) -> None:
+    directory = program.directory / "private"
+    directory.mkdir(mode=0o700)
+    file, target = directory / "result", directory / "target"
+    if kind == "FIFO":
+        os.mkfifo(file)
+    else:
+        target.write_text("of before")
+        file.symlink_to(target)
+    where = ["--output-file", str(file)] if command == "assertion" else [str(file), "--once"]
+    result = program(command, *options(signing), *where)
+    assert result.status == 74
+    assert result.stderr.count("not a regular file") == 1
+    assert file.is_fifo() if kind == "FIFO" else (file.is_symlink() and target.read_text() == "of before")
+
+
 def test_a_stdout_that_cannot_be_written(program: Program, signing: Settings) -> None:
     full = ("sh", "-c", 'exec "$@" >/dev/full', "sh")
     assert_explained(program("assertion", *options(signing), within=full), 74, "output_error")

@@ -416,17 +416,19 @@ class TestRestart:
         monkeypatch.setattr(os, "geteuid", lambda: somebody)
         assert world.file.held() == Held(START, START, START + 3600)
 
-    def test_replaces_a_link(self, world: World, tmp_path: Path) -> None:
+    def test_refuses_a_link(self, world: World, tmp_path: Path) -> None:
         world.put(world.assertion(START))
         world.file.path.rename(tmp_path / "elsewhere")
         world.file.path.symlink_to(tmp_path / "elsewhere")
-        world.run(MINUTE)
-        assert world.signed == [0]
+        with pytest.raises(OutputError, match="symbolic link"):
+            world.run(MINUTE)
+        assert world.signed == []
 
-    def test_replaces_a_pipe_without_waiting_for_a_writer(self, world: World) -> None:
+    def test_refuses_a_pipe_without_waiting_for_a_writer(self, world: World) -> None:
         os.mkfifo(world.file.path, 0o600)
-        world.run(MINUTE)
-        assert world.file.held() is not None
+        with pytest.raises(OutputError, match="FIFO"):
+            world.run(MINUTE)
+        assert world.signed == []
 
 
 class TestAnotherKey:

@@ -1,6 +1,7 @@
 """Private files are whole, have their mode from the start, and stand where nobody else can put one."""
 
 import os
+import socket
 import stat
 import threading
 from collections.abc import Callable
@@ -90,13 +91,63 @@ def test_what_fails_half_way_leaves_the_file_of_before(file: Path, error: BaseEx
     assert file.read_text() == "of before"
 
 
-def test_a_link_is_replaced_and_not_followed(file: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_text("of somebody else")
+def a_fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def a_socket(file: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(file))
+
+
+def a_device(file: Path) -> None:
+    # A node of our own for the null device: only root may make one, and nobody else needs the test.
+    os.mknod(file, stat.S_IFCHR | 0o600, os.makedev(1, 3)) if os.geteuid() == 0 else file.symlink_to(os.devnull)
+
+
+def a_link_to_a_file(file: Path) -> None:
+    target = file.with_name("target")
+    target.write_text("of before")
     file.symlink_to(target)
-    write_private(file, lambda: "text", mode=0o600)
-    assert not file.is_symlink()
-    assert target.read_text() == "of somebody else"
+
+
+def a_link_to_nothing(file: Path) -> None:
+    file.symlink_to(file.with_name("target"))
+
+
+def a_link_to_itself(file: Path) -> None:
+    file.symlink_to(file)
+
+
+def a_directory(file: Path) -> None:
+    file.mkdir()
+
+
+def names_and_nodes(directory: Path) -> dict[str, tuple[int, int]]:
+    return {each.name: (each.lstat().st_ino, each.lstat().st_mode) for each in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_fifo, a_socket, a_device, a_link_to_a_file, a_link_to_nothing, a_link_to_itself, a_directory],
+    ids=lambda make: make.__name__,
+)
+def test_only_a_regular_file_is_replaced_and_nothing_is_made_for_another(
+    file: Path, make: Callable[[Path], None]
+) -> None:
+    make(file)
+    before = names_and_nodes(file.parent)
+    with pytest.raises(OutputError, match="not a regular file") as caught:
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert caught.value.hint is not None
+    assert names_and_nodes(file.parent) == before
+
+
+def test_the_refusal_of_a_link_names_the_file_that_it_leads_to(file: Path) -> None:
+    a_link_to_a_file(file)
+    with pytest.raises(OutputError, match="symbolic link") as caught:
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert str(file.with_name("target")) in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
