@@ -200,8 +200,12 @@ _ENTRA_HOST = re.compile(
     r"|(?:[a-z0-9-]+\.)*ciamlogin\.com"
     r"|(?:[a-z0-9-]+\.)*login\.microsoft\.com"
     r"|(?:[a-z0-9-]+\.)*(?:login|sts)\.(?:windows\.net|chinacloudapi\.cn)"
+    r"|(?:[a-z0-9-]+\.)*(?:(?:[a-z0-9]+-)*graph\.(?:windows\.net|microsoft\.(?:com|us))|microsoftgraph\.chinacloudapi\.cn)"
     r")(?![a-z0-9_-])"
 )
+# Of the JWT by which a key proves itself to addKey and removeKey, to Graph and to no token endpoint:
+# https://learn.microsoft.com/graph/application-rollkey-prooftoken
+_PROOF_AUDIENCE = "00000002-0000-0000-c000-000000000000"
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
@@ -296,6 +300,12 @@ def _check_audience(audience: str | None, token_endpoint: str) -> str:
         return token_endpoint
     if not re.fullmatch(r"[\x21-\x7e]+", audience):
         raise ConfigError(f"The audience {audience!r} is empty or has a space or a character outside ASCII.")
+    if _PROOF_AUDIENCE in unquote(audience).lower():
+        raise ConfigError(
+            f"The audience {_PROOF_AUDIENCE} is that of a proof for Microsoft Graph. Who receives such an assertion "
+            "could register a key of their own with the application.",
+            hint="Leave --audience out: rotate makes the proofs it needs.",
+        )
     destination = urlsplit(token_endpoint).hostname
     for match in _ENTRA_HOST.finditer(unquote(audience).lower()):
         if match[0] != destination:

@@ -216,7 +216,10 @@ def _within(seconds: float, attempt: _Attempt) -> "HttpResponse | Failure | None
 def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
     import ssl
 
-    trust = ssl.create_default_context()
+    # Not create_default_context: it obeys SSLKEYLOGFILE, and would write what decrypts our connections to a file.
+    # Like it, this verifies certificates and host names.
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.load_default_certs()
     if ca_bundle is not None:
         try:
             trust.load_verify_locations(cafile=require_trusted_path(ca_bundle, "CA bundle"))

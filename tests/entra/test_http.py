@@ -494,6 +494,26 @@ def test_an_unknown_authority_is_not_trusted_and_the_remedy_is_named(serve: Serv
     assert "--ca-bundle" in str(caught.value.hint)
 
 
+def test_no_tls_secrets_are_written_whatever_the_environment_says(
+    serve: Serve, authority: trustme.CA, ca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    port = serve(OK, tls=tls_for(authority, "127.0.0.1"))
+    assert post(f"https://127.0.0.1:{port}/", ca_bundle=ca_file).status == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["another.example", "127.0.0.2"])
+def test_the_name_is_verified_with_the_authorities_of_the_environment_too(
+    serve: Serve, authority: trustme.CA, ca_file: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads SSL_CERT_FILE in place of the system's authorities."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+    assert post(f"https://127.0.0.1:{serve(OK, tls=tls_for(authority, '127.0.0.1'))}/").status == 200
+    with pytest.raises(NetworkError, match="not trusted"):
+        post(f"https://127.0.0.1:{serve(OK, tls=tls_for(authority, name))}/")
+
+
 def test_an_untrusted_server_gets_no_request(serve: Serve, authority: trustme.CA, received: list[bytes]) -> None:
     with pytest.raises(NetworkError):
         post(f"https://127.0.0.1:{serve(OK, tls=tls_for(authority, '127.0.0.1'))}/")

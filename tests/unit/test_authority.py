@@ -217,6 +217,30 @@ def test_an_audience_elsewhere_is_free(audience: str) -> None:
     assert endpoint.audience == audience
 
 
+@pytest.mark.parametrize("tenant", [GUID, None])
+@pytest.mark.parametrize(
+    "audience",
+    [
+        "00000002-0000-0000-c000-000000000000",
+        "00000002-0000-0000-C000-000000000000",
+        "spn:00000002-0000-0000-c000-000000000000",
+        "%30%30000002-0000-0000-c000-000000000000",
+    ],
+)
+def test_a_proof_for_graph_is_made_for_no_endpoint(audience: str, tenant: str | None) -> None:
+    other = None if tenant else "https://sts.example.com/token"
+    with pytest.raises(ConfigError, match="proof for Microsoft Graph"):
+        resolve_endpoint(tenant=tenant, token_endpoint=other, audience=audience)
+
+
+@pytest.mark.parametrize(
+    "host", ["graph.microsoft.com", "graph.microsoft.us", "graph.windows.net", "dod-graph.microsoft.us"]
+)
+def test_an_assertion_for_graph_is_handed_to_no_other_server(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"is sent to sts\.example\.com"):
+        resolve_endpoint(tenant=None, token_endpoint="https://sts.example.com/token", audience=f"https://{host}/")
+
+
 @pytest.mark.parametrize("audience", ["", "a b", "ü"])
 def test_a_malformed_audience_is_refused(audience: str) -> None:
     with pytest.raises(ConfigError, match="audience"):
