@@ -15,6 +15,9 @@ class HsmSignerError(Exception):
     Args:
         message: one sentence that says what was looked for and what was found.
         hint: one sentence that says how to mend it, or None where the message says it all.
+
+    Attributes:
+        commands: to type for that, where the hint ends with a colon; each is shown on a line of its own.
     """
 
     code: ClassVar[str] = "error"
@@ -24,6 +27,7 @@ class HsmSignerError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.commands: tuple[str, ...] = ()
 
 
 class ConfigError(HsmSignerError):

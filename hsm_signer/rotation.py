@@ -309,16 +309,19 @@ class Rotation:
     def _wants_an_authority(self, refusal: EntraError, uri: Pkcs11Uri) -> EntraError:
         command = self._profile.command_line
         request = ("certificate", "request", "--key", str(uri), "--subject", self._subject())
-        return EntraError(
+        error = EntraError(
             refusal.message,
             hint="A policy of this tenant demands a certificate by an authority that it trusts. Make a request for the "
-            "next key, have it signed there, store the certificate beside that key, and run rotate again:\n"
-            f"  {command(*request, '--output-file', 'next.csr')}\n"
-            f"  {command('certificate', 'import', '--key', str(uri), '--replace', 'next.pem')}",
+            "next key, have it signed there, store the certificate beside that key, and run rotate again:",
             error=refusal.error,
             correlation_id=refusal.correlation_id,
             trace_id=refusal.trace_id,
         )
+        error.commands = (
+            command(*request, "--output-file", "next.csr"),
+            command("certificate", "import", "--key", str(uri), "--replace", "next.pem"),
+        )
+        return error
 
     def _subject(self) -> str:
         """Return the subject of the next certificate (RFC 4514)."""

@@ -99,18 +99,21 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
     entra = error if isinstance(error, EntraError) else None
     aadsts, correlation_id = (entra.aadsts, entra.correlation_id) if entra else (None, None)
     if as_json:
-        document = {
+        document: dict[str, object] = {
             "code": error.code,
             "message": error.message,
             "hint": error.hint,
             "aadsts": aadsts,
             "correlation_id": correlation_id,
         }
+        if error.commands:
+            document["commands"] = error.commands
         text = json.dumps({"error": document})
     else:
         lines = [f"{_paint('error', '31')}: {displayable(error.message)}"]
         if error.hint:
             lines.append(f"{_paint('hint', '36')}: {displayable(error.hint)}")
+        lines += [f"  {displayable(command)}" for command in error.commands]
         if correlation_id:
             lines.append(f"correlation id: {correlation_id}")
         text = "\n".join(lines)

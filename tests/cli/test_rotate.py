@@ -408,6 +408,8 @@ class TestIsRefused:
         assert refused.status == 7
         assert stage.works()
         asked, stored = commands(refused)
+        told = stage("rotate", "-o", "json").error["commands"]
+        assert [shlex.split(command)[1:] for command in told] == [asked, stored]
         request = stage(*asked)
         assert request.status == 0, request.stderr
         stage.program.directory.joinpath("next.pem").write_bytes(
