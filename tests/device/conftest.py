@@ -25,11 +25,13 @@ from .stacks.tpm import TpmStack
 
 Running: TypeAlias = Callable[[str], Stack]
 
+# One of each in a run, whichever directory's tests ask: a loaded module stays with the card that it found first.
+started: dict[str, Stack] = {}
+
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
     """Start a stack when it is first needed, and stop them all at the end."""
-    started: dict[str, Stack] = {}
 
     def running(name: str) -> Stack:
         if name not in started:
@@ -48,8 +50,8 @@ def running() -> Iterator[Running]:
         return started[name]
 
     yield running
-    for stack in started.values():
-        stack.close()
+    while started:
+        started.popitem()[1].close()
 
 
 @pytest.fixture
