@@ -1,20 +1,17 @@
 """pcscd where polkit keeps this user out: the real daemon where it asks polkit, and stand-ins that answer as it does.
 
-pcscd asks polkit twice (its auth.c): for every client, and for every reader that a client opens. It has asked since
-version 1.8, but Debian 12 builds it without polkit, and Debian 13 with.
+pcscd asks polkit twice (its auth.c): for every client, and for every reader that a client opens.
 """
 
-import os
-import shutil
 import socket
 import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
+from tests.device.stacks.pcscd import start_pcscd
 from tests.device.stacks.piv_card import ATR
 
 READER = "Yubico 00 00"
@@ -28,31 +25,11 @@ _READER_STATE = struct.Struct("128s3I33s3x2I")
 _PRESENT = 0x34  # SCARD_PRESENT, SCARD_POWERED, SCARD_NEGOTIABLE
 
 
-@cache
-def asks_polkit() -> bool:
-    """Whether this machine's pcscd asks polkit."""
-    done = subprocess.run([_program(), "--help"], capture_output=True, text=True)
-    return "--disable-polkit" in done.stdout + done.stderr
-
-
 @contextmanager
 def asking_in_vain(path: Path) -> Iterator[None]:
     """Run this machine's pcscd at `path`, without readers; polkit does not answer it."""
-    configuration = path.with_suffix(".conf")
-    configuration.touch()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        process = subprocess.Popen(
-            [
-                *("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null', "sh"),
-                *(_program(), "--foreground", "--config", str(configuration)),
-            ],
-            env={"PATH": "/usr/bin:/bin", "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={path}.no-bus"},
-            stdin=listener.fileno(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    no_bus = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={path}.no-bus"}
+    process = start_pcscd(path, "", environment=no_bus, output=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -75,12 +52,6 @@ def keeping_the_reader(path: Path) -> Iterator[None]:
     """Show the one reader, and refuse to open it."""
     with _listening(path, _serve):
         yield
-
-
-def _program() -> str:
-    program = shutil.which("pcscd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    assert program is not None
-    return program
 
 
 @contextmanager

@@ -86,7 +86,11 @@ def pcscd_complaint() -> DeviceError | None:
 def blame_pcscd(error: E) -> E:
     """Return the error of a module that finds no device, with pcscd's part in it where it has one. Runs on the lane."""
     complaint = pcscd_complaint()
-    return error if complaint is None else type(error)(f"{error.message} {complaint.message}", hint=complaint.hint)
+    if complaint is None:
+        return error
+    # Another module of this process may be the one that uses the readers: both hints stand.
+    hint = " ".join(filter(None, (error.hint, complaint.hint)))
+    return type(error)(f"{error.message} {complaint.message}", hint=hint)
 
 
 def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:

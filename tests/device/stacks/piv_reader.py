@@ -12,7 +12,6 @@ import datetime
 import fcntl
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -30,8 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from tests.refusing_pcscd import asks_polkit
-
+from .pcscd import asks_polkit, start_pcscd
 from .piv_attestation import make_attesting_key
 from .piv_card import ATR, ATTESTATION, AUTHENTICATION, SIGNATURE, TRIES, PivCard, PivKey
 
@@ -42,7 +40,6 @@ _READER = "Yubico"  # ykcs11 uses readers whose name begins so, and no others
 _SLOT = f"{_READER} 00 00".encode()
 _DRIVER = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so"
 _SERIAL = 12345678
-_NOBODY = 65534
 _PATIENCE = 15.0  # seconds a YubiKey waits to be touched
 _NOTICED = 10.0  # seconds until pcscd must have seen what happened to the card
 
@@ -88,18 +85,22 @@ class Contacts:
         self._port = port
         self._connection: socket.socket | None = None
 
-    def plug(self) -> None:
-        """Put the card in."""
-        if self._connection is None:
-            self._connection = socket.create_connection(("127.0.0.1", self._port))
-            threading.Thread(target=self._serve, args=(self._connection,), daemon=True).start()
-
-    def unplug(self) -> None:
-        """Pull it out, also from the midst of a command."""
+    def plug(self) -> bool:
+        """Put the card in; tell whether it was out."""
         if self._connection is not None:
-            with suppress(OSError):  # the reader was faster
-                self._connection.shutdown(socket.SHUT_RDWR)
-            self._connection = None
+            return False
+        self._connection = socket.create_connection(("127.0.0.1", self._port))
+        threading.Thread(target=self._serve, args=(self._connection,), daemon=True).start()
+        return True
+
+    def unplug(self) -> bool:
+        """Pull it out, also from the midst of a command; tell whether it was in."""
+        if self._connection is None:
+            return False
+        with suppress(OSError):  # the reader was faster
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection = None
+        return True
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile("rwb") as stream:
@@ -139,47 +140,25 @@ def _free_ports() -> int:
 
 
 @contextmanager
-def _pcscd(directory: Path, port: int, *, root: bool) -> Iterator[None]:
+def _pcscd(directory: Path, port: int) -> Iterator[None]:
     """Run a pcscd that has one reader, which waits for its card at `port`.
 
-    It gets its socket the way systemd hands one over (sd_listen_fds(3)), so that another pcscd and its socket are left
-    alone, and never runs as root, so that it can neither replace the other's process id file nor open USB readers. The
-    filter keeps from it whatever reader it might still be able to open: every name but "Yubico" has other letters.
+    The filter keeps from it whatever reader it might still be able to open: every name but "Yubico" has other letters.
     """
-    program = shutil.which("pcscd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if program is None or not Path(_DRIVER).is_file():
+    if not Path(_DRIVER).is_file():
         sys.exit("pcscd and its virtual reader are needed: apt-get install pcscd vsmartcard-vpcd")
-    run = Path("/run/pcscd")  # compiled in; pcscd ends when it does not exist and cannot be made
-    made = not run.exists()
-    if made and not root:
-        sys.exit(f"pcscd wants {run} to exist: sudo mkdir {run}")
-    if made:
-        run.mkdir()
     others = ":".join(sorted({chr(code) for code in range(0x20, 0x7F)} - {*_READER, ":"}))
+    configuration = f'FRIENDLYNAME "{_READER}"\nDEVICENAME /dev/null:{port}\nLIBPATH {_DRIVER}\nCHANNELID {port}\n'
     log = directory / "pcscd.log"
-    with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
-        listener.bind(str(directory / SOCKET))
-        listener.listen()
-        configuration = os.memfd_create("reader.conf")  # nobody may not read our directory
-        os.write(
+    with log.open("wb") as output:
+        process = start_pcscd(
+            directory / SOCKET,
             configuration,
-            f'FRIENDLYNAME "{_READER}"\nDEVICENAME /dev/null:{port}\nLIBPATH {_DRIVER}\nCHANNELID {port}\n'.encode(),
-        )
-        process = subprocess.Popen(
-            [
-                *("sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null', "sh"),
-                *(program, "--foreground", "--info", "--config", f"/proc/self/fd/{configuration}"),
-                # polkit lets in whoever sits at the machine, and nobody where it does not run.
-                *(["--disable-polkit"] if asks_polkit() else []),
-            ],
-            env={"PATH": "/usr/bin:/bin", "PCSCLITE_FILTER_IGNORE_READER_NAMES": others},
-            stdin=listener.fileno(),
-            stdout=output,
-            stderr=output,
-            pass_fds=(configuration,),
-            user=_NOBODY if root else None,
-            group=_NOBODY if root else None,
-            extra_groups=() if root else None,
+            "--info",
+            # polkit lets in whoever sits at the machine, and nobody where it does not run.
+            *(["--disable-polkit"] if asks_polkit() else []),
+            environment={"PCSCLITE_FILTER_IGNORE_READER_NAMES": others},
+            output=output,
         )
     try:
         yield
@@ -193,8 +172,6 @@ def _pcscd(directory: Path, port: int, *, root: bool) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if made:
-            run.rmdir()
 
 
 class _ReaderState(ctypes.Structure):
@@ -222,11 +199,23 @@ class Witness:
         # Comes back when pcscd is ready.
         self._succeed(self._pcsc.SCardEstablishContext(2, None, None, ctypes.byref(self._context)))
 
-    def wait_for_card(self, present: bool) -> None:
-        """Return when pcscd has noticed that the card is there, or is not."""
+    def noticed(self) -> int:
+        """Return how often pcscd has seen the card come or go."""
+        state = _ReaderState(reader=_SLOT)
+        self._succeed(self._pcsc.SCardGetStatusChange(self._context, ctypes.c_ulong(0), ctypes.byref(state), 1))
+        return state.event >> 16
+
+    def wait_for_card(self, present: bool, after: int | None = None) -> None:
+        """Return when pcscd has noticed that the card is there, or is not.
+
+        Args:
+            after: what `noticed` was before. A program that fails to reset a card makes pcscd call it absent before
+                the thread that watches the reader has looked; were it back by then, that thread would notice nothing.
+        """
         deadline = time.monotonic() + _NOTICED
         state = _ReaderState(reader=_SLOT)
-        while bool(state.event & 0x20) is not present or not state.event:  # SCARD_STATE_PRESENT
+        # SCARD_STATE_PRESENT
+        while bool(state.event & 0x20) is not present or not state.event or state.event >> 16 == after:
             left = ctypes.c_ulong(max(1, int((deadline - time.monotonic()) * 1000)))
             state.current = state.event
             self._succeed(self._pcsc.SCardGetStatusChange(self._context, left, ctypes.byref(state), 1))
@@ -278,7 +267,6 @@ def _make_key(name: str) -> PivKey:
 
 def main(pin: str) -> None:
     """Obey until stdin ends."""
-    root = os.geteuid() == 0
     _leave_network()
     port = _free_ports()
     own = {AUTHENTICATION: _make_key("virtual 9a"), SIGNATURE: _make_key("virtual 9c")}
@@ -290,11 +278,11 @@ def main(pin: str) -> None:
     def obey(command: str, argument: float | str) -> int | str | None:
         match command:
             case "plug":
-                contacts.plug()
-                witness.wait_for_card(True)
+                before = witness.noticed()
+                witness.wait_for_card(True, before if contacts.plug() else None)
             case "unplug":
-                contacts.unplug()
-                witness.wait_for_card(False)
+                before = witness.noticed()
+                witness.wait_for_card(False, before if contacts.unplug() else None)
             case "forget login":
                 card.forget_login()
             case "reset card":
@@ -331,9 +319,10 @@ def main(pin: str) -> None:
                 raise ValueError(command)
         return None
 
-    with tempfile.TemporaryDirectory(prefix="piv-") as directory, _pcscd(Path(directory), port, root=root):
+    with tempfile.TemporaryDirectory(prefix="piv-") as directory, _pcscd(Path(directory), port):
         witness = Witness(Path(directory))
-        obey("plug", 0)
+        contacts.plug()
+        witness.wait_for_card(True)
         print(json.dumps([directory, *(key.certificate.hex() for key in own.values() if key.certificate)]), flush=True)
         for line in sys.stdin:
             print(json.dumps(obey(*json.loads(line))), flush=True)
