@@ -65,7 +65,7 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class Sign:
-    """Parent to worker: a `Request` for a signature."""
+    """Parent to worker: a `Request` for a signature, which the parent verifies."""
 
     doing: ClassVar[str] = "signing"
 
@@ -73,7 +73,7 @@ class Sign:
     message: bytes
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        return signer.sign(self.algorithm, self.message)
+        return signer.sign_unverified(self.algorithm, self.message)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pkcs11
 from pkcs11 import TokenFlag
 
+from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.errors import (
     DeviceError,
@@ -15,6 +16,7 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLastTry,
     PinLocked,
+    SignatureInvalid,
 )
 
 GONE = (
@@ -149,6 +151,26 @@ def _is_piv(device: DeviceInfo) -> bool:
     """Whether it is a PIV card, as ykcs11 and OpenSC describe one."""
     by_ykcs11 = device.manufacturer.startswith("Yubico") and device.model.startswith("YubiKey")
     return by_ykcs11 or device.manufacturer == "piv_II"
+
+
+def require_valid_signature(
+    public_key: PublicKey, algorithm: Algorithm, message: bytes, signature: bytes, key: str
+) -> None:
+    """Verify a signature that a device returned.
+
+    Args:
+        key: what to call the key, at the start of a sentence.
+
+    Raises:
+        SignatureInvalid: it is not this key's signature.
+    """
+    if not public_key.verify(algorithm, message, signature):
+        raise SignatureInvalid(
+            f"{key} returned a signature that its public key does not verify.",
+            hint="Nothing was sent. Some devices force another salt on PSS: use --algorithm RS256."
+            if algorithm is Algorithm.PS256
+            else "Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
+        )
 
 
 def explain_login_failure(

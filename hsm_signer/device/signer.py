@@ -13,7 +13,7 @@ from pkcs11.types import Object, Session, SignMixin, Slot
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.facts import Protection
-from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role
+from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role, require_valid_signature
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
 from hsm_signer.device.pin import Pin
@@ -27,7 +27,6 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLocked,
     PinUnavailable,
-    SignatureInvalid,
     TouchMissed,
 )
 
@@ -85,8 +84,19 @@ class DeviceSigner:
         """Return the device's signature over `message`, verified with the public key.
 
         Raises:
+            SignatureInvalid: what the device returned is not this key's signature.
+            HsmSignerError: as `sign_unverified`.
+        """
+        signature = self.sign_unverified(algorithm, message)
+        key = f"The key {self.key.info} on {self._device.info}"
+        require_valid_signature(self.public_key, algorithm, message, signature, key)
+        return signature
+
+    def sign_unverified(self, algorithm: Algorithm, message: bytes) -> bytes:
+        """Return what the device returns as its signature over `message`, for a caller that verifies it.
+
+        Raises:
             MechanismUnsupported: the device cannot sign `algorithm`.
-            SignatureInvalid: what it returned is not this key's signature.
             PinError: the key wants the PIN with each signature, and it was refused or is not at hand.
             TouchMissed: the device waited for a touch in vain.
             DeviceError, DeviceTimeout: the call failed, or did not come back.
@@ -104,13 +114,6 @@ class DeviceSigner:
             self._device.give_up(error)
             raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
-        if not self.public_key.verify(algorithm, message, signature):
-            raise SignatureInvalid(
-                f"{self._device.info} returned a signature that the public key of {self.key.info} does not verify.",
-                hint="Nothing was sent. Some devices force another salt on PSS: use --algorithm RS256."
-                if algorithm is Algorithm.PS256
-                else "Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
-            )
         return signature
 
     def protection(self) -> Protection:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.channel import ReadCertificate, Request, Sign
+from hsm_signer.device.failures import require_valid_signature
 from hsm_signer.device.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
 from hsm_signer.device.worker_process import Unsent, WorkerProcess
 from hsm_signer.errors import (
@@ -26,7 +27,6 @@ from hsm_signer.errors import (
     PinError,
     PinIncorrect,
     PinLocked,
-    SignatureInvalid,
 )
 
 if TYPE_CHECKING:
@@ -108,12 +108,8 @@ class WorkerSigner:
             PinError: a login was refused. No worker is started again.
         """
         signature = self._request(Sign(algorithm, message))
-        # The worker verified it too. But a module may have changed the worker, and this process uses what it says.
-        if not self.public_key.verify(algorithm, message, signature):
-            raise SignatureInvalid(
-                f"The worker that serves {self.device} returned a signature that the key's public key does not verify.",
-                hint="Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
-            )
+        # Here and not in the worker, which a module may have taken over.
+        require_valid_signature(self.public_key, algorithm, message, signature, f"The key on {self.device}")
         return signature
 
     def _request(self, request: Request) -> bytes:

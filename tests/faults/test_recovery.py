@@ -533,6 +533,16 @@ class TestWorker:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert len({call.pid for call in faulty.log()}) == 2
 
+    def test_a_corrupted_signature_is_not_returned_and_the_next_one_is(
+        self, refer: Refer, faulty: FaultyModule
+    ) -> None:
+        with open_worker(refer()) as signer:
+            faulty.rule("C_Sign", corrupt=True, times=1)
+            with pytest.raises(SignatureInvalid, match="does not verify") as caught:
+                signer.sign(Algorithm.RS256, MESSAGE)
+            assert caught.value.hint
+            assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
+
     def test_a_second_one_starts_only_after_the_first_has_logged_in(self, refer: Refer, faulty: FaultyModule) -> None:
         with open_worker(refer(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
             faulty.rule("C_Sign", hang=0.3)
