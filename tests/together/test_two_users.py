@@ -1,0 +1,129 @@
+"""Two users and one device: one of them replaces the key, the other's program uses it, and may read the key file only.
+
+The device's files are both users', as a card is. Where the tests do not run as root, both are the same user.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.rotation_plan import Step
+from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.rotation.conftest import running as running_application
+from tests.together.programs import Busy, current, exchange
+
+_AS_ANOTHER_USER = """
+import json, os, sys
+
+import httpx, pkcs11._pkcs11, ssl  # loaded before the interpreter's files may be out of reach
+import hsm_signer.device.device, hsm_signer.rotation
+from hsm_signer.config import profile_from_arguments
+from hsm_signer.errors import HsmSignerError
+from hsm_signer.rotation import Rotation, RotationRequest
+from hsm_signer.tokens import Tokens
+
+profile = profile_from_arguments(json.loads(sys.argv[1]))
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+with Tokens(profile) as tokens:
+    for line in sys.stdin:
+        if line == "rotate\\n":
+            try:
+                with Rotation(profile, RotationRequest(propagation=0)) as rotation:
+                    rotation.run()
+                print("rotated", flush=True)
+            except HsmSignerError as error:
+                print(error.code, flush=True)
+        else:
+            print(tokens.assertion(), flush=True)
+"""
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    """The same as elsewhere, where another user can get to it."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)  # noqa: S103  # for all to read
+        with running_application(Path(directory), forbid_listing=False) as application:
+            share(application)
+            yield application
+
+
+def share(application: Application) -> None:
+    """Let every user use the device: SoftHSM makes its files for one."""
+    application.softhsm.directory.chmod(0o755)
+    for file in (application.softhsm.directory / "tokens").rglob("*"):
+        file.chmod(0o777 if file.is_dir() else 0o666)
+
+
+@contextmanager
+def another_user(application: Application) -> Iterator["subprocess.Popen[str]"]:
+    """A program of another user, which answers a line with an assertion, or with what came of a rotation."""
+    arguments = {"tenant": TENANT, "client_id": CLIENT, "key": f"file:{application.key_file}", **application.settings()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _AS_ANOTHER_USER, json.dumps(arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield process
+        process.communicate(timeout=30)
+
+
+def ask(process: "subprocess.Popen[str]", line: str = "assertion") -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_program_of_another_user_goes_over_to_the_next_key_and_is_never_refused(application: Application) -> None:
+    def rotate(grace: int) -> None:
+        with application.rotation({"grace": grace}, lambda step, text: share(application)) as rotation:
+            rotation.run()
+
+    with another_user(application) as other, Busy(lambda: exchange(application, ask(other))) as busy:
+        busy.once_more()
+        rotate(grace=3600)
+        busy.wait_for(current(application))
+        rotate(grace=0)
+        busy.once_more()
+    assert len(busy.seen) == 2
+    assert {request.status for request in application.entra.requests} == {200}
+    assert application.is_tidy()
+
+
+def test_a_user_who_cannot_write_beside_the_key_file_cannot_replace_the_key(application: Application) -> None:
+    application.key_file.parent.chmod(0o555)
+    before = application.file, application.seen()
+    with another_user(application) as other:
+        assert ask(other, "rotate") == "output_error"
+        assert exchange(application, ask(other))
+    application.key_file.parent.chmod(0o755)
+    assert (application.file, application.seen()) == before
+
+
+def test_while_one_user_replaces_the_key_nobody_else_does(application: Application) -> None:
+    answers = []
+
+    def meanwhile(step: Step, text: str) -> None:
+        share(application)
+        if step is Step.SWITCH:
+            with another_user(application) as other:
+                answers.append(ask(other, "rotate"))
+
+    with application.rotation({}, meanwhile) as rotation:
+        rotation.run()
+    assert answers == ["output_error" if os.geteuid() == 0 else "config_error"]
+    assert application.is_tidy()
