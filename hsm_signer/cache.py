@@ -1,14 +1,19 @@
-"""Tokens in memory: early refresh, one request however many ask, and the last good token while a refresh fails."""
+"""Tokens in memory: early refresh, one request however many ask, and the last good token while a refresh fails.
 
+A refusal that a repeat would not change is remembered for a while, too: each repeat would cost a signature.
+"""
+
+import copy
 import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from hsm_signer.entra.aadsts import is_lasting
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.errors import HsmSignerError
+from hsm_signer.errors import EntraError, HsmSignerError
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +23,35 @@ REFRESH_BEFORE = 300
 RETRY_AFTER = 30
 """Seconds to leave a good token alone after its renewal failed."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 5, 60
+"""Seconds for which a lasting refusal is raised again without a request: the first, then twice as long each time."""
+
 
 @dataclass
-class _Entry:
-    """What is known of one key: its token, and the acquisitions that are under way, by the challenge they answer."""
+class _Kept:
+    """A token, and when its last renewal failed."""
 
-    token: AccessToken | None = None
+    token: AccessToken
     failed_at: float | None = None
-    flights: "dict[str | None, Future[AccessToken]]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A lasting refusal.
+
+    Attributes:
+        error: a copy without a traceback, whose frames would keep the assertion in memory.
+        at: epoch seconds.
+        pause: seconds for which it is raised again.
+    """
+
+    error: EntraError
+    at: float
+    pause: float
+
+    def is_recent(self, now: float, more: float = 0) -> bool:
+        """Return whether the pause, and `more` seconds, are not over. A clock that was set back ends it."""
+        return 0 <= now - self.at < self.pause + more
 
 
 class TokenCache:
@@ -37,14 +63,17 @@ class TokenCache:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._entries: dict[Hashable, _Entry] = {}
         self._lock = threading.Lock()
+        self._kept: dict[Hashable, _Kept] = {}
+        # By key and challenge.
+        self._refusals: dict[tuple[Hashable, str | None], _Refusal] = {}
+        self._pending: dict[tuple[Hashable, str | None], Future[AccessToken]] = {}
 
     def get(self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None) -> AccessToken:
         """Return the token for `key`, acquiring it when there is none, or it is about to expire.
 
         Callers who ask while an acquisition is under way share its outcome, also its failure: a wrong PIN must not be
-        presented once for every thread.
+        presented once for every thread. A lasting refusal is raised again for a while, and nothing is acquired.
 
         Args:
             key: what the token is for.
@@ -54,88 +83,112 @@ class TokenCache:
         Raises:
             HsmSignerError: what `acquire` raised, unless a token that is still valid can be returned instead.
         """
-        found = self._find(key, challenge)
-        if isinstance(found, AccessToken):
-            return found
-        entry, flight, leads = found
-        if leads:
-            self._fly(entry, flight, acquire, challenge)
-        return flight.result()
+        pending, first = self._find(key, challenge)
+        if first:
+            self._acquire(key, challenge, acquire, pending)
+        return pending.result()
 
     def begin(
         self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None
     ) -> "Future[AccessToken]":
         """Do what `get` does, and return at once: what has to be acquired is acquired in a thread of its own."""
-        found = self._find(key, challenge)
-        if isinstance(found, AccessToken):
-            cached: Future[AccessToken] = Future()
-            cached.set_result(found)
-            return cached
-        entry, flight, leads = found
-        if leads:
+        pending, first = self._find(key, challenge)
+        if first:
             threading.Thread(
-                target=self._fly, args=(entry, flight, acquire, challenge), name="hsm-signer-token", daemon=True
+                target=self._acquire, args=(key, challenge, acquire, pending), name="hsm-signer-token", daemon=True
             ).start()
-        return flight
+        return pending
 
     def after_fork(self) -> None:
         """Make this, in a forked child, usable: it keeps the tokens, and nothing of what the parent's threads do."""
         self._lock = threading.Lock()
-        for entry in self._entries.values():
-            entry.flights = {}
+        self._pending = {}
 
-    def _find(self, key: Hashable, challenge: str | None) -> "AccessToken | tuple[_Entry, Future[AccessToken], bool]":
-        """Return the token; or where it will arrive, and whether it is up to this caller to acquire it."""
+    def _find(self, key: Hashable, challenge: str | None) -> "tuple[Future[AccessToken], bool]":
+        """Return where the token is or will arrive, and whether this caller is the first, who has to acquire it."""
+        asked = key, challenge
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            flight = entry.flights.get(challenge)
-            if challenge is None and entry.token is not None:
-                if not self._is_due(entry, entry.token) or (flight and self._is_valid(entry.token)):
-                    return entry.token
-            if flight is not None:
-                return entry, flight, False
-            flight = entry.flights[challenge] = Future()
-            return entry, flight, True
+            now = self._now()
+            pending = self._pending.get(asked)
+            refusal = self._refusals.get(asked)
+            if refusal is not None and not refusal.is_recent(now):
+                refusal = None
+            kept = self._kept.get(key) if challenge is None else None
+            if kept is not None:
+                if not _is_due(kept, now) or ((pending or refusal) and _is_valid(kept.token, now)):
+                    return _completed(kept.token), False
+            if pending is not None:
+                return pending, False
+            if refusal is not None:
+                return _completed(refusal.error), False
+            pending = self._pending[asked] = Future()
+            return pending, True
 
-    def _fly(
+    def _acquire(
         self,
-        entry: _Entry,
-        flight: "Future[AccessToken]",
-        acquire: Callable[[], AccessToken],
+        key: Hashable,
         challenge: str | None,
+        acquire: Callable[[], AccessToken],
+        pending: "Future[AccessToken]",
     ) -> None:
+        asked = key, challenge
         try:
             token = acquire()
         except BaseException as error:
             with self._lock:
-                entry.flights.pop(challenge, None)  # none in a child that was forked meanwhile
-                last_good = entry.token if challenge is None else None
-                if challenge is None:
-                    entry.failed_at = self._now()
-            if isinstance(error, HsmSignerError) and last_good is not None and self._is_valid(last_good):
-                logger.warning("keeping the last token, which expires at %d: %s", last_good.expires_on, error)
-                flight.set_result(last_good)
+                now = self._now()
+                self._pending.pop(asked, None)  # none in a child that was forked meanwhile
+                if isinstance(error, EntraError) and is_lasting(error):
+                    self._remember(asked, error, now)
+                kept = self._kept.get(key) if challenge is None else None
+                if kept is not None:
+                    kept.failed_at = now
+            if isinstance(error, HsmSignerError) and kept is not None and _is_valid(kept.token, now):
+                logger.warning("keeping the last token, which expires at %d: %s", kept.token.expires_on, error)
+                pending.set_result(kept.token)
             elif isinstance(error, Exception):
-                flight.set_exception(error)
+                pending.set_exception(error)
             else:
-                # An interrupt is this thread's own; whoever shares the flight is told in other words.
-                flight.set_exception(HsmSignerError("The request for a token was abandoned."))
+                # An interrupt is this thread's own; whoever shares the acquisition is told in other words.
+                pending.set_exception(HsmSignerError("The request for a token was abandoned."))
                 raise
         else:
             with self._lock:
-                entry.flights.pop(challenge, None)  # none in a child that was forked meanwhile
-                entry.token, entry.failed_at = token, None
-            flight.set_result(token)
+                self._pending.pop(asked, None)  # none in a child that was forked meanwhile
+                for answered in (asked, (key, None)):
+                    self._refusals.pop(answered, None)
+                self._kept[key] = _Kept(token)
+            pending.set_result(token)
 
-    def _is_valid(self, token: AccessToken) -> bool:
-        return self._now() < token.expires_on
+    def _remember(self, asked: tuple[Hashable, str | None], error: EntraError, now: float) -> None:
+        # A while longer than it is raised: a repeat must be known for one.
+        for old in [old for old, each in self._refusals.items() if not each.is_recent(now, LONGEST_PAUSE)]:
+            del self._refusals[old]
+        last = self._refusals.pop(asked, None)
+        pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
+        self._refusals[asked] = _Refusal(copy.copy(error), now, pause)
 
-    def _is_due(self, entry: _Entry, token: AccessToken) -> bool:
-        now = self._now()
-        if now >= token.expires_on:
-            return True
-        if entry.failed_at is not None and now < entry.failed_at + RETRY_AFTER:
-            return False
-        # Half of its life is left to a token that never has REFRESH_BEFORE: else each caller would ask for a new one.
-        early = min(REFRESH_BEFORE, token.expires_in // 2)
-        return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)
+
+def _completed(outcome: AccessToken | EntraError) -> "Future[AccessToken]":
+    completed: Future[AccessToken] = Future()
+    if isinstance(outcome, AccessToken):
+        completed.set_result(outcome)
+    else:
+        # Each caller gets an error of its own: raising one adds to its traceback.
+        completed.set_exception(copy.copy(outcome))
+    return completed
+
+
+def _is_valid(token: AccessToken, now: float) -> bool:
+    return now < token.expires_on
+
+
+def _is_due(kept: _Kept, now: float) -> bool:
+    token = kept.token
+    if now >= token.expires_on:
+        return True
+    if kept.failed_at is not None and now < kept.failed_at + RETRY_AFTER:
+        return False
+    # Half of its life is left to a token that never has REFRESH_BEFORE: else each caller would ask for a new one.
+    early = min(REFRESH_BEFORE, token.expires_in // 2)
+    return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)

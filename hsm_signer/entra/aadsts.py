@@ -7,7 +7,7 @@ for the client-credentials grant, where the same number often means something na
 import re
 from dataclasses import dataclass
 
-from hsm_signer.errors import ConfigError
+from hsm_signer.errors import ConfigError, EntraError
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,33 @@ class AadstsError:
         meaning: what Entra says.
         cause: what usually lies behind it.
         fix: what to do; it also serves as the hint of an `EntraError`.
+        lasting: whether another request within a minute gets the same answer. It does if the app, the tenant, the
+            scope, a policy, or a setting is at fault; not if a new assertion, or another certificate, may be accepted.
     """
 
     code: int
     meaning: str
     cause: str
     fix: str
+    lasting: bool = False
 
 
 def lookup(code: int) -> AadstsError | None:
     """Return what is known about AADSTS `code`, or None."""
     return _BY_CODE.get(code)
+
+
+def is_lasting(refusal: EntraError) -> bool:
+    """Return whether another request within a minute would be refused for the same reason."""
+    if refusal.aadsts is None:
+        return refusal.error in _LASTING_ERRORS
+    known = lookup(refusal.aadsts)
+    return known is not None and known.lasting
+
+
+# RFC 6749 section 5.2: what servers other than Entra say of the scope and of the client's rights. Not invalid_client,
+# which they say of the assertion, too.
+_LASTING_ERRORS = frozenset({"invalid_scope", "unauthorized_client", "unsupported_grant_type"})
 
 
 def parse_code(text: str) -> int:
@@ -71,12 +87,14 @@ TABLE = (
         "The assertion's audience is not the token endpoint that it was sent to.",
         "The assertion was made for another cloud or another tenant, or for the v1 endpoint and sent to the v2 one.",
         "Check --cloud, --authority and --tenant, and leave --audience out: it then is the token endpoint itself.",
+        lasting=True,
     ),
     AadstsError(
         700021,
         "The assertion's issuer is not the client id of the request.",
         "The assertion was made for another app registration than the one that sends it.",
         "Sign and send with the same --client-id; `hsm-signer decode` shows the `iss` of a stored assertion.",
+        lasting=True,
     ),
     AadstsError(
         50027,
@@ -112,6 +130,7 @@ TABLE = (
         "The `sub` and `iss` claims differ; for an app that authenticates itself both are the client id.",
         "Compare `iss` and `sub` in `hsm-signer decode`; assertions made by `hsm-signer assertion` have the client "
         "id in both.",
+        lasting=True,
     ),
     AadstsError(
         1000502,
@@ -132,12 +151,14 @@ TABLE = (
         "The client id is mistyped, or the app is registered in another tenant and nobody consented to it in this one.",
         "Check --client-id (the app's Application ID, not its object id) and --tenant. To use an app of another "
         "tenant, an administrator of this one must consent to it first.",
+        lasting=True,
     ),
     AadstsError(
         700011,
         "The application was not found in the directory.",
         "The client id is mistyped, or the tenant is another one than the app's.",
         "Check --client-id (the app's Application ID, not its object id) and --tenant.",
+        lasting=True,
     ),
     AadstsError(
         7000229,
@@ -145,6 +166,7 @@ TABLE = (
         "The app registration exists, but its enterprise application was deleted or never created here.",
         "Create the service principal (`az ad sp create --id CLIENT_ID`), or have an administrator of this tenant "
         "consent to the app.",
+        lasting=True,
     ),
     AadstsError(
         90002,
@@ -152,30 +174,35 @@ TABLE = (
         "The tenant is mistyped, or it lives in another cloud.",
         "Check --tenant against the portal, and --cloud: US Government and China tenants are unknown to the public "
         "cloud.",
+        lasting=True,
     ),
     AadstsError(
         900023,
         "The tenant is neither a domain nor a tenant id.",
         "The tenant is mistyped.",
         "Give the tenant's GUID or one of its verified domains with --tenant.",
+        lasting=True,
     ),
     AadstsError(
         50059,
         "The request does not say which tenant it is for.",
         "Its address has a name that stands for many tenants, such as `common`, in the tenant's place.",
         "Give the tenant's GUID or one of its verified domains with --tenant.",
+        lasting=True,
     ),
     AadstsError(
         90038,
         "The tenant belongs to another national cloud.",
         "The request went to the login host of the wrong cloud.",
         "Choose the tenant's cloud with --cloud: public, usgov or china.",
+        lasting=True,
     ),
     AadstsError(
         900382,
         "A confidential client cannot be used across clouds.",
         "The app is registered in another national cloud than the one that was asked.",
         "Choose the cloud of the app's tenant with --cloud: public, usgov or china.",
+        lasting=True,
     ),
     AadstsError(
         500011,
@@ -183,36 +210,42 @@ TABLE = (
         "The resource part of the scope is mistyped, or that API has no service principal in this tenant.",
         "Check --scope: it is the Application ID URI of the API and then `/.default`. If it is right, an "
         "administrator must add the API to this tenant.",
+        lasting=True,
     ),
     AadstsError(
         500014,
         "The service principal of the resource is disabled.",
         "A subscription has lapsed, or an administrator disabled the API's enterprise application in this tenant.",
         "Ask an administrator of the tenant to enable sign-in to that enterprise application.",
+        lasting=True,
     ),
     AadstsError(
         501051,
         "The application is not assigned to a role of the resource.",
         "The resource demands that its callers are assigned, and this app has none of its app roles.",
         "Grant the app one of the API's application permissions and have an administrator consent to it.",
+        lasting=True,
     ),
     AadstsError(
         70011,
         "The scope is not valid.",
         "It is not of the form that client credentials need, or names more than one resource.",
         "Ask for `<resource>/.default`, for example https://graph.microsoft.com/.default.",
+        lasting=True,
     ),
     AadstsError(
         1002012,
         "The scope is not valid for client credentials.",
         "It names single permissions, such as User.Read, instead of `/.default`.",
         "Ask for `<resource>/.default`; the token carries every application permission that was granted.",
+        lasting=True,
     ),
     AadstsError(
         700022,
         "The scope names more than one resource.",
         "Scopes of different APIs were asked for in one request.",
         "Ask for one token for each resource.",
+        lasting=True,
     ),
     AadstsError(
         7000215,
@@ -267,12 +300,14 @@ TABLE = (
         "A public client must not send a credential.",
         "The app registration is set up as a public client, an app without an identity of its own.",
         "Under Authentication of the app registration, turn off public client flows or use a registration of type Web.",
+        lasting=True,
     ),
     AadstsError(
         7000112,
         "The application is disabled.",
         "An administrator disabled sign-in for its enterprise application, or Microsoft disabled the app.",
         "Ask an administrator of the tenant to enable it under Enterprise applications.",
+        lasting=True,
     ),
     AadstsError(
         700030,
@@ -287,12 +322,14 @@ TABLE = (
         "A policy for workload identities blocks this app, mostly because of the network it calls from.",
         "Ask an administrator for the sign-in log of the service principal, which names the policy; the correlation "
         "id finds the entry.",
+        lasting=True,
     ),
     AadstsError(
         500021,
         "Access to the tenant is denied by tenant restrictions.",
         "A proxy of this network adds a list of allowed tenants to the request, and this tenant is not in it.",
         "Ask whoever runs the proxy to allow the tenant.",
+        lasting=True,
     ),
     AadstsError(
         50196,
@@ -300,6 +337,7 @@ TABLE = (
         "A program asks for a new token each time instead of keeping the one it has.",
         "Keep a token until shortly before it expires, as the library's HsmCredential does, and wait some minutes "
         "before the next try.",
+        lasting=True,
     ),
     AadstsError(
         90055,

@@ -22,6 +22,7 @@ from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer import AsyncHsmCredential, HsmCredential
+from hsm_signer.cache import TokenCache
 from hsm_signer.credential import Options, Settings
 from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable, ScopeError
@@ -35,6 +36,7 @@ OTHER_TENANT = "fabrikam.example"
 CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
 GRAPH = "https://graph.microsoft.com/.default"
 VAULT = "https://vault.azure.net/.default"
+UNKNOWN = "https://unknown.example/.default"
 
 
 @pytest.fixture(scope="module")
@@ -558,6 +560,68 @@ class TestFailure:
         credential.assertion()
         credential.close()
         credential.assertion()
+
+
+@pytest.fixture
+def signatures(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """Count the signatures that the device has made since the test began."""
+    caplog.set_level(logging.DEBUG, "hsm_signer.device.signer")
+    return lambda: sum(record.getMessage().startswith("signed ") for record in caplog.records)
+
+
+class TestRefusedScope:
+    def test_costs_one_signature_and_one_request(
+        self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
+    ) -> None:
+        credential = connect()
+        assert [refused_number(credential, UNKNOWN) for _ in range(20)] == [500011] * 20
+        assert (signatures(), len(entra.requests)) == (1, 1)
+
+    def test_is_refused_for_each_tenant_challenge_and_kind_of_token_apart(
+        self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
+    ) -> None:
+        credential = connect(additionally_allowed_tenants=["*"])
+        asked: list[dict[str, Any]] = [
+            {},
+            {"tenant_id": OTHER_TENANT},
+            {"enable_cae": True},
+            {"claims": "{}"},
+            {"claims": '{"access_token": {}}'},
+        ]
+        for options in [*asked, *asked]:
+            refused_number(credential, UNKNOWN, **options)
+        assert (signatures(), len(entra.requests)) == (5, 5)
+
+    def test_does_not_refuse_another(self, connect: Connect) -> None:
+        credential = connect()
+        refused_number(credential, UNKNOWN)
+        assert credential.get_token(GRAPH).token
+
+    def test_is_asked_for_again_after_some_seconds(self, connect: Connect, entra: EntraEmulator) -> None:
+        now = time.time()
+        credential = connect()
+        credential._tokens._cache = TokenCache(lambda: now)
+        entra.answer_next(Refused(7000112, "unauthorized_client", "Application is disabled."))
+        assert [refused_number(credential, GRAPH) for _ in range(2)] == [7000112] * 2
+        now += 5
+        assert credential.get_token(GRAPH).token
+        assert [request.status for request in entra.requests] == [400, 200]
+
+    def test_a_certificate_that_is_not_registered_yet_is_tried_each_time(
+        self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
+    ) -> None:
+        credential = connect()
+        entra.answer_next(Refused(700027, "invalid_client", "The key was not found."))
+        assert refused_number(credential, GRAPH) == 700027
+        assert credential.get_token(GRAPH).token
+        assert signatures() == 2
+
+
+def refused_number(credential: HsmCredential, scope: str, **options: Any) -> int | None:
+    """Ask for a token that Entra refuses, and return the number of its error."""
+    with pytest.raises(EntraError) as caught:
+        credential.get_token(scope, **options)
+    return caught.value.aadsts
 
 
 def set_expiry(credential: HsmCredential, expires_on: int) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.entra.aadsts import TABLE, AadstsError, lookup, parse_code
-from hsm_signer.errors import ConfigError
+from hsm_signer.entra.aadsts import TABLE, AadstsError, is_lasting, lookup, parse_code
+from hsm_signer.errors import ConfigError, EntraError
 
 DOCUMENTED = [
     700027, 700024, 700023, 700021, 50027, 1000502, 5002738, 700016, 700011, 90002, 900023, 500011, 70011, 1002012,
@@ -72,3 +72,33 @@ def test_a_refusal_repeats_only_the_beginning_of_a_long_text() -> None:
 @given(code=st.integers(1000, 999_999_999), prefix=st.sampled_from(["", "AADSTS", "aadsts", "AADSTS "]))
 def test_every_number_survives_writing_and_reading(code: int, prefix: str) -> None:
     assert parse_code(f"{prefix}{code}") == code
+
+
+@pytest.mark.parametrize(
+    "code", [500011, 70011, 1002012, 700016, 7000112, 53003, 90002, 501051, 500014, 700023, 700025, 50196]
+)
+def test_a_refusal_of_the_app_the_scope_or_the_tenant_lasts(code: int) -> None:
+    assert is_lasting(EntraError("Refused.", error="invalid_request", aadsts=code))
+
+
+@pytest.mark.parametrize(
+    "code", [700027, 700024, 1000502, 50012, 50027, 5002723, 5002738, 700030, 90055, 7000218, 900144, 123456]
+)
+def test_what_another_certificate_assertion_or_moment_may_cure_does_not_last(code: int) -> None:
+    assert not is_lasting(EntraError("Refused.", error="unauthorized_client", aadsts=code))
+
+
+@pytest.mark.parametrize(
+    ("error", "lasts"),
+    [
+        ("invalid_scope", True),
+        ("unauthorized_client", True),
+        ("unsupported_grant_type", True),
+        ("invalid_client", False),
+        ("invalid_request", False),
+        ("temporarily_unavailable", False),
+        (None, False),
+    ],
+)
+def test_a_refusal_without_a_number_is_judged_by_its_error(error: str | None, lasts: bool) -> None:
+    assert is_lasting(EntraError("Refused.", error=error)) is lasts

@@ -1,7 +1,10 @@
 """Tokens are kept, renewed early by one caller for all, and not thrown away because a renewal failed."""
 
+import gc
 import logging
 import threading
+import traceback
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ import pytest
 
 from hsm_signer.cache import REFRESH_BEFORE, RETRY_AFTER, TokenCache
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.errors import EntraError, NetworkError, PinIncorrect
+from hsm_signer.errors import ConfigError, DeviceTimeout, EntraError, HsmSignerError, NetworkError, PinIncorrect
 
 START = 1_750_000_000
 HOUR = 3600
@@ -400,3 +403,176 @@ def test_a_forked_child_waits_neither_for_a_lock_nor_for_an_acquisition_of_the_p
     assert cache.get(KEY, server).token == "token 1"
     gate.succeed(token("the parent's", START))
     assert begun.result().token == "the parent's"
+
+
+def refuse(number: int | None = 500011, error: str = "invalid_resource") -> EntraError:
+    return EntraError("login.example refused the request.", hint="Check --scope.", error=error, aadsts=number)
+
+
+def refused(cache: TokenCache, acquire: Callable[[], AccessToken], challenge: str | None = None) -> EntraError:
+    """Ask for a token that is refused, and return the error."""
+    with pytest.raises(EntraError) as caught:
+        cache.get(KEY, acquire, challenge)
+    return caught.value
+
+
+def requests_at(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list[int]:
+    """How often the server has been asked after the cache was, at these moments, in seconds after the start."""
+    counts = []
+    for seconds in after:
+        clock.now = START + seconds
+        refused(cache, server)
+        counts.append(server.asked)
+    return counts
+
+
+class TestRefusal:
+    def test_that_will_last_is_raised_again_without_a_request(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        first, second = refused(cache, server), refused(cache, server)
+        assert server.asked == 1
+        assert (str(second), vars(second)) == (str(first), vars(first))
+
+    def test_is_raised_as_a_copy_with_a_traceback_of_its_own(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        errors = [refused(cache, server) for _ in range(3)]
+        for error in errors:
+            error.add_note("the caller's own")
+        assert len({id(error) for error in errors}) == 3
+        assert [len(error.__notes__) for error in errors] == [1, 1, 1]
+        # Of three errors, only the first comes from the server.
+        assert [innermost_function(error) == "__call__" for error in errors] == [True, False, False]
+
+    def test_does_not_keep_what_the_acquisition_had_in_its_frames(self, cache: TokenCache) -> None:
+        class Assertion:
+            """Something that is held by the frame which raises."""
+
+        held: list[weakref.ref[Assertion]] = []
+
+        def acquire() -> AccessToken:
+            assertion = Assertion()
+            held.append(weakref.ref(assertion))
+            raise refuse()
+
+        refused(cache, acquire)
+        gc.collect()
+        assert held[0]() is None
+        refused(cache, acquire)
+        assert len(held) == 1
+
+    def test_is_asked_for_again_after_five_seconds_and_then_ever_later_up_to_a_minute(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
+        server.failure = refuse()
+        moments = [0, 4.9, 5, 14.9, 15, 34.9, 35, 74.9, 75, 134.9, 135, 194.9, 195]
+        assert requests_at(cache, server, clock, *moments) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]
+
+    def test_that_comes_again_after_a_long_time_is_a_first_one(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
+        server.failure = refuse()
+        requests_at(cache, server, clock, 0, 5, 15)
+        assert requests_at(cache, server, clock, HOUR, HOUR + 4.9, HOUR + 5) == [4, 4, 5]
+
+    def test_is_forgotten_when_the_clock_is_set_back(self, cache: TokenCache, server: Server, clock: Clock) -> None:
+        server.failure = refuse()
+        assert requests_at(cache, server, clock, 0, -HOUR) == [1, 2]
+
+    def test_is_forgotten_after_a_success(self, cache: TokenCache, clock: Clock) -> None:
+        server = Server(clock, life=10)
+        server.failure = refuse()
+        requests_at(cache, server, clock, 0, 5)
+        server.failure = None
+        assert seen(cache, server, clock, 15) == ["token 3"]
+        server.failure = refuse()
+        # The token has expired, and the pauses begin again with the shortest.
+        assert requests_at(cache, server, clock, 25, 29.9, 30) == [4, 4, 5]
+
+    def test_is_forgotten_after_a_challenge_was_answered(self, cache: TokenCache, server: Server, clock: Clock) -> None:
+        server.failure = refuse()
+        requests_at(cache, server, clock, 0, 5)
+        challenge(cache, token("from a challenge", clock.now, life=1))
+        # Else it would be raised for ten seconds from the last time on.
+        assert requests_at(cache, server, clock, 6, 10.9, 11) == [3, 3, 4]
+
+    def test_of_one_token_is_none_of_another(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        refused(cache, server)
+        server.failure = None
+        assert cache.get("another scope, tenant, or continuous access evaluation", server).token == "token 2"
+
+    def test_of_a_challenge_is_of_that_challenge_alone(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        refused(cache, server, "{}")
+        refused(cache, server, "{}")
+        assert server.asked == 1
+        server.failure = None
+        assert cache.get(KEY, server).token == "token 2"
+        assert cache.get(KEY, server, '{"access_token": {}}').token == "token 3"
+
+    def test_without_a_challenge_does_not_answer_one(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        refused(cache, server)
+        server.failure = None
+        assert cache.get(KEY, server, "{}").token == "token 2"
+
+    def test_of_a_renewal_leaves_the_token_that_is_still_good(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
+        cache.get(KEY, server)
+        server.failure = refuse()
+        assert seen(cache, server, clock, HOUR - 300, HOUR - 1) == ["token 1"] * 2
+        asked = server.asked
+        assert requests_at(cache, server, clock, HOUR, HOUR + 1) == [asked] * 2
+
+    def test_reaches_who_does_not_wait(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        refused(cache, server)
+        found = cache.begin(KEY, server)
+        assert (found.done(), type(found.exception()), server.asked) == (True, EntraError, 1)
+
+    def test_is_remembered_by_a_forked_child(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        refused(cache, server)
+        cache.after_fork()
+        refused(cache, server)
+        assert server.asked == 1
+
+    def test_is_asked_for_once_by_fifty_threads(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        with ThreadPoolExecutor(50) as pool:
+            numbers = {error.aadsts for error in pool.map(lambda _: refused(cache, server), range(500))}
+        assert (numbers, server.asked) == ({500011}, 1)
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            # A rotation or a renewal of the certificate is about to cure these.
+            refuse(700027, "invalid_client"),
+            refuse(700024, "invalid_client"),
+            refuse(1000502, "invalid_client"),
+            refuse(None, "invalid_client"),
+            refuse(123456, "invalid_scope"),
+            refuse(90055, "temporarily_unavailable"),
+            NetworkError("login.example is throttling: it answered 429."),
+            DeviceTimeout("The device did not answer."),
+            PinIncorrect("The device refused the PIN."),
+            ConfigError("The claims are not a JSON object."),
+            HsmSignerError("Something else."),
+            ZeroDivisionError(),
+        ],
+        ids=lambda failure: f"{getattr(failure, 'aadsts', '')} {type(failure).__name__}",
+    )
+    def test_that_may_be_over_at_once_is_not_remembered(
+        self, cache: TokenCache, server: Server, failure: Exception
+    ) -> None:
+        server.failure = failure
+        for _ in range(2):
+            with pytest.raises(type(failure)) as caught:
+                cache.get(KEY, server)
+            assert caught.value is failure
+        assert server.asked == 2
+
+
+def innermost_function(error: EntraError) -> str:
+    return traceback.extract_tb(error.__traceback__)[-1].name
