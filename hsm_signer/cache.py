@@ -7,6 +7,7 @@ import copy
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ RETRY_AFTER = 30
 
 FIRST_PAUSE, LONGEST_PAUSE = 5, 60
 """Seconds for which a lasting refusal is raised again without a request: the first, then twice as long each time."""
+
+MAXIMUM = 500
+"""Tokens that are kept, and refusals that are remembered; beyond that, the least recently used is dropped."""
 
 
 @dataclass
@@ -64,9 +68,10 @@ class TokenCache:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._lock = threading.Lock()
-        self._kept: dict[Hashable, _Kept] = {}
+        # Least recently used first.
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         # By key and challenge.
-        self._refusals: dict[tuple[Hashable, str | None], _Refusal] = {}
+        self._refusals: OrderedDict[tuple[Hashable, str | None], _Refusal] = OrderedDict()
         self._pending: dict[tuple[Hashable, str | None], Future[AccessToken]] = {}
 
     def get(self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None) -> AccessToken:
@@ -115,11 +120,13 @@ class TokenCache:
                 refusal = None
             kept = self._kept.get(key) if challenge is None else None
             if kept is not None:
+                self._kept.move_to_end(key)
                 if not _is_due(kept, now) or ((pending or refusal) and _is_valid(kept.token, now)):
                     return _completed(kept.token), False
             if pending is not None:
                 return pending, False
             if refusal is not None:
+                self._refusals.move_to_end(asked)
                 return _completed(refusal.error), False
             pending = self._pending[asked] = Future()
             return pending, True
@@ -157,8 +164,16 @@ class TokenCache:
                 self._pending.pop(asked, None)  # none in a child that was forked meanwhile
                 for answered in (asked, (key, None)):
                     self._refusals.pop(answered, None)
-                self._kept[key] = _Kept(token)
+                self._keep(key, token, self._now())
             pending.set_result(token)
+
+    def _keep(self, key: Hashable, token: AccessToken, now: float) -> None:
+        for old in [old for old, kept in self._kept.items() if not _is_valid(kept.token, now)]:
+            del self._kept[old]
+        self._kept[key] = _Kept(token)
+        self._kept.move_to_end(key)
+        if len(self._kept) > MAXIMUM:
+            self._kept.popitem(last=False)
 
     def _remember(self, asked: tuple[Hashable, str | None], error: EntraError, now: float) -> None:
         # A while longer than it is raised: a repeat must be known for one.
@@ -167,6 +182,8 @@ class TokenCache:
         last = self._refusals.pop(asked, None)
         pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
         self._refusals[asked] = _Refusal(copy.copy(error), now, pause)
+        if len(self._refusals) > MAXIMUM:
+            self._refusals.popitem(last=False)
 
 
 def _completed(outcome: AccessToken | EntraError) -> "Future[AccessToken]":

@@ -5,6 +5,7 @@ import logging
 import threading
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -576,3 +577,82 @@ class TestRefusal:
 
 def innermost_function(error: EntraError) -> str:
     return traceback.extract_tb(error.__traceback__)[-1].name
+
+
+class TestBound:
+    def test_a_token_that_expired_is_dropped_when_another_arrives(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
+        expired = weakref.ref(cache.get(KEY, server))
+        clock.now = START + HOUR - 1
+        cache.get("another", server)
+        gc.collect()
+        assert expired() is not None
+        clock.now = START + HOUR
+        cache.get("a third", server)
+        gc.collect()
+        assert expired() is None
+
+    def test_it_keeps_some_hundreds_of_tokens(self, cache: TokenCache, server: Server) -> None:
+        for key in range(1000):
+            cache.get(key, server)
+        for key in reversed(range(1000)):
+            cache.get(key, server)
+        assert server.asked == 1000 + 500
+
+    def test_the_token_that_was_not_used_for_longest_is_dropped(self, cache: TokenCache, server: Server) -> None:
+        for key in range(500):
+            cache.get(key, server)
+        cache.get(0, server)
+        cache.get(500, server)
+        assert [cache.get(0, server).token, cache.get(1, server).token] == ["token 1", "token 502"]
+
+    def test_it_remembers_some_hundreds_of_refusals(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        for challenge in [*range(1000), *reversed(range(1000))]:
+            refused(cache, server, str(challenge))
+        assert server.asked == 1000 + 500
+
+    def test_a_flood_of_refusals_costs_no_token(self, cache: TokenCache, server: Server) -> None:
+        cache.get(KEY, server)
+        server.failure = refuse()
+        for challenge in range(1000):
+            refused(cache, server, str(challenge))
+        assert cache.get(KEY, server).token == "token 1"
+
+    def test_a_pending_acquisition_is_not_dropped(self, cache: TokenCache, server: Server, gate: Gate) -> None:
+        first = cache.begin(KEY, gate)
+        for key in range(1000):
+            cache.get(key, server)
+        second = cache.begin(KEY, server)
+        gate.succeed(token("shared", START))
+        assert {first.result().token, second.result().token} == {"shared"}
+
+    def test_fifty_threads_get_the_token_of_their_key_and_acquire_each_once_at_a_time(
+        self, cache: TokenCache, clock: Clock
+    ) -> None:
+        lock, busy, most = threading.Lock(), Counter[int](), Counter[int]()
+
+        def acquire(key: int) -> AccessToken:
+            with lock:
+                busy[key] += 1
+                most[key] = max(most[key], busy[key])
+            try:
+                if key % 7 == 0:
+                    raise refuse()
+                return token(str(key), clock.now)
+            finally:
+                with lock:
+                    busy[key] -= 1
+
+        def ask(number: int) -> bool:
+            key = number * 31 % 700
+            try:
+                return cache.get(key, lambda: acquire(key)).token == str(key)
+            except EntraError:
+                return key % 7 == 0
+
+        with ThreadPoolExecutor(50) as pool:
+            assert all(pool.map(ask, range(7000)))
+        assert set(most.values()) == {1}
+        assert not cache._pending
