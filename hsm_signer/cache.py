@@ -99,9 +99,13 @@ class TokenCache:
         """Do what `get` does, and return at once: what has to be acquired is acquired in a thread of its own."""
         pending, first = self._find(key, challenge)
         if first:
-            threading.Thread(
-                target=self._acquire, args=(key, challenge, acquire, pending), name="hsm-signer-token", daemon=True
-            ).start()
+            arguments = key, challenge, acquire, pending
+            thread = threading.Thread(target=self._acquire, args=arguments, name="hsm-signer-token", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # Whoever shares the acquisition would wait forever.
+                self._acquire(key, challenge, _report_no_thread, pending)
         return pending
 
     def after_fork(self) -> None:
@@ -184,6 +188,13 @@ class TokenCache:
         self._refusals[asked] = _Refusal(copy.copy(error), now, pause)
         if len(self._refusals) > MAXIMUM:
             self._refusals.popitem(last=False)
+
+
+def _report_no_thread() -> AccessToken:
+    raise HsmSignerError(
+        "No thread could be started to get a token.",
+        hint="Raise the limit on processes and threads (`ulimit -u`, TasksMax= of the service, pids of the container).",
+    )
 
 
 def _completed(outcome: AccessToken | EntraError) -> "Future[AccessToken]":

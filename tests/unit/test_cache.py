@@ -6,7 +6,7 @@ import threading
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -385,6 +385,32 @@ def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache
 def test_a_failure_reaches_who_did_not_wait(cache: TokenCache, server: Server) -> None:
     server.failure = PinIncorrect("The device refused the PIN.")
     assert cache.begin(KEY, server).exception() is server.failure
+
+
+@pytest.fixture
+def _no_more_threads() -> Iterator[None]:
+    """Let the system refuse every new thread: no address space has room for a stack of this size."""
+    previous = threading.stack_size(2**47)
+    yield
+    threading.stack_size(previous)
+
+
+@pytest.mark.usefixtures("_no_more_threads")
+def test_without_a_thread_who_does_not_wait_is_told_and_nobody_waits_for_ever(
+    cache: TokenCache, server: Server
+) -> None:
+    for _ in range(2):
+        assert "no thread" in str(cache.begin(KEY, server).exception(60)).lower()
+    assert cache.get(KEY, server).token == "token 1"
+
+
+@pytest.mark.usefixtures("_no_more_threads")
+def test_without_a_thread_for_a_renewal_the_last_good_token_is_returned(
+    cache: TokenCache, server: Server, clock: Clock
+) -> None:
+    cache.get(KEY, server)
+    clock.now = START + HOUR - 300
+    assert cache.begin(KEY, server).result(60).token == "token 1"
 
 
 def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> None:
