@@ -72,6 +72,7 @@ class Profile:
     device_timeout: float = 60.0
     network_timeout: float = 30.0
     allow_last_try: bool = False
+    wait: bool = False
     pin_record: bool = True
     state_directory: Path = Path()
     pin_directory: Path | None = None

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,8 @@ class _Key:
                 raise copy.copy(self.refusal.error)
             if self._identity is None:
                 try:
-                    self._identity = open_identity(profile, self.uri, operator, isolated=isolated)
+                    # Another key may be there: `Keys` waits when none is.
+                    self._identity = open_identity(profile, self.uri, replace(operator, wait=None), isolated=isolated)
                 except (PinIncorrect, PinLocked) as error:
                     # Under the lock: whoever waits for it must not present the PIN again.
                     self.refusal = Refusal(error)

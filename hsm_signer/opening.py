@@ -14,7 +14,7 @@ from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.pin import Pin, PinRequest, PinSource
 from hsm_signer.device.pin_sources import FixedLogin, NobodyToAsk, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import HsmSignerError
+from hsm_signer.errors import ConfigError, HsmSignerError
 from hsm_signer.identity import Identity
 from hsm_signer.settings import missing
 
@@ -124,6 +124,7 @@ def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
         pin_record=profile.state_directory / "pins" if profile.pin_record else None,
         confirm=operator.confirm,
         slow=operator.slow,
+        wait=operator.wait,
     )
 
 
@@ -134,10 +135,16 @@ def pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> Pi
         ConfigError: the PIN source is malformed.
         PinUnavailable: it is the prompt, and nobody can be asked.
     """
+    # RFC 7512 section 2.4 leaves it to us. Whoever wrote the URI must not choose a program that we run, nor seem to.
+    if (uri.pin_source or "").startswith(("|", "command:")):
+        raise ConfigError(
+            "The pin-source of a URI may not name a program to run.",
+            hint="Take it out of the URI, and use --pin-source command:ARGV.",
+        )
     if profile.pin_source is not None:
         return parse_pin_source(profile.pin_source, prompt=prompt, directory=profile.pin_directory)
     if uri.pin_source is not None:
-        return parse_pin_source(uri.pin_source, prompt=prompt, from_uri=True)
+        return parse_pin_source(uri.pin_source, prompt=prompt)
     if uri.pin_value is not None:
         return FixedLogin(Pin(uri.pin_value), "the pin-value of the URI")
     return prompt or NobodyToAsk()

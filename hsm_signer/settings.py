@@ -396,7 +396,8 @@ SETTINGS: tuple[Setting, ...] = (
         _flag,
         negated=True,
     ),
-    Setting("allow_last_try", "Device", "Log in although one PIN try is left.", _flag, in_profile=False),
+    Setting("allow_last_try", "Device", "Log in even if a wrong PIN would lock the device.", _flag, in_profile=False),
+    Setting("wait", "Device", "Wait for the device to be plugged in.", _flag, in_profile=False),
 )
 
 

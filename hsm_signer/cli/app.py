@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -134,6 +135,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     as_json = _wants_json(arguments)
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _colour_only_terminals()
         program = make_program(arguments)
         status = program(args=list(arguments), prog_name="hsm-signer", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -170,11 +174,20 @@ def run_and_exit() -> NoReturn:
     _occupy_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: not every locale is UTF-8
-    status = run(sys.argv[1:])
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while an error was explained
+        status = INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(status)
+
+
+def _colour_only_terminals() -> None:
+    """Keep the help plain in a pipe: typer colours it wherever GITHUB_ACTIONS, FORCE_COLOR or PY_COLORS is set."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # read once, when typer first formats something
 
 
 def _occupy_standard_descriptors() -> None:

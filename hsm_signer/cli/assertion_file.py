@@ -11,7 +11,6 @@ import typer
 
 from hsm_signer.assertion import FILE_LIFETIME
 from hsm_signer.assertion_file import INTERVAL, AssertionFile, keep
-from hsm_signer.cli.exchange import WaitOption
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import takes_profile
 from hsm_signer.cli.output import print_result
@@ -43,14 +42,13 @@ def assertion_file(
     print_env: Annotated[
         bool, typer.Option("--print-env", help="Print the variables that programs need, for a shell, and end.")
     ] = False,
-    wait: WaitOption = False,
 ) -> None:
     """Keep a fresh assertion in a file, for programs that take a federated token: Azure SDKs, Terraform.
 
     While the device is away the last one stays, also when it has expired; a refused PIN ends the command.
     It tells systemd when the first one is there (Type=notify), and that all is well (WatchdogSec=).
     """
-    with Tokens(profile, terminal_operator(wait=wait and once), isolated=True) as tokens:
+    with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
         client_id = tokens.profile.client_id or ""
         if print_env:
             variables = _variables(path, client_id, tokens.endpoint)
@@ -69,7 +67,7 @@ def assertion_file(
         warn_unless_in_memory(path.parent)
         manager = ServiceManager.from_environment()
         try:
-            keep(file, tokens.assertion, source=tokens.keys, once=once, patient=wait, manager=manager)
+            keep(file, tokens.assertion, source=tokens.keys, once=once, patient=profile.wait, manager=manager)
         finally:
             manager.tell(STOPPING=1)
 

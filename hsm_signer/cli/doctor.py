@@ -41,7 +41,7 @@ def doctor(
     from hsm_signer.doctor import examine
 
     findings = []
-    with contextlib.closing(examine(profile, terminal_operator(), offline=offline)) as examination:
+    with contextlib.closing(examine(profile, terminal_operator(wait=profile.wait), offline=offline)) as examination:
         for finding in examination:
             findings.append(finding)
             if output is Output.TEXT:

@@ -19,11 +19,6 @@ from hsm_signer.settings import missing
 from hsm_signer.strict_json import parse_json
 from hsm_signer.tokens import Tokens
 
-WaitOption = Annotated[
-    bool, typer.Option("--wait", help="Wait for the device to be plugged in.", rich_help_panel="Device")
-]
-
-
 _EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"
 
 
@@ -53,14 +48,13 @@ def token(
         ),
     ] = TokenOutput.TEXT,
     output_file: OutputFileOption = None,
-    wait: WaitOption = False,
 ) -> None:
     """Get an access token: the device signs an assertion, Entra exchanges it.
 
     hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
     --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
     """
-    with Tokens(profile, terminal_operator(wait=wait)) as tokens:
+    with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
         if not profile.scope:
             raise missing("scope")
         wanted = tokens.wanted(profile.scope)
@@ -72,11 +66,10 @@ def assertion(
     profile: Profile,
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
-    wait: WaitOption = False,
 ) -> None:
     """Sign a client assertion and print it. Sends nothing, needs no network."""
     with (
-        Tokens(profile, terminal_operator(wait=wait)) as tokens,
+        Tokens(profile, terminal_operator(wait=profile.wait)) as tokens,
         result_writer(output_file) as write,
     ):
         jwt = tokens.assertion()

@@ -48,7 +48,7 @@ def reference_to_one(profile: Profile) -> "KeyReference":
     """
     if len(profile.key) > 1:
         raise ConfigError(f"There are {len(profile.key)} keys, and this is about one.", hint="Name one with --key.")
-    return key_reference(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator())
+    return key_reference(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator(wait=profile.wait))
 
 
 @contextlib.contextmanager

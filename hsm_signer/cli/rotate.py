@@ -125,7 +125,7 @@ def rotate(
             with contextlib.suppress(ReaderGone):  # that nobody reads on is no reason to stop half-way
                 print_result(f"{step.value:<11} {displayable(text)}")
 
-    with Rotation(profile, request, terminal_operator(), report=report) as rotation:
+    with Rotation(profile, request, terminal_operator(wait=profile.wait), report=report) as rotation:
         try:
             if dry_run:
                 for step in rotation.plan():
@@ -169,7 +169,7 @@ def _rfc3339(seconds: float | None) -> str | None:
 def _check(profile: Profile, warn_days: int, output: Output) -> None:
     from hsm_signer.rotation_due import check_due
 
-    found = check_due(profile, warn_days, datetime.now(UTC), terminal_operator())
+    found = check_due(profile, warn_days, datetime.now(UTC), terminal_operator(wait=profile.wait))
     if output is Output.JSON:
         print_json(
             {

@@ -86,7 +86,7 @@ def _public_certificates(reference: KeyReference, key_id: bytes) -> set[bytes]:
     module = load_module(
         find_module(reference.module, reference.uri), reference.module_environment, reference.timeout, reference.slow
     )
-    found = find_device(module, reference.uri, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
 
     def look() -> set[bytes]:
         session = read_token(found.slot).open()

@@ -59,6 +59,6 @@ def look(module: Module, reference: KeyReference) -> Condition:
         DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device.
         DeviceTimeout: the module did not come back.
     """
-    found = find_device(module, reference.uri, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     return Condition(found.info, pin_state(found.flags), pad, found.flags)

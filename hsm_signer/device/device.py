@@ -23,7 +23,7 @@ from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
-from hsm_signer.device.presence import PresentDevice, find_device, flags_after, read_token
+from hsm_signer.device.presence import PresentDevice, Wait, find_device, flags_after, read_token
 from hsm_signer.device.record import PinRecord, count_logins, login_turn
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
@@ -64,6 +64,7 @@ class KeyReference:
         confirm: asks a person whether the last try may be taken, where `allow_last_try` says so already; raises
             PinLastTry when not. None: nobody is asked.
         slow: shows a person that a call takes longer than a moment, perhaps because it waits for a touch.
+        wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
     """
 
     uri: Pkcs11Uri
@@ -76,6 +77,7 @@ class KeyReference:
     pin_record: Path | None = None
     confirm: Callable[[PinRequest], None] | None = None
     slow: Slow = log_slow
+    wait: Wait | None = None
 
 
 def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
@@ -96,7 +98,7 @@ def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
     module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
     logins = _logins_so_far(reference)
     module.refresh(reference.timeout, reference.slow)
-    found = find_device(module, reference.uri, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
     if reference.writable:
         require_changeable(found.info, found.flags)
     login = _ask_for_login(found, reference)

@@ -90,7 +90,7 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
             module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
             return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
     module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
-    found = find_device(module, reference.uri, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
 
     def look() -> ModuleFacts:
         session = read_token(found.slot).open()

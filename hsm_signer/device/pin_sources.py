@@ -41,7 +41,6 @@ def parse_pin_source(
     prompt: PinSource | None,
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
-    from_uri: bool = False,
 ) -> PinSource:
     """Read a setting, or the `pin-source` of a URI, as a source. Nothing is opened yet.
 
@@ -56,7 +55,6 @@ def parse_pin_source(
         prompt: what `prompt` means here, or None where nobody can be asked.
         environ: the environment that `env:` and `credential:` read.
         directory: what a relative PATH is relative to; None for the current directory.
-        from_uri: the text is a URI's `pin-source`. A URI may not name a program to run, whoever wrote it.
 
     Raises:
         ConfigError: not a source. The text is not quoted: it may be a PIN given by mistake.
@@ -82,16 +80,12 @@ def parse_pin_source(
             return EnvironmentPin(value, environ)
         case "fd", ":" if re.fullmatch("[0-9]{1,6}", value):
             return DescriptorPin(int(value))
-        case "command", ":" if not from_uri:
+        case "command", ":":
             return CommandPin(_split(value))
         case "credential", ":":
             return SystemdCredentialPin(value, environ)
     if text.startswith("/"):
         return FilePin(Path(text))
-    if text.startswith(("|", "command:")):  # the bar is RFC 7512's own form, section 2.4
-        raise ConfigError(
-            "The pin-source of a URI may not name a program to run.", hint="Set --pin-source command:ARGV."
-        )
     raise ConfigError("There is no such PIN source.", hint=_CHOICE)
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import pkcs11
 from pkcs11 import TokenFlag
@@ -16,7 +18,7 @@ from hsm_signer.device.module import Module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceNotFound
+from hsm_signer.errors import DeviceGone, DeviceNotFound, HsmSignerError
 
 _PAUSE = 0.25
 
@@ -30,11 +32,18 @@ class PresentDevice:
     flags: TokenFlag
 
 
-def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log_slow) -> PresentDevice:
+Wait: TypeAlias = Callable[[HsmSignerError], None]
+"""Told why there is no device yet; returns when it is time to look again."""
+
+
+def find_device(
+    module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log_slow, wait: Wait | None = None
+) -> PresentDevice:
     """Find the one device `uri` means.
 
     Args:
         slow: shows a person that it takes longer than a moment.
+        wait: called between two looks, until the device is there. None: look once.
 
     Raises:
         DeviceNotFound, DeviceAmbiguous: none, or several, match.
@@ -50,7 +59,15 @@ def find_device(module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log
         except DeviceNotFound as error:
             raise (error if present else blame_pcscd(error)) from None
 
-    return module.call("looking for the device", look, timeout, slow)
+    while True:
+        try:
+            return module.call("looking for the device", look, timeout, slow)
+        except (DeviceNotFound, DeviceGone) as error:
+            if wait is None:
+                raise
+            wait(error)
+            # Some modules see only the devices that were there when they were initialised.
+            module.refresh(timeout, slow)
 
 
 def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:

@@ -3,6 +3,7 @@
 `assert_explained` looks at each twice, as a person and as a program sees it.
 """
 
+import json
 import os
 import re
 import signal
@@ -259,3 +260,25 @@ def test_a_fifo_that_nobody_writes_to(program: Program, given: str) -> None:
     result = program("--config", "fifo" if given == "profile" else "config.toml", "assertion")
     assert_explained(result, 2, "config_error")
     assert "is not a regular file" in result.stderr
+
+
+@pytest.mark.parametrize("where", ["option", "variable", "profile", "key file"])
+def test_a_program_named_by_a_uri_is_refused_also_beside_another_pin_source(
+    program: Program, signing: Settings, where: str
+) -> None:
+    uri = f"{signing['key']}?pin-source=%7C/usr/bin/touch%20started"
+    others = {name: value for name, value in signing.items() if name != "key"}
+    (program.directory / "key.json").write_text(json.dumps({"key": uri}))
+    (program.directory / "config.toml").write_text(f'[profile.default]\nkey = "{uri}"\n')
+    given = {
+        "option": (["--key", uri], {}),
+        "variable": ([], {"HSM_SIGNER_KEY": uri}),
+        "profile": (["--config", "config.toml"], {}),
+        "key file": (["--key", "file:key.json"], {}),
+    }
+    more, environment = given[where]
+    before = more if where == "profile" else []
+    after = [] if where == "profile" else more
+    result = program(*before, "assertion", *options(others), *after, environment=environment)
+    assert_explained(result, 2, "config_error")
+    assert not (program.directory / "started").exists()

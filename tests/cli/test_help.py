@@ -44,7 +44,15 @@ ASSERTION_FILE: dict[str, list[str]] = {
 }
 DEVICE = {
     option: ASSERTION[option]
-    for option in ("--key", "--module", "--pin-source", "--device-timeout", "--no-pin-record", "--allow-last-try")
+    for option in (
+        "--key",
+        "--module",
+        "--pin-source",
+        "--device-timeout",
+        "--no-pin-record",
+        "--allow-last-try",
+        "--wait",
+    )
 }
 GENERATE: dict[str, list[str]] = {"--label": [], "--id": [], "--bits": [], "--always-authenticate": []}
 DELETE: dict[str, list[str]] = {"--certificate": [], "--yes": []}
@@ -53,9 +61,7 @@ CREATE: dict[str, list[str]] = {**ISSUE, "--days": [], "--no-store": [], "--repl
 IMPORT: dict[str, list[str]] = {"--replace": [], "--force": []}
 EXPORT: dict[str, list[str]] = {"--form": [], "--output": [], "--output-file": []}
 EXAMINE: dict[str, list[str]] = {
-    option: variables
-    for option, variables in (ASSERTION | EXCHANGE).items()
-    if option not in ("--wait", "--output-file")
+    option: variables for option, variables in (ASSERTION | EXCHANGE).items() if option != "--output-file"
 }
 GRAPH = {
     "--object-id": ["HSM_SIGNER_OBJECT_ID"],

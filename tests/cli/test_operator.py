@@ -75,6 +75,36 @@ def test_a_device_is_waited_for_on_request(program: Program, signing: Settings, 
     assert (process.returncode, stdout.count("."), stderr) == (0, 2, "")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "device show",
+        "doctor --offline",
+        "key list",
+        "key generate --label awaited --key pkcs11:token=office",
+        "certificate show",
+        "certificate export",
+        "certificate request --subject CN=awaited",
+        "certificate create --subject CN=awaited --no-store",
+    ],
+)
+def test_every_command_that_opens_a_device_can_wait_for_it(
+    program: Program, signing: Settings, faulty: FaultyModule, command: str
+) -> None:
+    faulty.absent(True)
+    words = command.split()
+    of_the_device = {name: value for name, value in signing.items() if name in ("key", "module", "pin_source")}
+    settings = signing if words[0] == "doctor" else of_the_device
+    if "--key" in words:
+        settings = {name: value for name, value in settings.items() if name != "key"}
+    with program.start(*words, *options(settings, module=str(faulty.path)), "--wait") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Waiting for the device.")
+        faulty.absent(False)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
 def test_the_cue_to_touch_appears_on_a_terminal_and_is_taken_away(
     program: Program, signing: Settings, faulty: FaultyModule, terminal: Terminal
 ) -> None:

@@ -92,12 +92,11 @@ def test_uris(text: str) -> None:
         "file:/etc/pin", "file:///etc/p%69n", "env:PIN", "fd:3", "command:/bin/pass 'a b'", "credential:pin", "prompt"
     )
     | st.lists(any_text, max_size=3),
-    st.booleans(),
 )
-@example("file:///\udc80", False)
-def test_pin_sources(source: str | list[str], from_uri: bool) -> None:
+@example("file:///\udc80")
+def test_pin_sources(source: str | list[str]) -> None:
     with only_errors_of_ours():
-        parse_pin_source(source, prompt=None, environ={}, directory=Path("/profile"), from_uri=from_uri)
+        parse_pin_source(source, prompt=None, environ={}, directory=Path("/profile"))
 
 
 PROFILE = b"""[profile.default]

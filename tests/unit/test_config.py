@@ -50,6 +50,7 @@ NAMES = {
     "network_timeout": ("--network-timeout", "HSM_SIGNER_NETWORK_TIMEOUT", None),
     "pin_record": ("--no-pin-record", None, None),
     "allow_last_try": ("--allow-last-try", None, None),
+    "wait": ("--wait", None, None),
 }
 
 # For each setting what may be found, nearest first, and what becomes of it: option, variable, profile, AZURE variable.
@@ -129,6 +130,7 @@ FOUND: dict[str, dict[str, tuple[Any, Any]]] = {
     "network_timeout": {"option": ("1", 1.0), "variable": ("2.5", 2.5), "profile": (3.5, 3.5)},
     "pin_record": {"option": (False, False), "profile": (True, True)},
     "allow_last_try": {"option": (True, True)},
+    "wait": {"option": (True, True)},
 }
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 EACH = [pytest.param(name, place, id=f"{name} {place}") for name, places in FOUND.items() for place in places]

@@ -361,12 +361,6 @@ def test_a_prompt_where_nobody_can_be_asked_is_unavailable_and_names_the_other_s
     assert "file:PATH" in str(refused.value.hint)
 
 
-@pytest.mark.parametrize("text", ["|/usr/bin/pass", "command:/usr/bin/pass"])
-def test_a_uri_may_not_name_a_program(text: str) -> None:
-    with pytest.raises(ConfigError, match="may not name a program"):
-        parse_pin_source(text, prompt=None, from_uri=True)
-
-
 def test_a_pin_known_beforehand_is_given_and_does_not_show() -> None:
     source = FixedLogin(Pin(SECRET), "the pin-value of the URI")
     assert reveal(source(REQUEST)) == SECRET
