@@ -86,6 +86,27 @@ def _text(value: object, source: Source) -> str:
     return value.strip()
 
 
+_LONGEST = 2048
+"""No id, host or scope is as long as that. An assertion with more could not be read back from its file."""
+
+
+def _plain(value: object, source: Source) -> str:
+    """Read a text that is sent to servers: no octets that are not UTF-8, and nothing that cannot be seen."""
+    text = _text(value, source)
+    if not text.isprintable():
+        raise ConfigError(
+            f"{source.name} holds a character that cannot be displayed, or is not UTF-8.",
+            hint="Type it again: what was copied may hold characters that nobody sees.",
+        )
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{source.name} has {len(text)} characters.", hint=f"{_LONGEST} are allowed at most.")
+    return text
+
+
+def _plain_texts(value: object, source: Source) -> tuple[str, ...]:
+    return tuple(_plain(text, source) for text in _texts(value, source))
+
+
 def _texts(value: object, source: Source) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(value.split())
@@ -107,12 +128,7 @@ def _module(value: object, source: Source) -> Path:
     # A word without a slash names an installed library, as for dlopen; anything else is a file, also ./FILE.
     if not isinstance(value, Path) and "/" not in str(value):
         return path
-    try:
-        return path.absolute()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{source.name} is relative to the current directory, which does not exist.", hint="Give an absolute path."
-        ) from None
+    return absolute(path, source.name)
 
 
 def _flag(value: object, source: Source) -> bool:
@@ -189,25 +205,26 @@ def from_key_file(value: object, source: Source) -> Path | None:
 def _uris(value: object, source: Source) -> tuple[Pkcs11Uri, ...]:
     if file := from_key_file(value, source):
         # One that is not there yet is for `rotate` to begin.
-        return (read_key_file(file).current.uri,) if file.exists() else ()
-    uris = []
-    for text in _texts(value, source):
-        try:
-            uri = Pkcs11Uri.parse(text)
-        except UriError as error:
-            hint = error.hint or "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
-            raise UriError(f"{source.name}: {error.message}", hint=hint, position=error.position) from None
-        if uri.pin_value is not None:
-            if source.is_argument:
-                raise ConfigError(
-                    f"{source.name} holds a PIN (pin-value), which every user of this machine could read.",
-                    hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
-                )
-            logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
-            withhold(source.name)
-        _withhold_variable(uri.pin_source or "")
-        uris.append(uri.beside(source.directory) if source.directory else uri)
-    return tuple(uris)
+        return (read_key_file(file).current.uri,) if os.path.exists(file) else ()
+    return tuple(_uri(text, source) for text in _texts(value, source))
+
+
+def _uri(text: str, source: Source) -> Pkcs11Uri:
+    try:
+        uri = Pkcs11Uri.parse(text)
+    except UriError as error:
+        hint = error.hint or "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
+        raise UriError(f"{source.name}: {error.message}", hint=hint, position=error.position) from None
+    if uri.pin_value is not None:
+        if source.is_argument:
+            raise ConfigError(
+                f"{source.name} holds a PIN (pin-value), which every user of this machine could read.",
+                hint="Take it out, and use --pin-source. If it was used like this before, change the PIN.",
+            )
+        logger.warning("%s holds a PIN in clear (pin-value); a --pin-source is safer", source.name)
+        withhold(source.name)
+    _withhold_variable(uri.pin_source or "")
+    return uri.beside(source.directory) if source.directory else uri
 
 
 def _pin_source(value: object, source: Source) -> str | tuple[str, ...]:
@@ -228,6 +245,13 @@ def _withhold_variable(pin_source: str) -> None:
 def _environment(value: object, source: Source) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ConfigError(f"{source.name} must be a table of texts, as in SOFTHSM2_CONF = '/etc/softhsm2.conf'.")
+    for name, text in value.items():
+        # environ(7): the name ends at the first =, the value at the first NUL.
+        if not name or "=" in name or "\0" in name + text:
+            raise ConfigError(
+                f"{source.name} has {name!r}, which cannot be a variable.",
+                hint="A name is not empty and holds no =, and neither it nor its value holds a NUL character.",
+            )
     return {name: _beside(name, text, source) for name, text in value.items()}
 
 
@@ -243,13 +267,13 @@ def _beside(name: str, text: str, source: Source) -> str:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
-        "tenant", "Assertion", "Tenant: a GUID or a domain.", _text, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"
+        "tenant", "Assertion", "Tenant: a GUID or a domain.", _plain, "TENANT", "HSM_SIGNER_TENANT", "AZURE_TENANT_ID"
     ),
     Setting(
         "client_id",
         "Assertion",
         "Client id of the app registration.",
-        _text,
+        _plain,
         "ID",
         "HSM_SIGNER_CLIENT_ID",
         "AZURE_CLIENT_ID",
@@ -258,7 +282,7 @@ SETTINGS: tuple[Setting, ...] = (
         "scope",
         "Exchange",
         "What the token is for, as in https://graph.microsoft.com/.default.",
-        _texts,
+        _plain_texts,
         "SCOPE",
         "HSM_SIGNER_SCOPE",
         repeatable=True,
@@ -323,7 +347,7 @@ SETTINGS: tuple[Setting, ...] = (
         "authority",
         "Assertion",
         "Another authority host, https; plain http only to loopback.",
-        _text,
+        _plain,
         "URL",
         "HSM_SIGNER_AUTHORITY",
         "AZURE_AUTHORITY_HOST",
@@ -333,11 +357,11 @@ SETTINGS: tuple[Setting, ...] = (
         "token_endpoint",
         "Assertion",
         "Full URL of any token endpoint that speaks RFC 7523.",
-        _text,
+        _plain,
         "URL",
         "HSM_SIGNER_TOKEN_ENDPOINT",
     ),
-    Setting("audience", "Assertion", "aud of the assertion, where it differs from the token endpoint.", _text, "URL"),
+    Setting("audience", "Assertion", "aud of the assertion, where it differs from the token endpoint.", _plain, "URL"),
     Setting(
         "lifetime",
         "Assertion",
@@ -349,7 +373,7 @@ SETTINGS: tuple[Setting, ...] = (
         "object_id",
         "Graph",
         "Object id of the application in the directory, which is not its client id.",
-        _text,
+        _plain,
         "ID",
         "HSM_SIGNER_OBJECT_ID",
     ),
@@ -358,7 +382,7 @@ SETTINGS: tuple[Setting, ...] = (
         "graph",
         "Graph",
         "Another of Microsoft Graph's hosts: https://dod-graph.microsoft.us. Default: the cloud's.",
-        _text,
+        _plain,
         "URL",
         "HSM_SIGNER_GRAPH",
     ),
@@ -404,14 +428,50 @@ SETTINGS: tuple[Setting, ...] = (
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
+def absolute(path: Path, name: str) -> Path:
+    """Return a path that does not depend on the current directory.
+
+    Args:
+        name: of the option, for messages.
+
+    Raises:
+        ConfigError: it is relative, and the current directory was deleted.
+    """
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{name} is relative to the current directory, which does not exist.", hint="Give an absolute path."
+        ) from None
+
+
+def text_argument(text: str, option: str) -> str:
+    """Read a text for a server that a command takes beside the settings.
+
+    Raises:
+        ConfigError: it is empty, is not UTF-8, or holds what nobody can see.
+    """
+    return _plain(text, Source(option))
+
+
+def seconds_argument(seconds: float, option: str) -> float:
+    """Read for how long to wait, where a command takes it beside the settings.
+
+    Raises:
+        ConfigError: it is not a number of seconds, such as inf, or more than a day.
+    """
+    if not 0 <= seconds <= 86400:
+        raise ConfigError(f"{option} is {seconds:g}.", hint="Give a number of seconds from 0 to 86400.")
+    return seconds
+
+
 def uri_argument(text: str, option: str) -> Pkcs11Uri:
     """Read a PKCS#11 URI that a command takes beside the settings.
 
     Raises:
         ConfigError: it is malformed, or holds a PIN.
     """
-    (uri,) = _uris([text], Source(option, is_argument=True))
-    return uri
+    return _uri(text, Source(option, is_argument=True))
 
 
 def missing(name: str) -> ConfigError:

@@ -18,9 +18,12 @@ from hsm_signer.config import Profile
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.errors import ConfigError
 from hsm_signer.private_file import warn_unless_in_memory
-from hsm_signer.settings import missing
+from hsm_signer.settings import absolute, missing
 from hsm_signer.systemd import ServiceManager
 from hsm_signer.tokens import Tokens
+
+_NO_GROUP = 2**32 - 1
+"""The highest gid_t means none: chown(2)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +79,7 @@ def _variables(path: Path, client_id: str, endpoint: Endpoint) -> dict[str, str]
     """Return the variables with which the Azure SDKs find the file, and Terraform's azurerm."""
     if endpoint.tenant is None:
         raise missing("tenant")
-    file = str(path.absolute())
+    file = str(absolute(path, "PATH"))
     return {
         "AZURE_FEDERATED_TOKEN_FILE": file,
         "AZURE_TENANT_ID": endpoint.tenant,
@@ -99,6 +102,10 @@ def _mode(text: str | None, group: str | None) -> int:
 
 def _group_id(name: str) -> int:
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
+        if not name.isdecimal():
+            return grp.getgrnam(name).gr_gid
+        if (number := int(name)) < _NO_GROUP:
+            return number
+        raise KeyError
+    except (KeyError, ValueError):  # a ValueError: a number too long to be read
         raise ConfigError(f"There is no group {name!r}.", hint="See getent group, or give its number.") from None

@@ -10,6 +10,7 @@ import typer
 from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_note, print_result
+from hsm_signer.settings import text_argument
 
 _OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")
 
@@ -42,6 +43,7 @@ def emulator(
     """
     from hsm_signer.testing import EntraEmulator
 
+    tenant, client_id = text_argument(tenant, "--tenant"), text_argument(client_id, "--client-id")
     with EntraEmulator(https=not plain_http, port=port, refuse_replay=refuse_replay) as running:
         for file in certificate:
             running.register(client_id, read_certificate_file(file), tenant=tenant)

@@ -17,7 +17,7 @@ from hsm_signer.display import displayable
 from hsm_signer.errors import OutputError
 from hsm_signer.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
 from hsm_signer.rotation_plan import Step
-from hsm_signer.settings import uri_argument
+from hsm_signer.settings import seconds_argument, text_argument, uri_argument
 
 if TYPE_CHECKING:
     from hsm_signer.keyfile import KeyFile
@@ -104,6 +104,7 @@ def rotate(
     """
     from hsm_signer.rotation import Rotation, RotationRequest
 
+    seconds_argument(propagation_timeout, "--propagation-timeout")
     if check:
         _check(profile, warn_days, output)
         return
@@ -114,7 +115,7 @@ def rotate(
         subject=subject,
         days=days,
         delete_old=delete_old_key,
-        old_key_id=old_key_id,
+        old_key_id=None if old_key_id is None else text_argument(old_key_id, "--old-key-id"),
         propagation=propagation_timeout,
     )
     steps: list[dict[str, str]] = []
