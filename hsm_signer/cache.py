@@ -161,7 +161,7 @@ class TokenCache:
                 pending.set_exception(error)
             else:
                 # An interrupt is this thread's own; whoever shares the acquisition is told in other words.
-                pending.set_exception(HsmSignerError("The request for a token was abandoned."))
+                pending.set_exception(HsmSignerError("The request for a token was abandoned.", hint="Ask again."))
                 raise
         else:
             with self._lock:

@@ -177,11 +177,29 @@ def _known_key_file(candidates: Iterable[tuple[object, Source]]) -> Path | None:
     return None
 
 
-def missing_key(profile: Profile) -> ConfigError:
-    """Return the error for a profile without a key."""
-    if profile.key_file is None:
-        return missing("key")
-    return ConfigError(f"The key file {profile.key_file} is not there.", hint="Begin it with: rotate --current URI")
+def require_settings(profile: Profile, *names: str) -> None:
+    """Make sure that a profile has settings.
+
+    Args:
+        names: of them. A tenant is not needed where an authority or a token endpoint is set.
+
+    Raises:
+        ConfigError: some are missing. It names all of them.
+    """
+    absent = [name for name in names if not _has(profile, name)]
+    if absent:
+        raise missing(*absent)
+    if "key" in names and not profile.key:
+        raise ConfigError(f"The key file {profile.key_file} is not there.", hint="Begin it with: rotate --current URI")
+
+
+def _has(profile: Profile, name: str) -> bool:
+    match name:
+        case "key":
+            return bool(profile.key or profile.key_file)
+        case "tenant":
+            return any((profile.tenant, profile.authority, profile.token_endpoint))
+    return bool(getattr(profile, name))
 
 
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:

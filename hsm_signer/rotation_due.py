@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hsm_signer.certificate import parse_certificates
-from hsm_signer.config import Profile, missing_key
+from hsm_signer.config import Profile, require_settings
 from hsm_signer.device.certificates import read_certificate
 from hsm_signer.keyfile import KeyFile, read_key_file
 from hsm_signer.opening import NOBODY, Operator, key_reference
@@ -40,8 +40,7 @@ def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operato
         CertificateNotFound: the key has no certificate on the device.
         DeviceError, DeviceTimeout, PinError: the device cannot be read.
     """
-    if not profile.key:
-        raise missing_key(profile)
+    require_settings(profile, "key")
     der = read_certificate(key_reference(profile, profile.key[0], operator))
     (certificate,) = parse_certificates(der, "The certificate of the current key")
     file = read_key_file(profile.key_file) if profile.key_file else None

@@ -82,7 +82,9 @@ class Setting:
 
 def _text(value: object, source: Source) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{source.name} must be a text, and is {_kind(value)}.")
+        raise ConfigError(
+            f"{source.name} must be a string, and is {_kind(value)}.", hint="Give a value, in a profile in quotes."
+        )
     return value.strip()
 
 
@@ -112,13 +114,16 @@ def _texts(value: object, source: Source) -> tuple[str, ...]:
         return tuple(value.split())
     if isinstance(value, list | tuple):
         return tuple(_text(item, source) for item in value)
-    raise ConfigError(f"{source.name} must be a text or a list of texts, and is {_kind(value)}.")
+    raise ConfigError(
+        f"{source.name} must be a string or a list of strings, and is {_kind(value)}.",
+        hint='Write it in quotes: "VALUE", or several as ["FIRST", "SECOND"].',
+    )
 
 
 def _path(value: object, source: Source) -> Path:
     text = str(value) if isinstance(value, Path) else _text(value, source)
     if "\0" in text:
-        raise ConfigError(f"{source.name} must be a path, and holds a NUL character.")
+        raise ConfigError(f"{source.name} must be a path, and holds a NUL character.", hint="Give the path of a file.")
     # os.path: it leaves a home directory nobody knows as it is, and the message that the file is missing shows it.
     return (source.directory or Path()) / os.path.expanduser(text)
 
@@ -133,7 +138,9 @@ def _module(value: object, source: Source) -> Path:
 
 def _flag(value: object, source: Source) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"{source.name} must be true or false, and is {_kind(value)}.")
+        raise ConfigError(
+            f"{source.name} must be true or false, and is {_kind(value)}.", hint="Write true or false, without quotes."
+        )
     return value
 
 
@@ -143,14 +150,18 @@ def _seconds(value: object, source: Source) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 86400:
-        raise ConfigError(f"{source.name} must be a number of seconds, more than 0 and at most 86400.")
+        raise ConfigError(
+            f"{source.name} must be a number of seconds, more than 0 and at most 86400.", hint="For example 60."
+        )
     return number
 
 
 def _lifetime(value: object, source: Source) -> int:
     number = _seconds(value, source)
     if number != int(number):
-        raise ConfigError(f"{source.name} must be a whole number of seconds, 1 to {MAXIMUM_LIFETIME}.")
+        raise ConfigError(
+            f"{source.name} must be a whole number of seconds, 1 to {MAXIMUM_LIFETIME}.", hint="For example 600."
+        )
     return int(number)
 
 
@@ -244,7 +255,10 @@ def _withhold_variable(pin_source: str) -> None:
 
 def _environment(value: object, source: Source) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise ConfigError(f"{source.name} must be a table of texts, as in SOFTHSM2_CONF = '/etc/softhsm2.conf'.")
+        raise ConfigError(
+            f"{source.name} must be a table of strings, and is {_kind(value)}.",
+            hint='Write it as { SOFTHSM2_CONF = "/etc/softhsm2.conf" }.',
+        )
     for name, text in value.items():
         # environ(7): the name ends at the first =, the value at the first NUL.
         if not name or "=" in name or "\0" in name + text:
@@ -474,11 +488,16 @@ def uri_argument(text: str, option: str) -> Pkcs11Uri:
     return _uri(text, Source(option, is_argument=True))
 
 
-def missing(name: str) -> ConfigError:
-    """Return the error for a setting that is needed and was not given."""
-    setting = BY_NAME[name]
-    ways = [setting.flag, *filter(None, (setting.variable, setting.azure)), f"{name} in a profile"]
-    return ConfigError(f"There is no {name.replace('_', ' ')}.", hint=f"Give {', '.join(ways[:-1])} or {ways[-1]}.")
+def missing(*names: str) -> ConfigError:
+    """Return the error for settings that are needed and were not given. It names all of them."""
+    absent = [f"no {name.replace('_', ' ')}" for name in names]
+    listed = " and ".join(filter(None, [", ".join(absent[:-1]), absent[-1]]))
+    return ConfigError(f"There is {listed}.", hint=" ".join(f"Give {_ways(BY_NAME[name])}." for name in names))
+
+
+def _ways(setting: Setting) -> str:
+    ways = [setting.flag, *filter(None, (setting.variable, setting.azure)), f"{setting.name} in a profile"]
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 def _kind(value: object) -> str:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hsm_signer.assertion import Thumbprint
 from hsm_signer.cache import TokenCache
-from hsm_signer.config import Profile, missing_key
+from hsm_signer.config import Profile, require_settings
 from hsm_signer.crypto import Algorithm
 from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError
 from hsm_signer.keys import Keys
 from hsm_signer.opening import NOBODY, Operator
-from hsm_signer.settings import missing
 from hsm_signer.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -85,12 +84,7 @@ class Tokens:
         additionally_allowed_tenants: Iterable[str] = (),
         isolated: bool = False,
     ) -> None:
-        if not profile.client_id:
-            raise missing("client_id")
-        if not profile.key:
-            raise missing_key(profile)
-        if profile.tenant is None and profile.token_endpoint is None and profile.authority is None:
-            raise missing("tenant")
+        require_settings(profile, "tenant", "client_id", "key")
         self.endpoint = resolve_endpoint(
             tenant=profile.tenant,
             cloud=profile.cloud,

@@ -13,9 +13,8 @@ from hsm_signer.assertion import parse_jwt
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import result_writer, to_json
-from hsm_signer.config import Profile
+from hsm_signer.config import Profile, require_settings
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.settings import missing
 from hsm_signer.strict_json import parse_json
 from hsm_signer.tokens import Tokens
 
@@ -54,9 +53,8 @@ def token(
     hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
     --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
     """
+    require_settings(profile, "tenant", "client_id", "key", "scope")
     with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
-        if not profile.scope:
-            raise missing("scope")
         wanted = tokens.wanted(profile.scope)
         with result_writer(output_file) as write:
             write(_show_token(tokens.get(wanted), output, tokens))

@@ -32,9 +32,14 @@ class Pin:
 
     def __init__(self, text: str, identity: str = "", accepted: bool = False) -> None:
         if not text:
-            raise PinUnavailable("The PIN is empty.")
+            raise PinUnavailable(
+                "The PIN is empty.", hint="Put the PIN into its source. Nothing was sent to the device."
+            )
         if "\0" in text or re.search("[\ud800-\udfff]", text):
-            raise PinUnavailable("The PIN holds a NUL character, or is not UTF-8 text.")
+            raise PinUnavailable(
+                "The PIN holds a NUL character, or is not UTF-8 text.",
+                hint="Put the PIN into its source, and nothing else. Nothing was sent to the device.",
+            )
         self._text = text
         self.identity = identity
         self.accepted = accepted

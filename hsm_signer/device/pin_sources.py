@@ -64,7 +64,7 @@ def parse_pin_source(
         return CommandPin(tuple(text))
     kind, colon, value = text.partition(":")
     if "\0" in text:
-        raise ConfigError("The PIN source holds a NUL character.")
+        raise ConfigError("The PIN source holds a NUL character.", hint=_CHOICE)
     match kind, colon:
         case "prompt", "":
             if prompt is None:
@@ -111,7 +111,10 @@ def _path(value: str) -> Path:
 def _split(command: str) -> tuple[str, ...]:
     with suppress(ValueError):
         return tuple(shlex.split(command))
-    raise ConfigError("The quotes in the PIN source command: are not balanced.")
+    raise ConfigError(
+        "The quotes in the PIN source command: are not balanced.",
+        hint='Write each argument as in a shell, or in a profile as a list: ["/usr/bin/pass", "show", "card"].',
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,10 @@ class SystemdCredentialPin(_Unattended):
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
-            raise ConfigError("The PIN source credential: needs the name of a credential, without a slash.")
+            raise ConfigError(
+                "The PIN source credential: needs the name of a credential, without a slash.",
+                hint="Write credential:NAME, with the NAME of LoadCredential=NAME:PATH in the unit.",
+            )
 
     @property
     def description(self) -> str:
@@ -261,7 +267,10 @@ class EnvironmentPin(_Unattended):
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.name):
-            raise ConfigError("The PIN source env: needs the name of an environment variable.")
+            raise ConfigError(
+                "The PIN source env: needs the name of an environment variable.",
+                hint="Write env:NAME: letters, digits and _, as in env:HSM_PIN. The PIN itself does not belong there.",
+            )
         withhold(self.name)
 
     @property

@@ -109,7 +109,7 @@ class Pkcs11Uri:
         _QUERY.require_writable(self, self.vendor_query)
         names = [name for name, _ in self.vendor_path]
         if len(set(names)) < len(names):
-            raise UriError("A vendor attribute stands twice in the path of a PKCS#11 URI.")
+            raise UriError("A vendor attribute stands twice in the path of a PKCS#11 URI.", hint="Give it once.")
 
 
 class _Component(NamedTuple):
@@ -198,16 +198,22 @@ class _Component(NamedTuple):
         for name in self.attributes:
             value = getattr(uri, _field(name))
             if name in _EXPECTED and value is not None and _typed(name, _plain(value)) != value:
-                raise UriError(f"In a PKCS#11 URI {name} must be {_EXPECTED[name]}.")
+                raise UriError(f"In a PKCS#11 URI {name} must be {_EXPECTED[name]}.", hint=_EXAMPLE)
             if isinstance(value, str) and _SURROGATE.search(value):
-                raise UriError(f"The {name} of a PKCS#11 URI must be Unicode text, without lone surrogates.")
+                raise UriError(
+                    f"The {name} of a PKCS#11 URI must be Unicode text, without lone surrogates.", hint=_EXAMPLE
+                )
         for name, value in vendor:
             ours = not name.startswith(_VENDOR) or name in _DRAFT_NAMES
             if not _NAME.fullmatch(name) or ours or _SURROGATE.search(value):
-                raise UriError("A vendor attribute of a PKCS#11 URI has a name or a value that cannot be written.")
+                raise UriError(
+                    "A vendor attribute of a PKCS#11 URI has a name or a value that cannot be written.",
+                    hint="Its name is x- and letters, digits, - and _; its value is Unicode text.",
+                )
 
 
 _SCHEME = "pkcs11:"
+_EXAMPLE = "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
 _VENDOR = ("x-", "vendor-")
 _DRAFT_NAMES = {"x-pin-value": "pin-value"}
 _UNRESERVED = r"A-Za-z0-9\-._~"  # RFC 3986 section 2.3

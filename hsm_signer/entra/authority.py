@@ -299,7 +299,10 @@ def _check_audience(audience: str | None, token_endpoint: str) -> str:
     if audience is None:
         return token_endpoint
     if not re.fullmatch(r"[\x21-\x7e]+", audience):
-        raise ConfigError(f"The audience {audience!r} is empty or has a space or a character outside ASCII.")
+        raise ConfigError(
+            f"The audience {audience!r} is empty or has a space or a character outside ASCII.",
+            hint="Leave --audience out, or give the URL that the server expects as aud.",
+        )
     if _PROOF_AUDIENCE in unquote(audience).lower():
         raise ConfigError(
             f"The audience {_PROOF_AUDIENCE} is that of a proof for Microsoft Graph. Who receives such an assertion "

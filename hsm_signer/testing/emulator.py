@@ -213,7 +213,9 @@ class EntraEmulator:
             ConfigError: it is running already, or the port is not to be had.
         """
         if self._running is not None:
-            raise ConfigError(f"The emulator is running already, at {self.authority}.")
+            raise ConfigError(
+                f"The emulator is running already, at {self.authority}.", hint="Use it, or make another EntraEmulator."
+            )
         application = Starlette(
             routes=[
                 self._graph.route,

@@ -197,7 +197,10 @@ class SoftHsm:
             [program, *arguments], env={"PATH": "/usr/bin:/bin", **self.environment}, capture_output=True, text=True
         )
         if done.returncode != 0:
-            raise ConfigError(f"softhsm2-util {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+            raise ConfigError(
+                f"softhsm2-util {arguments[0]} failed: {(done.stderr or done.stdout).strip()}",
+                hint="Check that softhsm2 is installed and that its token directory can be written.",
+            )
 
 
 _INSTALL = "apt-get install softhsm2, dnf install softhsm, or brew install softhsm."

@@ -13,6 +13,7 @@ from pathlib import Path
 import pkcs11._pkcs11
 import pytest
 
+from hsm_signer.assertion import parse_jwt
 from tests.cli.conftest import (
     CLIENT,
     TENANT,
@@ -282,3 +283,16 @@ def test_a_program_named_by_a_uri_is_refused_also_beside_another_pin_source(
     result = program(*before, "assertion", *options(others), *after, environment=environment)
     assert_explained(result, 2, "config_error")
     assert not (program.directory / "started").exists()
+
+
+def test_all_settings_that_are_missing_are_named_at_once(program: Program) -> None:
+    result = program("token")
+    assert_explained(result, 2, "config_error")
+    assert "There is no tenant, no client id, no key and no scope." in " ".join(result.stderr.split())
+    for way in ("--tenant", "HSM_SIGNER_CLIENT_ID", "AZURE_TENANT_ID", "--key", "scope in a profile"):
+        assert way in result.stderr
+
+
+def test_an_authority_may_come_without_a_scheme(program: Program, signing: Settings) -> None:
+    result = program("assertion", *options(signing), environment={"AZURE_AUTHORITY_HOST": "login.microsoftonline.us"})
+    assert parse_jwt(result.stdout.strip()).claims["aud"].startswith("https://login.microsoftonline.us/")

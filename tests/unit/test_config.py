@@ -595,14 +595,14 @@ def test_no_key_of_a_profile_holds_a_pin(write: Write) -> None:
     assert PIN not in repr(error) + str(error.hint)
 
 
-TEXT = "must be a text"
+TEXT = "must be a string"
 SECONDS = "must be a number of seconds, more than 0 and at most 86400."
 MALFORMED: list[tuple[str, object, str]] = [
     *((name, value, TEXT) for name in ("tenant", "client_id", "authority", "token_endpoint", "audience", "pin_source")
       for value in (1, True, {"a": "b"}, "", "  ")),
     *((name, value, TEXT) for name in ("module", "certificate", "ca_bundle") for value in (1, True, ["/a"], "", " ")),
     *((name, "/a\0b", "holds a NUL character") for name in ("module", "certificate", "ca_bundle")),
-    *((name, value, "must be a text or a list of texts") for name in ("scope", "key")
+    *((name, value, "must be a string or a list of strings") for name in ("scope", "key")
       for value in (1, True, {"a": "b"})),
     *((name, value, TEXT) for name in ("scope", "key", "pin_source") for value in ([1], [""], [["a"]])),
     *((name, value, "must be true or false") for name in ("send_chain", "pin_record") for value in ("true", 1, 0, [1])),
@@ -616,8 +616,8 @@ MALFORMED: list[tuple[str, object, str]] = [
     ("cloud", "germany", "is 'germany'; it must be one of public, usgov, china."),
     ("key", "pkcs12:token=a", "The PKCS#11 URI is malformed at character 1"),
     ("key", "token=a", "The PKCS#11 URI is malformed at character 1"),
-    ("module_environment", "SOFTHSM2_CONF=/a", "must be a table of texts"),
-    ("module_environment", {"A": 1}, "must be a table of texts"),
+    ("module_environment", "SOFTHSM2_CONF=/a", "must be a table of strings"),
+    ("module_environment", {"A": 1}, "must be a table of strings"),
 ]  # fmt: skip
 
 
@@ -636,7 +636,7 @@ def test_a_malformed_value_in_a_profile_is_refused_by_its_key(
 )
 def test_what_is_no_text_is_said_to_be_what_it_is(write: Write, value: object, kind: str) -> None:
     config = write(f"[profile.default]\ntenant = {toml(value)}\n")
-    assert refused({}, config=config).message.endswith(f"must be a text, and is {kind}.")
+    assert refused({}, config=config).message.endswith(f"must be a string, and is {kind}.")
 
 
 @pytest.mark.parametrize(

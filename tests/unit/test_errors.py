@@ -1,8 +1,10 @@
 """The error tree: a code for each class, the documented exit status, and nothing lost between processes."""
 
+import ast
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +117,22 @@ def test_what_was_not_given_is_none() -> None:
 
 def test_a_uri_without_a_place_to_blame_has_no_position() -> None:
     assert UriError("Malformed.").position is None
+
+
+def _made_without_a_hint() -> list[str]:
+    package = Path(errors.__file__).parent
+    families = {name for name, value in vars(errors).items() if isinstance(value, type)} | {
+        "UsageError",
+        "InternalError",
+    }
+    return [
+        f"{path.relative_to(package)}:{node.lineno} {node.func.id}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in families
+        if not any(keyword.arg == "hint" for keyword in node.keywords)
+    ]
+
+
+def test_every_error_says_what_to_do() -> None:
+    assert _made_without_a_hint() == []
