@@ -552,6 +552,15 @@ class TestRefusal:
         asked = server.asked
         assert requests_at(cache, server, clock, HOUR, HOUR + 1) == [asked] * 2
 
+    def test_of_a_renewal_is_never_raised_while_the_token_is_good(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
+        cache.get(KEY, server)
+        server.failure = refuse()
+        # By the fourth, its pause is longer than the one after any failed renewal.
+        moments = [HOUR - 300 + RETRY_AFTER * attempt for attempt in range(10)]
+        assert seen(cache, server, clock, *moments) == ["token 1"] * 10
+
     def test_reaches_who_does_not_wait(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
@@ -638,6 +647,16 @@ class TestBound:
         for challenge in [*range(1000), *reversed(range(1000))]:
             refused(cache, server, str(challenge))
         assert server.asked == 1000 + 500
+
+    def test_the_refusal_that_was_not_raised_for_longest_is_forgotten(self, cache: TokenCache, server: Server) -> None:
+        server.failure = refuse()
+        for challenge in [*range(500), 0, 500]:
+            refused(cache, server, str(challenge))
+        asked = server.asked
+        refused(cache, server, "0")
+        assert server.asked == asked
+        refused(cache, server, "1")
+        assert server.asked == asked + 1
 
     def test_a_flood_of_refusals_costs_no_token(self, cache: TokenCache, server: Server) -> None:
         cache.get(KEY, server)
