@@ -27,6 +27,7 @@ class Identity:
         send_chain: send the certificates in ``x5c``.
         close: lets go of the device.
         now: the clock, epoch seconds.
+        opened: what the device is open through, for another key on it.
     """
 
     client_id: str
@@ -37,6 +38,7 @@ class Identity:
     send_chain: bool = False
     close: Callable[[], None] = lambda: None
     now: Callable[[], float] = time.time
+    opened: object = field(default=None, repr=False, compare=False)
     # Until the device turns out unable to sign what it offers.
     _tries_pss: bool = field(default=True, init=False, repr=False, compare=False)
 

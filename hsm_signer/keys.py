@@ -144,10 +144,8 @@ class Keys:
             (key,) = self._keys
             if uri != key.uri:
                 logger.info("the key file names another key")
-                # Before the next one is opened: the end of the session that logged in ends the login for all.
-                key.retire()
                 # It is the same device, most likely, and the same PIN.
-                self._keys = [_Key(uri, key.refusal)]
+                self._keys = [_Key(uri, key.refusal, key.retire())]
 
     def _attempt(self, audience: str, lifetime: int) -> str:
         now = self._monotonic()
@@ -209,11 +207,12 @@ _inherited: list[Identity | None] = []
 class _Key:
     """One key, and what has become of it so far."""
 
-    def __init__(self, uri: Pkcs11Uri, refusal: Refusal | None = None) -> None:
+    def __init__(self, uri: Pkcs11Uri, refusal: Refusal | None = None, replaced: Identity | None = None) -> None:
         self.uri = uri
         self.rests_until = 0.0
         self.refusal = refusal
         self._retired = False
+        self._replaced = replaced
         self._identity: Identity | None = None
         self._lock = threading.Lock()
 
@@ -226,28 +225,38 @@ class _Key:
             if self._identity is None:
                 try:
                     # Another key may be there: `Keys` waits when none is.
-                    self._identity = open_identity(profile, self.uri, replace(operator, wait=None), isolated=isolated)
+                    impatient = replace(operator, wait=None)
+                    self._identity = open_identity(
+                        profile, self.uri, impatient, isolated=isolated, replaced=self._replaced
+                    )
+                    self._replaced = None
                 except (PinIncorrect, PinLocked) as error:
                     # Under the lock: whoever waits for it must not present the PIN again.
                     self.refusal = Refusal(error)
                     raise
             return self._identity
 
-    def retire(self) -> None:
-        """Close it for good: a thread that has chosen it, and not yet opened it, would leave it open behind."""
+    def retire(self) -> Identity | None:
+        """Let go of it for good, and return what is open, for the key that takes its place.
+
+        A thread that has chosen it, and not yet opened it, would leave it open behind.
+        """
         with self._lock:
             self._retired = True
-        self.close()
+            opened = self._identity or self._replaced
+            self._identity = self._replaced = None
+            return opened
 
     def close(self) -> None:
         with self._lock:
-            identity, self._identity = self._identity, None
-        if identity is not None:
+            opened = (self._identity, self._replaced)
+            self._identity = self._replaced = None
+        for identity in filter(None, opened):
             identity.close()
 
     def after_fork(self) -> None:
         # A refusal stands: it is the same PIN. The identity is the parent's: it is neither closed nor destroyed, for
         # what it holds leads to the parent's device.
-        _inherited.append(self._identity)
-        self._identity = None
+        _inherited.extend((self._identity, self._replaced))
+        self._identity = self._replaced = None
         self._lock = threading.Lock()

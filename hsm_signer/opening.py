@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.pin import Pin, PinRequest, PinSource
 from hsm_signer.device.pin_sources import FixedLogin, NobodyToAsk, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, HsmSignerError
+from hsm_signer.errors import CertificateNotFound, ConfigError, HsmSignerError, KeyNotFound
 from hsm_signer.identity import Identity
 from hsm_signer.settings import missing
 
@@ -43,11 +43,20 @@ class Operator:
 NOBODY = Operator()
 
 
-def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False) -> Identity:
+def open_identity(
+    profile: Profile,
+    uri: Pkcs11Uri,
+    operator: Operator = NOBODY,
+    *,
+    isolated: bool = False,
+    replaced: Identity | None = None,
+) -> Identity:
     """Open one key of a profile, and return the identity it gives.
 
     Args:
         isolated: have a process of its own serve the device, which may hang or crash alone.
+        replaced: of the key that this one takes the place of, and gone with that. On the same device its login, or the
+            PIN that was accepted, serves this key too: the source may give it only once.
 
     Raises:
         ConfigError: the profile has no client id, or its PIN source is malformed.
@@ -56,21 +65,44 @@ def open_identity(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY,
     if not profile.client_id:
         raise missing("client_id")
     reference = key_reference(profile, uri, operator)
+    return (_open_worker if isolated else _open_device)(profile, reference, replaced)
+
+
+def _open_device(profile: Profile, reference: "KeyReference", replaced: Identity | None) -> Identity:
+    from hsm_signer.device.device import Device, open_device
+
+    if replaced is not None:
+        if isinstance(replaced.opened, Device) and replaced.opened.serves(reference):
+            # A module may not see what another process has stored, before the device is opened again.
+            with suppress(KeyNotFound, CertificateNotFound):
+                return _identity_on(profile, replaced.opened, reference.uri)
+        # Before the next one is opened: the end of the session that logged in ends the login for all.
+        replaced.close()
     with ExitStack() as undo:
-        signer: Signer
-        if isolated:
-            from hsm_signer.device.worker import open_worker
+        identity = _identity_on(profile, undo.enter_context(open_device(reference)), reference.uri)
+        undo.pop_all()
+        return identity
 
-            signer = worker = undo.enter_context(open_worker(reference))
-            certificates = _certificates(profile, signer.public_key, worker.certificate, worker.device)
-        else:
-            from hsm_signer.device.device import open_device
 
-            device = undo.enter_context(open_device(reference))
-            signer = device.signer()
-            certificates = certificates_of(profile, device, signer)
+def _identity_on(profile: Profile, device: "Device", uri: Pkcs11Uri) -> Identity:
+    signer = device.signer(uri)
+    certificates = certificates_of(profile, device, signer)
+    certificates()
+    return make_identity(profile, signer, certificates, close=device.close, opened=device)
+
+
+def _open_worker(profile: Profile, reference: "KeyReference", replaced: Identity | None) -> Identity:
+    from hsm_signer.device.worker import WorkerSigner, open_worker
+
+    before = None
+    if replaced is not None:
+        before = replaced.opened if isinstance(replaced.opened, WorkerSigner) else None
+        replaced.close()
+    with ExitStack() as undo:
+        worker = undo.enter_context(open_worker(reference, before=before))
+        certificates = _certificates(profile, worker.public_key, worker.certificate, worker.device)
         certificates()
-        return make_identity(profile, signer, certificates, close=undo.pop_all().close)
+        return make_identity(profile, worker, certificates, close=undo.pop_all().close, opened=worker)
 
 
 def make_identity(
@@ -80,6 +112,7 @@ def make_identity(
     *,
     close: Callable[[], None] = lambda: None,
     now: Callable[[], float] = time.time,
+    opened: object = None,
 ) -> Identity:
     """Return the identity that a key of a profile gives, once it is open.
 
@@ -87,6 +120,7 @@ def make_identity(
         certificates: what `certificates_of` returned.
         close: lets go of the device.
         now: the clock, epoch seconds.
+        opened: see `Identity`.
 
     Raises:
         ConfigError: the profile has no client id.
@@ -102,6 +136,7 @@ def make_identity(
         send_chain=profile.send_chain,
         close=close,
         now=now,
+        opened=opened,
     )
 
 

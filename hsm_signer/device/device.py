@@ -20,7 +20,7 @@ from hsm_signer.device.failures import (
     require_pin_tries,
 )
 from hsm_signer.device.lane import Lane, Slow, log_slow
-from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
 from hsm_signer.device.presence import PresentDevice, Wait, find_device, flags_after, read_token
@@ -152,6 +152,17 @@ class Device:
     def uri(self) -> Pkcs11Uri:
         """The URI it was opened by."""
         return self._reference.uri
+
+    def serves(self, reference: KeyReference) -> bool:
+        """Return whether a reference means this device, by the same way to it, and it is open here."""
+        ours, theirs = self._reference.uri, reference.uri
+        return (
+            not self._closed
+            and self._process == os.getpid()
+            and matches_device(theirs, self.info)
+            and (self._reference.module, ours.module_path, ours.module_name)
+            == (reference.module, theirs.module_path, theirs.module_name)
+        )
 
     def signer(self, uri: Pkcs11Uri | None = None) -> DeviceSigner:
         """Return the signer for one private key.

@@ -6,6 +6,7 @@ prompt, is handed in by the command line.
 A source that cannot be read raises PinUnavailable. It never becomes an empty PIN: an empty PIN costs a try.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -79,7 +80,7 @@ def parse_pin_source(
         case "env", ":":
             return EnvironmentPin(value, environ)
         case "fd", ":" if re.fullmatch("[0-9]{1,6}", value):
-            return DescriptorPin(int(value))
+            return _descriptor(int(value))
         case "command", ":":
             return CommandPin(_split(value))
         case "credential", ":":
@@ -87,6 +88,12 @@ def parse_pin_source(
     if text.startswith("/"):
         return FilePin(Path(text))
     raise ConfigError("There is no such PIN source.", hint=_CHOICE)
+
+
+@functools.cache
+def _descriptor(number: int) -> "DescriptorPin":
+    """Return the same source for the same number: once it was read, the number may be any other file's."""
+    return DescriptorPin(number)
 
 
 _CHOICE = (

@@ -35,18 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_worker(reference: "KeyReference", *, workers: int = 1) -> "WorkerSigner":
+def open_worker(reference: "KeyReference", *, workers: int = 1, before: "WorkerSigner | None" = None) -> "WorkerSigner":
     """Open a device in a process of its own, and return a signer that works through it.
 
     Args:
         reference: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
         workers: how many processes may sign side by side. A second one starts when it is needed, and only after the
             first has logged in.
+        before: of another key. Where it is on the same device, the PIN that was accepted serves this one, too.
 
     Raises:
         HsmSignerError: as `open_device` and `Device.signer`.
     """
-    return WorkerSigner(reference, workers)
+    return WorkerSigner(reference, workers, before)
 
 
 class WorkerSigner:
@@ -60,7 +61,7 @@ class WorkerSigner:
         device: what the device says of itself, in a line.
     """
 
-    def __init__(self, reference: "KeyReference", workers: int) -> None:
+    def __init__(self, reference: "KeyReference", workers: int, before: "WorkerSigner | None" = None) -> None:
         self._reference = reference
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -69,6 +70,9 @@ class WorkerSigner:
         self._places = threading.BoundedSemaphore(workers)
         self._login: Login = None
         self._accepted = False
+        self._accepted_by = ""
+        if before is not None:
+            self._login, self._accepted, self._accepted_by = before._login, before._accepted, before._accepted_by
         self._refusal: Refusal | None = None
         self._closed = False
         # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG); this one outlives them.
@@ -214,6 +218,7 @@ class WorkerSigner:
                 self._refuse(error, worker.login)
                 raise
             self._accepted, self._login = True, accepted(self._login)
+            self._accepted_by = worker.opened.device
             return worker
 
     def _refuse(self, error: PinError, login: Login) -> None:
@@ -225,7 +230,8 @@ class WorkerSigner:
         """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
         if request.last_try and self._reference.confirm is not None:
             self._reference.confirm(request)
-        if not self._accepted or not is_current(self._login, self._reference.pin):
+        same = self._accepted and self._accepted_by == request.device
+        if not same or not is_current(self._login, self._reference.pin):
             self._accepted = False
             self._login = ask(self._reference.pin, request)
         return self._login

@@ -1,20 +1,31 @@
 """A key is replaced while other programs use it, and none of them is refused."""
 
+import fcntl
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from hsm_signer.config import profile_from_arguments
 from hsm_signer.device.facts import Contents
+from hsm_signer.errors import PinUnavailable
 from hsm_signer.tokens import Tokens
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener, ready
-from tests.rotation.conftest import SCOPE, TENANT, Application
+from tests.faults.control import FaultyModule
+from tests.rotation.conftest import PIN, SCOPE, TENANT, Application
 from tests.together.programs import Busy, current, exchange, thumbprint
 
 # Another key, of another application, on the same device.
 ANOTHER = "3d1f1d1e-2a58-4f0a-8f1e-3f5ad2a3a002"
 CHALLENGE = '{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}'
+
+
+NUMBERS = itertools.count(500)
 
 
 def statuses(application: Application) -> set[int | None]:
@@ -112,3 +123,75 @@ class TestACredential:
         contents: Contents = application.on_device()
         assert {each.label for each in contents.keys} >= {"another"}
         assert len(contents.keys) == 2
+
+
+class TestAPinThatCanBeReadOnce:
+    """From a descriptor: at a second reading its number may be that of any other file."""
+
+    @pytest.fixture
+    def faulty(self, application: Application) -> Iterator[FaultyModule]:
+        """The device's module, which counts logins."""
+        softhsm = application.softhsm
+        with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
+            yield faulty
+
+    @pytest.fixture
+    def descriptor(self) -> int:
+        reading, writing = os.pipe()
+        os.write(writing, PIN.encode())
+        os.close(writing)
+        # A number that nothing else gets, and none that was read before. Whoever reads it closes it.
+        number = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, next(NUMBERS))
+        os.close(reading)
+        return number
+
+    @pytest.fixture
+    def settings(self, faulty: FaultyModule, descriptor: int) -> dict[str, object]:
+        environment = faulty.environment
+        return {"pin_source": f"fd:{descriptor}", "module": str(faulty.path), "module_environment": environment}
+
+    @pytest.mark.parametrize(("isolated", "logins"), [(False, 1), (True, 2)], ids=["in this process", "isolated"])
+    def test_serves_the_next_key_too(
+        self,
+        application: Application,
+        program: Program,
+        faulty: FaultyModule,
+        settings: dict[str, object],
+        descriptor: int,
+        isolated: bool,
+        logins: int,
+    ) -> None:
+        with application.tokens(isolated=isolated, **settings) as tokens:
+            before = exchange(application, tokens.assertion())
+            assert program("rotate", "--grace", "0", "--delete-old-key").status == 0
+            with another_file(descriptor):
+                assert before != exchange(application, tokens.assertion()) == current(application)
+        assert [login.right for login in faulty.logins()] == [True] * logins
+
+    @pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
+    def test_is_never_looked_for_in_another_file(
+        self,
+        application: Application,
+        faulty: FaultyModule,
+        settings: dict[str, object],
+        descriptor: int,
+        isolated: bool,
+    ) -> None:
+        with application.tokens(isolated=isolated, **settings) as tokens:
+            tokens.assertion()
+            tokens.close()
+            with another_file(descriptor), pytest.raises(PinUnavailable, match="read before"):
+                tokens.assertion()
+        assert [login.right for login in faulty.logins()] == [True]
+
+
+@contextmanager
+def another_file(number: int) -> Iterator[None]:
+    """Let a descriptor's number, which is free again, be that of another file."""
+    with tempfile.TemporaryFile() as file:
+        file.write(b"0815")
+        file.seek(0)
+        os.dup2(file.fileno(), number)
+        yield
+        with suppress(OSError):  # where it was read and closed
+            os.close(number)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,9 +52,17 @@ class Devices:
         self._working = working
 
     def open(
-        self, profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False
+        self,
+        profile: Profile,
+        uri: Pkcs11Uri,
+        operator: Operator = NOBODY,
+        *,
+        isolated: bool = False,
+        replaced: Identity | None = None,
     ) -> Identity:
         self.opened.append(uri.token)
+        if replaced is not None:
+            replaced.close()
         self.isolated.append(isolated)
         if uri in self.failing:
             raise self.failing[uri](f"{uri.token} failed.")
@@ -224,13 +233,11 @@ class TestAKeyFile:
         self, devices: Devices, keys: Keys, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The old key was deleted from the device after the look at the file.
-        def deleted(
-            profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY, *, isolated: bool = False
-        ) -> Identity:
+        def deleted(profile: Profile, uri: Pkcs11Uri, *arguments: Any, **named: Any) -> Identity:
             if uri == OFFICE:
                 write_key_file(file, KeyFile(FiledKey(HOME)))
                 raise KeyNotFound("It is gone.")
-            return devices.open(profile, uri, operator, isolated=isolated)
+            return devices.open(profile, uri, *arguments, **named)
 
         monkeypatch.setattr("hsm_signer.keys.open_identity", deleted)
         assert signed_by(keys) == "Home"
