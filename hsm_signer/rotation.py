@@ -121,7 +121,8 @@ class Rotation:
         grace: seconds for which a key stays registered after the switch to the next one.
 
     Raises:
-        ConfigError: the profile names no key file, or another rotation is under way, or a setting is missing.
+        ConfigError: the profile names no key file, or another rotation is under way, or a setting is missing; or the
+            old certificate would stay registered for longer than half of the next one's life.
     """
 
     def __init__(
@@ -135,6 +136,12 @@ class Rotation:
     ) -> None:
         self.path = require_key_file(profile)
         self.grace = default_grace(profile.lifetime) if profile.grace is None else profile.grace
+        if self.grace > request.days * 86400 / 2:
+            raise ConfigError(
+                f"The old certificate would stay registered for {self.grace} s, and no other rotation begins before "
+                f"that. The new certificate is valid for {request.days} days.",
+                hint="Choose a --grace of less than half of the --days.",
+            )
         self._profile, self._request, self._operator = profile, request, operator
         self._report, self._clock = report, clock
         self._registrar = Registrar(profile, request.propagation, self._say_waiting, clock)

@@ -8,7 +8,7 @@ import pytest
 
 from hsm_signer.device.provision import delete_key, find_key
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import EntraError
+from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.keyfile import FiledKey, write_key_file
 from hsm_signer.rotation_due import Due, check_due
 from hsm_signer.rotation_plan import Step
@@ -54,6 +54,17 @@ def test_the_time_that_it_stays_follows_from_the_lifetimes_in_use(
 ) -> None:
     application.rotate({**DEFAULT, **profile})
     assert until(application) == [pytest.approx(seconds, abs=30)]
+
+
+def test_a_time_that_the_next_certificate_hardly_outlives_is_refused_before_anything_is_begun(
+    application: Application,
+) -> None:
+    # Nothing is replaced while it lasts: the certificate would expire first.
+    with pytest.raises(ConfigError, match="30 days") as caught:
+        application.rotate({"grace": 16 * 24 * HOUR}, days=30)
+    assert "--days" in str(caught.value.hint)
+    assert application.file.next is None
+    assert application.rotate({"grace": 15 * 24 * HOUR}, days=30)[-1] is Step.WAIT
 
 
 def test_the_next_run_is_quiet_while_the_time_lasts_and_needs_no_device(
