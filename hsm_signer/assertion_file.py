@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from hsm_signer.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Jwt, parse_jwt
 from hsm_signer.errors import ConfigError, DeviceError, DeviceTimeout, JwtError, OutputError
 from hsm_signer.private_file import write_private
+from hsm_signer.secret import hidden_locals
 from hsm_signer.systemd import ServiceManager
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,7 @@ class AssertionFile:
         due = issued + self.interval if as_asked else issued
         return Held(issued, due, expires, jwt.header, status.st_mtime)
 
+    @hidden_locals()
     def replace(self, sign: Callable[[], str]) -> None:
         """Replace the assertion by a new one.
 

@@ -20,6 +20,7 @@ import httpx
 
 from hsm_signer.entra.authority import is_loopback
 from hsm_signer.errors import ConfigError
+from hsm_signer.secret import hidden_locals
 
 
 class Token(Protocol):
@@ -65,10 +66,12 @@ class BearerAuth(httpx.Auth):
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send the request with a token, and again where a challenge says so."""
-        self._require_own_api(request.url)
-        response = yield _with_token(request, self._get_token(None))
-        if (claims := _claims_to_meet(request, response)) is not None:
-            yield _with_token(request, self._get_token(claims))
+        # Where the request fails, httpx closes this while the exception passes, and its frames hold the token.
+        with hidden_locals():
+            self._require_own_api(request.url)
+            response = yield _with_token(request, self._get_token(None))
+            if (claims := _claims_to_meet(request, response)) is not None:
+                yield _with_token(request, self._get_token(claims))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Do the same, without holding up other tasks: a device may want to be touched first."""

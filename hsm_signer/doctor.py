@@ -36,6 +36,7 @@ from hsm_signer.diagnosis import (
 from hsm_signer.entra.authority import Endpoint, check_scopes
 from hsm_signer.errors import EntraError, HsmSignerError, KeyUnfit
 from hsm_signer.opening import NOBODY, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.secret import Secret
 from hsm_signer.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class _Examination:
     algorithm: Algorithm
     certificates: Callable[[], tuple[Certificate, ...]]
     certificate: Certificate
-    assertion: str
+    assertion: Secret
     clock_does: bool
     server_answers: bool
 
@@ -258,8 +259,8 @@ class _Examination:
         algorithm: str = self.algorithm
         if hasattr(self, "endpoint") and hasattr(self, "certificate"):
             identity = make_identity(self.profile, self.signer, self.certificates, now=self.now)
-            self.assertion = identity.assertion(self.endpoint.audience, self.profile.lifetime)
-            algorithm = parse_jwt(self.assertion).header["alg"]
+            self.assertion = Secret(identity.assertion(self.endpoint.audience, self.profile.lifetime))
+            algorithm = parse_jwt(self.assertion.reveal()).header["alg"]
         else:
             # Nobody would accept an assertion; the device can show all the same that it signs.
             self.signer.sign(self.algorithm, b"hsm-signer doctor")

@@ -17,6 +17,7 @@ from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.identity import Identity
+from hsm_signer.secret import Secret
 from hsm_signer.settings import missing
 
 POLL = 5.0
@@ -79,7 +80,7 @@ class Registrar:
     def authenticate(self, identity: Identity) -> None:
         """Get a token for Graph, unless there is one that is good for a while."""
         if self._token is None or self._token.expires_on < self._clock.now() + self._propagation + 60:
-            self._token = self._exchange(identity.assertion(self._endpoint.audience))
+            self._token = self._exchange(Secret(identity.assertion(self._endpoint.audience)))
 
     def listed(self) -> Registration | None:
         """Return what is registered, or None where Graph will not tell: keys can be rolled without being listed."""
@@ -113,7 +114,7 @@ class Registrar:
         """
         # The same assertion each time, for the key may want a touch.
         lifetime = min(max(DEFAULT_LIFETIME, int(self._propagation) + 60), MAXIMUM_LIFETIME)
-        assertion = identity.assertion(self._endpoint.audience, lifetime)
+        assertion = Secret(identity.assertion(self._endpoint.audience, lifetime))
 
         def accepted() -> bool:
             try:
@@ -142,7 +143,7 @@ class Registrar:
         Raises:
             EntraError: the proof is not accepted in time, or there is no such credential.
         """
-        proof, signed = "", -math.inf
+        proof, signed = Secret(""), -math.inf
 
         def done() -> bool:
             nonlocal proof, signed
@@ -202,7 +203,7 @@ class Registrar:
     def _is_accepted(self, identity: Identity) -> bool:
         """Whether Entra gives tokens for a key."""
         try:
-            self._exchange(identity.assertion(self._endpoint.audience))
+            self._exchange(Secret(identity.assertion(self._endpoint.audience)))
         except EntraError as error:
             if error.aadsts != _KEY_UNKNOWN:
                 raise
@@ -222,14 +223,14 @@ class Registrar:
             self._clock.sleep(POLL)
         return True
 
-    def _proof(self, object_id: str, prover: Identity) -> str:
-        return build_proof(object_id, prover.signer, prover.certificates()[0], self._clock.now())
+    def _proof(self, object_id: str, prover: Identity) -> Secret:
+        return Secret(build_proof(object_id, prover.signer, prover.certificates()[0], self._clock.now()))
 
-    def _exchange(self, assertion: str) -> AccessToken:
+    def _exchange(self, assertion: Secret) -> AccessToken:
         form = token_form(client_id=self._client_id, scope=self._scope, assertion=assertion)
         return request_token(self._endpoint, form, self._http, now=self._clock.now)
 
-    def _bearer(self) -> str:
+    def _bearer(self) -> Secret:
         if self._token is None:
             raise RuntimeError("authenticate comes first")
-        return self._token.token
+        return Secret(self._token.token)

@@ -24,6 +24,7 @@ from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError
 from hsm_signer.keys import Keys
 from hsm_signer.opening import NOBODY, Operator
+from hsm_signer.secret import Secret, hidden_locals
 from hsm_signer.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Tokens:
         """Do what `get` does, without keeping the caller waiting."""
         return self._cache.begin(_unchallenged(wanted), lambda: self._request(wanted), wanted.claims)
 
+    @hidden_locals()
     def assertion(self) -> str:
         """Return a fresh client assertion, made out to this client's own token endpoint. The device signs once.
 
@@ -185,12 +187,13 @@ class Tokens:
     def _assertion(self, endpoint: Endpoint) -> str:
         return self.keys.assertion(endpoint.audience, self.profile.lifetime)
 
+    @hidden_locals()
     def _request(self, wanted: Wanted) -> AccessToken:
         claims = _merge_claims(wanted.claims, wanted.enable_cae)
         form = token_form(
             client_id=self.profile.client_id or "",
             scope=wanted.scope,
-            assertion=self._assertion(wanted.endpoint),
+            assertion=Secret(self._assertion(wanted.endpoint)),
             claims=claims,
         )
         return request_token(wanted.endpoint, form, self._client())

@@ -40,6 +40,7 @@ from hsm_signer.errors import (
     PinLocked,
     PinUnavailable,
 )
+from hsm_signer.secret import hidden_locals
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class KeyReference:
     wait: Wait | None = None
 
 
+@hidden_locals()
 def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
     """Find the one device `reference` means and log in to it.
 
@@ -201,6 +203,7 @@ class Device:
             )
         return found.pop()
 
+    @hidden_locals()
     def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True, at_least: float = 0.0) -> T:
         """Run `function` with the session, on the lane; once more with a new session if the first turns out lost.
 
@@ -453,8 +456,10 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
             f"{device} has no PIN pad.", hint="Give the PIN by another --pin-source, for example file:PATH or prompt."
         )
     try:
-        pin = PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
-        return token.open(rw=reference.writable, user_pin=pin)
+        # Not by way of a variable: somebody may look at this frame while it runs.
+        return token.open(
+            rw=reference.writable, user_pin=PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
+        )
     except pkcs11.UserAlreadyLoggedIn:
         pass
     except pkcs11.PKCS11Error as error:

@@ -31,6 +31,7 @@ from hsm_signer.device.reading import (
 )
 from hsm_signer.device.source_state import file_identity
 from hsm_signer.errors import ConfigError, PinUnavailable
+from hsm_signer.secret import hidden_locals
 
 SECONDS = 10.0
 """How long a descriptor or a command may take to give the PIN."""
@@ -184,6 +185,7 @@ class _Unattended(ABC):
         """Return what `_read` does, and the identity of the state it was read in."""
         return self._read(), self.identity
 
+    @hidden_locals()
     def __call__(self, request: PinRequest) -> Pin:
         """Return the PIN, or raise PinUnavailable with the reason."""
         try:

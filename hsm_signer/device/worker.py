@@ -28,6 +28,7 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLocked,
 )
+from hsm_signer.secret import hidden_locals
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference
@@ -61,6 +62,7 @@ class WorkerSigner:
         device: what the device says of itself, in a line.
     """
 
+    @hidden_locals()
     def __init__(self, reference: "KeyReference", workers: int, before: "WorkerSigner | None" = None) -> None:
         self._reference = reference
         self._process = os.getpid()
@@ -116,6 +118,7 @@ class WorkerSigner:
         require_valid_signature(self.public_key, algorithm, message, signature, f"The key on {self.device}")
         return signature
 
+    @hidden_locals()
     def _request(self, request: Request) -> bytes:
         with self._places:
             try:

@@ -4,6 +4,7 @@ httpx's timeouts are for single operations. A server that sends a byte now and t
 another (1xx, RFC 9110 section 15.2), meets none of them, and httpcore reads interim responses without end.
 """
 
+import logging
 import socket
 import ssl
 import threading
@@ -13,6 +14,9 @@ from typing import Any
 
 import httpcore
 from httpcore import SOCKET_OPTION
+
+THREAD = "hsm-signer-http"
+"""Name of the threads that attempts run in."""
 
 
 class TooMuch(Exception):
@@ -102,6 +106,15 @@ class _Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _is_of_another(record: logging.LogRecord) -> bool:
+    """Tell whether a record is none of an attempt's: those quote the answer, and a server may echo what it was sent."""
+    return threading.current_thread().name != THREAD
+
+
+for _name in ("httpcore.http11", "httpx"):
+    logging.getLogger(_name).addFilter(_is_of_another)
 
 
 def _addresses(host: str, port: int) -> list[str]:

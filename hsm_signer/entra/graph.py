@@ -18,6 +18,7 @@ from hsm_signer.certificate import Certificate
 from hsm_signer.entra.authority import GraphService
 from hsm_signer.entra.wording import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
+from hsm_signer.secret import Secret
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
@@ -88,7 +89,7 @@ class Graph:
     """
 
     def __init__(
-        self, service: GraphService, client_id: str, holder: Holder, http: "HttpClient", token: Callable[[], str]
+        self, service: GraphService, client_id: str, holder: Holder, http: "HttpClient", token: Callable[[], Secret]
     ) -> None:
         self._host = urlsplit(service.origin).netloc
         # An appId addresses both kinds, so that nobody need look up the object id to act.
@@ -109,7 +110,7 @@ class Graph:
             raise self._nonsense("has no id or no keyCredentials")
         return Registration(object_id, tuple(self._credential(entry) for entry in entries))
 
-    def add_key(self, certificate: bytes, proof: str) -> KeyCredential:
+    def add_key(self, certificate: bytes, proof: Secret) -> KeyCredential:
         """Register a certificate beside those there are.
 
         Args:
@@ -126,7 +127,7 @@ class Graph:
         answer = self._http.post_json(f"{self._address}/addKey", body, self._headers())
         return self._credential(self._document(answer, proof))
 
-    def remove_key(self, key_id: str, proof: str) -> None:
+    def remove_key(self, key_id: str, proof: Secret) -> None:
         """Remove a certificate.
 
         Args:
@@ -142,10 +143,11 @@ class Graph:
         if answer.status != 204:
             self._document(answer, proof)
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token()}", "client-request-id": str(uuid.uuid4())}
+    def _headers(self) -> dict[str, str | Secret]:
+        bearer = Secret(f"Bearer {self._token().reveal()}")
+        return {"Authorization": bearer, "client-request-id": str(uuid.uuid4())}
 
-    def _document(self, response: "HttpResponse", *secrets: str) -> dict[str, Any]:
+    def _document(self, response: "HttpResponse", *secrets: Secret) -> dict[str, Any]:
         document = _json_object(response.body)
         if document is not None and isinstance(document.get("error"), dict):
             raise self._refusal(document["error"], response.status, (self._token(), *secrets))
@@ -161,9 +163,10 @@ class Graph:
             fields["keyId"], _thumbprint(fields.get("customKeyIdentifier")), _binary(fields.get("key"))
         )
 
-    def _refusal(self, error: Mapping[str, Any], status: int, secrets: tuple[str, ...]) -> EntraError:
-        code = printable(without_tokens(str(error.get("code") or "unknown"), *secrets), 80)
-        text = printable(without_tokens(str(error.get("message") or ""), *secrets), 300)
+    def _refusal(self, error: Mapping[str, Any], status: int, secrets: tuple[Secret, ...]) -> EntraError:
+        sent = [secret.reveal() for secret in secrets]
+        code = printable(without_tokens(str(error.get("code") or "unknown"), *sent), 80)
+        text = printable(without_tokens(str(error.get("message") or ""), *sent), 300)
         inner = error.get("innerError")
         request = identifier(inner.get("request-id")) if isinstance(inner, dict) else None
         return EntraError(

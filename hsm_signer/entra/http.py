@@ -10,6 +10,7 @@ Failures inside an attempt come back as values, not as exceptions: an httpx exce
 the assertion, and must not hang in the chain of an error that somebody logs.
 """
 
+import logging
 import random
 import threading
 import time
@@ -26,12 +27,16 @@ from hsm_signer.entra.authority import is_loopback
 from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
 from hsm_signer.errors import ConfigError, NetworkError
 from hsm_signer.private_file import require_trusted_path
+from hsm_signer.secret import Secret, hidden_locals, revealed
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
     import ssl
 
     from hsm_signer.entra.connection import Connection
+
+
+logger = logging.getLogger(__name__)
 
 
 class HttpClient:
@@ -66,7 +71,9 @@ class HttpClient:
         self._now = now
         self._jitter = jitter
 
-    def post_form(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> HttpResponse:
+    def post_form(
+        self, url: str, form: Mapping[str, str | Secret], headers: Mapping[str, str | Secret]
+    ) -> HttpResponse:
         """Post `form` to `url` and return the answer.
 
         Connection errors, 429 and 5xx are tried again with the same form, up to four attempts in all.
@@ -77,15 +84,18 @@ class HttpClient:
         """
         return self._send("POST", url, headers, data=form)
 
-    def post_json(self, url: str, document: Mapping[str, object], headers: Mapping[str, str]) -> HttpResponse:
+    def post_json(self, url: str, document: Mapping[str, object], headers: Mapping[str, str | Secret]) -> HttpResponse:
         """Post `document` to `url` as JSON, in the same way: a repetition may reach a server that has done it already.
+
+        Args:
+            document: its members may be secrets, but not what is inside them.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
         """
         return self._send("POST", url, headers, json=document)
 
-    def get(self, url: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    def get(self, url: str, headers: Mapping[str, str | Secret] | None = None) -> HttpResponse:
         """Get what is at `url`, in the same way.
 
         Raises:
@@ -93,7 +103,10 @@ class HttpClient:
         """
         return self._send("GET", url, headers or {})
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str], **content: Mapping[str, object]) -> HttpResponse:
+    @hidden_locals()
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str | Secret], **content: Mapping[str, object]
+    ) -> HttpResponse:
         deadline = self._monotonic() + self._timeout
         proxy = _proxy_for(url)
         attempt = _Attempt(method, url, content, headers, self._trust, proxy, lambda: deadline - self._monotonic())
@@ -103,6 +116,7 @@ class HttpClient:
         while True:
             answer = _within(attempt.left(), attempt)
             if isinstance(answer, HttpResponse):
+                logger.debug("%s %s: %d", method, host, answer.status)
                 if (failure := judge(answer, url, self._now())) is None:
                     return answer
                 answer = failure
@@ -140,7 +154,7 @@ class _Attempt:
     method: str
     url: str
     content: Mapping[str, Any] = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str | Secret] = field(repr=False)
     trust: "ssl.SSLContext"
     proxy: str | None = field(repr=False)
     left: Callable[[], float]
@@ -159,8 +173,9 @@ class _Attempt:
             "Accept": "application/json",
             # What is not compressed cannot swell past the size limit.
             "Accept-Encoding": "identity",
-            **self.headers,
+            **revealed(self.headers),
         }
+        content: dict[str, Any] = {kind: revealed(values) for kind, values in self.content.items()}
         try:
             # Left to itself, httpx would verify a proxy that is reached over TLS against certifi's authorities.
             secured = self.trust if self.proxy and urlsplit(self.proxy).scheme == "https" else None
@@ -170,7 +185,7 @@ class _Attempt:
             transport._pool._network_backend = connection
             with (
                 httpx.Client(transport=transport, trust_env=False, timeout=limits) as client,
-                client.stream(self.method, self.url, headers=headers, **self.content) as response,
+                client.stream(self.method, self.url, headers=headers, **content) as response,
             ):
                 body = bytearray()
                 for chunk in response.iter_raw():
@@ -194,7 +209,7 @@ _MAXIMUM_HEADS = 128 * 1024
 
 def _within(seconds: float, attempt: _Attempt) -> "HttpResponse | Failure | None":
     """Return what the attempt brings, or None when it takes longer than that. Either way its connection has ended."""
-    from hsm_signer.entra.connection import Connection
+    from hsm_signer.entra.connection import THREAD, Connection
 
     connection = Connection(MAXIMUM_BODY + _MAXIMUM_HEADS)
     future: Future[HttpResponse | Failure] = Future()
@@ -205,7 +220,7 @@ def _within(seconds: float, attempt: _Attempt) -> "HttpResponse | Failure | None
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="hsm-signer-http", daemon=True).start()
+    threading.Thread(target=work, name=THREAD, daemon=True).start()
     try:
         wait([future], timeout=max(seconds, 0))
         return future.result() if future.done() else None

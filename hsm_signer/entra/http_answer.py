@@ -23,12 +23,12 @@ class HttpResponse:
 
     Args:
         status: HTTP status; neither a redirect, nor 429, nor 5xx, which are errors.
-        headers: names are in lower case.
+        headers: names are in lower case; not in the repr, for a server may echo what it was sent.
         body: at most `MAXIMUM_BODY` bytes; not in the repr, for it may hold a token.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
 
 

@@ -13,6 +13,7 @@ from hsm_signer.entra import aadsts
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.entra.wording import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
+from hsm_signer.secret import Secret, hidden_locals, revealed
 
 # A program that only signs must not pay for the client.
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class AccessToken:
     scope: str
 
 
-def token_form(*, client_id: str, scope: str, assertion: str, claims: str | None = None) -> dict[str, str]:
+def token_form(*, client_id: str, scope: str, assertion: Secret, claims: str | None = None) -> dict[str, str | Secret]:
     """Return the form of a client-credentials request.
 
     Args:
@@ -53,7 +54,7 @@ def token_form(*, client_id: str, scope: str, assertion: str, claims: str | None
         assertion: the signed client assertion.
         claims: JSON of a claims request (OpenID Connect Core section 5.5), where one is needed.
     """
-    form = {
+    form: dict[str, str | Secret] = {
         "grant_type": "client_credentials",
         "client_id": client_id,
         "scope": scope,
@@ -63,8 +64,9 @@ def token_form(*, client_id: str, scope: str, assertion: str, claims: str | None
     return form if claims is None else {**form, "claims": claims}
 
 
+@hidden_locals()
 def request_token(
-    endpoint: Endpoint, form: Mapping[str, str], http: "HttpClient", *, now: Callable[[], float] = time.time
+    endpoint: Endpoint, form: Mapping[str, str | Secret], http: "HttpClient", *, now: Callable[[], float] = time.time
 ) -> AccessToken:
     """Exchange the assertion in `form` for an access token.
 
@@ -84,11 +86,12 @@ def request_token(
     response = http.post_form(endpoint.token_endpoint, form, headers)
     document = _parse(response)
     host = urlsplit(endpoint.token_endpoint).netloc
+    sent = revealed(form)
     if document is not None and isinstance(document.get("error"), str) and "access_token" not in document:
-        raise _refusal(document, response, host, form, request_id, now())
+        raise _refusal(document, response, host, sent, request_id, now())
     if document is None or response.status != 200:
         raise _nonsense(response, host, "is no token response")
-    return _access_token(document, response, host, form["scope"], asked)
+    return _access_token(document, response, host, sent["scope"], asked)
 
 
 def _parse(response: "HttpResponse") -> dict[str, object] | None:

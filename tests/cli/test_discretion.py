@@ -44,6 +44,29 @@ def test_a_refusal_quotes_neither_pin_nor_assertion(program: Program, exchange: 
     assert [secret for secret in secrets(assertion) if secret in result.stderr] == []
 
 
+BROKEN = """
+import hsm_signer.cli.exchange
+
+def show(token, output, tokens):
+    raise ValueError(token.token)
+
+hsm_signer.cli.exchange._show_token = show
+hsm_signer.cli.main()
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_bug_is_reported_by_its_place_and_not_by_its_text(
+    program: Program, exchange: Settings, entra: EntraEmulator, form: str
+) -> None:
+    result = program("-v", "token", "-o", form, *options(exchange), python=("-c", BROKEN))
+    assert result.status == 70
+    assert "ValueError at <string>:5 show" in result.stderr
+    assert result.stdout == ""
+    assertion = entra.requests[-1].form["client_assertion"]
+    assert [secret for secret in ("eyJ", *secrets(assertion)) if secret in result.stderr] == []
+
+
 def test_a_token_costs_one_signature_and_one_login(
     program: Program, exchange: Settings, softhsm: SoftHsm, spy: Path
 ) -> None:

@@ -31,13 +31,13 @@ class Asked:
     description = identity = "a test"
     attended = True
 
-    def __init__(self, answer: Pin | Exception) -> None:
+    def __init__(self, answer: Pin | BaseException) -> None:
         self.answer = answer
         self.times = 0
 
     def __call__(self, request: PinRequest) -> Login:
         self.times += 1
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -94,6 +94,12 @@ def test_a_refused_pin_is_presented_once_and_no_worker_started_again(refer: Refe
 def test_an_error_of_the_source_arrives_where_it_was_asked(refer: Refer, key: SoftHsmKey) -> None:
     with pytest.raises(PinUnavailable, match="nothing there"):
         open_worker(refer(key.uri, pin=Asked(PinUnavailable("nothing there"))))
+
+
+def test_one_whose_opening_is_interrupted_ends(refer: Refer, key: SoftHsmKey) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        open_worker(refer(key.uri, pin=Asked(KeyboardInterrupt())))
+    assert workers_of_this_process() == []
 
 
 def test_errors_of_the_device_arrive_whole(refer: Refer, key: SoftHsmKey) -> None:

@@ -14,6 +14,7 @@ from hsm_signer.entra.authority import GraphService
 from hsm_signer.entra.graph import Graph, Holder, KeyCredential, Registration
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.errors import EntraError, NetworkError
+from hsm_signer.secret import Secret
 
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 KEY_ID = "11111111-2222-3333-4444-555555555555"
@@ -33,7 +34,7 @@ def refusal(code: str, message: str = "No.", status: str = "400 Bad Request") ->
 
 def graph(port: int, holder: Holder = Holder.APPLICATION) -> Graph:
     service = GraphService(f"http://127.0.0.1:{port}", "https://graph.microsoft.com/.default")
-    return Graph(service, CLIENT, holder, HttpClient(timeout=5), lambda: TOKEN)
+    return Graph(service, CLIENT, holder, HttpClient(timeout=5), lambda: Secret(TOKEN))
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,7 @@ def test_an_application_and_its_service_principal_are_addressed_by_the_client_id
 
 
 def test_a_certificate_is_added_as_graph_documents_it(serve: Serve, received: list[bytes], der: bytes) -> None:
-    added = graph(serve(answer({"keyId": KEY_ID}))).add_key(der, PROOF)
+    added = graph(serve(answer({"keyId": KEY_ID}))).add_key(der, Secret(PROOF))
     head, _, body = received[0].partition(b"\r\n\r\n")
     assert head.startswith(f"POST /v1.0/applications(appId='{CLIENT}')/addKey ".encode())
     assert json.loads(body) == {
@@ -69,7 +70,7 @@ def test_a_certificate_is_added_as_graph_documents_it(serve: Serve, received: li
 
 
 def test_a_credential_is_removed_by_its_id(serve: Serve, received: list[bytes]) -> None:
-    graph(serve(answer(b"", "204 No Content"))).remove_key(KEY_ID, PROOF)
+    graph(serve(answer(b"", "204 No Content"))).remove_key(KEY_ID, Secret(PROOF))
     head, _, body = received[0].partition(b"\r\n\r\n")
     assert head.startswith(f"POST /v1.0/applications(appId='{CLIENT}')/removeKey ".encode())
     assert json.loads(body) == {"keyId": KEY_ID, "proof": PROOF}
@@ -110,7 +111,7 @@ def test_a_certificate_that_is_not_registered_is_not_found(ours: Certificate) ->
 )
 def test_a_refusal_says_what_to_do(serve: Serve, der: bytes, code: str, hint: str) -> None:
     with pytest.raises(EntraError) as caught:
-        graph(serve(refusal(code))).add_key(der, PROOF)
+        graph(serve(refusal(code))).add_key(der, Secret(PROOF))
     error = caught.value
     assert (error.error, error.correlation_id, error.exit_status) == (code, KEY_ID, 7)
     assert error.hint is not None
@@ -120,7 +121,7 @@ def test_a_refusal_says_what_to_do(serve: Serve, der: bytes, code: str, hint: st
 @pytest.mark.parametrize("echo", [PROOF, PROOF.split(".")[1], TOKEN, "eyJ0eXAiOiJKV1QifQ.e30.c2ln"])
 def test_a_refusal_does_not_repeat_what_was_sent(serve: Serve, echo: str) -> None:
     with pytest.raises(EntraError) as caught:
-        graph(serve(refusal("Request_BadRequest", f"Bad: {echo} \x1b[31m"))).remove_key(KEY_ID, PROOF)
+        graph(serve(refusal("Request_BadRequest", f"Bad: {echo} \x1b[31m"))).remove_key(KEY_ID, Secret(PROOF))
     assert echo not in str(caught.value)
     assert "\x1b" not in str(caught.value)
 

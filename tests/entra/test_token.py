@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from hsm_signer.entra.authority import Endpoint, resolve_endpoint
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import EntraError, HsmSignerError, NetworkError
+from hsm_signer.secret import Secret, revealed
 from hsm_signer.testing import (
     Disconnected,
     DripFeed,
@@ -34,6 +35,7 @@ from hsm_signer.testing import (
 )
 
 Serve = Callable[..., int]
+Form = dict[str, str | Secret]
 Sign = Callable[[str, str], str]
 TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 CLIENT = "11111111-2222-3333-4444-555555555555"
@@ -74,11 +76,11 @@ def http(entra: EntraEmulator, clock: Clock) -> HttpClient:
 
 
 @pytest.fixture
-def form(endpoint: Endpoint, sign: Sign) -> dict[str, str]:
-    return token_form(client_id=CLIENT, scope=GRAPH, assertion=sign(endpoint.audience, CLIENT))
+def form(endpoint: Endpoint, sign: Sign) -> Form:
+    return token_form(client_id=CLIENT, scope=GRAPH, assertion=Secret(sign(endpoint.audience, CLIENT)))
 
 
-def refused(endpoint: Endpoint, form: Mapping[str, str], http: HttpClient) -> EntraError:
+def refused(endpoint: Endpoint, form: Form, http: HttpClient) -> EntraError:
     with pytest.raises(EntraError) as caught:
         request_token(endpoint, form, http)
     return caught.value
@@ -87,21 +89,17 @@ def refused(endpoint: Endpoint, form: Mapping[str, str], http: HttpClient) -> En
 # Against the emulator
 
 
-def test_an_assertion_is_exchanged_for_a_token(endpoint: Endpoint, form: dict[str, str], http: HttpClient) -> None:
+def test_an_assertion_is_exchanged_for_a_token(endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     token = request_token(endpoint, form, http, now=lambda: 1000.9)
     assert token == AccessToken(token.token, "Bearer", 3599, 1000 + 3599, 1000 + 1800, GRAPH)
 
 
-def test_one_exchange_is_one_request(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
-) -> None:
+def test_one_exchange_is_one_request(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     request_token(endpoint, form, http)
     assert [request.status for request in entra.requests] == [200]
 
 
-def test_a_request_has_an_id_of_its_own(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
-) -> None:
+def test_a_request_has_an_id_of_its_own(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     request_token(endpoint, form, http)
     request_token(endpoint, form, http)
     ids = {request.headers["client-request-id"] for request in entra.requests}
@@ -113,7 +111,7 @@ def test_a_request_has_an_id_of_its_own(
 def test_claims_are_passed_on(entra: EntraEmulator, endpoint: Endpoint, sign: Sign, http: HttpClient) -> None:
     claims = '{"access_token":{"xms_cc":{"values":["CP1"]}}}'
     assertion = sign(endpoint.audience, CLIENT)
-    request_token(endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=assertion, claims=claims), http)
+    request_token(endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=Secret(assertion), claims=claims), http)
     assert entra.requests[-1].form["claims"] == claims
 
 
@@ -121,18 +119,20 @@ def test_ad_fs_is_asked_at_its_own_path(
     entra: EntraEmulator, http: HttpClient, sign: Sign, certificate: x509.Certificate
 ) -> None:
     endpoint = resolve_endpoint(tenant="adfs", authority=entra.authority)
-    refused(endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=sign(endpoint.audience, CLIENT)), http)
+    refused(
+        endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=Secret(sign(endpoint.audience, CLIENT))), http
+    )
     assert entra.requests[-1].tenant == "adfs"
 
 
 def test_a_refusal_carries_number_and_error(endpoint: Endpoint, sign: Sign, http: HttpClient) -> None:
     assertion = sign("https://wrong.example", CLIENT)
-    error = refused(endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=assertion), http)
+    error = refused(endpoint, token_form(client_id=CLIENT, scope=GRAPH, assertion=Secret(assertion)), http)
     assert (error.aadsts, error.error) == (700023, "invalid_client")
 
 
 def test_a_refusal_carries_the_ids_that_support_asks_for(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
+    entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient
 ) -> None:
     entra.answer_next(Refused(53003, "access_denied", "Access has been blocked."))
     error = refused(endpoint, form, http)
@@ -140,22 +140,20 @@ def test_a_refusal_carries_the_ids_that_support_asks_for(
     assert error.trace_id
 
 
-def test_a_refusal_explains_itself(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
-) -> None:
+def test_a_refusal_explains_itself(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     entra.answer_next(Refused(700016, "unauthorized_client", "Application was not found.", 400))
     assert "--client-id" in str(refused(endpoint, form, http).hint)
 
 
 def test_a_number_nobody_knows_leads_to_microsofts_page(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
+    entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient
 ) -> None:
     entra.answer_next(Refused(999999, "invalid_request", "New."))
     assert "error?code=999999" in str(refused(endpoint, form, http).hint)
 
 
 def test_the_message_is_entras_first_line(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
+    entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient
 ) -> None:
     entra.answer_next(Refused(700016, "unauthorized_client", "Application was not found."))
     host = endpoint.authority.removeprefix("https://")
@@ -164,9 +162,7 @@ def test_the_message_is_entras_first_line(
     )
 
 
-def test_a_refusal_is_not_tried_again(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient
-) -> None:
+def test_a_refusal_is_not_tried_again(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     entra.answer_next(Refused(700016, "unauthorized_client", "Application was not found."))
     refused(endpoint, form, http)
     assert len(entra.requests) == 1
@@ -178,17 +174,17 @@ def test_a_refusal_is_not_tried_again(
 def test_trouble_is_overcome_with_the_same_assertion(
     entra: EntraEmulator,
     endpoint: Endpoint,
-    form: dict[str, str],
+    form: Form,
     http: HttpClient,
     trouble: Throttled | Unavailable | Disconnected | Truncated,
 ) -> None:
     entra.answer_next(trouble)
     assert request_token(endpoint, form, http).token
-    assert {request.form["client_assertion"] for request in entra.requests} == {form["client_assertion"]}
+    assert {request.form["client_assertion"] for request in entra.requests} == {revealed(form)["client_assertion"]}
 
 
 def test_throttling_is_waited_out(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], http: HttpClient, clock: Clock
+    entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient, clock: Clock
 ) -> None:
     entra.answer_next(Throttled("13"))
     request_token(endpoint, form, http)
@@ -209,7 +205,7 @@ def test_throttling_is_waited_out(
 def test_an_answer_without_sense_is_a_clear_error(
     entra: EntraEmulator,
     endpoint: Endpoint,
-    form: dict[str, str],
+    form: Form,
     http: HttpClient,
     answer: Endless | Html | Redirect | NoAccessToken | Throttled,
     words: str,
@@ -221,9 +217,7 @@ def test_an_answer_without_sense_is_a_clear_error(
 
 
 @pytest.mark.parametrize("answer", [Slow(5), DripFeed(0.01)])
-def test_the_deadline_holds(
-    entra: EntraEmulator, endpoint: Endpoint, form: dict[str, str], answer: Slow | DripFeed
-) -> None:
+def test_the_deadline_holds(entra: EntraEmulator, endpoint: Endpoint, form: Form, answer: Slow | DripFeed) -> None:
     entra.answer_next(answer)
     with pytest.raises(NetworkError, match="no complete answer within 2 seconds"):
         request_token(endpoint, form, HttpClient(timeout=2, ca_bundle=entra.ca_file))
@@ -242,7 +236,7 @@ def exchange(
     port: int, assertion: str = "header.payload.signature", now: Callable[[], float] = lambda: 0.0
 ) -> AccessToken:
     endpoint = resolve_endpoint(tenant=None, token_endpoint=f"http://127.0.0.1:{port}/token")
-    form = token_form(client_id=CLIENT, scope="read", assertion=assertion)
+    form = token_form(client_id=CLIENT, scope="read", assertion=Secret(assertion))
     return request_token(endpoint, form, HttpClient(timeout=5, sleep=lambda _: None), now=now)
 
 

@@ -22,6 +22,7 @@ from hsm_signer.entra.graph import Graph, Holder
 from hsm_signer.entra.http_answer import HttpResponse, judge, retry_after
 from hsm_signer.entra.token import request_token, token_form
 from hsm_signer.entra.wording import identifier, printable, without_tokens
+from hsm_signer.secret import Secret
 from tests.fuzz.mutation import any_text, fuzz, mutated, mutated_text, only_errors_of_ours, with_odd_members
 
 ENDPOINT = resolve_endpoint(tenant="contoso.example")
@@ -68,7 +69,7 @@ bodies = st.sampled_from(ANSWERS).flatmap(with_odd_members) | mutated(*(json.dum
 @given(st.sampled_from([200, 400, 401, 418]), headers, bodies)
 def test_token_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
     client: Any = Answering(HttpResponse(status, headers, body))
-    form: Any = token_form(client_id="id", scope="scope", assertion=ASSERTION)
+    form: Any = token_form(client_id="id", scope="scope", assertion=Secret(ASSERTION))
     with only_errors_of_ours():
         token = request_token(ENDPOINT, form, client, now=lambda: 1.7e9)
         assert to_json({"scope": token.scope, "expires_on": token.expires_on})
@@ -78,11 +79,11 @@ def test_token_answers(status: int, headers: Mapping[str, str], body: bytes) -> 
 @given(st.sampled_from([200, 201, 204, 400, 403, 404]), headers, bodies)
 def test_graphs_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
     client: Any = Answering(HttpResponse(status, headers, body))
-    graph = Graph(resolve_graph(ENDPOINT), GUID, Holder.APPLICATION, client, lambda: "token")
+    graph = Graph(resolve_graph(ENDPOINT), GUID, Holder.APPLICATION, client, lambda: Secret("token"))
     for ask in (
         graph.registration,
-        lambda: graph.add_key(b"der", ASSERTION),
-        lambda: graph.remove_key(GUID, ASSERTION),
+        lambda: graph.add_key(b"der", Secret(ASSERTION)),
+        lambda: graph.remove_key(GUID, Secret(ASSERTION)),
     ):
         with only_errors_of_ours():
             assert displayable(repr(ask())).isprintable()
