@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hsm_signer.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, PROOF_LIFETIME, build_proof
-from hsm_signer.config import Profile
+from hsm_signer.config import Profile, require_settings
 from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
 from hsm_signer.entra.graph import Graph, Holder, Registration
 from hsm_signer.entra.http import HttpClient
@@ -18,7 +18,6 @@ from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.identity import Identity
 from hsm_signer.secret import Secret
-from hsm_signer.settings import missing
 
 POLL = 5.0
 """Seconds between two looks whether Entra has taken notice of a change."""
@@ -58,11 +57,8 @@ class Registrar:
     """
 
     def __init__(self, profile: Profile, propagation: float, waiting: Callable[[], None], clock: Clock) -> None:
-        if not profile.client_id:
-            raise missing("client_id")
-        if profile.tenant is None and profile.authority is None:
-            raise missing("tenant")
-        self._client_id = profile.client_id
+        require_settings(profile, "tenant", "client_id")
+        self._client_id = profile.client_id or ""
         self._propagation, self._waiting, self._clock = propagation, waiting, clock
         self._endpoint = resolve_endpoint(
             tenant=profile.tenant,
@@ -74,7 +70,7 @@ class Registrar:
         self._scope = service.scope
         self._http = HttpClient(timeout=profile.network_timeout, ca_bundle=profile.ca_bundle)
         holder = Holder.SERVICE_PRINCIPAL if profile.service_principal else Holder.APPLICATION
-        self._graph = Graph(service, profile.client_id, holder, self._http, self._bearer)
+        self._graph = Graph(service, self._client_id, holder, self._http, self._bearer)
         self._token: AccessToken | None = None
 
     def authenticate(self, identity: Identity) -> None:
