@@ -1,6 +1,23 @@
-"""What every test has: a home of its own, so that nothing is read from or written to the person's who runs them."""
+"""What every test has: a home of its own, so that nothing is read from or written to the person's who runs them, and
+the signals of a terminal, whoever started the run.
+"""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    # A shell without job control ignores both in what it starts in the background, and children inherit that.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_DFL),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

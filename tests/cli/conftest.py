@@ -146,14 +146,6 @@ def assert_explained(result: Result, status: int, code: str) -> None:
     assert f"hint: {error['hint']}" == lines[1]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _interruptible() -> Iterator[None]:
-    # A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="session")
 def softhsm() -> Iterator[SoftHsm]:
     """A SoftHSM whose token `office` holds a key, by label, for everything that can be wrong with one."""
