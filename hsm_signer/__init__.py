@@ -6,8 +6,8 @@ with HsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="
     token = credential.get_token("https://graph.microsoft.com/.default").token
 """
 
-from typing import TYPE_CHECKING
-
+# As typing's, which takes milliseconds to import. Until the program runs, an interrupt ends in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hsm_signer.async_credential import AsyncHsmCredential as AsyncHsmCredential
     from hsm_signer.credential import HsmCredential as HsmCredential

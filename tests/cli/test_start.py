@@ -3,9 +3,11 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import hsm_signer
 from tests.cli.conftest import Program
 
 # The signal arrives while a module is imported, as for somebody who presses Ctrl-C at once.
@@ -29,6 +31,15 @@ main()
 def test_ctrl_c_during_the_imports_ends_it_without_a_traceback(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", _INTERRUPTED_AT, module], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_nothing_that_takes_long_is_imported_before_an_interrupt_is_handled() -> None:
+    root = str(Path(hsm_signer.__file__).parents[1])
+    program = f"import sys; sys.path.insert(0, {root!r}); import hsm_signer.cli; print(*sys.modules)"
+    # Without site, which imports what each installation wants.
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60)
+    assert "hsm_signer.cli" in done.stdout.split()
+    assert not {"enum", "re", "signal", "typing"} & set(done.stdout.split())
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
