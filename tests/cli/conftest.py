@@ -215,6 +215,12 @@ def exchange(signing: Settings, entra: EntraEmulator) -> Settings:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_wrong_pin_is_left(tmp_path_factory: pytest.TempPathFactory, softhsm: SoftHsm, signing: Settings) -> None:
+    """SoftHSM remembers a wrong PIN of another file's tests, and warns, until a right one comes."""
+    assert _program(tmp_path_factory.mktemp("right_pin"), softhsm)("assertion", *options(signing)).status == 0
+
+
 @pytest.fixture
 def program(tmp_path: Path, softhsm: SoftHsm) -> Program:
     return _program(tmp_path, softhsm)

@@ -66,7 +66,7 @@ class Application:
             "module_environment": self.softhsm.environment,
             "pin_source": "env:DEVICE_PIN",
             "pin_record": False,
-            "network_timeout": 1,
+            "network_timeout": 3,
             "grace": 0,
             "object_id": self.entra.object_id(CLIENT, tenant=TENANT),
             **changes,
