@@ -48,6 +48,13 @@ def keeping_out(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def hanging_up(path: Path) -> Iterator[None]:
+    """Refuse every client before it has spoken, as pcscd does on a busy machine."""
+    with _listening(path, lambda connection: None):
+        yield
+
+
+@contextmanager
 def keeping_the_reader(path: Path) -> Iterator[None]:
     """Show the one reader, and refuse to open it."""
     with _listening(path, _serve):

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import pwd
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from hsm_signer.errors import DeviceError, HsmSignerError
 
 _LIBRARY = "libpcsclite.so"
 _SOCKET = "/run/pcscd/pcscd.comm"
+_PATIENCE = 2.0  # seconds; a pcscd that lets us in waits for us to speak first
 # pcsclite.h: SCARD_SCOPE_SYSTEM, SCARD_SHARE_DIRECT, SCARD_LEAVE_CARD, SCARD_W_SECURITY_VIOLATION
 _SCOPE_SYSTEM, _SHARE_DIRECT, _LEAVE_CARD, _SECURITY_VIOLATION = 2, 3, 0, 0x8010006A
 # What polkit is asked for every client, and for every reader it opens (README.polkit of pcsc-lite).
@@ -39,32 +41,32 @@ def require_pcscd(library: Path) -> str:
     Raises:
         DeviceError: it does not run, or it does not let us in.
     """
-    socket = os.environ.get("PCSCLITE_CSOCK_NAME") or _SOCKET
+    path = os.environ.get("PCSCLITE_CSOCK_NAME") or _SOCKET
     pcsc = ctypes.CDLL(str(library))
     context, status = _establish(pcsc)
-    if status not in (0, _SECURITY_VIOLATION):
-        # A client that is turned away while it still sends, takes that for a pcscd that has died.
-        context, status = _establish(pcsc)
+    if status != 0 and _hangs_up(path):
+        # A client that is turned away while it still sends takes that for a pcscd that has died.
+        status = _SECURITY_VIOLATION
     if status == 0:
         try:
             for reader in _readers(pcsc, context):
                 if _opening(pcsc, context, reader) == _SECURITY_VIOLATION:
                     name = reader.decode(errors="replace")
-                    raise DeviceError(f"pcscd at {socket} refuses this user the reader {name!r}.", hint=_polkit_hint())
+                    raise DeviceError(f"pcscd at {path} refuses this user the reader {name!r}.", hint=_polkit_hint())
         finally:
             pcsc.SCardReleaseContext(context)
-        return socket
+        return path
     if status == _SECURITY_VIOLATION:
-        raise DeviceError(f"pcscd refuses this user at {socket}.", hint=_polkit_hint())
-    if not os.path.exists(socket):
+        raise DeviceError(f"pcscd refuses this user at {path}.", hint=_polkit_hint())
+    if not os.path.exists(path):
         raise DeviceError(
-            f"pcscd does not run: there is no {socket}.",
+            f"pcscd does not run: there is no {path}.",
             hint="Install pcscd, and start it: systemctl enable --now pcscd.socket",
         )
-    if not os.access(socket, os.R_OK | os.W_OK):
-        raise DeviceError(f"This user may not use pcscd's socket {socket}.", hint="Check its mode and owner.")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise DeviceError(f"This user may not use pcscd's socket {path}.", hint="Check its mode and owner.")
     raise DeviceError(
-        f"pcscd does not answer at {socket} (0x{status:08X}).",
+        f"pcscd does not answer at {path} (0x{status:08X}).",
         hint="Start it anew: systemctl restart pcscd.socket pcscd.service",
     )
 
@@ -97,6 +99,19 @@ def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:
     context = ctypes.c_long()
     status: int = pcsc.SCardEstablishContext(ctypes.c_ulong(_SCOPE_SYSTEM), None, None, ctypes.byref(context))
     return context, status & 0xFFFFFFFF
+
+
+def _hangs_up(path: str) -> bool:
+    """Tell whether pcscd ends a connection before anything was said: it does so with users whom polkit keeps out."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_PATIENCE)
+        try:
+            client.connect(path)
+            return client.recv(1) == b""
+        except ConnectionResetError:
+            return True
+        except OSError:
+            return False
 
 
 def _readers(pcsc: ctypes.CDLL, context: ctypes.c_long) -> Iterator[bytes]:

@@ -14,11 +14,15 @@ import pytest
 from hsm_signer.device.module import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from tests.device.stacks.pcscd import asks_polkit
-from tests.refusing_pcscd import READER, asking_in_vain, keeping_out, keeping_the_reader
+from tests.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
 
 from .conftest import CLIENT, TENANT, Program, options
 
-REFUSALS = {"a client": keeping_out, "a client who opens the reader": keeping_the_reader}
+REFUSALS = {
+    "a client": keeping_out,
+    "a client that has not spoken": hanging_up,
+    "a client who opens the reader": keeping_the_reader,
+}
 if asks_polkit():
     REFUSALS["a client, as pcscd itself does"] = asking_in_vain
 
