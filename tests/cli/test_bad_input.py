@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -42,8 +43,9 @@ def test_a_module_name_that_nobody_has(program: Program, signing: Settings) -> N
 
 
 def test_a_wrong_module_that_is_some_other_library(program: Program, signing: Settings) -> None:
-    # python-pkcs11's own extension: certainly there, loadable, and no module.
-    result = program("assertion", *options(signing, module=pkcs11._pkcs11.__file__))
+    # python-pkcs11's own extension: certainly there, loadable, and no module. The checkout may belong to another user.
+    module = shutil.copy(pkcs11._pkcs11.__file__, program.directory / "library.so")
+    result = program("assertion", *options(signing, module=str(module)))
     assert_explained(result, 3, "module_load_error")
     assert "no PKCS#11 module" in result.stderr
 

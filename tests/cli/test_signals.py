@@ -75,6 +75,7 @@ def test_at_the_question_for_the_pin(
         terminal.wait_for("PIN for")
         assert not terminal.echoes()
         terminal.type(PIN[:4])
+        time.sleep(0.2)  # the kernel hands on what is typed at its leisure, and echoes it then or not
         os.kill(child_of(process.pid), number)
         terminal.wait_for(f"it ended with {status}")
         assert terminal.echoes()
