@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Callable, Iterator
@@ -66,7 +65,7 @@ def replacing(
         OSError: it cannot be written.
     """
     opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY) if directory is None else os.dup(directory)
-    temporary = f".{path.name}.{secrets.token_hex(8)}"
+    temporary = f".{path.name}.{os.urandom(8).hex()}"
     try:
         _require_regular(path, opened)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
