@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 import hsm_signer
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.cli.terminal import Terminal
+from tests.faults.control import FaultyModule
 
 PIN, WRONG_PIN = "orchard+4711", "meadow+0815"
 TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
@@ -224,6 +226,20 @@ def _no_wrong_pin_is_left(tmp_path_factory: pytest.TempPathFactory, softhsm: Sof
 @pytest.fixture
 def program(tmp_path: Path, softhsm: SoftHsm) -> Program:
     return _program(tmp_path, softhsm)
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
+    """The module of `softhsm` behind the one that counts and fails."""
+    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
+        yield faulty
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import OctKey, RSAKey
 
-from hsm_signer.testing import EntraEmulator, SoftHsm
+from hsm_signer.testing import EntraEmulator
 from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Result, Settings, options
 from tests.cli.listener import Listener, ready
 from tests.faults.control import FaultyModule, Rv
@@ -148,7 +148,7 @@ class TestPrintEnv:
 
     def test_needs_a_tenant(self, program: Program, signing: Settings) -> None:
         settings = options(signing, tenant=None, token_endpoint="https://login.example/token")
-        assert "no tenant" in refused(program("assertion-file", "file", "--print-env", *settings), 2)
+        assert "Not set: tenant" in refused(program("assertion-file", "file", "--print-env", *settings), 2)
 
 
 @pytest.fixture
@@ -156,12 +156,6 @@ def systemd() -> Iterator[Listener]:
     listener = Listener()
     yield listener
     listener.close()
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 Service = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]

@@ -1,12 +1,11 @@
 """On a terminal, a person is told to touch or to wait; elsewhere the log says so."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
-from hsm_signer.testing import SoftHsm
-from tests.cli.conftest import PIN, Program, Settings, options
-from tests.cli.test_terminal import Terminal
+from tests.cli.conftest import Program, Settings, options
+from tests.cli.terminal import Terminal
 from tests.faults.control import FaultyModule
 
 COMMANDS = [
@@ -15,19 +14,6 @@ COMMANDS = [
     ("doctor", "--offline"),
 ]
 TOUCH = "Touch the device if it blinks"
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 @pytest.fixture

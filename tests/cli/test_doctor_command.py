@@ -3,14 +3,14 @@
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 import hsm_signer
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, key_uri, options
-from tests.cli.test_terminal import COLOUR, Terminal
+from tests.cli.terminal import COLOUR, Terminal
 from tests.refusing_pcscd import keeping_out
 
 PROBES = [
@@ -30,13 +30,6 @@ PROBES = [
     "token",
 ]
 INDENT = 24
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
 
 
 def table(stdout: str) -> dict[str, str]:
@@ -119,7 +112,7 @@ def test_a_wrong_pin_is_a_finding_and_shown_nowhere(program: Program, signing: S
     assert table(wrong.stdout)["login"] == "failed"
     # Unattended, it is not presented a second time by a second process either.
     again = program("doctor", *settings, environment={"DEVICE_PIN": WRONG_PIN})
-    assert "It was not presented again." in " ".join(again.stdout.split())
+    assert "It was not sent again." in " ".join(again.stdout.split())
     for result in (wrong, again):
         assert WRONG_PIN not in result.stdout + result.stderr
     assert program("device", "forget-pin-failures").status == 0
@@ -210,7 +203,7 @@ class TestPcscd:
 
     def test_one_that_does_not_run(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
         found = finding()
-        assert (found["status"], found["detail"]) == ("failed", f"pcscd does not run: there is no {socket_path}.")
+        assert (found["status"], found["detail"]) == ("failed", f"pcscd is not running: {socket_path} does not exist.")
         assert "systemctl enable --now pcscd.socket" in found["fix"]
 
     def test_one_that_has_died(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, options
-from tests.cli.test_terminal import Terminal
+from tests.cli.terminal import Terminal
 from tests.faults.control import FaultyModule
 
 # A window's title, a forged line, a colour by C1, a change of direction, a line separator, a deletion, half a
@@ -63,13 +63,6 @@ def slots(softhsm: SoftHsm) -> dict[str, int]:
 def hostile(program: Program, signing: Settings, module: FaultyModule, slots: dict[str, int]) -> Hostile:
     here = {"module": str(module.path), "key": f"pkcs11:slot-id={slots['office']};id=%01"}
     return Hostile(program, {**signing, **here})
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
 
 
 def assert_fit(output: str) -> None:

@@ -1,27 +1,11 @@
 """What is asked of, and shown to, the person at the terminal while a device wants something."""
 
-from collections.abc import Iterator
-
 import pytest
 from pkcs11 import TokenFlag
 
-from hsm_signer.testing import SoftHsm
-from tests.cli.conftest import PIN, Program, Settings, options
-from tests.cli.test_terminal import Terminal
+from tests.cli.conftest import Program, Settings, options
+from tests.cli.terminal import Terminal
 from tests.faults.control import FaultyModule
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 def arguments(signing: Settings, faulty: FaultyModule, *more: str) -> list[str]:
@@ -57,7 +41,7 @@ class TestLastTry:
     ) -> None:
         command = arguments(signing, faulty, "--allow-last-try")
         with program.start(*command, within=terminal.shell) as process:
-            terminal.wait_for("Type yes to go on")
+            terminal.wait_for("Type yes to continue")
             terminal.type(answer + "\n")
             terminal.wait_for(f"it ended with {status}")
             terminal.type("\n")

@@ -1,16 +1,15 @@
 """Signals while the program waits for a person or a program: the terminal echoes again, and nothing is left behind."""
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import PIN, Program, Settings, options
-from tests.cli.test_terminal import SHELL, Terminal
+from tests.cli.terminal import SHELL, Terminal
+from tests.processes import wait_until_gone
 
 # As SHELL, but it outlives what is sent to the whole foreground group.
 SHELL_THAT_STAYS = SHELL.replace("trap : INT", "trap : INT QUIT HUP")
@@ -25,14 +24,6 @@ COMMANDS = [("assertion", "--output-file", "run/result"), ("assertion-file", "ru
 ALONE = 'exec 3<>"$1"; shift; exec "$@" 3>&-'
 
 
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    with contextlib.suppress(OSError):
-        terminal.close()
-
-
 def on(terminal: Terminal, shell: str) -> tuple[str, ...]:
     """The command that runs another on a terminal."""
     return ("sh", "-c", shell, "sh", terminal.name)
@@ -41,20 +32,6 @@ def on(terminal: Terminal, shell: str) -> tuple[str, ...]:
 def child_of(pid: int) -> int:
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 30
-    while is_running(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

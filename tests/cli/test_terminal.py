@@ -1,58 +1,11 @@
 """What a person at a terminal sees and types: colour, and the question for the PIN."""
 
 import os
-import re
-import select
-import termios
-from collections.abc import Iterator
 
 import pytest
 
 from tests.cli.conftest import PIN, Program, Settings, options
-
-# A shell on a terminal of its own: it opens the terminal first, which then becomes its session's. While the program
-# runs, stdin and stdout are whatever they were. Once it has ended, the shell waits: with it the terminal would go.
-SHELL = (
-    "trap : INT; exec 3<>\"$1\"; shift; "
-    "\"$@\" 3>&-; status=$?; echo \"it ended with $status\" >&3; read -r answer <&3; exit $status"
-)  # fmt: skip
-
-
-class Terminal:
-    """A terminal, from where the person sits."""
-
-    def __init__(self) -> None:
-        self._person, self.program_side = os.openpty()
-        self.name = os.ttyname(self.program_side)
-        self.seen = ""
-
-    def close(self) -> None:
-        os.close(self._person)
-        os.close(self.program_side)
-
-    def wait_for(self, text: str) -> None:
-        while text not in self.seen:
-            readable, _, _ = select.select([self._person], [], [], 20)
-            assert readable, f"saw only {self.seen!r}"
-            self.seen += os.read(self._person, 4096).decode()
-
-    def type(self, text: str) -> None:
-        os.write(self._person, text.encode())
-
-    def echoes(self) -> bool:
-        return bool(termios.tcgetattr(self.program_side)[3] & termios.ECHO)
-
-    @property
-    def shell(self) -> tuple[str, ...]:
-        """The command that runs another with this as its terminal."""
-        return ("sh", "-c", SHELL, "sh", self.name)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
+from tests.cli.terminal import COLOUR, Terminal
 
 
 def test_the_pin_is_asked_for_on_the_terminal_while_stdin_and_stdout_are_pipes(
@@ -101,9 +54,6 @@ def test_no_pin_typed_is_no_pin_sent(program: Program, signing: Settings, termin
     assert stderr.startswith("error: No PIN was entered.")
     # SoftHSM would remember a refused one, and say so now.
     assert program("assertion", *options(signing)).stderr == ""
-
-
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])(?:;\d+)*m")  # ECMA-48 section 8.3.117, and the bright ones
 
 
 @pytest.mark.parametrize(

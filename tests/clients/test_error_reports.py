@@ -56,8 +56,8 @@ from hsm_signer.testing import (
     Unavailable,
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.device.test_worker import workers_of_this_process
 from tests.faults.control import FaultyModule, Rv
+from tests.processes import workers_of_this_process
 
 from .conftest import GRAPH
 

@@ -6,9 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -19,6 +17,7 @@ from hsm_signer.device.pin import Login, Pin, PinRequest
 from hsm_signer.device.worker import open_worker
 from hsm_signer.errors import DeviceError, DeviceGone, KeyNotFound, PinIncorrect, PinUnavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.processes import wait_until_gone, workers_of_this_process
 
 from .conftest import Refer
 
@@ -47,11 +46,6 @@ def right(refer: Refer, key: SoftHsmKey) -> Asked:
     pin = refer(key.uri).pin(PinRequest("test"))
     assert isinstance(pin, Pin)
     return Asked(pin)
-
-
-def workers_of_this_process() -> list[int]:
-    children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
-    return [int(pid) for pid in children if b"hsm_signer.device.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_signatures_verify(refer: Refer, key: SoftHsmKey) -> None:
@@ -142,14 +136,4 @@ os.kill(os.getpid(), signal.SIGKILL)
         timeout=60,
     )
     (worker,) = done.stdout.split()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and is_running(worker):
-        time.sleep(0.01)
-    assert not is_running(worker)
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until_gone(int(worker))

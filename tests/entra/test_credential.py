@@ -29,7 +29,7 @@ from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrec
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.device.test_worker import workers_of_this_process
+from tests.processes import workers_of_this_process
 
 TENANT = "contoso.example"
 OTHER_TENANT = "fabrikam.example"
@@ -386,7 +386,7 @@ ca_bundle = "{entra.ca_file}"
         monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
         monkeypatch.setenv("HSM_SIGNER_PROFILE", "prod")
         monkeypatch.delenv("HSM_SIGNER_KEY")
-        with pytest.raises(ConfigError, match="There is no key") as caught:
+        with pytest.raises(ConfigError, match="Not set: key") as caught:
             HsmCredential.from_environment()
         assert "HSM_SIGNER_KEY" in str(caught.value.hint)
 

@@ -17,6 +17,7 @@ from hsm_signer.device.survey import ModuleReference, survey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker import open_worker
 from hsm_signer.errors import DeviceTimeout, HsmSignerError
+from tests.processes import children_of_this_process
 
 from .control import FaultyModule, Rv
 
@@ -44,8 +45,7 @@ def refuses_in_a_survey(faulty: FaultyModule) -> None:
 
 def left() -> tuple[int, int, int]:
     """How many threads, descriptors and child processes this process has."""
-    children = (file.read_text().split() for file in Path("/proc/self/task").glob("*/children"))
-    return threading.active_count(), len(os.listdir("/proc/self/fd")), sum(map(len, children))
+    return threading.active_count(), len(os.listdir("/proc/self/fd")), len(children_of_this_process())
 
 
 @pytest.mark.parametrize(
