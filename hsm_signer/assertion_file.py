@@ -230,9 +230,9 @@ class AssertionFile:
         if written is None or written.due <= written.issued:
             # It would be replaced at once, again and again. A file system may tell what it has not done.
             raise ConfigError(
-                f"{self.path} does not hold what was just written, or has not the mode {self.mode:04o} and the group "
-                "that it was given.",
-                hint="Put it on a file system that keeps modes and groups, such as /run; and let nobody else write it.",
+                f"{self.path} does not hold what was just written, or does not have the mode {self.mode:04o} "
+                "and the group that it was given.",
+                hint="Put it on a file system that keeps modes and groups, such as /run. Let nothing else write it.",
             )
 
     def _ours(self, text: str) -> Jwt | None:
@@ -292,7 +292,7 @@ def keep(
                 held = replace(held, due=held.issued)
         if failure is not None and held is not None and now() >= held.expires != reported:
             reported = held.expires
-            logger.warning("The assertion in %s expired at %s. It stays there.", file.path, _utc(held.expires))
+            logger.warning("The assertion in %s expired at %s. It was not removed.", file.path, _utc(held.expires))
         match next_step(now(), held, failure):
             case Write():
                 try:

@@ -172,7 +172,7 @@ class TokenCache:
                 pending.set_exception(error)
             else:
                 # An interrupt is this thread's own; whoever shares the acquisition is told in other words.
-                pending.set_exception(HsmSignerError("The request for a token was abandoned.", hint="Ask again."))
+                pending.set_exception(HsmSignerError("The request for a token was interrupted.", hint="Try again."))
                 raise
         else:
             with self._lock:

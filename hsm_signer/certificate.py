@@ -226,7 +226,7 @@ def _first_line(error: Exception) -> str:
 def _moment(found: object) -> datetime:
     # asn1crypto has a class of its own for the year 0, which ISO 8601 has and Python's calendar has not.
     if not isinstance(found, datetime):
-        raise ValueError("its validity is outside the calendar")
+        raise ValueError("its validity dates are outside the calendar")
     return found.astimezone(UTC)
 
 

@@ -190,7 +190,9 @@ def require_settings(profile: Profile, *names: str) -> None:
     if absent:
         raise missing(*absent)
     if "key" in names and not profile.key:
-        raise ConfigError(f"The key file {profile.key_file} is not there.", hint="Begin it with: rotate --current URI")
+        raise ConfigError(
+            f"The key file {profile.key_file} does not exist.", hint="Create it with: rotate --current URI"
+        )
 
 
 def _has(profile: Profile, name: str) -> bool:

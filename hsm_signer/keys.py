@@ -219,7 +219,7 @@ class _Key:
     def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
             if self._retired:
-                raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Repeat the request.")
+                raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Try again.")
             if self.refusal is not None and self.refusal.stands(pin_source(profile, self.uri, operator.prompt)):
                 raise copy.copy(self.refusal.error)
             if self._identity is None:

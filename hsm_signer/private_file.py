@@ -287,6 +287,6 @@ def _require_exact(path: Path, status: os.stat_result, mode: int, group: int | N
     if found != wanted:
         said = "mode {:04o}, group {}, owner {}"
         raise ConfigError(
-            f"{path} should have {said.format(*wanted)}, and its file system gives it {said.format(*found)}.",
+            f"{path} should have {said.format(*wanted)}, but its file system gives it {said.format(*found)}.",
             hint="Put it on a file system that keeps modes and groups, such as /run.",
         )

@@ -138,8 +138,8 @@ class Rotation:
         self.grace = default_grace(profile.lifetime) if profile.grace is None else profile.grace
         if self.grace > request.days * 86400 / 2:
             raise ConfigError(
-                f"The old certificate would stay registered for {self.grace} s, and no other rotation begins before "
-                f"that. The new certificate is valid for {request.days} days.",
+                f"The old certificate would stay registered for {self.grace} s, and no other rotation can start before "
+                f"then. The new certificate is valid for {request.days} days.",
                 hint="Choose a --grace of less than half of the --days.",
             )
         self._profile, self._request, self._operator = profile, request, operator
@@ -318,8 +318,8 @@ class Rotation:
         request = ("certificate", "request", "--key", str(uri), "--subject", self._subject())
         error = EntraError(
             refusal.message,
-            hint="A policy of this tenant demands a certificate by an authority that it trusts. Make a request for the "
-            "next key, have it signed there, store the certificate beside that key, and run rotate again:",
+            hint="A policy of this tenant requires a certificate from a trusted CA. Make a request for the next key, "
+            "have the CA sign it, store the certificate beside that key, and run rotate again:",
             error=refusal.error,
             correlation_id=refusal.correlation_id,
             trace_id=refusal.trace_id,
@@ -399,7 +399,7 @@ class Rotation:
             current, wrong = _filed(current, kept, restored), replace(old, key_id=None)
             retired = tuple(wrong if each is old else each for each in observed.file.retired)
             self._write(replace(observed.file, current=current, retired=retired))
-            mistake = f"The credential {key_id} was the current key's, and was registered again at once"
+            mistake = f"The credential {key_id} belonged to the current key, and was registered again at once"
             raise self._credential_unknown(f"{mistake}. The old key's is not known", old)
 
     def _credential_unknown(self, what: str, old: FiledKey) -> ConfigError:
@@ -458,7 +458,7 @@ class Rotation:
         if not matches_device(uri, self._device.info):
             raise KeyNotFound(
                 f"{uri} is not on {self._device.info}, where the current key is.",
-                hint="A rotation goes from one key to another on the same device. Check --next and the key file.",
+                hint="Both keys of a rotation must be on the same device. Check --next and the key file.",
             )
         return self._device.signer(uri)
 
@@ -557,8 +557,8 @@ def _noted(key: FiledKey, certificate: Certificate) -> FiledKey:
 
 def _not_another(uri: Pkcs11Uri) -> ConfigError:
     return ConfigError(
-        f"The next key, {uri}, is the current key. A rotation needs another one.",
-        hint='Name another key with --next, or leave it out; take "next" out of the key file if it stands there.',
+        f"The next key, {uri}, is the current key. A rotation needs a different one.",
+        hint='Name another key with --next, or leave it out. If the key file has "next", remove it.',
     )
 
 
@@ -567,7 +567,7 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
         return read_key_file(path)
     if current is None:
         raise ConfigError(
-            f"The key file {path} is not there, so it is not known which key is in use.",
+            f"The key file {path} does not exist, so it is not known which key is in use.",
             hint="Begin with: rotate --current URI",
         )
     return KeyFile(FiledKey(current))

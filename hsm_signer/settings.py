@@ -83,7 +83,7 @@ class Setting:
 def _text(value: object, source: Source) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(
-            f"{source.name} must be a string, and is {_kind(value)}.", hint="Give a value, in a profile in quotes."
+            f"{source.name} must be a string, but is {_kind(value)}.", hint="Give a value, in a profile in quotes."
         )
     return value.strip()
 
@@ -98,7 +98,7 @@ def _plain(value: object, source: Source) -> str:
     if not text.isprintable():
         raise ConfigError(
             f"{source.name} holds a character that cannot be displayed, or is not UTF-8.",
-            hint="Type it again: what was copied may hold characters that nobody sees.",
+            hint="Type it again: copied text may contain invisible characters.",
         )
     if len(text) > _LONGEST:
         raise ConfigError(f"{source.name} has {len(text)} characters.", hint=f"{_LONGEST} are allowed at most.")
@@ -115,7 +115,7 @@ def _texts(value: object, source: Source) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple(_text(item, source) for item in value)
     raise ConfigError(
-        f"{source.name} must be a string or a list of strings, and is {_kind(value)}.",
+        f"{source.name} must be a string or a list of strings, but is {_kind(value)}.",
         hint='Write it in quotes: "VALUE", or several as ["FIRST", "SECOND"].',
     )
 
@@ -123,7 +123,7 @@ def _texts(value: object, source: Source) -> tuple[str, ...]:
 def _path(value: object, source: Source) -> Path:
     text = str(value) if isinstance(value, Path) else _text(value, source)
     if "\0" in text:
-        raise ConfigError(f"{source.name} must be a path, and holds a NUL character.", hint="Give the path of a file.")
+        raise ConfigError(f"{source.name} must be a path, but holds a NUL character.", hint="Give the path of a file.")
     # os.path: it leaves a home directory nobody knows as it is, and the message that the file is missing shows it.
     return (source.directory or Path()) / os.path.expanduser(text)
 
@@ -139,7 +139,7 @@ def _module(value: object, source: Source) -> Path:
 def _flag(value: object, source: Source) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(
-            f"{source.name} must be true or false, and is {_kind(value)}.", hint="Write true or false, without quotes."
+            f"{source.name} must be true or false, but is {_kind(value)}.", hint="Write true or false, without quotes."
         )
     return value
 
@@ -173,7 +173,7 @@ def _grace(value: object, source: Source) -> int:
     if not 0 <= number <= MAXIMUM_GRACE or number != int(number):
         raise ConfigError(
             f"{source.name} must be a whole number of seconds, 0 to {MAXIMUM_GRACE}.",
-            hint="It is best left out: then it follows from the lifetime of assertions.",
+            hint="Best leave it out: the default follows from the lifetime of assertions.",
         )
     return int(number)
 
@@ -256,7 +256,7 @@ def _withhold_variable(pin_source: str) -> None:
 def _environment(value: object, source: Source) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ConfigError(
-            f"{source.name} must be a table of strings, and is {_kind(value)}.",
+            f"{source.name} must be a table of strings, but is {_kind(value)}.",
             hint='Write it as { SOFTHSM2_CONF = "/etc/softhsm2.conf" }.',
         )
     for name, text in value.items():
@@ -490,9 +490,9 @@ def uri_argument(text: str, option: str) -> Pkcs11Uri:
 
 def missing(*names: str) -> ConfigError:
     """Return the error for settings that are needed and were not given. It names all of them."""
-    absent = [f"no {name.replace('_', ' ')}" for name in names]
+    absent = [name.replace("_", " ") for name in names]
     listed = " and ".join(filter(None, [", ".join(absent[:-1]), absent[-1]]))
-    return ConfigError(f"There is {listed}.", hint=" ".join(f"Give {_ways(BY_NAME[name])}." for name in names))
+    return ConfigError(f"Not set: {listed}.", hint=" ".join(f"Give {_ways(BY_NAME[name])}." for name in names))
 
 
 def _ways(setting: Setting) -> str:

@@ -41,7 +41,7 @@ def _is_deep(value: object) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a name stands twice in an object, and two readers see two values")
+        raise ValueError("a name appears twice in an object, so two readers may see different values")
     return value
 
 

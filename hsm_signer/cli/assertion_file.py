@@ -48,8 +48,9 @@ def assertion_file(
 ) -> None:
     """Keep a fresh assertion in a file, for programs that take a federated token: Azure SDKs, Terraform.
 
-    While the device is away the last one stays, also when it has expired; a refused PIN ends the command.
-    It tells systemd when the first one is there (Type=notify), and that all is well (WatchdogSec=).
+    While the device is unavailable, the last assertion stays in the file, even after it expires.
+    If the device refuses the PIN, the command ends.
+    It notifies systemd when the first assertion is written (Type=notify) and while it works (WatchdogSec=).
     """
     with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
         client_id = tokens.profile.client_id or ""

@@ -44,7 +44,7 @@ ReplaceOption = Annotated[
 
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="With --replace: also the certificate of the key that a key file names.")
+    bool, typer.Option("--force", help="With --replace: even if the key file names this key as the one in use.")
 ]
 
 
@@ -137,8 +137,8 @@ def import_(
         certificate = select_certificate(found, signer.public_key, str(file))
         if certificate.is_attestation:
             raise CertificateUnusable(
-                f"{file} holds no certificate to sign in with, only the one by which the device attests the key.",
-                hint="Import one that was issued for the key; to request it: hsm-signer certificate request",
+                f"{file} holds only the device's attestation certificate for the key, which cannot be used to sign in.",
+                hint="Import one that was issued for the key. To request one: hsm-signer certificate request",
             )
         require_usable(certificate, signer.public_key, now)
         _require_replaceable(profile, device, signer, replace=replace, force=force)

@@ -26,7 +26,7 @@ def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner
         if _is_in_use(profile, device, signer.public_key):
             raise CertificateExists(
                 f"The key {signer.key.info} is in use: {profile.known_key_file} names it. Programs would use the new "
-                "certificate at once, and be refused until it is registered.",
+                "certificate at once, and Entra would refuse them until it is registered.",
                 hint="To store the certificate of another key, name that key with --key. To replace this one: --force.",
             )
 

@@ -135,7 +135,7 @@ def delete(
         return
     print_result("\n".join(f"Deleted {line}." for line in _lines(key, condemned)))
     for each in certificates[len(condemned) :]:
-        print_note(f"{_line(each)} is still on the device; with --certificate it would have gone, too.")
+        print_note(f"{_line(each)} is still on the device. --certificate would have deleted it too.")
 
 
 def _octets(text: str) -> bytes:
@@ -151,7 +151,7 @@ def _confirm(device: "Device", key: "KeyInfo", certificates: "list[Certificate]"
     typeable = bool(key.label) and key.label.isprintable()
     what, wanted = ("label", key.label) if typeable else ("id", key.id.hex())
     listing = "".join(f"  {line}\n" for line in _lines(key, certificates))
-    question = f"This deletes for good from {device.info}:\n{listing}"
+    question = f"This permanently deletes from {device.info}:\n{listing}"
     if ask(f"{question}Type the {what} of the key to go on: ") != wanted:
         raise ConfigError(
             f"What was typed is not the {what} of the key. Nothing was deleted.", hint="Repeat the command."

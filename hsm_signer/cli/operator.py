@@ -97,7 +97,7 @@ class TerminalPrompt:
             PinUnavailable: there is no terminal, or nothing was entered.
         """
         if request.pad:
-            print_note(f"Enter the PIN of {displayable(request.device)} on its own pad.")
+            print_note(f"Enter the PIN of {displayable(request.device)} on its PIN pad.")
             return PinPad.PROTECTED
         if not has_terminal():
             raise PinUnavailable(
@@ -119,5 +119,6 @@ def confirm_last_try(request: PinRequest) -> None:
     """
     if not has_terminal():
         return
-    if ask(f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to go on: ") != "yes":
+    question = f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to continue: "
+    if ask(question) != "yes":
         raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")

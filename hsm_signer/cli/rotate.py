@@ -35,8 +35,8 @@ _MEANING = {
     Step.PROVE: "get a token with the next key, as soon as Entra takes it",
     Step.SWITCH: "name the next key in the key file as the current one",
     Step.ABANDON: "give up the next key, which is gone from the device",
-    Step.FORGET: "drop an entry of the key file that calls the current key retired",
-    Step.WAIT: "end here: the old certificate stays registered until {}, and a later run takes the steps that follow",
+    Step.FORGET: "remove the key file's entry that lists the current key as retired",
+    Step.WAIT: "stop here: the old certificate stays registered until {}; a later run takes the remaining steps",
     Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
     Step.DELETE: "delete the old key and its certificate from the device",
     Step.KEEP: "leave the old key on the device",
@@ -52,7 +52,7 @@ def rotate(
     profile: Profile,
     current: Annotated[
         str | None,
-        _option(help="The key in use today, to begin with: where the key file is not there yet.", metavar="URI"),
+        _option(help="The key in use today. Needed only if the key file does not exist yet.", metavar="URI"),
     ] = None,
     next_key: Annotated[
         str | None,
@@ -92,13 +92,13 @@ def rotate(
     ] = 30,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Go over to a new key without a gap: make it, register it, prove it, use it, and take the old one away.
+    """Replace the key without downtime: make the next one, register it, test it, use it, and remove the old one.
 
     The profile's key names a key file: key = "file:PATH".
-    Until a token was obtained with the new key, the old one stays in use.
-    After that the old certificate stays registered for as long as programs may hold assertions by it (--grace).
-    rotate does not wait: run it again later, and it removes the old certificate.
-    Interrupted anywhere, rotate goes on from there when it is run again.
+    The old key stays in use until a token was obtained with the new one.
+    After that, the old certificate stays registered while programs may hold assertions made with it (--grace).
+    rotate does not wait for that. Run it again later to remove the old certificate.
+    If rotate is interrupted, run it again: it continues where it stopped.
 
     hsm-signer --profile prod rotate --delete-old-key
     """
@@ -181,9 +181,9 @@ def _check(profile: Profile, warn_days: int, output: Output) -> None:
             }
         )
     else:
-        state = "A rotation was begun and not ended: run rotate." if found.unfinished else ""
+        state = "A rotation is unfinished. Run rotate." if found.unfinished else ""
         if found.until is not None:
-            state = f"The old certificate stays registered until {_utc(found.until)}: run rotate after that."
+            state = f"The old certificate stays registered until {_utc(found.until)}. Run rotate after that."
         when = f"{days_in_words(found.days_left)} left" if found.days_left >= 0 else "expired"
         print_result(
             f"The certificate of the current key: {when}. {state or ('Run rotate.' if found.due else '')}".strip()

@@ -192,13 +192,13 @@ class Device:
         if not found:
             raise CertificateNotFound(
                 f"{self.info} holds no certificate with the id of the key ({signer.key.info}).",
-                hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (The "
-                "certificate by which a YubiKey attests a key does not count.)",
+                hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (A "
+                "YubiKey's attestation certificate does not count.)",
             )
         if len(found) > 1:
             raise KeyAmbiguous(
                 f"{self.info} holds {len(found)} certificates with the id of the key ({signer.key.info}).",
-                hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE; or keep "
+                hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE, or keep "
                 "only that one: hsm-signer certificate import FILE --replace",
             )
         return found.pop()
@@ -419,9 +419,9 @@ def _find_again(module: Module, info: DeviceInfo, reference: KeyReference) -> Pr
     try:
         found = find_device(module, reference.uri, reference.timeout, reference.slow)
     except DeviceNotFound as error:
-        raise DeviceGone(f"{info} is not there.", hint=f"Plug {info} in again.") from error
+        raise DeviceGone(f"{info} was not found.", hint=f"Plug {info} in again.") from error
     if found.info.identity != info.identity:
-        raise DeviceGone(f"{info} is not there; in its place is {found.info}.", hint=f"Plug {info} in again.")
+        raise DeviceGone(f"{info} was not found; {found.info} is in its place.", hint=f"Plug {info} in again.")
     return found
 
 
@@ -453,7 +453,7 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
     if isinstance(login, PinPad) and not token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
         # python-pkcs11 would raise ArgumentsBad, which a login with a PIN that is too short raises as well.
         raise PinUnavailable(
-            f"{device} has no PIN pad.", hint="Give the PIN by another --pin-source, for example file:PATH or prompt."
+            f"{device} has no PIN pad.", hint="Use another --pin-source, for example file:PATH or prompt."
         )
     try:
         # Not by way of a variable: somebody may look at this frame while it runs.

@@ -167,9 +167,9 @@ def require_valid_signature(
     if not public_key.verify(algorithm, message, signature):
         raise SignatureInvalid(
             f"{key} returned a signature that its public key does not verify.",
-            hint="Nothing was sent. Some devices force another salt on PSS: use --algorithm RS256."
+            hint="Nothing was sent. Some devices use a different salt length for PSS: use --algorithm RS256."
             if algorithm is Algorithm.PS256
-            else "Nothing was sent. Repeat the command; if it stays so, the module or the device is at fault.",
+            else "Nothing was sent. Run the command again. If it fails again, the module or device is faulty.",
         )
 
 

@@ -208,8 +208,8 @@ def _loaded(name: str, module: Module, timeout: float, slow: Slow) -> Module:
     earlier = _loading.get(name)
     if earlier is not None and earlier.is_busy:
         raise DeviceTimeout(
-            f"An earlier attempt to load {module.path} has not come back.",
-            hint="Check that its device and its daemon answer. If it never comes back, start the program again.",
+            f"An earlier attempt to load {module.path} has not returned.",
+            hint="Check that its device and its daemon answer. If it never returns, restart the program.",
         )
     _loading[name] = module
     try:

@@ -57,17 +57,17 @@ def require_pcscd(library: Path) -> str:
             pcsc.SCardReleaseContext(context)
         return path
     if status == _SECURITY_VIOLATION:
-        raise DeviceError(f"pcscd refuses this user at {path}.", hint=_polkit_hint())
+        raise DeviceError(f"pcscd at {path} refuses this user.", hint=_polkit_hint())
     if not os.path.exists(path):
         raise DeviceError(
-            f"pcscd does not run: there is no {path}.",
+            f"pcscd is not running: {path} does not exist.",
             hint="Install pcscd, and start it: systemctl enable --now pcscd.socket",
         )
     if not os.access(path, os.R_OK | os.W_OK):
         raise DeviceError(f"This user may not use pcscd's socket {path}.", hint="Check its mode and owner.")
     raise DeviceError(
         f"pcscd does not answer at {path} (0x{status:08X}).",
-        hint="Start it anew: systemctl restart pcscd.socket pcscd.service",
+        hint="Restart it: systemctl restart pcscd.socket pcscd.service",
     )
 
 
@@ -146,6 +146,6 @@ def _polkit_hint() -> str:
     )
     return (
         "polkit lets active local sessions use smart cards, but not services or remote logins. To allow this user, "
-        f"have root write a polkit rule to /etc/polkit-1/rules.d/50-pcscd.rules: {rule} "
+        f"write this polkit rule to /etc/polkit-1/rules.d/50-pcscd.rules as root: {rule} "
         "Where polkit does not run, as in a container, start pcscd with --disable-polkit."
     )

@@ -113,7 +113,7 @@ def _path(value: str) -> Path:
             name = unquote_to_bytes(slash + path)
         if name and b"\0" not in name:
             return Path(os.fsdecode(name))
-    raise ConfigError("The PIN source file: names no file.", hint="Write file:PATH.")
+    raise ConfigError("The PIN source file: does not name a file.", hint="Write file:PATH.")
 
 
 def _split(command: str) -> tuple[str, ...]:

@@ -100,10 +100,10 @@ def _require_trusted(path: Path, what: str) -> None:
 def _cure(path: Path, status: os.stat_result) -> str:
     name = shlex.quote(str(path))
     if status.st_uid == 0 != os.geteuid():
-        return f"As root, let its group only read it, and others nothing: chmod 640 {name}"
+        return f"As root, let its group read it and others do nothing: chmod 640 {name}"
     if status.st_uid != os.geteuid():
-        return f"As root, make it yours: chown {os.geteuid()} {name} && chmod 600 {name}"
-    return f"Make it yours alone: chmod 600 {name}"
+        return f"As root, make yourself its owner: chown {os.geteuid()} {name} && chmod 600 {name}"
+    return f"Remove everyone else's access: chmod 600 {name}"
 
 
 def _open_file(path: Path) -> int:

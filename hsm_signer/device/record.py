@@ -246,7 +246,7 @@ class PinRecord:
         )
 
     def _refused_before(self, source: PinSource, by: _Stored) -> PinRefusedBefore:
-        message = f"{by.device} has refused the PIN from {source.description} before. It was not presented again."
+        message = f"{by.device} has refused the PIN from {source.description} before. It was not sent again."
         if by.module != module_identity(self.module) or by.device.identity != self.device.identity:
             message = (
                 f"{by.device} has refused the PIN from {source.description} before, through {by.module}. "

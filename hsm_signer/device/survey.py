@@ -90,7 +90,7 @@ def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: fl
         ) from None
     except Malformed:
         raise DeviceError(
-            f"The process that {module.path} was loaded into did not answer as our program does. It was killed.",
+            f"The process that loaded {module.path} sent an invalid answer. It was killed.",
             hint="The module is faulty or hostile; the other modules are not affected.",
         ) from None
     finally:

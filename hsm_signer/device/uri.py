@@ -109,7 +109,7 @@ class Pkcs11Uri:
         _QUERY.require_writable(self, self.vendor_query)
         names = [name for name, _ in self.vendor_path]
         if len(set(names)) < len(names):
-            raise UriError("A vendor attribute stands twice in the path of a PKCS#11 URI.", hint="Give it once.")
+            raise UriError("A vendor attribute appears twice in the path of a PKCS#11 URI.", hint="Give it once.")
 
 
 class _Component(NamedTuple):
@@ -273,7 +273,7 @@ def _right_name(name: str, attributes: tuple[str, ...]) -> str:
         names = {each: each for each in known} | {other: each for other, each in _OTHER_NAMES.items() if each in known}
         if found := difflib.get_close_matches(spelt, names, n=1):
             return f"Did you mean {names[found[0]]}?"
-    return f"Known here are {', '.join(attributes)}. A vendor's attribute begins with x-."
+    return f"Attributes allowed here: {', '.join(attributes)}. A vendor's attribute begins with x-."
 
 
 def _field(name: str) -> str:

@@ -162,7 +162,7 @@ class WorkerProcess:
                     break
         self.kill()
         raise DeviceGone(
-            "The worker that serves the device did not answer as our program does. It was killed.",
+            "The worker process that serves the device sent an invalid answer. It was killed.",
             hint="The next request starts another. If it happens again, the module is faulty or hostile.",
         )
 

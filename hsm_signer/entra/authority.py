@@ -305,8 +305,8 @@ def _check_audience(audience: str | None, token_endpoint: str) -> str:
         )
     if _PROOF_AUDIENCE in unquote(audience).lower():
         raise ConfigError(
-            f"The audience {_PROOF_AUDIENCE} is that of a proof for Microsoft Graph. Who receives such an assertion "
-            "could register a key of their own with the application.",
+            f"The audience {_PROOF_AUDIENCE} is for proofs to Microsoft Graph only. Anyone who receives such an "
+            "assertion could register a key of their own with the application.",
             hint="Leave --audience out: rotate makes the proofs it needs.",
         )
     destination = urlsplit(token_endpoint).hostname

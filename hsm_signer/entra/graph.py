@@ -199,7 +199,7 @@ def _hint(code: str) -> str:
     if _is_a_policys(code):
         if "Lifetime" in code:
             return "A policy of this tenant caps the lifetime of certificates: choose fewer --days."
-        return "A policy of this tenant does not allow this certificate. It may demand one by an authority it trusts."
+        return "A policy of this tenant does not allow this certificate. It may require one from a trusted CA."
     return _HINTS.get(code, "Microsoft explains Graph's errors at https://learn.microsoft.com/graph/errors.")
 
 

@@ -290,7 +290,7 @@ def test_a_program_named_by_a_uri_is_refused_also_beside_another_pin_source(
 def test_all_settings_that_are_missing_are_named_at_once(program: Program) -> None:
     result = program("token")
     assert_explained(result, 2, "config_error")
-    assert "There is no tenant, no client id, no key and no scope." in " ".join(result.stderr.split())
+    assert "Not set: tenant, client id, key and scope." in " ".join(result.stderr.split())
     for way in ("--tenant", "HSM_SIGNER_CLIENT_ID", "AZURE_TENANT_ID", "--key", "scope in a profile"):
         assert way in result.stderr
 

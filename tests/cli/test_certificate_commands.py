@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from hsm_signer.certificate import parse_certificates
 from hsm_signer.cli.registration import registration_steps
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import CLIENT, PIN, WRONG_PIN, Program, Settings, assert_explained, key_uri, options
+from tests.cli.conftest import CLIENT, WRONG_PIN, Program, Settings, assert_explained, key_uri, options
 from tests.device.stacks.piv_attestation import attest, make_attesting_key
 from tests.faults.control import FaultyModule, Rv
 
@@ -57,12 +57,6 @@ def certified(softhsm: SoftHsm, key: SoftHsmKey) -> bytes:
 def device(refer: Refer, key: SoftHsmKey) -> list[str]:
     """The options that lead to that key."""
     return options(refer(key))
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 def stored(softhsm: SoftHsm, key: SoftHsmKey) -> x509.Certificate | None:
@@ -383,7 +377,7 @@ class TestImport:
         file.write_bytes(attest(make_attesting_key()[0], 0x9A, key.public_key, b"\x12\x34", b"\x02\x01"))
         result = program("certificate", "import", *device, str(file), "--replace")
         assert_explained(result, 5, "certificate_unusable")
-        assert "only the one by which the device attests the key" in result.stderr
+        assert "only the device's attestation certificate" in result.stderr
         assert stored(softhsm, key) == x509.load_der_x509_certificate(certified)
 
     @pytest.mark.parametrize("content", [b"", b"not a certificate", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])

@@ -35,12 +35,6 @@ def device(office: str, softhsm: SoftHsm) -> Settings:
 
 
 @pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
-
-
-@pytest.fixture
 def hanging(softhsm: SoftHsm) -> Iterator[FaultyModule]:
     with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as hanging:
         hanging.rule("C_Initialize", hang=float("inf"))
@@ -218,7 +212,7 @@ class TestShow:
         assert (shown.status, shown.stderr, listed.status, listed.stderr) == (0, "", 0, "")
         assert "KEY 'good'" in listed.stdout
         row = shown.stdout.partition("CERTIFICATE 'odd'")[2].partition("\n    CERTIFICATE")[0]
-        assert "problem   It is not an X.509 certificate: its validity is outside the" in row
+        assert "problem   It is not an X.509 certificate: its validity dates are outside" in row
         assert "CERTIFICATE 'good'" in shown.stdout
 
     def test_logs_in_once(self, program: Program, device: Settings, faulty: FaultyModule) -> None:

@@ -16,7 +16,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options
-from tests.cli.test_terminal import Terminal
+from tests.cli.terminal import Terminal
 from tests.faults.control import FaultyModule, Rv
 
 DEVICE_MEMORY = 0x31  # CKR_DEVICE_MEMORY, PKCS#11 v3.1 section 6.1
@@ -38,13 +38,6 @@ def device(vault: SoftHsm) -> Settings:
 def faulty(vault: SoftHsm) -> Iterator[FaultyModule]:
     with FaultyModule(vault.module, vault.environment, pin=PIN) as faulty:
         yield faulty
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    yield terminal
-    terminal.close()
 
 
 @pytest.fixture
@@ -215,8 +208,8 @@ class TestDelete:
         result = program("key", "delete", *options(device, key=key.uri), "--yes")
         assert (result.status, result.stdout) == (0, "Deleted key 'old', id 01.\n")
         assert re.fullmatch(
-            r"certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40} is still on the device; "
-            r"with --certificate it would have gone, too\.\n",
+            r"certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40} is still on the device\. "
+            r"--certificate would have deleted it too\.\n",
             result.stderr,
         )
         assert labels(program, device) == ["other"]
@@ -303,7 +296,7 @@ class TestConfirmation:
         result = self.answer(program, terminal, command, "old\n")
         assert result.status == 0, result.stderr
         shown = terminal.seen.replace("\r", "")
-        assert shown.startswith("This deletes for good from 'vault' (SoftHSM project, SoftHSM v2, ")
+        assert shown.startswith("This permanently deletes from 'vault' (SoftHSM project, SoftHSM v2, ")
         assert re.search(r"\n  certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40}\n  key 'old', id 01\n", shown)
         assert "Type the label of the key to go on: " in shown
         assert labels(program, device) == []

@@ -285,7 +285,7 @@ class TestReplaced:
             (softhsm.directory / "tokens").mkdir()
             softhsm.add_token("replaced")
             for _ in range(2):
-                with pytest.raises(DeviceGone, match="is not there; in its place is 'replaced'"):
+                with pytest.raises(DeviceGone, match="was not found; 'replaced'"):
                     signer.sign(Algorithm.RS256, MESSAGE)
         assert "(ObjectHandleInvalid)" in caplog.text
 

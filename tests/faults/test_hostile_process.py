@@ -118,7 +118,7 @@ def refer(module: Path, source: Source, tmp_path: Path) -> Refer:
 
 
 def test_a_pickle_from_the_worker_runs_nothing(refer: Refer, source: Source, tmp_path: Path) -> None:
-    with pytest.raises(DeviceGone, match="did not answer as our program does") as caught:
+    with pytest.raises(DeviceGone, match="sent an invalid answer") as caught:
         open_worker(refer(frame(pickle.dumps(Touch(tmp_path / "taken over")))))
     assert caught.value.hint
     assert source.times == 0
@@ -132,7 +132,7 @@ def test_a_pickle_from_a_survey_runs_nothing(framing: Callable[[bytes], bytes], 
     facts = survey(ModuleReference(reference.module), {**reference.module_environment, "HOSTILE_EXIT": "1"}, 20)
     assert not (tmp_path / "taken over").exists()
     assert facts.problem is not None
-    assert "did not answer as our program does" in facts.problem.message
+    assert "sent an invalid answer" in facts.problem.message
 
 
 def test_an_answer_to_another_question_ends_the_worker(refer: Refer) -> None:

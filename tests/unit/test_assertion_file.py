@@ -257,7 +257,7 @@ class TestKeep:
         world.run(69 * MINUTE)
         assert all(there for _, there in world.there)
         said = [record.getMessage() for record in caplog.records if "expired" in record.getMessage()]
-        assert said == [f"The assertion in {world.file.path} expired at 2025-06-15 16:06:40 UTC. It stays there."]
+        assert said == [f"The assertion in {world.file.path} expired at 2025-06-15 16:06:40 UTC. It was not removed."]
         world.run(2 * MINUTE)
         assert world.file.path.read_text() == world.assertion(START + world.signed[-1])
 

@@ -229,7 +229,7 @@ def test_an_audience_elsewhere_is_free(audience: str) -> None:
 )
 def test_a_proof_for_graph_is_made_for_no_endpoint(audience: str, tenant: str | None) -> None:
     other = None if tenant else "https://sts.example.com/token"
-    with pytest.raises(ConfigError, match="proof for Microsoft Graph"):
+    with pytest.raises(ConfigError, match="for proofs to Microsoft Graph only"):
         resolve_endpoint(tenant=tenant, token_endpoint=other, audience=audience)
 
 

@@ -636,7 +636,7 @@ def test_a_malformed_value_in_a_profile_is_refused_by_its_key(
 )
 def test_what_is_no_text_is_said_to_be_what_it_is(write: Write, value: object, kind: str) -> None:
     config = write(f"[profile.default]\ntenant = {toml(value)}\n")
-    assert refused({}, config=config).message.endswith(f"must be a string, and is {kind}.")
+    assert refused({}, config=config).message.endswith(f"must be a string, but is {kind}.")
 
 
 @pytest.mark.parametrize(
@@ -717,10 +717,10 @@ def test_arguments_of_a_program_are_not_mixed_with_the_environment(monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("client_id", "There is no client id.",
+        ("client_id", "Not set: client id.",
          "Give --client-id, HSM_SIGNER_CLIENT_ID, AZURE_CLIENT_ID or client_id in a profile."),
-        ("key", "There is no key.", "Give --key, HSM_SIGNER_KEY or key in a profile."),
-        ("scope", "There is no scope.", "Give --scope, HSM_SIGNER_SCOPE or scope in a profile."),
+        ("key", "Not set: key.", "Give --key, HSM_SIGNER_KEY or key in a profile."),
+        ("scope", "Not set: scope.", "Give --scope, HSM_SIGNER_SCOPE or scope in a profile."),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_needed_is_asked_for_by_all_its_names(name: str, message: str, hint: str) -> None:

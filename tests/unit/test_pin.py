@@ -180,7 +180,7 @@ def test_an_exposed_file_gives_no_pin_and_says_how_to_mend_it(tmp_path: Path) ->
     path.chmod(0o644)
     with pytest.raises(PinUnavailable, match="everybody can read or change it") as refused:
         FilePin(path)(REQUEST)
-    assert refused.value.hint == f"Make it yours alone: chmod 600 {path}"
+    assert refused.value.hint == f"Remove everyone else's access: chmod 600 {path}"
     assert SECRET not in told(refused.value)
 
 

@@ -87,7 +87,7 @@ def test_an_exposed_file_is_refused_with_the_cure(file: Path, mode: int) -> None
     file.chmod(mode)
     with pytest.raises(Unreadable, match="everybody can read or change it") as refused:
         read_file(file, private=True)
-    assert refused.value.hint == f"Make it yours alone: chmod 600 {file}"
+    assert refused.value.hint == f"Remove everyone else's access: chmod 600 {file}"
 
 
 def test_the_cure_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_cure_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
     odd.chmod(0o644)
     with pytest.raises(Unreadable) as refused:
         read_file(odd, private=True)
-    subprocess.run(["sh", "-c", str(refused.value.hint).removeprefix("Make it yours alone: ")], check=True)
+    subprocess.run(["sh", "-c", str(refused.value.hint).removeprefix("Remove everyone else's access: ")], check=True)
     assert read_file(odd, private=True) == SECRET.encode()
 
 
@@ -131,7 +131,7 @@ def test_a_file_that_our_group_can_change_is_refused_with_the_cure(file: Path) -
     file.chmod(0o660)
     with pytest.raises(Unreadable, match=f"its group {os.getegid()} can change it") as refused:
         read_file(file, private=True)
-    assert refused.value.hint == f"Make it yours alone: chmod 600 {file}"
+    assert refused.value.hint == f"Remove everyone else's access: chmod 600 {file}"
 
 
 def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: US)
     with pytest.raises(Unreadable, match="can change it") as refused:
         read_file(file, private=True)
-    assert refused.value.hint == f"As root, let its group only read it, and others nothing: chmod 640 {file}"
+    assert refused.value.hint == f"As root, let its group read it and others do nothing: chmod 640 {file}"
 
 
 def test_an_exposed_file_is_judged_behind_its_links(file: Path) -> None:

@@ -324,7 +324,7 @@ def test_an_attribute_that_is_near_to_none_is_refused_with_those_there_are(text:
     with pytest.raises(UriError, match="there is no attribute of this name") as refused:
         Pkcs11Uri.parse(text)
     assert refused.value.hint is not None
-    assert refused.value.hint.startswith("Known here are token, ")
+    assert refused.value.hint.startswith("Attributes allowed here: token, ")
     assert refused.value.hint.endswith("A vendor's attribute begins with x-.")
 
 
