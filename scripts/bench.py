@@ -22,15 +22,15 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from hsm_signer import HsmCredential
-from hsm_signer.config import profile_from_arguments
+from hsm_signer.config.profile import profile_from_arguments
+from hsm_signer.credential.operator import open_identity
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout
-from hsm_signer.opening import open_identity
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.faults.control import FaultyModule

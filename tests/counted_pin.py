@@ -1,6 +1,6 @@
 """A PIN source that knows how often it was asked."""
 
-from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 
 
 class CountedPin:

@@ -16,11 +16,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hsm_signer import __version__
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.cli.signals import Terminated, handle_termination
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
-from hsm_signer.own_process import keep_memory_private
+from hsm_signer.system.own_process import keep_memory_private
+from hsm_signer.version import __version__
 
 INTERRUPTED = 130
 
@@ -57,12 +57,12 @@ class InternalError(HsmSignerError):
 
 # Where each command lives, in the order of the help.
 COMMANDS = {
-    "token": "exchange",
-    "assertion": "exchange",
+    "token": "token",
+    "assertion": "token",
     "assertion-file": "assertion_file",
-    "decode": "inspection",
-    "verify": "inspection",
-    "explain": "inspection",
+    "decode": "decode",
+    "verify": "decode",
+    "explain": "decode",
     "device": "device",
     "rotate": "rotate",
     "key": "key",
@@ -123,7 +123,7 @@ def make_program(arguments: Sequence[str]) -> typer.Typer:
     program.callback()(options)
     first = arguments[0] if arguments else ""
     for home in [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values()):
-        importlib.import_module(f"hsm_signer.cli.{home}").register(program)
+        importlib.import_module(f"hsm_signer.cli.commands.{home}").register(program)
     return program
 
 

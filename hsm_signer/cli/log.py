@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from hsm_signer.display import displayable
+from hsm_signer.system.display import displayable
 
 
 class _Text(logging.Formatter):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from hsm_signer.cli.output import print_note
 from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
-from hsm_signer.config import Profile
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.operator import Operator, key_reference
 from hsm_signer.device.lane import cue
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest
+from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.display import displayable
 from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
-from hsm_signer.opening import Operator, key_reference
+from hsm_signer.system.display import displayable
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import KeyReference

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hsm_signer.config import load_profile
-from hsm_signer.settings import SETTINGS, Setting
+from hsm_signer.config.profile import load_profile
+from hsm_signer.config.settings import SETTINGS, Setting
 
 
 class Output(StrEnum):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from hsm_signer.display import displayable, displayable_lines
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
-from hsm_signer.private_file import replacing, unwritable
+from hsm_signer.system.display import displayable, displayable_lines
+from hsm_signer.system.private_file import replacing, unwritable
 
 
 class ReaderGone(Exception):

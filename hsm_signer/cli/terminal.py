@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from hsm_signer.cli.signals import terminate
-from hsm_signer.display import displayable_lines
+from hsm_signer.system.display import displayable_lines
 
 _TERMINAL = "/dev/tty"
 

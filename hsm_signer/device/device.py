@@ -20,11 +20,11 @@ from hsm_signer.device.failures import (
     require_pin_tries,
 )
 from hsm_signer.device.lane import Lane, Slow, log_slow
+from hsm_signer.device.locate import PresentDevice, Wait, find_device, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
-from hsm_signer.device.presence import PresentDevice, Wait, find_device, flags_after, read_token
-from hsm_signer.device.record import PinRecord, count_logins, login_turn
+from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
+from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.device.uri import Pkcs11Uri
@@ -40,7 +40,7 @@ from hsm_signer.errors import (
     PinLocked,
     PinUnavailable,
 )
-from hsm_signer.secret import hidden_locals
+from hsm_signer.system.secret import hidden_locals
 
 T = TypeVar("T")
 
@@ -305,7 +305,7 @@ class Device:
         if self._process != os.getpid():
             raise DeviceError(
                 f"{self.info} was opened by the parent of this process.",
-                hint="After a fork, serve it from a process of its own (hsm_signer.device.worker).",
+                hint="After a fork, serve it from a process of its own (hsm_signer.device.worker.pool).",
             )
         with self._lock:
             if self._closed:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.display import displayable
 from hsm_signer.errors import DeviceAmbiguous, DeviceNotFound, KeyAmbiguous, KeyNotFound
+from hsm_signer.system.display import displayable
 
 
 @dataclass(frozen=True)

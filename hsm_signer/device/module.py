@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, DeviceError, DeviceGone, DeviceTimeout, ModuleLoadError, UriError
-from hsm_signer.private_file import read_trusted, require_trusted_path
+from hsm_signer.system.private_file import read_trusted, require_trusted_path
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library

@@ -12,12 +12,12 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.types import Object, Session, SignMixin, Slot
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.facts import Protection
 from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role, require_valid_signature
+from hsm_signer.device.inventory.facts import Protection
+from hsm_signer.device.locate import flags_after
 from hsm_signer.device.match import DeviceInfo, KeyInfo, select_key
 from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.presence import flags_after
+from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.search import search
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (

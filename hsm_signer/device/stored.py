@@ -5,9 +5,9 @@ from typing import Any
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Object, Session
 
-from hsm_signer.certificate import is_attestation
 from hsm_signer.device.search import search
 from hsm_signer.device.signer import read_attribute
+from hsm_signer.x509.certificate import is_attestation
 
 
 def stored_certificates(session: Session, key_id: bytes | None = None) -> list[tuple[Object, bytes]]:

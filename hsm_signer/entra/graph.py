@@ -14,11 +14,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from hsm_signer.certificate import Certificate
 from hsm_signer.entra.authority import GraphService
-from hsm_signer.entra.wording import identifier, printable, without_tokens
+from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
-from hsm_signer.secret import Secret
+from hsm_signer.system.secret import Secret
+from hsm_signer.x509.certificate import Certificate
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from hsm_signer.entra import aadsts
 from hsm_signer.entra.authority import Endpoint
-from hsm_signer.entra.wording import identifier, printable, without_tokens
+from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
-from hsm_signer.secret import Secret, hidden_locals, revealed
+from hsm_signer.system.secret import Secret, hidden_locals, revealed
 
 # A program that only signs must not pay for the client.
 if TYPE_CHECKING:

@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING
 from hsm_signer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hsm_signer.testing.answers import Answer as Answer
-    from hsm_signer.testing.answers import Disconnected as Disconnected
-    from hsm_signer.testing.answers import DripFeed as DripFeed
-    from hsm_signer.testing.answers import Endless as Endless
-    from hsm_signer.testing.answers import Html as Html
-    from hsm_signer.testing.answers import NoAccessToken as NoAccessToken
-    from hsm_signer.testing.answers import Redirect as Redirect
-    from hsm_signer.testing.answers import Refused as Refused
-    from hsm_signer.testing.answers import Slow as Slow
-    from hsm_signer.testing.answers import Throttled as Throttled
-    from hsm_signer.testing.answers import Truncated as Truncated
-    from hsm_signer.testing.answers import Unavailable as Unavailable
-    from hsm_signer.testing.directory import GraphRefusal as GraphRefusal
-    from hsm_signer.testing.emulator import EntraEmulator as EntraEmulator
-    from hsm_signer.testing.emulator import TokenRequest as TokenRequest
-    from hsm_signer.testing.graph import GraphRequest as GraphRequest
+    from hsm_signer.testing.entra.answers import Answer as Answer
+    from hsm_signer.testing.entra.answers import Disconnected as Disconnected
+    from hsm_signer.testing.entra.answers import DripFeed as DripFeed
+    from hsm_signer.testing.entra.answers import Endless as Endless
+    from hsm_signer.testing.entra.answers import Html as Html
+    from hsm_signer.testing.entra.answers import NoAccessToken as NoAccessToken
+    from hsm_signer.testing.entra.answers import Redirect as Redirect
+    from hsm_signer.testing.entra.answers import Refused as Refused
+    from hsm_signer.testing.entra.answers import Slow as Slow
+    from hsm_signer.testing.entra.answers import Throttled as Throttled
+    from hsm_signer.testing.entra.answers import Truncated as Truncated
+    from hsm_signer.testing.entra.answers import Unavailable as Unavailable
+    from hsm_signer.testing.entra.directory import GraphRefusal as GraphRefusal
+    from hsm_signer.testing.entra.emulator import EntraEmulator as EntraEmulator
+    from hsm_signer.testing.entra.emulator import TokenRequest as TokenRequest
+    from hsm_signer.testing.entra.graph import GraphRequest as GraphRequest
     from hsm_signer.testing.softhsm import SoftHsm as SoftHsm
 
 _ANSWERS = (
     "Answer Disconnected DripFeed Endless Html NoAccessToken Redirect Refused Slow Throttled Truncated Unavailable"
 ).split()
 _HOMES = {
-    **dict.fromkeys(_ANSWERS, "hsm_signer.testing.answers"),
-    "EntraEmulator": "hsm_signer.testing.emulator",
-    "GraphRefusal": "hsm_signer.testing.directory",
-    "GraphRequest": "hsm_signer.testing.graph",
-    "TokenRequest": "hsm_signer.testing.emulator",
+    **dict.fromkeys(_ANSWERS, "hsm_signer.testing.entra.answers"),
+    "EntraEmulator": "hsm_signer.testing.entra.emulator",
+    "GraphRefusal": "hsm_signer.testing.entra.directory",
+    "GraphRequest": "hsm_signer.testing.entra.graph",
+    "TokenRequest": "hsm_signer.testing.entra.emulator",
     "SoftHsm": "hsm_signer.testing.softhsm",
 }
 _EXTRA = {"joserfc", "starlette", "trustme", "uvicorn"}

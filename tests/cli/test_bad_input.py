@@ -14,7 +14,7 @@ from pathlib import Path
 import pkcs11._pkcs11
 import pytest
 
-from hsm_signer.assertion import parse_jwt
+from hsm_signer.jwt.assertion import parse_jwt
 from tests.cli.conftest import (
     CLIENT,
     TENANT,

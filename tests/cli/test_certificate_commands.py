@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from pkcs11 import Attribute, ObjectClass, TokenFlag
 
-from hsm_signer.certificate import parse_certificates
-from hsm_signer.cli.registration import registration_steps
+from hsm_signer.cli.text.registration import registration_steps
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from hsm_signer.x509.certificate import parse_certificates
 from tests.cli.conftest import CLIENT, WRONG_PIN, Program, Settings, assert_explained, key_uri, options
 from tests.device.stacks.piv_attestation import attest, make_attesting_key
 from tests.faults.control import FaultyModule, Rv

@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.cli.inventory import module_text, plain
-from hsm_signer.device.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, PinState, Problem
+from hsm_signer.cli.text.inventory import module_text, plain
+from hsm_signer.device.inventory.facts import (
+    CertificateFacts,
+    Contents,
+    DeviceFacts,
+    KeyFacts,
+    ModuleFacts,
+    PinState,
+    Problem,
+)
+from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.provision import store_certificate
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options
@@ -141,7 +149,7 @@ class TestList:
 
     def test_without_any_module_says_what_to_name(self, program: Program) -> None:
         # The machine's own configuration cannot be hidden from it, only what it reads there.
-        none = "import hsm_signer.device.survey as survey; survey.configured_modules = dict; "
+        none = "import hsm_signer.device.inventory.survey as survey; survey.configured_modules = dict; "
         result = program("device", "list", python=("-c", none + MAIN[1]))
         assert_explained(result, 3, "module_load_error")
 

@@ -45,12 +45,12 @@ def test_a_refusal_quotes_neither_pin_nor_assertion(program: Program, exchange: 
 
 
 BROKEN = """
-import hsm_signer.cli.exchange
+import hsm_signer.cli.commands.token
 
 def show(token, output, tokens):
     raise ValueError(token.token)
 
-hsm_signer.cli.exchange._show_token = show
+hsm_signer.cli.commands.token._show_token = show
 hsm_signer.cli.main()
 """
 

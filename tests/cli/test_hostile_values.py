@@ -15,9 +15,9 @@ import pytest
 import typer.core
 import typer.main
 
-from hsm_signer.cli import emulator
 from hsm_signer.cli.app import make_program, run
-from hsm_signer.settings import SETTINGS, Setting
+from hsm_signer.cli.commands import emulator
+from hsm_signer.config.settings import SETTINGS, Setting
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import PIN, Program, Settings, options

@@ -27,7 +27,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["hsm_signer.cli.app", "typer", "hsm_signer.errors", "hsm_signer.cli.exchange"])
+@pytest.mark.parametrize(
+    "module", ["hsm_signer.cli.app", "typer", "hsm_signer.errors", "hsm_signer.cli.commands.token"]
+)
 def test_ctrl_c_during_the_imports_ends_it_without_a_traceback(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", _INTERRUPTED_AT, module], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")

@@ -18,7 +18,7 @@ from joserfc import jwt as jose
 from joserfc.jwk import RSAKey
 
 import hsm_signer
-from hsm_signer.assertion import KEPT_BY_READERS
+from hsm_signer.jwt.assertion import KEPT_BY_READERS
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import Program, options

@@ -28,19 +28,19 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from hsm_signer import AsyncHsmCredential, HsmCredential
-from hsm_signer.assertion_file import AssertionFile
-from hsm_signer.auth import BearerAuth
+from hsm_signer.credential.httpx_auth import BearerAuth
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin_sources import parse_pin_source
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.sources import parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.entra.authority import resolve_endpoint
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import request_token, token_form
 from hsm_signer.errors import NetworkError
-from hsm_signer.secret import Secret
+from hsm_signer.service.assertion_file import AssertionFile
+from hsm_signer.system.secret import Secret
 from hsm_signer.testing import (
     Disconnected,
     DripFeed,

@@ -17,7 +17,7 @@ from .conftest import GRAPH, VAULT
 _PROGRAM = """
 import json, logging, os, signal, sys, threading
 from hsm_signer import HsmCredential
-from hsm_signer.device.pin import Pin
+from hsm_signer.device.pin.pin import Pin
 from hsm_signer.errors import HsmSignerError
 
 GRAPH, VAULT, moment = sys.argv[1:4]

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hsm_signer.testing import EntraEmulator
-from hsm_signer.testing.loopback import LoopbackServer
+from hsm_signer.testing.entra.loopback import LoopbackServer
 
 SECRET = "the secret of the vault"
 

@@ -8,8 +8,8 @@ from typing import Protocol, TypeAlias
 import pytest
 
 from hsm_signer.device.device import KeyReference
-from hsm_signer.device.pin import Pin, PinSource
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Pin, PinSource
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey

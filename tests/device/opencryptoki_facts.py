@@ -10,10 +10,10 @@ from pkcs11 import Mechanism
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.mechanisms import plan
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -237,7 +237,7 @@ import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin_sources import EnvironmentPin
+from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 from tests.counted_pin import CountedPin

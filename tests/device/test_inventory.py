@@ -15,7 +15,7 @@ from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.facts import (
+from hsm_signer.device.inventory.facts import (
     CertificateFacts,
     Contents,
     DeviceFacts,
@@ -25,10 +25,10 @@ from hsm_signer.device.facts import (
     mechanism_facts,
     pin_state,
 )
-from hsm_signer.device.inventory import examine
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import NO_LOGIN, FixedLogin
-from hsm_signer.device.survey import ModuleReference, known_modules, survey
+from hsm_signer.device.inventory.inspect import examine
+from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
@@ -321,7 +321,7 @@ class TestSurvey:
     def test_a_module_that_hangs_where_python_cannot_run_is_killed(
         self, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("hsm_signer.device.survey._START", 3.0)
+        monkeypatch.setattr("hsm_signer.device.inventory.survey._START", 3.0)
         faulty.rule("C_GetFunctionList", hang=float("inf"))
         facts = survey(ModuleReference(faulty.path), faulty.environment, 0.3)
         assert facts.problem is not None

@@ -11,12 +11,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.certificates import read_certificate, replace_certificates, require_no_certificate
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.provision import store_certificate
+from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
+from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
-from hsm_signer.issuance import certificate_request, create_certificate
+from hsm_signer.x509.issuance import certificate_request, create_certificate
 from tests.counted_pin import CountedPin
 from tests.faults.control import FaultyModule
 

@@ -16,18 +16,18 @@ from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, KeyReference, open_device
-from hsm_signer.device.facts import Protection
-from hsm_signer.device.generation import SIZES, KeySpec, differences, generate_key
-from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import FixedLogin
-from hsm_signer.device.provision import (
+from hsm_signer.device.inventory.facts import Protection
+from hsm_signer.device.manage.generate import SIZES, KeySpec, differences, generate_key
+from hsm_signer.device.manage.keys import (
     certificates_of_key,
     delete_certificate,
     delete_key,
     find_key,
     store_certificate,
 )
+from hsm_signer.device.match import KeyInfo
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,

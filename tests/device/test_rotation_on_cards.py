@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceReadOnly
-from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
-from hsm_signer.rotation import Rotation, RotationRequest
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
 
 from .stacks.piv import PivStack

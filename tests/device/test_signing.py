@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -318,7 +318,7 @@ import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin_sources import EnvironmentPin
+from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceError, DeviceGone, KeyNotFound, PinIncorrect, PinUnavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.processes import wait_until_gone, workers_of_this_process
@@ -116,9 +116,9 @@ def test_it_dies_with_its_parent(refer: Refer, key: SoftHsmKey, right: Asked) ->
 import os, signal, sys
 from pathlib import Path
 from hsm_signer.device.device import KeyReference
-from hsm_signer.device.pin_sources import EnvironmentPin
+from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 
 uri, module = sys.argv[1:]
 signer = open_worker(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))

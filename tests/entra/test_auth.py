@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from hsm_signer import HsmCredential
-from hsm_signer.auth import BearerAuth, find_claims_challenge
+from hsm_signer.credential.httpx_auth import BearerAuth, find_claims_challenge
 from hsm_signer.errors import ConfigError, NetworkError
 from hsm_signer.testing import EntraEmulator, SoftHsm
 

@@ -22,12 +22,12 @@ from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer import AsyncHsmCredential, HsmCredential
-from hsm_signer.cache import TokenCache
-from hsm_signer.credential import Options, Settings
-from hsm_signer.device.pin import Login, Pin, PinRequest
+from hsm_signer.credential.azure import Options, Settings
+from hsm_signer.credential.cache import TokenCache
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable, ScopeError
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from hsm_signer.testing.answers import Refused, Unavailable
+from hsm_signer.testing.entra.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.processes import workers_of_this_process
 

@@ -17,14 +17,14 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, TokenFlag
 from pkcs11.types import Session
 from pkcs11.util.rsa import encode_rsa_public_key
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.profile import Profile, profile_from_arguments
+from hsm_signer.credential.operator import Operator
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.diagnosis import Status
-from hsm_signer.doctor import Finding, examine
-from hsm_signer.opening import Operator
+from hsm_signer.doctor.doctor import Finding, examine
+from hsm_signer.doctor.verdicts import Status
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.faults.control import FaultyModule

@@ -9,12 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hsm_signer.certificate import Certificate, parse_certificates
 from hsm_signer.entra.authority import GraphService
 from hsm_signer.entra.graph import Graph, Holder, KeyCredential, Registration
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.errors import EntraError, NetworkError
-from hsm_signer.secret import Secret
+from hsm_signer.system.secret import Secret
+from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 KEY_ID = "11111111-2222-3333-4444-555555555555"

@@ -18,7 +18,7 @@ from hsm_signer.entra.authority import Endpoint, resolve_endpoint
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import EntraError, HsmSignerError, NetworkError
-from hsm_signer.secret import Secret, revealed
+from hsm_signer.system.secret import Secret, revealed
 from hsm_signer.testing import (
     Disconnected,
     DripFeed,

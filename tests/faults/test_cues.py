@@ -11,10 +11,10 @@ import pytest
 
 from hsm_signer.crypto import Algorithm, Signer
 from hsm_signer.device.device import KeyReference, open_device
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import FixedLogin
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.profile import Profile, profile_from_arguments
+from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.diagnosis import Status
-from hsm_signer.doctor import Finding, examine
-from hsm_signer.opening import Operator
+from hsm_signer.doctor.doctor import Finding, examine
+from hsm_signer.doctor.verdicts import Status
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.counted_pin import CountedPin

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import KeyReference
-from hsm_signer.device.pin import Login, Pin, PinRequest
-from hsm_signer.device.survey import ModuleReference, survey
+from hsm_signer.device.inventory.survey import ModuleReference, survey
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid
 
 # As soon as it is loaded, it says to its parent what is in the file beside it, and then nothing more.

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.device.device import KeyReference
+from hsm_signer.device.inventory.survey import ModuleReference, survey
 from hsm_signer.device.module import load_module
-from hsm_signer.device.pin import Pin
-from hsm_signer.device.pin_sources import FixedLogin
-from hsm_signer.device.survey import ModuleReference, survey
+from hsm_signer.device.pin.pin import Pin
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceTimeout, HsmSignerError
 from tests.processes import children_of_this_process
 

@@ -13,14 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pkcs11 import Mechanism, TokenFlag
 
-from hsm_signer.config import profile_from_arguments
+from hsm_signer.config.profile import profile_from_arguments
+from hsm_signer.credential.keys import REST, Keys
+from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device, KeyReference, open_device
-from hsm_signer.device.generation import KeySpec, generate_key
-from hsm_signer.device.pin import Login, Pin, PinPad, PinRequest, PinSource
-from hsm_signer.device.pin_sources import PROTECTED, FixedLogin
+from hsm_signer.device.manage.generate import KeySpec, generate_key
+from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker import open_worker
+from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -38,8 +40,6 @@ from hsm_signer.errors import (
     PinUnavailable,
     SignatureInvalid,
 )
-from hsm_signer.keys import REST, Keys
-from hsm_signer.opening import Operator
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 

@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from hsm_signer.display import displayable
 from hsm_signer.errors import HsmSignerError
+from hsm_signer.system.display import displayable
 
 fuzz = settings(
     max_examples=80 * int(os.environ.get("HSM_SIGNER_FUZZ", "1")),

@@ -11,18 +11,18 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hsm_signer.auth import find_claims_challenge
 from hsm_signer.cli.output import to_json
-from hsm_signer.device import channel, wire
-from hsm_signer.device.facts import ModuleFacts
-from hsm_signer.diagnosis import judge_metadata
-from hsm_signer.display import displayable
+from hsm_signer.credential.httpx_auth import find_claims_challenge
+from hsm_signer.device.inventory.facts import ModuleFacts
+from hsm_signer.device.worker import channel, wire
+from hsm_signer.doctor.verdicts import judge_metadata
 from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
 from hsm_signer.entra.graph import Graph, Holder
 from hsm_signer.entra.http_answer import HttpResponse, judge, retry_after
+from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.entra.token import request_token, token_form
-from hsm_signer.entra.wording import identifier, printable, without_tokens
-from hsm_signer.secret import Secret
+from hsm_signer.system.display import displayable
+from hsm_signer.system.secret import Secret
 from tests.fuzz.mutation import any_text, fuzz, mutated, mutated_text, only_errors_of_ours, with_odd_members
 
 ENDPOINT = resolve_endpoint(tenant="contoso.example")

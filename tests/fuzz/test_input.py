@@ -18,27 +18,27 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hsm_signer.assertion import parse_jwt
-from hsm_signer.certificate import is_attestation, parse_certificates, require_usable
-from hsm_signer.cli.certificate_text import certificate_json, certificate_text
-from hsm_signer.cli.exchange import _exec_credential_version
-from hsm_signer.cli.inspection import _rows, _table
+from hsm_signer.cli.commands.decode import _rows, _table
+from hsm_signer.cli.commands.token import _exec_credential_version
 from hsm_signer.cli.output import to_json
-from hsm_signer.config import load_profile
+from hsm_signer.cli.text.certificate import certificate_json, certificate_text
+from hsm_signer.config.keyfile import read_key_file
+from hsm_signer.config.profile import load_profile
+from hsm_signer.config.settings import SETTINGS
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device import module
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.pin_sources import FixedLogin, parse_pin_source
-from hsm_signer.device.record import PinRecord, forget_failures
+from hsm_signer.device.pin.refusals import PinRecord, forget_failures
+from hsm_signer.device.pin.sources import FixedLogin, parse_pin_source
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.display import displayable
 from hsm_signer.entra import http
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.entra.authority import check_scopes, resolve_endpoint, resolve_graph
-from hsm_signer.issuance import parse_subject
-from hsm_signer.keyfile import read_key_file
-from hsm_signer.settings import SETTINGS
-from hsm_signer.verification import check_assertion
+from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.verification import check_assertion
+from hsm_signer.system.display import displayable
+from hsm_signer.x509.certificate import is_attestation, parse_certificates, require_usable
+from hsm_signer.x509.issuance import parse_subject
 from tests.fuzz.mutation import (
     any_text,
     base64url,

@@ -13,19 +13,19 @@ from types import MappingProxyType
 
 import pytest
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.profile import Profile, profile_from_arguments
+from hsm_signer.credential.operator import key_reference
+from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.device import Device, open_device
-from hsm_signer.device.facts import Contents
-from hsm_signer.device.inventory import examine
+from hsm_signer.device.inventory.facts import Contents
+from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
-from hsm_signer.opening import key_reference
-from hsm_signer.registrar import Clock
-from hsm_signer.rotation import Report, Rotation, RotationRequest
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.registration import Clock
+from hsm_signer.rotation.rotation import Report, Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from hsm_signer.tokens import Tokens
 
 TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 SCOPE = "https://graph.microsoft.com/.default"
@@ -148,8 +148,8 @@ class Application:
 # Kills its process, as a power cut would, at one call of one function: before it, or when it has done its work.
 _CUT_OFF = """
 import importlib, json, os, signal, sys
-from hsm_signer.config import profile_from_arguments
-from hsm_signer.rotation import Rotation, RotationRequest
+from hsm_signer.config.profile import profile_from_arguments
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
 
 arguments, cut = map(json.loads, sys.argv[1:])
 home = importlib.import_module(cut["module"])

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from pkcs11 import KeyType
 
+from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, KeyNotFound, KeyUnfit
-from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
 from hsm_signer.testing import GraphRefusal, Slow
 from tests.rotation.conftest import CLIENT, TENANT, Application
 

@@ -9,14 +9,14 @@ import pytest
 
 from tests.rotation.conftest import Application
 
-GRAPH, ROTATION = "hsm_signer.entra.graph", "hsm_signer.rotation"
+GRAPH, ROTATION = "hsm_signer.entra.graph", "hsm_signer.rotation.rotation"
 
 # What leaves a mark, and how often in one rotation. The key file is written after naming, registering, switching,
 # unregistering and deleting.
 MARKS = [
     (ROTATION, "write_key_file", 5),
     (ROTATION, "generate_key", 1),
-    ("hsm_signer.device.certificates", "store_certificate", 1),
+    ("hsm_signer.device.manage.certificates", "store_certificate", 1),
     (GRAPH, "Graph.add_key", 1),
     (GRAPH, "Graph.remove_key", 1),
     (ROTATION, "delete_certificate", 1),

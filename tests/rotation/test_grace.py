@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from hsm_signer.device.provision import delete_key, find_key
+from hsm_signer.config.keyfile import FiledKey, write_key_file
+from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError
-from hsm_signer.keyfile import FiledKey, write_key_file
-from hsm_signer.rotation_due import Due, check_due
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.due import Due, check_due
+from hsm_signer.rotation.plan import Step
 from tests.rotation.conftest import CLIENT, TENANT, Application
 
 DEFAULT = {"grace": None}

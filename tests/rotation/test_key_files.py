@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.config.profile import Profile, profile_from_arguments
+from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
-from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
-from hsm_signer.rotation import Rotation, RotationRequest
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from hsm_signer.tokens import Tokens
 from tests.rotation.conftest import PIN, SCOPE, TENANT
 
 NUMBERS = {"one": b"\x01", "two": b"\x02", "three": b"\x03"}

@@ -9,19 +9,19 @@ from datetime import UTC, datetime
 import pytest
 from joserfc.util import urlsafe_b64decode
 
+from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.certificates import replace_certificates
 from hsm_signer.device.device import Device
-from hsm_signer.device.generation import KeySpec, generate_key
+from hsm_signer.device.manage.certificates import replace_certificates
+from hsm_signer.device.manage.generate import KeySpec, generate_key
+from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, delete_key, find_key
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.provision import certificates_of_key, delete_certificate, delete_key, find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
-from hsm_signer.issuance import create_certificate
-from hsm_signer.keyfile import FiledKey, KeyFile, write_key_file
-from hsm_signer.rotation import Rotation, RotationRequest
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
+from hsm_signer.x509.issuance import create_certificate
 from tests.rotation.conftest import CLIENT, PIN, TENANT, Application
 
 # One rotation asks Graph: what is registered, addKey, what is registered, removeKey.

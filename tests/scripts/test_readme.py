@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hsm_signer import errors
 from hsm_signer.cli.app import COMMANDS
-from hsm_signer.settings import SETTINGS
+from hsm_signer.config.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

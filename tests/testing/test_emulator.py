@@ -24,7 +24,7 @@ from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator, Slow
-from hsm_signer.testing.loopback import server_url
+from hsm_signer.testing.entra.loopback import server_url
 
 NOW = 1_800_000_000
 TENANT = "contoso.onmicrosoft.com"

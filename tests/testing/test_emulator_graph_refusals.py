@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from joserfc.jwk import RSAKey
 
 from hsm_signer.testing import EntraEmulator
-from hsm_signer.testing.graph_proof import GraphRefused
-from hsm_signer.testing.graph_rules import check_caller
+from hsm_signer.testing.entra.graph_rules import check_caller
+from hsm_signer.testing.entra.proof_rules import GraphRefused
 from tests.testing.conftest import (
     AUDIENCE,
     CLIENT,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.testing.strict_jwt import Malformed, StrictJwt, decode_base64url, json_object, whole_seconds
+from hsm_signer.testing.entra.strict_jwt import Malformed, StrictJwt, decode_base64url, json_object, whole_seconds
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.device.certificates import replace_certificates
-from hsm_signer.device.provision import find_key
+from hsm_signer.device.manage.certificates import replace_certificates
+from hsm_signer.device.manage.keys import find_key
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.private_file import replacing
+from hsm_signer.system.private_file import replacing
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener, ready
 from tests.rotation.conftest import CLIENT, TENANT, Application
@@ -100,7 +100,7 @@ def test_on_the_device_and_a_running_credential_goes_over_to_it(
     isolated: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hsm_signer.certificate_source.REREAD", 0.0)
+    monkeypatch.setattr("hsm_signer.credential.certificate_source.REREAD", 0.0)
     with (
         application.tokens(isolated=isolated) as tokens,
         Busy(lambda: exchange(application, tokens.assertion())) as busy,

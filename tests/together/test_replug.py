@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.config import Profile, profile_from_arguments
+from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.profile import Profile, profile_from_arguments
+from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound
-from hsm_signer.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
-from hsm_signer.rotation import Rotation, RotationRequest
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
-from hsm_signer.tokens import Tokens
 from tests.device.stacks.piv import PivStack
 from tests.rotation.conftest import CLIENT, SCOPE, TENANT
 from tests.together.programs import thumbprint

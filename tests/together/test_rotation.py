@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.config import profile_from_arguments
-from hsm_signer.device.facts import Contents
+from hsm_signer.config.profile import profile_from_arguments
+from hsm_signer.credential.tokens import Tokens
+from hsm_signer.device.inventory.facts import Contents
 from hsm_signer.errors import PinUnavailable
-from hsm_signer.tokens import Tokens
 from tests.cli.conftest import Program
 from tests.cli.listener import Listener, ready
 from tests.faults.control import FaultyModule

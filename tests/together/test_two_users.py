@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.rotation_plan import Step
+from hsm_signer.rotation.plan import Step
 from tests.rotation.conftest import CLIENT, TENANT, Application
 from tests.rotation.conftest import running as running_application
 from tests.together.programs import Busy, current, exchange
@@ -23,11 +23,11 @@ _AS_ANOTHER_USER = """
 import json, os, sys
 
 import httpx, pkcs11._pkcs11, ssl  # loaded before the interpreter's files may be out of reach
-import hsm_signer.device.device, hsm_signer.rotation
-from hsm_signer.config import profile_from_arguments
+import hsm_signer.device.device, hsm_signer.rotation.rotation
+from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.errors import HsmSignerError
-from hsm_signer.rotation import Rotation, RotationRequest
-from hsm_signer.tokens import Tokens
+from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.credential.tokens import Tokens
 
 profile = profile_from_arguments(json.loads(sys.argv[1]))
 if os.geteuid() == 0:

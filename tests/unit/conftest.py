@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from hsm_signer.certificate import Certificate, parse_certificates
 from hsm_signer.crypto import Algorithm, PublicKey, Signer
+from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 NOW = datetime(2025, 6, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -1,0 +1,112 @@
+"""`assertion-file`: keeps a fresh assertion where AZURE_FEDERATED_TOKEN_FILE points."""
+
+import grp
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import takes_profile
+from hsm_signer.cli.output import print_result
+from hsm_signer.config.profile import Profile
+from hsm_signer.config.settings import absolute, missing
+from hsm_signer.credential.tokens import Tokens
+from hsm_signer.entra.authority import Endpoint
+from hsm_signer.errors import ConfigError
+from hsm_signer.jwt.assertion import FILE_LIFETIME
+from hsm_signer.service.assertion_file import INTERVAL, AssertionFile, keep
+from hsm_signer.system.private_file import warn_unless_in_memory
+from hsm_signer.system.systemd import ServiceManager
+
+_NO_GROUP = 2**32 - 1
+"""The highest gid_t means none: chown(2)."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(takes_profile("Device", "Assertion", lifetime=FILE_LIFETIME)(assertion_file))
+
+
+def assertion_file(
+    profile: Profile,
+    path: Annotated[Path, typer.Argument(help="Its directory must be writable by nobody else.", metavar="PATH")],
+    interval: Annotated[
+        int, typer.Option(min=1, help="After how long the assertion is replaced.", metavar="SECONDS")
+    ] = INTERVAL,
+    mode: Annotated[
+        str | None, typer.Option(help="0600, 0640, 0400 or 0440. Default: 0600, with --group 0640.", metavar="OCTAL")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Group the file is to belong to.", metavar="NAME")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End as soon as the file holds a fresh assertion.")] = False,
+    print_env: Annotated[
+        bool, typer.Option("--print-env", help="Print the variables that programs need, for a shell, and end.")
+    ] = False,
+) -> None:
+    """Keep a fresh assertion in a file, for programs that take a federated token: Azure SDKs, Terraform.
+
+    While the device is unavailable, the last assertion stays in the file, even after it expires.
+    If the device refuses the PIN, the command ends.
+    It notifies systemd when the first assertion is written (Type=notify) and while it works (WatchdogSec=).
+    """
+    with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
+        client_id = tokens.profile.client_id or ""
+        if print_env:
+            variables = _variables(path, client_id, tokens.endpoint)
+            lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+            print_result(os.fsencode("".join(lines)))  # for a shell, not for eyes: every octet counts
+            return
+        file = AssertionFile(
+            path,
+            client_id,
+            tokens.endpoint.audience,
+            lifetime=profile.lifetime,
+            interval=interval,
+            mode=_mode(mode, group),
+            group=None if group is None else _group_id(group),
+        )
+        warn_unless_in_memory(path.parent)
+        manager = ServiceManager.from_environment()
+        try:
+            keep(file, tokens.assertion, source=tokens.keys, once=once, patient=profile.wait, manager=manager)
+        finally:
+            manager.tell(STOPPING=1)
+
+
+def _variables(path: Path, client_id: str, endpoint: Endpoint) -> dict[str, str]:
+    """Return the variables with which the Azure SDKs find the file, and Terraform's azurerm."""
+    if endpoint.tenant is None:
+        raise missing("tenant")
+    file = str(absolute(path, "PATH"))
+    return {
+        "AZURE_FEDERATED_TOKEN_FILE": file,
+        "AZURE_TENANT_ID": endpoint.tenant,
+        "AZURE_CLIENT_ID": client_id,
+        "AZURE_AUTHORITY_HOST": endpoint.authority,
+        "ARM_USE_OIDC": "true",
+        "ARM_OIDC_TOKEN_FILE_PATH": file,
+        "ARM_TENANT_ID": endpoint.tenant,
+        "ARM_CLIENT_ID": client_id,
+    }
+
+
+def _mode(text: str | None, group: str | None) -> int:
+    if text is None:
+        return 0o600 if group is None else 0o640
+    if not re.fullmatch("[0-7]{3,4}", text):
+        raise ConfigError(f"--mode is {text!r}, and no octal mode.", hint="Give one like 0640.")
+    return int(text, 8)
+
+
+def _group_id(name: str) -> int:
+    try:
+        if not name.isdecimal():
+            return grp.getgrnam(name).gr_gid
+        if (number := int(name)) < _NO_GROUP:
+            return number
+        raise KeyError
+    except (KeyError, ValueError):  # a ValueError: a number too long to be read
+        raise ConfigError(f"There is no group {name!r}.", hint="See getent group, or give its number.") from None

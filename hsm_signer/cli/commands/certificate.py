@@ -1,0 +1,231 @@
+"""`certificate`: make, request, import, export and show the certificate of a key."""
+
+import dataclasses
+import logging
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsm_signer.cli.files import read_certificate_file
+from hsm_signer.cli.operator import reference_to_one
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
+from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
+from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
+from hsm_signer.cli.text.registration import graph_body, registration_steps
+from hsm_signer.config.profile import Profile
+from hsm_signer.crypto import Algorithm
+from hsm_signer.errors import CertificateUnusable, DeviceReadOnly
+from hsm_signer.x509.certificate import (
+    Certificate,
+    parse_certificates,
+    require_usable,
+    select_certificate,
+    to_pem,
+)
+
+if TYPE_CHECKING:
+    from hsm_signer.device.device import Device
+    from hsm_signer.device.signer import DeviceSigner
+
+logger = logging.getLogger(__name__)
+
+SubjectOption = Annotated[
+    str, typer.Option(help="Distinguished name (RFC 4514), as in 'CN=my app,O=Contoso'.", metavar="NAME")
+]
+AlgorithmOption = Annotated[
+    Algorithm, typer.Option(help="Of the signature on it, which has no bearing on those of assertions.")
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Delete those stored beside the key, once the new one is stored.")
+]
+
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="With --replace: even if the key file names this key as the one in use.")
+]
+
+
+class Form(StrEnum):
+    """Forms in which a certificate is registered."""
+
+    PEM = "pem"
+    DER = "der"
+    GRAPH = "graph"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    group = typer.Typer(no_args_is_help=True, help="Make, import and show the certificate of a key.")
+    group.command("create")(takes_profile("Device")(create))
+    group.command("request")(takes_profile("Device")(request))
+    group.command("import")(takes_profile("Device")(import_))
+    group.command("export")(takes_profile("Device")(export))
+    group.command("show")(takes_profile("Device")(show))
+    app.add_typer(group, name="certificate")
+
+
+def create(
+    profile: Profile,
+    subject: SubjectOption,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.", metavar="DAYS")] = 365,
+    algorithm: AlgorithmOption = Algorithm.RS256,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Do not store it on the device.")] = False,
+    replace: ReplaceOption = False,
+    force: ForceOption = False,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Make a self-signed certificate: the device signs it and stores it beside the key. Prints it as PEM.
+
+    Says on stderr how it is registered with the application.
+    """
+    from hsm_signer.device.manage.certificates import replace_certificates
+    from hsm_signer.x509.issuance import create_certificate, parse_subject
+
+    parse_subject(subject)  # before anybody is asked for a PIN
+    now = datetime.now(UTC)
+    with result_writer(output_file) as write, _open(profile, writable=not no_store) as device:
+        signer = device.signer()
+        if not no_store:
+            _require_replaceable(profile, device, signer, replace=replace, force=force)
+        der = create_certificate(signer, algorithm, subject, days, now)
+        if not no_store:
+            replace_certificates(device, signer.key.info, der)
+        (certificate,) = parse_certificates(der, "The new certificate")
+        write(certificate_json(certificate, now) if output is Output.JSON else to_pem(der))
+    if not no_store:
+        _warn_of_another(profile)
+    if output is Output.TEXT:
+        print_note(registration_steps(certificate, output_file, profile.client_id))
+
+
+def request(
+    profile: Profile,
+    subject: SubjectOption,
+    algorithm: AlgorithmOption = Algorithm.RS256,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Make a request for a certificate (PKCS#10), signed by the device, for a certification authority. Prints PEM."""
+    from hsm_signer.x509.issuance import certificate_request, parse_subject
+
+    parse_subject(subject)  # before anybody is asked for a PIN
+    with result_writer(output_file) as write, _open(profile) as device:
+        pem = to_pem(certificate_request(device.signer(), algorithm, subject), "CERTIFICATE REQUEST")
+        write(to_json({"pem": pem.decode("ascii")}) if output is Output.JSON else pem)
+
+
+def import_(
+    profile: Profile,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="PEM, DER or PKCS#7, alone or with its chain.", show_default=False)
+    ],
+    replace: ReplaceOption = False,
+    force: ForceOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Store the certificate that an authority has issued for the key beside it. Of a chain, only that one."""
+    from hsm_signer.device.manage.certificates import replace_certificates
+
+    found = parse_certificates(read_certificate_file(file), str(file))
+    now = datetime.now(UTC)
+    with _open(profile, writable=True) as device:
+        signer = device.signer()
+        certificate = select_certificate(found, signer.public_key, str(file))
+        if certificate.is_attestation:
+            raise CertificateUnusable(
+                f"{file} holds only the device's attestation certificate for the key, which cannot be used to sign in.",
+                hint="Import one that was issued for the key. To request one: hsm-signer certificate request",
+            )
+        require_usable(certificate, signer.public_key, now)
+        _require_replaceable(profile, device, signer, replace=replace, force=force)
+        replace_certificates(device, signer.key.info, certificate.der)
+    _warn_of_another(profile)
+    print_result(certificate_json(certificate, now) if output is Output.JSON else certificate_text(certificate, now))
+
+
+def export(
+    profile: Profile,
+    form: Annotated[
+        Form, typer.Option(help="pem; der; graph: the body that registers it through Microsoft Graph.")
+    ] = Form.PEM,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Write the certificate stored beside the key, to register it. Logs in only where the device hides it.
+
+    Written to a file as PEM, it says on stderr how it is registered with the application.
+    """
+    with result_writer(output_file) as write:
+        certificate = _stored(profile)
+        if output is Output.JSON:
+            write(certificate_json(certificate, datetime.now(UTC)))
+            return
+        match form:
+            case Form.PEM:
+                write(to_pem(certificate.der))
+            case Form.DER:
+                write(certificate.der)
+            case Form.GRAPH:
+                write(graph_body(certificate))
+    if output_file is not None and form is Form.PEM:
+        print_note(registration_steps(certificate, output_file, profile.client_id))
+
+
+def show(
+    profile: Profile,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="PEM, DER or PKCS#7. Default: what is stored beside the key.", show_default=False
+        ),
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show a certificate, with its thumbprints. Logs in only where the device hides it."""
+    now = datetime.now(UTC)
+    shown = [_stored(profile)] if file is None else parse_certificates(read_certificate_file(file), str(file))
+    if output is Output.JSON:
+        print_json({"certificates": [certificate_facts(certificate, now) for certificate in shown]})
+    else:
+        print_result("\n\n".join(certificate_text(certificate, now) for certificate in shown))
+
+
+def _require_replaceable(
+    profile: Profile, device: "Device", signer: "DeviceSigner", *, replace: bool, force: bool
+) -> None:
+    from hsm_signer.device.manage.certificates import require_no_certificate
+    from hsm_signer.rotation.in_use import require_not_in_use
+
+    if not replace:
+        require_no_certificate(device, signer.key.info)
+    elif not force:
+        require_not_in_use(profile, device, signer)
+
+
+def _open(profile: Profile, *, writable: bool = False) -> "Device":
+    from hsm_signer.device.device import open_device
+
+    try:
+        return open_device(dataclasses.replace(reference_to_one(profile), writable=writable))
+    except DeviceReadOnly as error:
+        raise DeviceReadOnly(
+            error.message,
+            hint="Keep the certificate in a file (certificate create --no-store --output-file FILE) and name that with "
+            "--certificate; or store it with the device's own tool: `ykman piv certificates import 9a FILE`, "
+            "`yubico-piv-tool -s 9a -a import-certificate -i FILE` (slot 9a is id=%01, 9c is id=%02).",
+        ) from error
+
+
+def _stored(profile: Profile) -> Certificate:
+    from hsm_signer.device.manage.certificates import read_certificate
+
+    return parse_certificates(read_certificate(reference_to_one(profile)), "The certificate on the device")[0]
+
+
+def _warn_of_another(profile: Profile) -> None:
+    if profile.certificate is not None:
+        logger.warning("Assertions still go with the certificate that is configured, %s.", profile.certificate)

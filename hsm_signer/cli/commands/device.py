@@ -1,0 +1,120 @@
+"""`device`: what modules, devices, keys and certificates there are, and the record of refused PINs."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from hsm_signer.cli.operator import reference_to_one, show_slow
+from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.config.profile import Profile, load_profile
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ModuleLoadError, PinError
+from hsm_signer.system.display import displayable
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    group = typer.Typer(no_args_is_help=True, help="Show modules, devices, keys and certificates.")
+    group.command("list")(list_devices)
+    group.command("show")(takes_profile("Device")(show))
+    group.command("forget-pin-failures")(forget_pin_failures)
+    app.add_typer(group, name="device")
+
+
+def list_devices(
+    context: typer.Context,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            help="PKCS#11 module to look through, beside those of p11-kit's configuration. \\[env: HSM_SIGNER_MODULE]",
+            metavar="FILE",
+        ),
+    ] = None,
+    device_timeout: Annotated[
+        str | None,
+        typer.Option(
+            help="For one call into a module. Default: 60. \\[env: HSM_SIGNER_DEVICE_TIMEOUT]", metavar="SECONDS"
+        ),
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List modules and their devices, with what --key takes, the PIN's state and what they can sign. Never logs in.
+
+    A module that fails, hangs or crashes is listed with the reason.
+    """
+    from hsm_signer.cli.text.inventory import module_text, plain
+    from hsm_signer.device.inventory.survey import known_modules, survey
+
+    profile = _profile(context, module=module, device_timeout=device_timeout)
+    modules = known_modules(profile.module)
+    if not modules:
+        raise ModuleLoadError(
+            "p11-kit's configuration names no PKCS#11 module, and --module names none.",
+            hint="Name the vendor's library with --module, or install its package.",
+        )
+    surveys = (survey(each, profile.module_environment, profile.device_timeout, show_slow) for each in modules)
+    if output is Output.JSON:
+        print_json({"modules": [plain(facts) for facts in surveys]})
+        return
+    for index, facts in enumerate(surveys):
+        print_result(("\n" if index else "") + module_text(facts))
+
+
+def show(
+    profile: Profile,
+    login: Annotated[
+        bool, typer.Option("--login", help="Log in first: many devices hide private keys until then.")
+    ] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show one device with its keys and certificates. Logs in only with --login, and then once.
+
+    --key names the device, and may be left out when there is only one.
+    """
+    from hsm_signer.cli.text.inventory import module_text, plain
+    from hsm_signer.device.inventory.inspect import examine
+
+    facts = examine(reference_to_one(profile), datetime.now(UTC), login=login)
+    if output is Output.JSON:
+        print_json(plain(facts))
+    else:
+        print_result(module_text(facts))
+
+
+def forget_pin_failures(
+    context: typer.Context,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Only of the devices this URI means. Default: of all.", metavar="URI")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Forget which PINs devices have refused, so that their sources may be tried again.
+
+    Only for PINs that were corrected: each wrong one costs a try, and the last try locks the device.
+    """
+    from hsm_signer.device.match import matches_device
+    from hsm_signer.device.pin.refusals import forget_failures
+
+    profile = _profile(context, key=key)
+    # Not the keys of the profile: the record may be of another profile's device.
+    chosen = profile.key if key else (Pkcs11Uri(),)
+    directory = profile.state_directory / "pins"
+    try:
+        forgotten = forget_failures(directory, lambda device: any(matches_device(uri, device) for uri in chosen))
+    except OSError as error:
+        raise PinError(
+            f"The record of refused PINs in {directory} cannot be removed: {error.strerror}.",
+            hint="Run this as the user whose logins failed.",
+        ) from None
+    if output is Output.JSON:
+        print_json({"forgotten": forgotten})
+    elif forgotten:
+        print_result("\n".join(f"Forgot the refused PINs of {displayable(device)}." for device in forgotten))
+    else:
+        print_result(f"There is nothing to forget in {directory}.")
+
+
+def _profile(context: typer.Context, **options: object) -> Profile:
+    return load_profile(options, config=context.obj.config, name=context.obj.profile)

@@ -1,0 +1,71 @@
+"""`doctor`: examines everything from the configuration to a token, and says how to mend it."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.text.layout import WIDTH, wrapped
+from hsm_signer.config.profile import Profile
+from hsm_signer.system.display import displayable
+
+if TYPE_CHECKING:
+    from hsm_signer.doctor.doctor import Finding
+
+_NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
+_COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}  # ECMA-48 section 8.3.117
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(takes_profile("Device", "Assertion", "Exchange")(doctor))
+
+
+def doctor(
+    profile: Profile,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave out what needs the network.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Examine everything from the PKCS#11 module to the token endpoint, and say how to mend it.
+
+    Logs in once and signs once. Shows no token and no assertion. Exits 0 when nothing failed, 1 when something did.
+    """
+    from hsm_signer.doctor.doctor import examine
+
+    findings = []
+    with contextlib.closing(examine(profile, terminal_operator(wait=profile.wait), offline=offline)) as examination:
+        for finding in examination:
+            findings.append(finding)
+            if output is Output.TEXT:
+                print_result("\n".join(_lines(finding)), styled=True)
+    healthy = all(finding.status != "failed" for finding in findings)
+    if output is Output.JSON:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _lines(finding: "Finding") -> Iterator[str]:
+    """Name, status and detail side by side, and the fix under the detail."""
+    indent = " " * (_NAME + _STATUS)
+    width = min(shutil.get_terminal_size((WIDTH, 0)).columns, 120)
+    detail = _wrap(finding.detail, width - len(indent))
+    yield f"{finding.name:{_NAME}}{_paint(finding.status)}{' ' * (_STATUS - len(finding.status))}{detail[0]}"
+    for line in detail[1:] + (_wrap(f"fix: {finding.fix}", width - len(indent)) if finding.fix else []):
+        yield indent + line
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return wrapped(displayable(text), width=max(width, 20)) or [""]
+
+
+def _paint(status: str) -> str:
+    colourful = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{_COLOURS[status]}m{status}\x1b[0m" if colourful else status

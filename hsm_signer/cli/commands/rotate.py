@@ -1,0 +1,196 @@
+"""`rotate`: over to the next key, step by step."""
+
+import contextlib
+import functools
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.output import ReaderGone, print_json, print_result
+from hsm_signer.cli.text.layout import days_in_words
+from hsm_signer.config.profile import Profile
+from hsm_signer.config.settings import seconds_argument, text_argument, uri_argument
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import OutputError
+from hsm_signer.rotation.plan import Step
+from hsm_signer.system.display import displayable
+from hsm_signer.x509.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
+
+if TYPE_CHECKING:
+    from hsm_signer.config.keyfile import KeyFile
+    from hsm_signer.rotation.rotation import Rotation
+
+DUE = 1
+
+_option = functools.partial(typer.Option, rich_help_panel="Rotation")
+
+_MEANING = {
+    Step.NAME: "choose the next key's label and id, and write them into the key file",
+    Step.GENERATE: "make the next key on the device",
+    Step.CERTIFY: "make its certificate and store it on the device",
+    Step.REGISTER: "add the certificate to the application (Graph addKey), proved by the current key",
+    Step.PROVE: "get a token with the next key, as soon as Entra takes it",
+    Step.SWITCH: "name the next key in the key file as the current one",
+    Step.ABANDON: "give up the next key, which is gone from the device",
+    Step.FORGET: "remove the key file's entry that lists the current key as retired",
+    Step.WAIT: "stop here: the old certificate stays registered until {}; a later run takes the remaining steps",
+    Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
+    Step.DELETE: "delete the old key and its certificate from the device",
+    Step.KEEP: "leave the old key on the device",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(takes_profile("Device", "Assertion", "Exchange", "Graph")(rotate))
+
+
+def rotate(
+    profile: Profile,
+    current: Annotated[
+        str | None,
+        _option(help="The key in use today. Needed only if the key file does not exist yet.", metavar="URI"),
+    ] = None,
+    next_key: Annotated[
+        str | None,
+        _option("--next", help="A key on the device that is to be the next, made there by other means.", metavar="URI"),
+    ] = None,
+    bits: Annotated[int | None, _option(help="Of the next key. Default: as the current one.")] = None,
+    subject: Annotated[
+        str | None,
+        _option(help="Of its certificate. Default: as the current one.", metavar="NAME"),
+    ] = None,
+    days: Annotated[
+        int,
+        _option(help="Validity of its certificate.", min=1, max=MAXIMUM_DAYS),
+    ] = DEFAULT_DAYS,
+    delete_old_key: Annotated[
+        bool,
+        _option("--delete-old-key", help="Delete the old key from the device at the end."),
+    ] = False,
+    old_key_id: Annotated[
+        str | None,
+        _option(
+            help="Id of the old key's credential at Entra, where it is not known and Graph does not tell.", metavar="ID"
+        ),
+    ] = None,
+    propagation_timeout: Annotated[
+        float,
+        _option(help="How long to wait for Entra to take notice of a change.", metavar="SECONDS", min=0),
+    ] = 600,
+    dry_run: Annotated[bool, _option("--dry-run", help="Show the steps, and take none.")] = False,
+    check: Annotated[
+        bool,
+        _option("--check", help="Only tell whether it is time: exit status 1 when it is. Rarely needs a login."),
+    ] = False,
+    warn_days: Annotated[
+        int,
+        _option(help="For --check: how many days before its end a certificate is due.", min=0),
+    ] = 30,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Replace the key without downtime: make the next one, register it, test it, use it, and remove the old one.
+
+    The profile's key names a key file: key = "file:PATH".
+    The old key stays in use until a token was obtained with the new one.
+    After that, the old certificate stays registered while programs may hold assertions made with it (--grace).
+    rotate does not wait for that. Run it again later to remove the old certificate.
+    If rotate is interrupted, run it again: it continues where it stopped.
+
+    hsm-signer --profile prod rotate --delete-old-key
+    """
+    from hsm_signer.rotation.rotation import Rotation, RotationRequest
+
+    seconds_argument(propagation_timeout, "--propagation-timeout")
+    if check:
+        _check(profile, warn_days, output)
+        return
+    request = RotationRequest(
+        current=_uri(current, "--current"),
+        following=_uri(next_key, "--next"),
+        bits=bits,
+        subject=subject,
+        days=days,
+        delete_old=delete_old_key,
+        old_key_id=None if old_key_id is None else text_argument(old_key_id, "--old-key-id"),
+        propagation=propagation_timeout,
+    )
+    steps: list[dict[str, str]] = []
+
+    def report(step: Step, text: str) -> None:
+        steps.append({"step": step.value, "detail": text})
+        if output is Output.TEXT:
+            with contextlib.suppress(ReaderGone):  # that nobody reads on is no reason to stop half-way
+                print_result(f"{step.value:<11} {displayable(text)}")
+
+    with Rotation(profile, request, terminal_operator(wait=profile.wait), report=report) as rotation:
+        try:
+            if dry_run:
+                for step in rotation.plan():
+                    meaning = _MEANING[step].format(_until_when(rotation))
+                    report(step, meaning[0].upper() + meaning[1:] + ".")
+            else:
+                rotation.run()
+        except BaseException:
+            # Whatever ends the run, and is explained on stderr: the steps before it were taken.
+            if steps and output is Output.JSON:
+                with contextlib.suppress(ReaderGone, OutputError):
+                    print_json(_document(rotation.file, steps, dry_run))
+            raise
+    if output is Output.JSON:
+        print_json(_document(rotation.file, steps, dry_run))
+
+
+def _document(file: "KeyFile", steps: list[dict[str, str]], dry_run: bool) -> dict[str, object]:
+    return {
+        "steps": steps,
+        "key": str(file.current.uri),
+        "key_id": file.current.key_id,
+        "dry_run": dry_run,
+        "remaining": [{"key": str(old.uri), "until": _rfc3339(old.until)} for old in file.retired],
+    }
+
+
+def _until_when(rotation: "Rotation") -> str:
+    times = [old.until for old in rotation.file.retired if old.until is not None]
+    return _utc(min(times)) if times else f"{rotation.grace} s after the switch"
+
+
+def _utc(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _rfc3339(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _check(profile: Profile, warn_days: int, output: Output) -> None:
+    from hsm_signer.rotation.due import check_due
+
+    found = check_due(profile, warn_days, datetime.now(UTC), terminal_operator(wait=profile.wait))
+    if output is Output.JSON:
+        print_json(
+            {
+                "due": found.due,
+                "days_left": found.days_left,
+                "unfinished": found.unfinished,
+                "until": _rfc3339(found.until),
+            }
+        )
+    else:
+        state = "A rotation is unfinished. Run rotate." if found.unfinished else ""
+        if found.until is not None:
+            state = f"The old certificate stays registered until {_utc(found.until)}. Run rotate after that."
+        when = f"{days_in_words(found.days_left)} left" if found.days_left >= 0 else "expired"
+        print_result(
+            f"The certificate of the current key: {when}. {state or ('Run rotate.' if found.due else '')}".strip()
+        )
+    if found.due:
+        raise typer.Exit(DUE)
+
+
+def _uri(text: str | None, option: str) -> Pkcs11Uri | None:
+    return None if text is None else uri_argument(text, option)

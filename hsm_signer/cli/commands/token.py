@@ -1,0 +1,123 @@
+"""The main job: `token` and `assertion`."""
+
+import contextlib
+import os
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
+from hsm_signer.cli.output import result_writer, to_json
+from hsm_signer.config.profile import Profile, require_settings
+from hsm_signer.credential.tokens import Tokens
+from hsm_signer.entra.token import AccessToken
+from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.system.strict_json import parse_json
+
+_EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"
+
+
+class TokenOutput(StrEnum):
+    """What becomes of the access token."""
+
+    TEXT = "text"
+    JSON = "json"
+    HEADER = "header"
+    EXEC_CREDENTIAL = "exec-credential"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(takes_profile("Device", "Assertion", "Exchange")(token))
+    app.command()(takes_profile("Device", "Assertion")(assertion))
+
+
+def token(
+    profile: Profile,
+    output: Annotated[
+        TokenOutput,
+        typer.Option(
+            "--output",
+            "-o",
+            help="text: the bare token; json; header: an Authorization header; exec-credential: for kubectl.",
+        ),
+    ] = TokenOutput.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Get an access token: the device signs an assertion, Entra exchanges it.
+
+    hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
+    --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
+    """
+    require_settings(profile, "tenant", "client_id", "key", "scope")
+    with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
+        wanted = tokens.wanted(profile.scope)
+        with result_writer(output_file) as write:
+            write(_show_token(tokens.get(wanted), output, tokens))
+
+
+def assertion(
+    profile: Profile,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Sign a client assertion and print it. Sends nothing, needs no network."""
+    with (
+        Tokens(profile, terminal_operator(wait=profile.wait)) as tokens,
+        result_writer(output_file) as write,
+    ):
+        jwt = tokens.assertion()
+        if output is Output.TEXT:
+            write(jwt)
+        else:
+            parsed = parse_jwt(jwt)
+            write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
+
+
+def _show_token(token: AccessToken, output: TokenOutput, tokens: Tokens) -> str:
+    match output:
+        case TokenOutput.TEXT:
+            return token.token
+        case TokenOutput.HEADER:
+            return f"Authorization: {token.token_type} {token.token}"
+        case TokenOutput.JSON:
+            return to_json(_document(token, tokens))
+        case TokenOutput.EXEC_CREDENTIAL:
+            return to_json(_exec_credential(token))
+
+
+def _document(token: AccessToken, tokens: Tokens) -> dict[str, Any]:
+    return {
+        "access_token": token.token,
+        "token_type": token.token_type,
+        "expires_in": max(0, token.expires_on - int(time.time())),
+        "expires_on": token.expires_on,
+        "scope": token.scope,
+        "tenant": tokens.endpoint.tenant,
+        "client_id": tokens.profile.client_id,
+        "authority": tokens.endpoint.authority,
+    }
+
+
+def _exec_credential(token: AccessToken) -> dict[str, Any]:
+    expiry = datetime.fromtimestamp(token.expires_on, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": _exec_credential_version(os.environ.get("KUBERNETES_EXEC_INFO", "")),
+        "kind": "ExecCredential",
+        "status": {"token": token.token, "expirationTimestamp": expiry},
+    }
+
+
+def _exec_credential_version(asked: str) -> str:
+    """Return the version that client-go asks for, for it takes no other; v1 where it does not say.
+
+    https://kubernetes.io/docs/reference/config-api/client-authentication.v1/; v1beta1 has the same status.
+    """
+    with contextlib.suppress(ValueError, AttributeError):
+        if parse_json(asked).get("apiVersion") == _EXEC_CREDENTIAL_BETA:
+            return _EXEC_CREDENTIAL_BETA
+    return "client.authentication.k8s.io/v1"

@@ -1,0 +1,167 @@
+"""Modules, devices, keys and certificates as text, and as plain data for JSON; pure."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+
+from hsm_signer.cli.text.certificate import ATTESTATION
+from hsm_signer.cli.text.layout import heading, row, validity_in_words
+from hsm_signer.device.inventory.facts import (
+    CertificateFacts,
+    Contents,
+    DeviceFacts,
+    KeyFacts,
+    ModuleFacts,
+    PinState,
+    Problem,
+)
+
+
+def module_text(module: ModuleFacts) -> str:
+    """Return a module and what is known of its devices, as lines without a last newline."""
+    lines = [*heading(0, f"MODULE {module.path}", _library(module))]
+    lines += _problem(2, module.problem)
+    for device in module.devices:
+        lines += _device(device)
+    if not module.devices and not module.problem:
+        lines.append("  no device")
+    return "\n".join(lines)
+
+
+def plain(facts: object) -> object:
+    """Return facts as dictionaries, lists, texts and numbers: octets in hexadecimal, times as RFC 3339 writes them."""
+    if is_dataclass(facts):
+        return {field.name: plain(getattr(facts, field.name)) for field in fields(facts)}
+    match facts:
+        case tuple():
+            return [plain(item) for item in facts]
+        case bytes():
+            return facts.hex()
+        case datetime():
+            return facts.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return facts
+
+
+def _library(module: ModuleFacts) -> str:
+    if module.library is None:
+        return ""
+    library = module.library
+    return f'{library.manufacturer} {library.version}, "{library.description}"'
+
+
+def _device(device: DeviceFacts) -> Iterator[str]:
+    info = device.info
+    serial = f"serial {info.serial}" if info.serial else ""
+    maker = ", ".join(part for part in (info.manufacturer, info.model, serial) if part)
+    yield from heading(2, f"DEVICE {info.label or info.model or info.slot_description!r}", maker)
+    yield from row(4, "uri", device.uri)
+    yield from row(4, "PIN", _pin(device))
+    if device.contents is None or not device.mechanisms:
+        yield from row(4, "signs", _algorithms(device))
+    else:
+        yield from row(4, "signs", *_mechanisms(device, chosen=True))
+        yield from row(4, "unused", *_mechanisms(device, chosen=False))
+    yield from _problem(4, device.problem)
+    if device.contents is not None:
+        yield from _contents(device.contents)
+
+
+def _pin(device: DeviceFacts) -> str:
+    pad = "; it is entered on the device's own pad" if device.pad else ""
+    match device.pin:
+        case PinState.NOT_NEEDED:
+            return "no login is needed"
+        case PinState.FINE:
+            return f"fine; a login is needed{pad}"
+        case PinState.COUNT_LOW:
+            return f"a wrong PIN was entered since the last login; a login is needed{pad}"
+        case PinState.LAST_TRY:
+            return f"LAST TRY: one more wrong PIN locks the device; a login is needed{pad}"
+        case PinState.LOCKED:
+            return "LOCKED after too many wrong tries: unblock it with the device's own tool"
+        case PinState.NOT_SET:
+            return "not set: set the user PIN with the device's own tool"
+
+
+def _algorithms(device: DeviceFacts) -> str:
+    chosen = [f"{each.algorithm} ({each.name})" for each in device.mechanisms if each.chosen]
+    return ", ".join(chosen) or "nothing that Entra accepts"
+
+
+def _mechanisms(device: DeviceFacts, *, chosen: bool) -> list[str]:
+    width = max((len(each.name) for each in device.mechanisms), default=0)
+    return [
+        f"{each.algorithm} by {each.name:{width}}  {each.work}" for each in device.mechanisms if each.chosen is chosen
+    ]
+
+
+def _contents(contents: Contents) -> Iterator[str]:
+    if contents.hidden:
+        yield "    Nobody is logged in, so private keys may be hidden; --login shows them."
+    elif not contents.keys:
+        yield "    no private key"
+    for key in contents.keys:
+        yield from _key(key)
+    for certificate in contents.certificates:
+        yield from _certificate(certificate, contents)
+
+
+def _key(key: KeyFacts) -> Iterator[str]:
+    bits = f"{key.bits} bits" if key.bits else ""
+    kind = " ".join(part for part in (key.kind, bits) if part)
+    yield from heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
+    yield from row(6, "uri", key.uri)
+    yield from row(6, "guarded", ", ".join(_protection(key)))
+    yield from _problem(6, key.problem)
+
+
+def _protection(key: KeyFacts) -> Iterator[str]:
+    yield {True: "sensitive", False: "NOT SENSITIVE", None: "sensitive or not is not told"}[key.sensitive]
+    match key.extractable, key.never_extractable:
+        case True, _:
+            yield "EXTRACTABLE"
+        case _, True:
+            yield "never extractable"
+        case False, _:
+            yield "not extractable"
+        case _:
+            yield "extractable or not is not told"
+    origin = {True: "made on the device", False: "not made on the device: copies may exist", None: "origin not told"}
+    yield origin[key.local]
+    if key.always_authenticate:
+        yield "wants the PIN with each signature"
+
+
+def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[str]:
+    yield from heading(4, f"CERTIFICATE {certificate.label!r}", f"id {_id(certificate.id)}")
+    if certificate.attestation:
+        yield from row(6, "kind", ATTESTATION)
+    if certificate.subject is not None:
+        yield from row(6, "subject", certificate.subject)
+    if certificate.not_before and certificate.not_after and certificate.days_left is not None:
+        yield from row(
+            6, "valid", validity_in_words(certificate.not_before, certificate.not_after, certificate.days_left)
+        )
+    yield from row(6, "SHA-1", certificate.sha1.hex().upper())
+    yield from row(6, "SHA-256", certificate.sha256.hex().upper())
+    yield from row(6, "certifies", _certified(certificate, contents))
+    yield from _problem(6, certificate.problem)
+
+
+def _certified(certificate: CertificateFacts, contents: Contents) -> str:
+    key = next((key for key in contents.keys if key.uri == certificate.key), None)
+    if key is None:
+        return "no key shown here"
+    name = f"key {key.label!r}, id {_id(key.id)}"
+    return name if key.id == certificate.id else f"{name}: the ids differ, so name it with --certificate FILE"
+
+
+def _problem(indent: int, problem: Problem | None) -> Iterator[str]:
+    if problem is not None:
+        yield from row(indent, "problem", problem.message)
+        if problem.hint:
+            yield from row(indent, "hint", problem.hint)
+
+
+def _id(octets: bytes) -> str:
+    return octets.hex() or "none"

@@ -1,0 +1,1 @@
+"""Settings from options, variables and TOML; the profile; the key file."""

@@ -1,0 +1,1 @@
+"""From a profile to assertions and tokens, and the shapes that SDKs expect."""

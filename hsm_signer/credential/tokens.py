@@ -1,0 +1,247 @@
+"""The access tokens of a profile: from memory, else from Entra in exchange for a fresh assertion.
+
+    with Tokens(profile) as tokens:
+        token = tokens.get(tokens.wanted(("https://graph.microsoft.com/.default",)))
+
+What is wanted is decided first, without device or network. Nothing is opened before the first assertion is needed.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self
+
+from hsm_signer.config.profile import Profile, require_settings
+from hsm_signer.credential.cache import TokenCache
+from hsm_signer.credential.keys import Keys
+from hsm_signer.credential.operator import NOBODY, Operator
+from hsm_signer.crypto import Algorithm
+from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
+from hsm_signer.entra.token import AccessToken, request_token, token_form
+from hsm_signer.errors import ConfigError
+from hsm_signer.jwt.assertion import Thumbprint
+from hsm_signer.system.secret import Secret, hidden_locals
+from hsm_signer.system.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from hsm_signer.entra.http import HttpClient
+
+ANY_TENANT = "*"
+"""Among the allowed tenants: whichever is asked for."""
+
+# The client capability "understands claims challenges", which asks for continuous access evaluation.
+_CAE_CLAIMS = {"access_token": {"xms_cc": {"values": ["CP1"]}}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which token is wanted.
+
+    Attributes:
+        endpoint: of the tenant it is for.
+        scope: as the request will have it.
+        enable_cae: whether it is to be subject to continuous access evaluation.
+        claims: JSON of a claims challenge that a token in memory did not meet, or None.
+    """
+
+    endpoint: Endpoint
+    scope: str
+    enable_cae: bool = False
+    claims: str | None = None
+
+
+class Tokens:
+    """Gets access tokens for one client. Safe to use from several threads, and in a process forked from this one.
+
+    A forked child keeps the tokens. Its device it opens itself, which only `isolated` allows once the parent has loaded
+    the module.
+
+    A context manager: `close` logs out of the device.
+
+    Args:
+        profile: with a client id, a key, and a tenant or what stands for one.
+        operator: who can be asked and told.
+        additionally_allowed_tenants: those besides its own that tokens may be asked for; "*" is any.
+        isolated: have a process of its own serve the device, which may hang or crash alone.
+
+    Attributes:
+        profile: as it is used.
+        endpoint: of its own tenant.
+        keys: which of the profile's keys signs.
+
+    Raises:
+        ConfigError: a setting is missing, malformed, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        operator: Operator = NOBODY,
+        *,
+        additionally_allowed_tenants: Iterable[str] = (),
+        isolated: bool = False,
+    ) -> None:
+        require_settings(profile, "tenant", "client_id", "key")
+        self.endpoint = resolve_endpoint(
+            tenant=profile.tenant,
+            cloud=profile.cloud,
+            authority=profile.authority,
+            token_endpoint=profile.token_endpoint,
+            audience=profile.audience,
+        )
+        self.profile = _for_adfs(profile) if self.endpoint.tenant == "adfs" else profile
+        self._allowed = frozenset(tenant.lower() for tenant in additionally_allowed_tenants)
+        self.keys = Keys(self.profile, operator, isolated=isolated)
+        self._cache = TokenCache()
+        self._http: HttpClient | None = None
+        # The same few are asked for over and over: this is most of what a token in memory would cost.
+        self._decide_once = functools.lru_cache(maxsize=128)(self._decide)
+        _all.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wanted(
+        self,
+        scopes: tuple[str, ...],
+        *,
+        claims: str | None = None,
+        tenant_id: str | None = None,
+        enable_cae: bool = False,
+    ) -> Wanted:
+        """Decide which token is asked for.
+
+        Args:
+            scopes: one resource, as in ``https://graph.microsoft.com/.default``.
+            claims: JSON of a claims challenge; what is in memory is then passed over, and replaced.
+            tenant_id: another tenant than its own, if that is allowed.
+            enable_cae: ask for continuous access evaluation; such tokens are kept apart.
+
+        Raises:
+            ScopeError: there is not exactly one scope, or it is malformed.
+            ConfigError: the tenant is not allowed.
+        """
+        wanted = self._decide_once(scopes, tenant_id, enable_cae)
+        return wanted if claims is None else dataclasses.replace(wanted, claims=claims)
+
+    def get(self, wanted: Wanted) -> AccessToken:
+        """Return the token that is wanted, from memory where there is a good one. The device signs at most once.
+
+        Raises:
+            HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
+        """
+        return self._cache.get(_unchallenged(wanted), lambda: self._request(wanted), wanted.claims)
+
+    def begin(self, wanted: Wanted) -> "Future[AccessToken]":
+        """Do what `get` does, without keeping the caller waiting."""
+        return self._cache.begin(_unchallenged(wanted), lambda: self._request(wanted), wanted.claims)
+
+    @hidden_locals()
+    def assertion(self) -> str:
+        """Return a fresh client assertion, made out to this client's own token endpoint. The device signs once.
+
+        Raises:
+            DeviceError, DeviceTimeout: the device is not there, or failed. The next call looks it up afresh.
+            PinError: it wants a PIN that it did not get. A refused PIN is not presented again.
+            KeyLookupError: the key or its certificate cannot be used.
+        """
+        return self._assertion(self.endpoint)
+
+    def close(self) -> None:
+        """Log out of the device. The next call opens it anew."""
+        self.keys.close()
+
+    def after_fork(self) -> None:
+        """Make this, in a forked child, usable: locks that threads of the parent held would never be released."""
+        self.keys.after_fork()
+        self._cache.after_fork()
+
+    def _decide(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> Wanted:
+        endpoint = self._endpoint_of(tenant_id)
+        return Wanted(endpoint, check_scopes(endpoint, scopes), enable_cae)
+
+    def _endpoint_of(self, tenant: str | None) -> Endpoint:
+        own = self.endpoint
+        # AD FS has no tenants: like azure-identity, pass over what a service's challenge says of them.
+        if tenant is None or own.tenant == "adfs" or (own.tenant is not None and tenant.lower() == own.tenant.lower()):
+            return own
+        if not own.entra:
+            raise ConfigError(
+                f"A token for the tenant {tenant} was asked for, and {own.token_endpoint} is the only endpoint.",
+                hint="Make a credential for that tenant, without a token endpoint.",
+            )
+        if not self._allowed & {ANY_TENANT, tenant.lower()}:
+            raise ConfigError(
+                f"This credential is for the tenant {own.tenant}, and a token for {tenant} was asked for.",
+                hint=f"Add {tenant} to additionally_allowed_tenants, or '*' to allow any tenant.",
+            )
+        return resolve_endpoint(tenant=tenant, authority=own.authority)
+
+    def _assertion(self, endpoint: Endpoint) -> str:
+        return self.keys.assertion(endpoint.audience, self.profile.lifetime)
+
+    @hidden_locals()
+    def _request(self, wanted: Wanted) -> AccessToken:
+        claims = _merge_claims(wanted.claims, wanted.enable_cae)
+        form = token_form(
+            client_id=self.profile.client_id or "",
+            scope=wanted.scope,
+            assertion=Secret(self._assertion(wanted.endpoint)),
+            claims=claims,
+        )
+        return request_token(wanted.endpoint, form, self._client())
+
+    def _client(self) -> "HttpClient":
+        from hsm_signer.entra.http import HttpClient
+
+        # It holds no connection: two that are made at the same time do no harm.
+        if self._http is None:
+            self._http = HttpClient(timeout=self.profile.network_timeout, ca_bundle=self.profile.ca_bundle)
+        return self._http
+
+
+_all: "weakref.WeakSet[Tokens]" = weakref.WeakSet()
+
+
+def _mend_in_child() -> None:
+    for tokens in _all:
+        tokens.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mend_in_child)
+
+
+def _unchallenged(wanted: Wanted) -> Wanted:
+    return wanted if wanted.claims is None else dataclasses.replace(wanted, claims=None)
+
+
+def _for_adfs(profile: Profile) -> Profile:
+    """Return the profile AD FS can work with: it knows RS256 with ``x5t`` only."""
+    if profile.algorithm is Algorithm.PS256 or profile.thumbprint is Thumbprint.SHA256:
+        raise ConfigError(
+            "AD FS accepts neither PS256 nor SHA-256 thumbprints.", hint="Use --algorithm RS256 --thumbprint sha1."
+        )
+    return dataclasses.replace(profile, algorithm=Algorithm.RS256)
+
+
+def _merge_claims(claims: str | None, enable_cae: bool) -> str | None:
+    if not enable_cae:
+        return claims
+    if claims is None:
+        return json.dumps(_CAE_CLAIMS)
+    try:
+        document: dict[str, Any] = parse_json(claims)
+        document.setdefault("access_token", {}).update(_CAE_CLAIMS["access_token"])
+    except (ValueError, AttributeError):
+        raise ConfigError(
+            "The claims are not a JSON object.", hint="Pass the challenge's claims as they came."
+        ) from None
+    return json.dumps(document)

@@ -1,0 +1,257 @@
+"""Look through a module, or into one device, and return the facts. Changes nothing."""
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pkcs11
+from pkcs11 import Attribute, ObjectClass, TokenFlag, UserType
+from pkcs11.types import Object, Session
+
+from hsm_signer.crypto import MINIMUM_BITS, PublicKey
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.inventory.facts import (
+    CertificateFacts,
+    Contents,
+    DeviceFacts,
+    KeyFacts,
+    ModuleFacts,
+    Problem,
+    mechanism_facts,
+    pin_state,
+)
+from hsm_signer.device.locate import (
+    PresentDevice,
+    describe,
+    describe_library,
+    find_device,
+    present_devices,
+    present_tokens,
+    read_token,
+)
+from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
+from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.pcscd import pcscd_complaint
+from hsm_signer.device.search import search
+from hsm_signer.device.signer import private_keys, read_attribute, read_protection, signing_key, signing_mechanisms
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
+from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable
+
+
+def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
+    """Look through a module in this process, without a login. Whatever goes wrong is in the facts.
+
+    Args:
+        path: the shared library. What it reads from the environment is there already.
+        name: in p11-kit's configuration, or None.
+        timeout: seconds one call into the module may take.
+    """
+    facts = ModuleFacts(name, str(path), None, ())
+    origin = Pkcs11Uri(module_name=name)
+    try:
+        # Found as the URIs that are given out will have it found.
+        module = load_module(find_module(None if name else path, origin), {}, timeout)
+        facts = replace(facts, path=str(module.path))
+        facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
+        devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
+        if not devices and (complaint := module.call("asking pcscd", pcscd_complaint, timeout)) is not None:
+            raise complaint
+        return replace(facts, devices=devices)
+    except pkcs11.PKCS11Error as error:
+        failure = explain_failure(error, "looking for devices", f"The module {facts.path}")
+        return replace(facts, problem=Problem.of(failure))
+    except HsmSignerError as error:
+        return replace(facts, problem=Problem.of(error))
+
+
+def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFacts:
+    """Look into the one device that `reference` means; what its URI says of a key does not matter.
+
+    Args:
+        now: the time, timezone-aware, by which certificates are judged.
+        login: log in first, as `open_device` does; otherwise private objects may be hidden.
+
+    Returns:
+        The module, and of its devices that one.
+
+    Raises:
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to look into.
+        PinError: the login did not succeed.
+        DeviceTimeout: a call into the module did not come back.
+    """
+    path = find_module(reference.module, reference.uri)
+    if login:
+        with open_device(reference) as device:
+            module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
+            return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
+    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
+    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
+
+    def look() -> ModuleFacts:
+        session = read_token(found.slot).open()
+        try:
+            return _examine(module, session, reference, now)
+        finally:
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                session.close()
+
+    try:
+        return module.call("reading its objects", look, reference.timeout, reference.slow)
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, "reading its objects", str(found.info)) from error
+
+
+def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
+    present = present_devices(module, origin)
+    uris = device_uris([found.info for found in present])
+    return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
+
+
+def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
+    """Return `uri` with what of `origin` leads to the module, so that it can be used as it stands."""
+    return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
+
+
+def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
+    facts = DeviceFacts(
+        info=found.info,
+        uri=str(uri),
+        pin=pin_state(found.flags),
+        pad=bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH),
+        mechanisms=(),
+    )
+    try:
+        return replace(facts, mechanisms=mechanism_facts(signing_mechanisms(found.slot)))
+    except pkcs11.PKCS11Error as error:
+        failure = explain_failure(error, "listing its mechanisms", str(found.info))
+        return replace(facts, problem=Problem.of(failure))
+
+
+def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
+    found = describe(module, read_token(session.token.slot))
+    others = [describe(module, token).info for token in present_tokens(module, reference.uri)]
+    uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
+    uri = _led_by(reference.uri, uri)
+    keys = _keys(session, found.info, uri)
+    nobody = session.user_type == UserType.NOBODY  # type: ignore[attr-defined]  # missing from the stubs
+    contents = Contents(
+        hidden=bool(found.flags & TokenFlag.LOGIN_REQUIRED) and nobody,
+        keys=tuple(key for key, _ in keys),
+        certificates=tuple(_certificates(session, keys, now)),
+    )
+    device = replace(_device(found, uri), contents=contents)
+    return ModuleFacts(reference.uri.module_name, str(module.path), describe_library(module), (device,))
+
+
+def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:
+    found = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
+    selectors = key_uris(device, [info for info, _ in found])
+    return [
+        _key(session, info, handle, device, replace(uri, object=selector.object, id=selector.id))
+        for (info, handle), selector in zip(found, selectors, strict=True)
+    ]
+
+
+def _key(
+    session: Session, info: KeyInfo, handle: Object, device: DeviceInfo, uri: Pkcs11Uri
+) -> tuple[KeyFacts, PublicKey | None]:
+    public_key, problem = None, None
+    try:
+        public_key = signing_key(session, info, handle, device).public_key
+        _require_long(public_key, info, device)
+    except KeyUnfit as error:
+        problem = Problem.of(error)
+    kind = read_attribute(handle, Attribute.KEY_TYPE)
+    facts = KeyFacts(
+        uri=str(uri),
+        label=info.label,
+        id=info.id,
+        kind=None if kind is None else str(getattr(kind, "name", kind)),
+        bits=public_key.bits if public_key else None,
+        **vars(read_protection(handle)),
+        problem=problem,
+    )
+    return facts, public_key
+
+
+def _require_long(public_key: PublicKey, info: KeyInfo, device: DeviceInfo) -> None:
+    if public_key.bits < MINIMUM_BITS:
+        raise KeyUnfit(
+            f"The key {info} on {device} has {public_key.bits} bits.",
+            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
+        )
+
+
+def _certificates(
+    session: Session, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
+) -> list[CertificateFacts]:
+    facts = []
+    for found in search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE}):
+        value = read_attribute(found, Attribute.VALUE)
+        if value is not None:  # PKCS#11 v3.1 section 4.6.3: there may be a URL instead
+            label, key_id = (
+                read_attribute(found, Attribute.LABEL) or "",
+                bytes(read_attribute(found, Attribute.ID) or b""),
+            )
+            facts.append(certificate_facts(bytes(value), label, key_id, keys, now))
+    return facts
+
+
+def certificate_facts(
+    der: bytes, label: str, key_id: bytes, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
+) -> CertificateFacts:
+    """Judge a certificate beside the private keys of its device; pure.
+
+    Args:
+        der: the certificate.
+        label: CKA_LABEL.
+        key_id: CKA_ID.
+        keys: each with its public half, or None where that is unknown or unfit.
+        now: the time, timezone-aware.
+    """
+    beside = [public_key for key, public_key in keys if key_id and key.id == key_id]
+    facts = CertificateFacts(
+        label=label,
+        id=key_id,
+        subject=None,
+        not_before=None,
+        not_after=None,
+        days_left=None,
+        sha1=hashlib.sha1(der, usedforsecurity=False).digest(),
+        sha256=hashlib.sha256(der).digest(),
+        key=None,
+        problem=None,
+    )
+    try:
+        certificate = parse_certificates(der, "It")[0]
+    except CertificateUnusable as error:
+        return replace(facts, problem=Problem.of(error))
+    # One key may stand there under several ids: rather the one whose id this is.
+    certified = sorted(
+        (key.id != key_id, key.uri) for key, public_key in keys if public_key and public_key == certificate.public_key
+    )
+    return replace(
+        facts,
+        subject=certificate.subject,
+        not_before=certificate.not_before,
+        not_after=certificate.not_after,
+        days_left=(certificate.not_after - now).days,
+        key=certified[0][1] if certified else None,
+        problem=None if certificate.is_attestation else _unfitness(certificate, beside, now),
+        attestation=certificate.is_attestation,
+    )
+
+
+def _unfitness(certificate: Certificate, beside: Sequence[PublicKey | None], now: datetime) -> Problem | None:
+    for public_key in beside:
+        if public_key is not None:
+            try:
+                require_usable(certificate, public_key, now)
+            except KeyLookupError as error:
+                return Problem.of(error)
+    return None

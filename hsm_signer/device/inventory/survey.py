@@ -1,0 +1,110 @@
+"""Look through every module there is, each in a process of its own: a bad one costs its own entry and no other.
+
+A vendor's library may hang, crash the process it is loaded into, or want an environment that another one must not see.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from hsm_signer.device.inventory.facts import ModuleFacts, Problem
+from hsm_signer.device.lane import Slow, log_slow
+from hsm_signer.device.module import configured_modules
+from hsm_signer.device.worker.child import ChildProcess, parent_channel
+from hsm_signer.device.worker.wire import Malformed
+from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
+
+_START = 5.0
+"""Seconds a survey may take beside a call into the module: starting Python and importing."""
+
+
+@dataclass(frozen=True)
+class ModuleReference:
+    """A module to look through.
+
+    Attributes:
+        path: the shared library.
+        name: in p11-kit's configuration, or None when it was named by its file.
+    """
+
+    path: Path
+    name: str | None = None
+
+
+def known_modules(explicit: Path | None) -> list[ModuleReference]:
+    """Return the modules of p11-kit's configuration and, before them, `explicit`, which may be one of them."""
+    named = [ModuleReference(path, name) for name, path in configured_modules().items()]
+    if explicit is None:
+        return named
+    wanted = os.path.realpath(explicit)
+    same = [module for module in named if os.path.realpath(module.path) == wanted]
+    return (same or [ModuleReference(explicit)]) + [module for module in named if module not in same]
+
+
+@dataclass(frozen=True)
+class LookThrough:
+    """Parent to survey: what to look through. The answer is `ModuleFacts`."""
+
+    path: Path
+    name: str | None
+    timeout: float
+
+
+def survey(
+    module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow
+) -> ModuleFacts:
+    """Look through a module, without a login. Whatever goes wrong is in the facts.
+
+    Args:
+        environment: variables set before the module loads.
+        timeout: seconds one call into the module may take. Some seconds after that the process is killed.
+        slow: shows a person that it takes longer than a moment.
+    """
+    try:
+        return _survey(module, environment, timeout, slow)
+    except HsmSignerError as error:
+        return ModuleFacts(module.name, str(module.path), None, (), Problem.of(error))
+
+
+def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow) -> ModuleFacts:
+    deadline = time.monotonic() + timeout + _START
+    child = ChildProcess("hsm_signer.device.inventory.survey", environment, ModuleFacts)
+    try:
+        with contextlib.suppress(OSError):
+            child.channel.send(LookThrough(module.path, module.name, timeout), timeout)
+        facts: ModuleFacts = child.channel.receive_patiently(deadline, "looking for devices", slow)
+        return facts
+    except TimeoutError:
+        raise DeviceTimeout(
+            f"{module.path} did not come back within {timeout:g} s. Its process was killed.",
+            hint="Check that its devices and daemons answer; a slow one may need a longer --device-timeout.",
+        ) from None
+    except EOFError:
+        raise DeviceError(
+            f"{module.path} ended the process it was loaded into ({child.ending()}).",
+            hint="Look for an update of the vendor's library; the other modules are not affected.",
+        ) from None
+    except Malformed:
+        raise DeviceError(
+            f"The process that loaded {module.path} sent an invalid answer. It was killed.",
+            hint="The module is faulty or hostile; the other modules are not affected.",
+        ) from None
+    finally:
+        child.kill()
+
+
+def main() -> NoReturn:
+    """Look through the module that the parent names, and tell it the facts."""
+    channel = parent_channel(LookThrough)
+    from hsm_signer.device.inventory.inspect import look_through
+
+    # A parent that is gone needs no answer.
+    with contextlib.suppress(EOFError, OSError):
+        wanted: LookThrough = channel.receive()
+        channel.send(look_through(wanted.path, wanted.name, wanted.timeout))
+    # Finalizers call C_Finalize, which can hang.
+    os._exit(0)

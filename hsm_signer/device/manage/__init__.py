@@ -1,0 +1,1 @@
+"""Changes to a device: keys and certificates made, stored, deleted."""

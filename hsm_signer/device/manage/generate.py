@@ -1,0 +1,266 @@
+"""Making a key pair, and making sure that it is the one that was asked for.
+
+What the device has made is read back before it is called made; what is half-made or made otherwise is deleted again.
+"""
+
+import secrets
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pkcs11
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11.constants import DEFAULT
+from pkcs11.types import Session, Slot
+
+from hsm_signer.crypto import PublicKey
+from hsm_signer.device.device import Device
+from hsm_signer.device.failures import GONE, explain_refusal
+from hsm_signer.device.inventory.facts import Protection
+from hsm_signer.device.manage.keys import delete_key
+from hsm_signer.device.match import DeviceInfo, KeyInfo
+from hsm_signer.device.search import search
+from hsm_signer.device.signer import private_keys
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import (
+    ConfigError,
+    DeviceGone,
+    DeviceTimeout,
+    HsmSignerError,
+    KeyExists,
+    KeyUnfit,
+    MechanismUnsupported,
+)
+
+SIZES = (2048, 3072, 4096)
+"""Bits of the keys that can be made."""
+
+GENERATION_TIMEOUT = 300.0
+"""Seconds that making a key may take at least: a card looks for the primes of 4096 bits for minutes."""
+
+_ID_BYTES = 4  # short enough to be read aloud; it need only differ from the others on its device
+_WITH_ID = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE, ObjectClass.SECRET_KEY)
+
+# What the key must not be used for. tpm2-pkcs11 makes RSA keys that can decrypt, and no others: it answers
+# CKR_GENERAL_ERROR to a template that forbids it. Other devices allow what a template does not forbid (PKCS#11 v3.1
+# section 4.9: the default is the token's own), so it is forbidden first, and left unsaid where that is refused.
+_USES: tuple[tuple[dict[Attribute, Any], dict[Attribute, Any]], ...] = (
+    ({Attribute.ENCRYPT: False}, {Attribute.DECRYPT: False}),
+    ({Attribute.ENCRYPT: DEFAULT}, {Attribute.DECRYPT: DEFAULT}),
+)
+_TEMPLATE_REFUSED = (
+    pkcs11.AttributeReadOnly,
+    pkcs11.AttributeTypeInvalid,
+    pkcs11.AttributeValueInvalid,
+    pkcs11.GeneralError,
+    pkcs11.TemplateInconsistent,
+)
+# What a device answers that was lost, and also one that is there and does not want to.
+_REFUSED_OR_GONE = (pkcs11.GeneralError, pkcs11.UserNotLoggedIn)
+
+
+@dataclass(frozen=True)
+class KeySpec:
+    """The key to make.
+
+    Args:
+        label: CKA_LABEL of both halves.
+        key_id: CKA_ID of both halves; None has one chosen that nothing on the device has.
+        bits: length of the modulus, one of `SIZES`.
+        always_authenticate: whether it wants the PIN with each signature (CKA_ALWAYS_AUTHENTICATE).
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+
+    label: str
+    key_id: bytes | None = None
+    bits: int = 2048
+    always_authenticate: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.label or not self.label.isprintable():
+            raise ConfigError("The label of a key must be printable text.", hint="Name the key, as in --label signing.")
+        if self.key_id == b"":
+            raise ConfigError("The id of a key is empty.", hint="Give an id, or leave it out to have one chosen.")
+        if self.bits not in SIZES:
+            raise ConfigError(
+                f"Keys are made with {', '.join(map(str, SIZES))} bits, not with {self.bits}.",
+                hint="2048 will do for Entra.",
+            )
+
+
+@dataclass(frozen=True)
+class MadeKey:
+    """A key pair the device has made.
+
+    Attributes:
+        info: its label and id; what `delete_key` takes.
+        public_key: its public half.
+        uri: what ``--key`` takes.
+    """
+
+    info: KeyInfo
+    public_key: PublicKey
+    uri: str
+
+
+def generate_key(device: Device, spec: KeySpec, *, timeout: float = GENERATION_TIMEOUT) -> MadeKey:
+    """Make an RSA key pair that never leaves the device: token object, private, sensitive, not extractable, sign only.
+
+    A TPM's key can decrypt as well: tpm2-pkcs11 makes no other.
+
+    Args:
+        device: opened writable.
+        timeout: seconds it may take, where the device was opened with fewer.
+
+    Raises:
+        KeyExists: the label or the id is taken.
+        KeyUnfit: what the device made is not what was asked for. It was deleted again, or the message says why not.
+        MechanismUnsupported: the device makes no RSA keys, or none of this size.
+        DeviceGone, DeviceTimeout: the device was lost on the way, and whether the key was made is not known.
+        DeviceError: the device refused, and nothing was made.
+    """
+    key_id = device.call("looking for a free id", lambda session: _free_id(session, spec, device.info))
+    info = KeyInfo(spec.label, key_id)
+
+    def generate(session: Session) -> None:
+        _generate(session, spec, info, device.info)
+
+    try:
+        device.call("generating a key", generate, repeat=False, at_least=timeout)
+        return _read_back(device, spec, info)
+    except (DeviceGone, DeviceTimeout) as error:
+        raise type(error)(
+            f"{error.message} Whether the key {info} was made is not known.",
+            hint=f"{error.hint} Then see with key list whether it is there, and delete it before making it again.",
+        ) from error
+
+
+def _free_id(session: Session, spec: KeySpec, device: DeviceInfo) -> bytes:
+    """Return the id for a new key, or raise where there can be no such key. Changes nothing."""
+    _require_offered(session.token.slot, spec.bits, device)
+    if private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: spec.label}):
+        raise KeyExists(
+            f"{device} has a private key labelled {spec.label!r}.",
+            hint="Choose another --label, or delete that key first (key delete).",
+        )
+    if spec.key_id is None:
+        while _is_taken(session, chosen := secrets.token_bytes(_ID_BYTES)):
+            pass
+        return chosen
+    if _is_taken(session, spec.key_id):
+        raise KeyExists(
+            f"{device} has a key or a certificate with the id {spec.key_id.hex()}.",
+            hint="Choose another --id, or leave it out to have a free one chosen.",
+        )
+    return spec.key_id
+
+
+def _is_taken(session: Session, key_id: bytes) -> bool:
+    return any(search(session, {Attribute.CLASS: kind, Attribute.ID: key_id}) for kind in _WITH_ID)
+
+
+def _require_offered(slot: Slot, bits: int, device: DeviceInfo) -> None:
+    making = Mechanism.RSA_PKCS_KEY_PAIR_GEN
+    if making not in slot.get_mechanisms():
+        raise MechanismUnsupported(
+            f"{device} does not make RSA keys through PKCS#11 (CKM_{making.name} is missing).",
+            hint="Make the key with the vendor's own tool.",
+        )
+    longest = slot.get_mechanism_info(making).max_key_length or 0
+    # Some devices tell none, or the length in bytes.
+    if SIZES[0] <= longest < bits:
+        raise MechanismUnsupported(
+            f"{device} makes RSA keys of {longest} bits at most, not of {bits}.",
+            hint=f"Use --bits {max(size for size in SIZES if size <= longest)}.",
+        )
+
+
+def _generate(session: Session, spec: KeySpec, key: KeyInfo, device: DeviceInfo) -> None:
+    for attempt, (public_uses, private_uses) in enumerate(_USES, 1):
+        try:
+            session.generate_keypair(
+                KeyType.RSA,
+                spec.bits,
+                id=key.id,
+                label=key.label,
+                store=True,
+                capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+                public_template=public_uses,
+                private_template={
+                    Attribute.PRIVATE: True,
+                    Attribute.SENSITIVE: True,
+                    Attribute.EXTRACTABLE: False,
+                    # Only where it is wanted: not every device knows the attribute.
+                    Attribute.ALWAYS_AUTHENTICATE: spec.always_authenticate or DEFAULT,
+                    **private_uses,
+                },
+            )
+            return
+        except pkcs11.PKCS11Error as error:
+            # Where the session is lost, this fails, too, and says so.
+            _destroy(session, key)
+            if isinstance(error, GONE) and not isinstance(error, _REFUSED_OR_GONE):
+                raise
+            if attempt == len(_USES) or not isinstance(error, _TEMPLATE_REFUSED):
+                raise explain_refusal(error, "generating a key", str(device)) from error
+
+
+def _destroy(session: Session, key: KeyInfo) -> None:
+    """Delete what there may be of a key whose id nothing else has."""
+    for kind in (ObjectClass.PUBLIC_KEY, ObjectClass.PRIVATE_KEY):
+        for found in search(session, {Attribute.CLASS: kind, Attribute.ID: key.id}):
+            found.destroy()
+
+
+def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
+    """Return the key as the device now tells of it; where it is not what was asked for, delete it and raise."""
+    try:
+        signer = device.signer(key.selector)
+    except KeyUnfit as error:
+        wrong = [error.message]
+    else:
+        wrong = differences(spec, signer.public_key.bits, signer.protection())
+        if not wrong:
+            return MadeKey(key, signer.public_key, str(_uri(device, key)))
+    made = f"{device.info} made another key than was asked for: {'; '.join(wrong)}."
+    try:
+        delete_key(device, key)
+    except HsmSignerError as error:
+        raise KeyUnfit(
+            f"{made} It could not be deleted: {error.message}", hint=f"Do not use it, and delete it: {error.hint}"
+        ) from error
+    raise KeyUnfit(
+        f"{made} It was deleted again.", hint="Ask for what the device can do, or use the vendor's own tool."
+    )
+
+
+def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
+    """Say in what a key differs from the one asked for; pure. What the device does not tell is not as asked."""
+    asked = Protection(
+        sensitive=True,
+        extractable=False,
+        never_extractable=True,
+        local=True,
+        always_authenticate=spec.always_authenticate,
+    )
+    # PKCS#11 v3.1 section 4.9: false where it is absent.
+    told = replace(told, always_authenticate=bool(told.always_authenticate))
+    pairs = [(f"CKA_{each.name.upper()}", getattr(told, each.name), getattr(asked, each.name)) for each in fields(told)]
+    return [
+        f"{name} is {'not told' if found is None else found} and should be {wanted}"
+        for name, found, wanted in [("its length in bits", bits, spec.bits), *pairs]
+        if found != wanted
+    ]
+
+
+def _uri(device: Device, key: KeyInfo) -> Pkcs11Uri:
+    """Return the URI the device was opened by, without what it says of a PIN, with the device and the key named."""
+    return replace(
+        device.uri.redacted,
+        token=device.info.label,
+        serial=device.info.serial,
+        object=key.label,
+        id=key.id,
+        type=None,
+    )

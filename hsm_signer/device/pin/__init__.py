@@ -1,0 +1,1 @@
+"""One secret: the PIN, its sources, its state, and the record of refusals."""

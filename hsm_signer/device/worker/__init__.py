@@ -1,0 +1,1 @@
+"""A device served by another process, which may hang or crash alone."""

@@ -1,0 +1,116 @@
+"""The program of a worker: it opens one device for its parent, and does what it is asked."""
+
+import contextlib
+import logging
+import os
+from typing import NoReturn
+
+from hsm_signer.device.pin.pin import Login, PinRequest
+from hsm_signer.device.worker.channel import (
+    Calling,
+    Channel,
+    Done,
+    Failed,
+    Logged,
+    Open,
+    Opened,
+    PinGiven,
+    PinWanted,
+    ReadCertificate,
+    Request,
+    Sign,
+)
+from hsm_signer.device.worker.child import parent_channel
+from hsm_signer.errors import DeviceError, HsmSignerError
+
+
+def main() -> NoReturn:
+    """Serve one parent until it is gone."""
+    channel = parent_channel(Open, PinGiven, Sign, ReadCertificate)
+    with contextlib.suppress(EOFError, OSError):
+        _serve(channel)
+    # Finalizers call C_Finalize, which can hang.
+    os._exit(0)
+
+
+def _serve(channel: Channel) -> None:
+    from hsm_signer.device.device import KeyReference, open_device
+    from hsm_signer.device.lane import Lane
+
+    calls = _Calls(channel)
+    Lane.watchman = calls
+    request: Open = channel.receive()
+    logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
+    reference = KeyReference(
+        uri=request.uri,
+        pin=_ParentPin(channel, request.source, request.attended),
+        module=request.module,
+        module_environment=request.module_environment,
+        timeout=request.timeout,
+        allow_last_try=request.allow_last_try,
+        writable=request.writable,
+        pin_record=request.pin_record,
+    )
+    try:
+        # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
+        device = open_device(reference, recover=False)
+        signer = device.signer()
+        always = signer.key.always_authenticate
+        channel.send(Opened(signer.public_key, signer.algorithms, str(device.info), always))
+    except Exception as error:
+        channel.send(Failed(_ours(error)))
+        return
+    while True:
+        wanted: Request = channel.receive()
+        calls.expected = True
+        try:
+            channel.send(Done(wanted.perform(device, signer)))
+        except EOFError:
+            raise
+        except Exception as error:
+            channel.send(Failed(_ours(error)))
+
+
+def _ours(error: Exception) -> HsmSignerError:
+    if isinstance(error, HsmSignerError):
+        return error
+    return DeviceError(f"The worker that serves the device failed ({type(error).__name__}).", hint="This is a bug.")
+
+
+class _Calls:
+    """Announces each call into the module but the one that a request begins with."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.expected = False
+        self._channel = channel
+
+    def __call__(self, what: str, seconds: float) -> None:
+        if self.expected:
+            self.expected = False
+        else:
+            self._channel.send(Calling(what, seconds))
+
+
+class _ParentLog(logging.Handler):
+    """What is logged is the parent's to show, or not."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.send(Logged(record.name, record.levelno, record.getMessage()))
+
+
+class _ParentPin:
+    """The parent, as the source of the PIN."""
+
+    def __init__(self, channel: Channel, description: str, attended: bool) -> None:
+        self._channel = channel
+        self.description = self.identity = description
+        self.attended = attended
+
+    def __call__(self, request: PinRequest) -> Login:
+        self._channel.send(PinWanted(request))
+        given: PinGiven = self._channel.receive()
+        return given.login

@@ -1,0 +1,248 @@
+"""The same lane in other processes: ones that can be killed when a module hangs, and that may crash alone.
+
+A worker is started with a socket pair, is handed a `KeyReference` without its PIN source, and gets one request at a
+time. It asks back for the PIN, and announces calls into the module before they begin, so that its parent knows by when
+to expect a sign of life. A worker that overruns is killed; one that dies costs the request in flight; the next request
+starts another. A worker logs in once. After its PIN was refused none is started until the PIN's source has changed.
+"""
+
+import copy
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.failures import require_valid_signature
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
+from hsm_signer.device.worker.channel import ReadCertificate, Request, Sign
+from hsm_signer.device.worker.process import Unsent, WorkerProcess
+from hsm_signer.errors import (
+    DeviceError,
+    DeviceGone,
+    DeviceTimeout,
+    HsmSignerError,
+    KeyNotFound,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+)
+from hsm_signer.system.secret import hidden_locals
+
+if TYPE_CHECKING:
+    from hsm_signer.device.device import KeyReference
+
+logger = logging.getLogger(__name__)
+
+
+def open_worker(reference: "KeyReference", *, workers: int = 1, before: "WorkerSigner | None" = None) -> "WorkerSigner":
+    """Open a device in a process of its own, and return a signer that works through it.
+
+    Args:
+        reference: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
+        workers: how many processes may sign side by side. A second one starts when it is needed, and only after the
+            first has logged in.
+        before: of another key. Where it is on the same device, the PIN that was accepted serves this one, too.
+
+    Raises:
+        HsmSignerError: as `open_device` and `Device.signer`.
+    """
+    return WorkerSigner(reference, workers, before)
+
+
+class WorkerSigner:
+    """Signs with one key in one or several worker processes. Fills the `Signer` seam; safe in several threads.
+
+    A context manager: `close` ends the workers.
+
+    Attributes:
+        public_key: of the key.
+        algorithms: what it can sign.
+        device: what the device says of itself, in a line.
+    """
+
+    @hidden_locals()
+    def __init__(self, reference: "KeyReference", workers: int, before: "WorkerSigner | None" = None) -> None:
+        self._reference = reference
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._idle: list[WorkerProcess] = []
+        self._places = threading.BoundedSemaphore(workers)
+        self._login: Login = None
+        self._accepted = False
+        self._accepted_by = ""
+        if before is not None:
+            self._login, self._accepted, self._accepted_by = before._login, before._accepted, before._accepted_by
+        self._refusal: Refusal | None = None
+        self._closed = False
+        # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG); this one outlives them.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="hsm-signer-workers")
+        try:
+            worker = self._start()
+        except BaseException:
+            self.close()
+            raise
+        self._idle.append(worker)
+        self.public_key = worker.opened.public_key
+        self.algorithms = worker.opened.algorithms
+        self.device = worker.opened.device
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def certificate(self) -> bytes:
+        """Return the certificate stored beside the key, as DER.
+
+        Raises:
+            CertificateNotFound, KeyAmbiguous: there is none, or there are several.
+            HsmSignerError: as `sign`.
+        """
+        return self._request(ReadCertificate())
+
+    def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
+        """Return the device's signature over `message`, verified with `public_key`.
+
+        Raises:
+            SignatureInvalid: what the worker returned is not this key's signature.
+            DeviceTimeout: the device did not answer in time; the worker was killed.
+            DeviceError: the worker died, or what the device answered.
+            PinError: a login was refused. No worker is started again.
+        """
+        signature = self._request(Sign(algorithm, message))
+        # Here and not in the worker, which a module may have taken over.
+        require_valid_signature(self.public_key, algorithm, message, signature, f"The key on {self.device}")
+        return signature
+
+    @hidden_locals()
+    def _request(self, request: Request) -> bytes:
+        with self._places:
+            try:
+                return self._attempt(request)
+            except _Stale as stale:
+                # Some modules never recover in a process that saw the device go. A new one is a fresh look-up.
+                logger.warning("%s Starting another worker.", stale.error)
+            try:
+                return self._attempt(request)
+            except _Stale as stale:
+                raise stale.error from None
+
+    def _attempt(self, request: Request) -> bytes:
+        idle = self._take_idle()
+        if idle is not None and idle.opened.always_authenticate and not is_current(idle.login, self._reference.pin):
+            # It would present the PIN that it logged in with, which the source does not hold any more.
+            idle.kill()
+            idle = None
+        worker = idle or self._start_another()
+        try:
+            result = worker.perform(request)
+        except Unsent:
+            if worker is not idle:
+                raise worker.died() from None
+            # It died while it was idle, and nothing was asked of it.
+            worker.kill()
+            return self._attempt(request)
+        except DeviceGone as error:
+            answered = worker.is_alive
+            worker.kill()
+            if answered:
+                raise _Stale(error) from None
+            raise
+        except (PinIncorrect, PinLocked) as error:
+            self._refuse(error, worker.login)
+            worker.kill()
+            raise
+        except DeviceTimeout:
+            worker.kill()
+            raise
+        except HsmSignerError:
+            self._give_back(worker)
+            raise
+        except BaseException:
+            # Interrupted in the middle of an exchange: its answer would be taken for the next request's.
+            worker.kill()
+            raise
+        self._give_back(worker)
+        return result
+
+    def close(self) -> None:
+        """End all workers that are idle now; one that signs ends with its request. A forked child leaves them be."""
+        # Before the lock: one that another thread of the parent held would never be released.
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.kill()
+        self._starter.shutdown(wait=False)
+
+    def _take_idle(self) -> "WorkerProcess | None":
+        if self._process != os.getpid():
+            raise DeviceError(
+                "The workers belong to the parent of this process.", hint="Open them anew after the fork."
+            )
+        with self._lock:
+            if self._closed:
+                raise DeviceError("The workers were closed.", hint="Open them again.")
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, worker: "WorkerProcess") -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(worker)
+                return
+        worker.kill()
+
+    def _start_another(self) -> "WorkerProcess":
+        """Start one that serves the same key; the device may have been exchanged."""
+        worker = self._start()
+        if worker.opened.public_key != self.public_key:
+            worker.kill()
+            raise KeyNotFound(
+                f"{worker.opened.device} is back with another key.",
+                hint="Open it again, with the certificate of the key that is there now.",
+            )
+        return worker
+
+    def _start(self) -> "WorkerProcess":
+        """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
+        with self._starting:
+            if self._refusal is not None and self._refusal.stands(self._reference.pin):
+                raise copy.copy(self._refusal.error)
+            worker = self._starter.submit(WorkerProcess, self._reference).result()
+            try:
+                worker.open(self._reference, self._log_in)
+            except (PinIncorrect, PinLocked) as error:
+                self._refuse(error, worker.login)
+                raise
+            self._accepted, self._login = True, accepted(self._login)
+            self._accepted_by = worker.opened.device
+            return worker
+
+    def _refuse(self, error: PinError, login: Login) -> None:
+        """Start no other worker until the source has changed."""
+        error.source_state = login.identity if isinstance(login, Pin) else ""
+        self._accepted, self._refusal = False, Refusal(error)
+
+    def _log_in(self, request: PinRequest) -> Login:
+        """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
+        if request.last_try and self._reference.confirm is not None:
+            self._reference.confirm(request)
+        same = self._accepted and self._accepted_by == request.device
+        if not same or not is_current(self._login, self._reference.pin):
+            self._accepted = False
+            self._login = ask(self._reference.pin, request)
+        return self._login
+
+
+class _Stale(Exception):
+    """A live worker says that its device is gone."""
+
+    def __init__(self, error: DeviceGone) -> None:
+        super().__init__()
+        self.error = error

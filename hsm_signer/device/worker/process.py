@@ -1,0 +1,176 @@
+"""A worker as its parent sees it: started, watched, and killed when it overruns."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from hsm_signer.device.pin.pin import Login, PinRequest, PinSource
+from hsm_signer.device.worker.channel import Calling, Done, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
+from hsm_signer.device.worker.child import ChildProcess
+from hsm_signer.device.worker.wire import Malformed
+from hsm_signer.errors import DeviceGone, DeviceTimeout
+
+if TYPE_CHECKING:
+    from hsm_signer.device.device import KeyReference
+
+A = TypeVar("A", Opened, Done)
+
+logger = logging.getLogger(__name__)
+
+_GRACE = 0.25
+"""Seconds beyond a call's own deadline before the worker is killed: it would rather say itself that it overran."""
+
+_START = 30.0
+"""Seconds between two signs of life outside calls into the module: starting Python, importing, verifying."""
+
+_MOST_SIGNS = 1000
+"""Messages before an answer. Ours sends some ten, and with -v some tens."""
+
+
+class Unsent(Exception):
+    """A worker was dead before it was asked for anything."""
+
+
+class WorkerProcess:
+    """One worker process. Once a module is loaded into it, nothing that it says is trusted.
+
+    Args:
+        reference: to the key. It is for `open` to say who gives the PIN.
+
+    Attributes:
+        opened: what it said of the device, once that was opened.
+        login: what it was given to log in with; None when it did not ask.
+    """
+
+    opened: Opened
+    login: Login
+
+    def __init__(self, reference: "KeyReference") -> None:
+        messages = Calling, Logged, PinWanted, Opened, Done, Failed
+        self._child = ChildProcess("hsm_signer.device.worker.main", reference.module_environment, *messages)
+        self._timeout = reference.timeout
+        self._slow = reference.slow
+        self.login = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._child.is_alive
+
+    def open(self, reference: "KeyReference", log_in: Callable[[PinRequest], Login]) -> None:
+        """Have it open the device. It is killed when that fails.
+
+        Args:
+            log_in: what to log in with, or an error why not to.
+
+        Raises:
+            HsmSignerError: as `open_device` and `Device.signer`, or of `log_in`.
+        """
+        source: PinSource = reference.pin
+        message = Open(
+            uri=reference.uri.redacted,
+            module=reference.module,
+            module_environment=reference.module_environment,
+            timeout=reference.timeout,
+            allow_last_try=reference.allow_last_try,
+            writable=reference.writable,
+            pin_record=reference.pin_record,
+            source=source.description,
+            attended=source.attended,
+            log_level=logger.getEffectiveLevel(),
+        )
+
+        def give_pin(request: PinRequest) -> PinGiven:
+            self.login = log_in(request)
+            return PinGiven(self.login)
+
+        try:
+            self._send(message)
+            self.opened = self._receive(Opened, "starting the worker", _START, give_pin)
+        except BaseException:
+            self.kill()
+            raise
+
+    def perform(self, request: Request) -> bytes:
+        """Have it do something, and return its answer.
+
+        Raises:
+            Unsent: it is dead, and was before.
+            DeviceTimeout, DeviceGone: it gave no sign of life, died on the way, or what it sent is no answer.
+            HsmSignerError: what it says itself.
+        """
+        try:
+            self._child.channel.send(request, self._timeout)
+        except OSError:
+            raise Unsent from None
+        return self._receive(Done, request.doing, self._timeout + _GRACE).result
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._child.kill()
+
+    def _send(self, message: object) -> None:
+        try:
+            self._child.channel.send(message, self._timeout)
+        except OSError:
+            raise self.died() from None
+
+    def _receive(
+        self,
+        kind: type[A],
+        doing: str,
+        seconds: float,
+        give_pin: Callable[[PinRequest], PinGiven] | None = None,
+    ) -> A:
+        """Return the answer, of that kind. Asked for it, give the PIN once.
+
+        Args:
+            doing: what it does at first.
+            seconds: how long until the first sign of life.
+        """
+        deadline = time.monotonic() + seconds
+        for _ in range(_MOST_SIGNS):
+            try:
+                message = self._child.channel.receive_patiently(deadline, doing, self._slow)
+            except TimeoutError:
+                self.kill()
+                raise DeviceTimeout(
+                    f"The worker that serves the device gave no sign of life for {self._timeout:g} s. It was killed.",
+                    hint="Check that the device is plugged in and answers, touch it if it blinks; "
+                    "a slow device may need a longer --device-timeout.",
+                ) from None
+            except EOFError:
+                raise self.died() from None
+            except Malformed:
+                break
+            match message:
+                case kind():
+                    return message
+                case Failed(error):
+                    raise error
+                case Calling(doing, seconds) if doing.isprintable():
+                    deadline = time.monotonic() + min(seconds, self._timeout) + _GRACE
+                case Logged(name, level, text):
+                    logging.getLogger(name if name in sys.modules else __name__).log(level, "%s", text)
+                case PinWanted(request) if give_pin is not None:
+                    self._send(give_pin(request))
+                    give_pin = None
+                    deadline = time.monotonic() + _START
+                case _:
+                    break
+        self.kill()
+        raise DeviceGone(
+            "The worker process that serves the device sent an invalid answer. It was killed.",
+            hint="The next request starts another. If it happens again, the module is faulty or hostile.",
+        )
+
+    def died(self) -> DeviceGone:
+        """Return the error that says how it died."""
+        how = self._child.ending()
+        self.kill()
+        return DeviceGone(
+            f"The worker that serves the device died {how}.",
+            hint="The next request starts another. If it dies again, the module is at fault.",
+        )

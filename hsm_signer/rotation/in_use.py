@@ -1,0 +1,53 @@
+"""The key in use: what must not happen to it by accident."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from hsm_signer.config.keyfile import read_key_file
+from hsm_signer.config.profile import Profile
+from hsm_signer.device.match import matches_device
+from hsm_signer.errors import CertificateExists, CertificateNotFound, ConfigError, KeyAmbiguous, KeyLookupError
+
+if TYPE_CHECKING:
+    from hsm_signer.crypto import PublicKey
+    from hsm_signer.device.device import Device
+    from hsm_signer.device.signer import DeviceSigner
+
+
+def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner") -> None:
+    """Check that replacing the certificates beside a key takes none from the programs that follow the key file.
+
+    Raises:
+        CertificateExists: the profile's key file names this key as the current one, and it has a certificate.
+    """
+    with suppress(CertificateNotFound):
+        with suppress(KeyAmbiguous):
+            device.certificate(signer)
+        if _is_in_use(profile, device, signer.public_key):
+            raise CertificateExists(
+                f"The key {signer.key.info} is in use: {profile.known_key_file} names it. Programs would use the new "
+                "certificate at once, and Entra would refuse them until it is registered.",
+                hint="To store the certificate of another key, name that key with --key. To replace this one: --force.",
+            )
+
+
+def require_deletable(profile: Profile, device: "Device", public_key: "PublicKey") -> None:
+    """Check that a key is not the one that programs use.
+
+    Raises:
+        ConfigError: the profile's key file names it as the current one.
+    """
+    if _is_in_use(profile, device, public_key):
+        raise ConfigError(
+            f"The key is in use: {profile.known_key_file} names it.",
+            hint="Name the key to delete with --key. To delete this one, remove the key file first.",
+        )
+
+
+def _is_in_use(profile: Profile, device: "Device", public_key: "PublicKey") -> bool:
+    if profile.known_key_file is None or not profile.known_key_file.exists():
+        return False
+    current = read_key_file(profile.known_key_file).current.uri
+    with suppress(KeyLookupError):
+        return matches_device(current, device.info) and device.signer(current).public_key == public_key
+    return False

@@ -1,0 +1,1 @@
+"""What serves other programs on this machine."""

@@ -1,0 +1,1 @@
+"""This machine: files, processes, text, systemd. Knows nothing of keys or tokens."""

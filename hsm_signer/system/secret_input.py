@@ -1,0 +1,209 @@
+"""Read a few secret bytes from a file, a descriptor or a program: only where they are safe, and never for ever.
+
+Nothing here knows what the bytes mean. No exception holds any of them.
+"""
+
+import os
+import select
+import shlex
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hsm_signer.errors import ConfigError
+from hsm_signer.system.environment import inherited_environment
+from hsm_signer.system.file_state import file_identity
+from hsm_signer.system.private_file import require_trusted_path
+
+LIMIT = 1024
+"""Nobody's secret has more bytes. The functions below stop one byte later, so that the caller can tell."""
+
+
+class Unreadable(Exception):
+    """Why there are no bytes, as the end of a sentence, and what to do."""
+
+    def __init__(self, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str | None:
+    """Tell who besides root and us could read or change a file, or return None when nobody can.
+
+    Its group may read it when root owns it and we are in the group: the usual way to hand a secret to a service. It may
+    never change it.
+
+    Args:
+        status: of the file; owner, group and mode are looked at. An ACL shows in the group bits of the mode.
+        uid: our effective user.
+        groups: all groups of this process, the effective one among them.
+    """
+    if status.st_uid not in (0, uid):
+        return f"it belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        return "everybody can read or change it"
+    if status.st_mode & stat.S_IWGRP:
+        return f"its group {status.st_gid} can change it"
+    shared_by_root = status.st_uid == 0 and status.st_gid in groups
+    if status.st_mode & stat.S_IRGRP and not shared_by_root:
+        return f"its group {status.st_gid} can read it"
+    return None
+
+
+def read_file(path: Path, *, private: bool) -> bytes:
+    """Return what a regular file holds.
+
+    Args:
+        private: refuse the file when `exposure` finds somebody, or somebody could put another in its place: a wrong PIN
+            costs a try. The file that was opened is judged, not its name.
+
+    Raises:
+        Unreadable: it cannot be opened, is no regular file, is exposed, or changes while it is read.
+    """
+    return read_file_state(path, private=private)[0]
+
+
+def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
+    """As `read_file`; return also the identity of the state that the file was in."""
+    try:
+        descriptor = _open_file(path)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
+            if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
+                raise Unreadable(who, hint=_cure(path, status))
+            if private:
+                _require_trusted(path, "PIN file")
+            identity = file_identity(descriptor)
+            raw = _read_all(descriptor, time.monotonic())  # a regular file is always ready
+            if os.fstat(descriptor).st_ctime_ns != status.st_ctime_ns:
+                raise Unreadable("it was changed while it was read", hint="Repeat the command.")
+            return raw, identity
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise Unreadable(str(error.strerror)) from error
+
+
+def _require_trusted(path: Path, what: str) -> None:
+    try:
+        require_trusted_path(path, what)
+    except ConfigError as error:
+        raise Unreadable(error.message[0].lower() + error.message[1:].rstrip("."), hint=error.hint) from None
+
+
+def _cure(path: Path, status: os.stat_result) -> str:
+    name = shlex.quote(str(path))
+    if status.st_uid == 0 != os.geteuid():
+        return f"As root, let its group read it and others do nothing: chmod 640 {name}"
+    if status.st_uid != os.geteuid():
+        return f"As root, make yourself its owner: chown {os.geteuid()} {name} && chmod 600 {name}"
+    return f"Remove everyone else's access: chmod 600 {name}"
+
+
+def _open_file(path: Path) -> int:
+    # O_NONBLOCK: a FIFO without a writer must not hang us. Python opens every file close-on-exec (PEP 446).
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    with suppress(PermissionError):
+        # Reading it leaves the mark of a `touch` in place. Only its owner and root may ask for that (open(2)).
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+    return os.open(path, flags)
+
+
+def read_descriptor(descriptor: int, seconds: float) -> bytes:
+    """Return what can be read from an open descriptor up to its end, then close it.
+
+    Raises:
+        Unreadable: it is not open for reading, is a terminal, or has not ended after `seconds`.
+    """
+    if os.isatty(descriptor):
+        raise Unreadable("it is a terminal, which would show what is typed", hint="Use --pin-source prompt.")
+    try:
+        os.read(descriptor, 0)  # fails at once where there is nothing to read from; poll would wait
+        try:
+            return _read_all(descriptor, time.monotonic() + seconds)
+        finally:
+            _close(descriptor)
+    except TimeoutError:
+        raise _late(seconds) from None
+    except OSError as error:
+        raise Unreadable(str(error.strerror), hint="Open it for reading, for example 3< FILE.") from error
+
+
+def run_command(argv: Sequence[str], seconds: float) -> bytes:
+    """Return what a program prints. It gets no shell, no input and no terminal; what it says on stderr is dropped.
+
+    Raises:
+        Unreadable: others could replace it, it cannot be started, fails, or has not ended after `seconds`; then it is
+            killed with its group.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        _require_trusted(Path(argv[0]), "program")
+        process = subprocess.Popen(  # noqa: S603  # the operator's own command
+            argv,
+            env=inherited_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it might quote the secret
+            start_new_session=True,  # a group of its own to be killed by; no terminal that could stop it
+        )
+    except OSError as error:
+        raise Unreadable(str(error.strerror)) from error
+    try:
+        raw = _read_all(process.stdout.fileno(), deadline) if process.stdout else b""
+        status = 0 if len(raw) > LIMIT else process.wait(max(0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        raise _late(seconds) from None
+    finally:
+        _end(process)
+    if status:
+        how = f"status {status}" if status > 0 else f"signal {-status}"
+        raise Unreadable(f"it ended with {how}", hint="Run it by hand, with stdin from /dev/null, to see why.")
+    return raw
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdout:
+        process.stdout.close()
+    if process.returncode is None:
+        # Not waited for yet: its number, and that of its group, cannot be anybody else's.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # one that runs as somebody else cannot be killed
+            process.wait(1)
+
+
+def _read_all(descriptor: int, deadline: float) -> bytes:
+    """Read to the end, or until there is too much. TimeoutError when the monotonic clock passes `deadline`."""
+    raw = b""
+    readable = select.poll()
+    readable.register(descriptor, select.POLLIN)
+    while len(raw) <= LIMIT:
+        if not readable.poll(max(0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        chunk = os.read(descriptor, LIMIT + 1 - len(raw))
+        if not chunk:
+            break
+        raw += chunk
+    return raw
+
+
+def _close(descriptor: int) -> None:
+    if descriptor > 2:
+        os.close(descriptor)
+    else:  # the next file we open must not become standard input or output
+        with open(os.devnull, "r+b", buffering=0) as nothing:
+            os.dup2(nothing.fileno(), descriptor)
+
+
+def _late(seconds: float) -> Unreadable:
+    return Unreadable(
+        f"it had not ended after {seconds:g} s",
+        hint="It must wait for nobody, and close its output when it has given the PIN.",
+    )

@@ -1,0 +1,454 @@
+"""Separate processes do not lock a card between them."""
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.refusals import (
+    Attempt,
+    Outcome,
+    PinRecord,
+    count_logins,
+    forget_failures,
+    login_turn,
+    next_attempt,
+)
+from hsm_signer.device.pin.sources import FilePin, FixedLogin
+from hsm_signer.errors import (
+    ConfigError,
+    DeviceGone,
+    DeviceTimeout,
+    LoginInterrupted,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinOutcomeUnknown,
+    PinRefusedBefore,
+)
+from hsm_signer.testing.softhsm import SoftHsmKey
+
+from .conftest import Refer
+
+DEVICE = DeviceInfo("label", "maker", "model", "serial", 1, "slot", "slot maker", "library", "description", (2, 6))
+SOURCE = FixedLogin(Pin("4711"), "a source")
+OTHER = FixedLogin(Pin("4712"), "another source")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> PinRecord:
+    (tmp_path / "pins").mkdir()
+    return PinRecord(tmp_path / "pins", Path("/usr/lib/module.so"), DEVICE)
+
+
+def attempt(
+    record: PinRecord, source: FixedLogin = SOURCE, error: BaseException | None = None, *, accepted: bool = False
+) -> None:
+    """Log in, with this outcome."""
+    with record.login(source, source.identity, accepted=accepted):
+        if error is not None:
+            raise error
+
+
+def begun(times: int, at: float = 100.0) -> Attempt:
+    return Attempt(Outcome.BEGUN, times, at)
+
+
+class TestDecision:
+    @pytest.mark.parametrize("accepted", [False, True])
+    @pytest.mark.parametrize("times", [0, 1])
+    def test_the_first_login_and_one_more_after_an_unknown_outcome_are_allowed(
+        self, times: int, accepted: bool
+    ) -> None:
+        assert next_attempt(begun(times), accepted=accepted, now=100) == begun(times + 1)
+
+    @pytest.mark.parametrize("times", [2, 3, 20])
+    def test_none_after_two_unknown_outcomes(self, times: int) -> None:
+        assert next_attempt(begun(times), accepted=False, now=1e9) is None
+
+    @pytest.mark.parametrize("accepted", [False, True])
+    def test_none_after_a_refusal(self, accepted: bool) -> None:
+        assert next_attempt(Attempt(Outcome.REFUSED, 1, 0.0), accepted=accepted, now=1e9) is None
+
+    @pytest.mark.parametrize(("times", "pause"), [(2, 1), (3, 2), (4, 4), (10, 256), (11, 300), (5000, 300)])
+    def test_an_accepted_pin_is_tried_again_after_a_pause_that_grows(self, times: int, pause: float) -> None:
+        assert next_attempt(begun(times), accepted=True, now=100 + pause - 0.1) is None
+        assert next_attempt(begun(times), accepted=True, now=100 + pause) == begun(times + 1, 100 + pause)
+
+    def test_a_clock_that_was_set_back_does_not_prolong_the_pause(self) -> None:
+        assert next_attempt(begun(9), accepted=True, now=99) == begun(10, 99)
+
+
+class TestRecord:
+    def test_a_refused_pin_is_not_presented_again(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        with pytest.raises(PinRefusedBefore, match="has refused the PIN from a source before"):
+            attempt(record)
+
+    def test_neither_is_one_that_locked_the_device(self, record: PinRecord) -> None:
+        with pytest.raises(PinLocked):
+            attempt(record, error=PinLocked("locked"))
+        with pytest.raises(PinRefusedBefore):
+            attempt(record)
+
+    def test_another_source_may_still_try(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        attempt(record, OTHER)
+
+    def test_its_success_does_not_clear_the_refused_one(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        attempt(record, OTHER)
+        with pytest.raises(PinRefusedBefore):
+            attempt(record)
+
+    def test_success_leaves_nothing_behind(self, record: PinRecord) -> None:
+        attempt(record)
+        assert not record.path.exists()
+
+    @pytest.mark.parametrize(
+        "end", [LoginInterrupted("pulled out"), DeviceTimeout("hung"), KeyboardInterrupt(), MemoryError()]
+    )
+    def test_a_login_without_a_known_outcome_may_be_tried_once_more(
+        self, record: PinRecord, end: BaseException
+    ) -> None:
+        for _ in range(2):
+            with pytest.raises(type(end)):
+                attempt(record, error=end)
+        with pytest.raises(PinOutcomeUnknown, match="is unknown whether the device has refused the PIN") as caught:
+            attempt(record)
+        assert "forget-pin-failures" in str(caught.value.hint)
+
+    def test_a_failure_that_is_not_about_the_pin_counts_for_nothing(self, record: PinRecord) -> None:
+        for _ in range(5):
+            with pytest.raises(DeviceGone):
+                attempt(record, error=DeviceGone("not plugged in"))
+            assert not record.path.exists()
+        attempt(record)
+
+    def test_nor_does_it_clear_an_outcome_that_is_unknown(self, record: PinRecord) -> None:
+        for _ in range(2):
+            with pytest.raises(LoginInterrupted):
+                attempt(record, error=LoginInterrupted("pulled out"))
+            with contextlib.suppress(DeviceGone, PinOutcomeUnknown):
+                attempt(record, error=DeviceGone("not plugged in"))
+        with pytest.raises(PinOutcomeUnknown):
+            attempt(record)
+
+    def test_a_pin_that_was_accepted_before_is_tried_until_the_device_works(self, record: PinRecord) -> None:
+        clock = [0.0]
+        record = replace(record, now=lambda: clock[0])
+        tried = []
+        for clock[0] in range(100):
+            with pytest.raises(LoginInterrupted) as caught:
+                attempt(record, error=LoginInterrupted("pulled out"), accepted=True)
+            if caught.value.message == "pulled out":
+                tried.append(clock[0])
+        assert tried == [0, 1, 2, 4, 8, 16, 32, 64]
+        clock[0] += 300
+        attempt(record, accepted=True)
+        assert not record.path.exists()
+
+    def test_but_not_once_it_was_refused(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"), accepted=True)
+        with pytest.raises(PinRefusedBefore):
+            attempt(record, accepted=True)
+
+    def test_nor_does_another_device_stop_it(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        attempt(replace(record, module=Path("/usr/lib/other.so")), accepted=True)
+
+    def test_it_is_written_before_the_pin_is_presented(self, record: PinRecord) -> None:
+        with record.login(SOURCE, SOURCE.identity):
+            (written,) = json.loads(record.path.read_text())["sources"].items()
+            assert (written[0], written[1]["outcome"], written[1]["times"]) == ("a source", "begun", 1)
+
+    def test_it_holds_nothing_of_the_pin(self, record: PinRecord) -> None:
+        with record.login(SOURCE, SOURCE.identity):
+            assert "4711" not in record.path.read_text()
+
+    @pytest.mark.parametrize("other", [{"serial": "another"}, {"model": "another"}, {"manufacturer": "another"}])
+    def test_another_device_of_the_module_has_refused_nothing(self, record: PinRecord, other: dict[str, str]) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        attempt(replace(record, device=replace(DEVICE, **other)))  # type: ignore[arg-type]  # texts all
+
+    def test_a_device_that_may_be_the_same_is_not_sent_the_pin(self, record: PinRecord) -> None:
+        """One card has another serial in each module, and another label once its certificate is renewed."""
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        relabelled = replace(DEVICE, label="another")
+        elsewhere = DeviceInfo("4", "other maker", "5", "6", 7, "8", "9", "10", "11", (0, 1))
+        for other in (
+            replace(record, device=relabelled),
+            replace(record, device=elsewhere, module=Path("/usr/lib/other.so")),
+        ):
+            with pytest.raises(PinRefusedBefore, match="may be the same device"):
+                attempt(other)
+            attempt(other, OTHER)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [{"times": "many"}, {"times": 1e400}, {"at": None}, {"outcome": "fine"}, {"serial": 5}, {"slot_id": "1"}],
+    )
+    def test_one_with_a_value_of_another_kind_is_damaged(self, record: PinRecord, damage: dict[str, object]) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        document = json.loads(record.path.read_text())
+        (name,) = damage
+        (document["device"] if name in document["device"] else document["sources"]["a source"]).update(damage)
+        record.path.write_text(json.dumps(document))
+        with pytest.raises(PinError, match="is damaged"):
+            attempt(record)
+        assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
+
+    def test_a_login_through_one_module_that_did_not_end_says_nothing_of_another(self, record: PinRecord) -> None:
+        for _ in range(2):
+            with pytest.raises(LoginInterrupted):
+                attempt(record, error=LoginInterrupted("pulled out"))
+        attempt(replace(record, module=Path("/usr/lib/other.so")))
+
+    def test_a_device_plugged_into_another_slot_is_the_same(self, record: PinRecord) -> None:
+        moved = replace(record, device=replace(DEVICE, slot_id=7, slot_description="another slot"))
+        assert moved.path == record.path
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "{",
+            "\xff",
+            "null",
+            "[]",
+            "[" * 100_000,
+            '{"module": 1, "device": {}, "sources": {}}',
+            '{"sources": {"a source": "refused"}}',
+        ],
+    )
+    def test_a_damaged_record_stops_the_login_and_says_what_to_do(self, record: PinRecord, damage: str) -> None:
+        record.path.write_text(damage, encoding="latin-1")
+        with pytest.raises(PinError, match="is damaged") as caught:
+            attempt(record)
+        assert "forget-pin-failures" in str(caught.value.hint)
+
+    def test_a_state_directory_that_cannot_be_made_says_why_it_is_needed(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(PinError, match="could lock the device") as caught:
+            with login_turn(tmp_path / "file" / "pins", 5):
+                pytest.fail("it cannot be recorded")
+        assert "--no-pin-record" in str(caught.value.hint)
+
+    def test_a_second_process_waits_for_the_first_only_so_long(self, tmp_path: Path) -> None:
+        with login_turn(tmp_path, 5), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
+            with login_turn(tmp_path, 0.1):
+                pytest.fail("two logins at once")
+
+    def test_each_turn_is_counted_for_those_who_waited(self, tmp_path: Path) -> None:
+        with login_turn(tmp_path, 5) as before:
+            assert before == 0
+            assert count_logins(tmp_path) == 1
+        with contextlib.suppress(PinIncorrect), login_turn(tmp_path, 5):
+            raise PinIncorrect("no")
+        with login_turn(tmp_path, 5) as before:
+            assert before == 4
+
+
+class TestForgetting:
+    def test_the_operator_can_allow_another_try(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        assert forget_failures(record.directory, lambda device: True) == [str(DEVICE)]
+        attempt(record)
+
+    def test_for_one_device_only(self, record: PinRecord) -> None:
+        with pytest.raises(PinIncorrect):
+            attempt(record, error=PinIncorrect("no"))
+        assert forget_failures(record.directory, lambda device: device.label == "another") == []
+        with pytest.raises(PinRefusedBefore):
+            attempt(record)
+
+    def test_damaged_records_go_too(self, record: PinRecord) -> None:
+        record.path.write_text("{")
+        assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
+        attempt(record)
+
+
+class TestOnADevice:
+    @pytest.fixture
+    def guarded(self, refer: Refer, key: SoftHsmKey, tmp_path: Path) -> Callable[[str], KeyReference]:
+        """Refer to a key with a PIN from a file that holds this text."""
+        file = tmp_path / "pin"
+
+        def guarded(text: str) -> KeyReference:
+            file.write_text(text)
+            file.chmod(0o600)
+            return replace(refer(key.uri, pin=FilePin(file)), pin_record=tmp_path / "pins")
+
+        return guarded
+
+    def test_a_wrong_pin_in_a_file_is_presented_once(self, guarded: Callable[[str], KeyReference]) -> None:
+        reference = guarded("not-the-pin")
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        for _ in range(3):
+            with pytest.raises(PinRefusedBefore):
+                open_device(reference)
+
+    def test_writing_the_file_anew_allows_another_try(
+        self, guarded: Callable[[str], KeyReference], refer: Refer, key: SoftHsmKey
+    ) -> None:
+        with pytest.raises(PinIncorrect):
+            open_device(guarded("not-the-pin"))
+        right = refer(key.uri).pin(PinRequest("test"))
+        assert isinstance(right, Pin)
+        open_device(guarded(right.reveal())).close()
+
+    def test_ten_processes_present_a_wrong_pin_once_between_them(
+        self, guarded: Callable[[str], KeyReference], key: SoftHsmKey
+    ) -> None:
+        reference = guarded("not-the-pin")
+        program = """
+import sys
+from pathlib import Path
+from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.pin.sources import FilePin
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import (
+    ConfigError,
+    DeviceGone,
+    DeviceTimeout,
+    LoginInterrupted,
+    PinError,
+    PinIncorrect,
+    PinLocked,
+    PinOutcomeUnknown,
+    PinRefusedBefore,
+)
+
+uri, module, pin, record = sys.argv[1:]
+try:
+    open_device(KeyReference(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
+except PinError as error:
+    print(error.code)
+"""
+        assert isinstance(reference.pin, FilePin)
+        command = [sys.executable, "-c", program, key.uri, str(reference.module)]
+        command += [str(reference.pin.path), str(reference.pin_record)]
+        environment = {**os.environ, **reference.module_environment}
+        processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(10)]
+        outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+        assert outcomes == ["pin_incorrect"] + ["pin_refused_before"] * 9
+
+    def test_whatever_the_file_and_the_module_are_called_a_wrong_pin_is_presented_once(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reference = guarded("not-the-pin")
+        assert reference.module is not None
+        (tmp_path / "other").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "pin")
+        monkeypatch.chdir(tmp_path)
+        modules = [reference.module, tmp_path / "module.so", tmp_path / "other" / "module.so"]
+        for link in modules[1:]:
+            link.symlink_to(reference.module)
+        files = ["pin", "link", "other/../pin", str(tmp_path / "link")]
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        for module, file in itertools.product(modules, files):
+            with pytest.raises(PinRefusedBefore):
+                open_device(replace(reference, module=module, pin=FilePin(Path(file))))
+
+    def test_a_copy_of_the_module_does_not_get_a_pin_that_the_module_s_device_refused(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        reference = guarded("not-the-pin")
+        assert reference.module is not None
+        copy = tmp_path / "copy.so"
+        copy.write_bytes(reference.module.read_bytes())
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        with pytest.raises(PinRefusedBefore, match="may be the same device"):
+            open_device(replace(reference, module=copy))
+
+    def test_the_state_directory_is_made_for_us_alone_whatever_the_umask(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        state = tmp_path / "state" / "hsm-signer" / "pins"
+        before = os.umask(0)
+        try:
+            with pytest.raises(PinIncorrect):
+                open_device(replace(guarded("not-the-pin"), pin_record=state))
+        finally:
+            os.umask(before)
+        assert [path.stat().st_mode & 0o777 for path in (state.parent.parent, state.parent, state)] == [0o700] * 3
+        assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
+
+    def test_a_state_directory_that_another_user_could_replace_is_refused_and_no_pin_presented(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs").chmod(0o777)
+        reference = replace(guarded("not-the-pin"), pin_record=tmp_path / "theirs" / "hsm-signer" / "pins")
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="Other users could replace the state directory") as caught:
+                open_device(reference)
+            assert "XDG_STATE_HOME" in str(caught.value.hint)
+            assert "--no-pin-record" in str(caught.value.hint)
+
+    def test_touching_the_file_does_not_lift_a_refusal(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        reference = guarded("not-the-pin")
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        for _ in range(3):
+            (tmp_path / "pin").touch()
+            with pytest.raises(PinRefusedBefore):
+                open_device(reference)
+        # The record has noticed the new time: that somebody reads the file now makes no difference.
+        (tmp_path / "pin").read_bytes()
+        with pytest.raises(PinRefusedBefore):
+            open_device(reference)
+
+    def test_writing_it_without_a_trace_but_the_change_time_does(
+        self, guarded: Callable[[str], KeyReference], refer: Refer, key: SoftHsmKey, tmp_path: Path
+    ) -> None:
+        right = refer(key.uri).pin(PinRequest("test"))
+        assert isinstance(right, Pin)
+        reference = guarded(right.reveal()[::-1])
+        with pytest.raises(PinIncorrect):
+            open_device(reference)
+        before = (tmp_path / "pin").stat()
+        guarded(right.reveal())
+        os.utime(tmp_path / "pin", ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = (tmp_path / "pin").stat()
+        assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+        open_device(reference).close()
+
+    def test_a_person_at_the_prompt_needs_no_record(
+        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+    ) -> None:
+        class Person:
+            description = identity = "a person"
+            attended = True
+
+            def __call__(self, request: PinRequest) -> Login:
+                return Pin("not-the-pin")
+
+        reference = replace(guarded(""), pin=Person())
+        for _ in range(2):
+            with pytest.raises(PinIncorrect):
+                open_device(reference)
+        assert not (tmp_path / "pins").exists()

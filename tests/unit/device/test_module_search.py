@@ -1,0 +1,221 @@
+"""The module that is named is the one that is loaded, and nobody else can choose it or replace it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.config.settings import BY_NAME, Source
+from hsm_signer.device import module as finding
+from hsm_signer.device.module import configured_modules, find_module
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import ModuleLoadError, UriError
+from tests.ordinary_user import be_ordinary_user
+
+Named = Callable[[Path], tuple[Path | None, Pkcs11Uri]]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A directory where modules are installed, with the proxy and one module."""
+    directory = tmp_path / "library"
+    directory.mkdir()
+    for name in ("p11-kit-proxy.so", "libvendor.so"):
+        (directory / name).write_bytes(b"\x7fELF")
+    return directory
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    """The directory of the machine's p11-kit configuration."""
+    directory = tmp_path / "system"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _machine(library: Path, system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "_LIBRARY_PATTERNS", (str(library),))
+    monkeypatch.setattr(finding, "_CONFIGURATION_DIRECTORIES", (str(system),))
+    be_ordinary_user(monkeypatch)
+
+
+def configure(directory: Path, name: str, module: Path | str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}.module"
+    file.write_text(f"# comment\nmodule: {module}\n")
+    return file
+
+
+WAYS: dict[str, Named] = {
+    "--module": lambda module: (module, Pkcs11Uri()),
+    "module-path": lambda module: (None, Pkcs11Uri(module_path=str(module))),
+    "module-path and module-name": lambda module: (
+        None,
+        Pkcs11Uri(module_path=str(module.parent), module_name="vendor"),
+    ),
+    "module-name": lambda module: (None, Pkcs11Uri(module_name="vendor")),
+    "a word": lambda module: (Path(module.name), Pkcs11Uri()),
+    "p11-kit's configuration": lambda module: (None, Pkcs11Uri(module_name="configured")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_leads_to_the_module(library: Path, system: Path, way: str) -> None:
+    module = library / "libvendor.so"
+    configure(system, "configured", module)
+    assert find_module(*WAYS[way](module)) == module
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("weak", ["file", "directory"])
+def test_a_module_that_others_can_replace_is_refused_however_it_is_named(
+    library: Path, system: Path, way: str, weak: str
+) -> None:
+    module = library / "libvendor.so"
+    configure(system, "configured", module)
+    component = module if weak == "file" else library
+    component.chmod(0o777)
+    with pytest.raises(ModuleLoadError, match=f"could replace the module {module}") as refused:
+        find_module(*WAYS[way](module))
+    assert refused.value.hint == f"Run: chmod go-w {component}"
+
+
+def test_the_proxy_is_what_nothing_named_means(library: Path) -> None:
+    assert find_module(None, Pkcs11Uri()) == library / "p11-kit-proxy.so"
+
+
+@pytest.mark.parametrize(
+    "line", ["x-init-reserved: configdir='sql:/srv/nssdb'", "remote: |ssh hsm p11-kit remote /usr/lib/vendor.so"]
+)
+def test_a_module_that_only_p11_kit_can_load_is_reached_through_its_proxy(
+    library: Path, system: Path, line: str
+) -> None:
+    with configure(system, "nss", library / "libvendor.so").open("a") as file:
+        file.write(line + "\n")
+    assert find_module(None, Pkcs11Uri(module_name="nss")) == library / "p11-kit-proxy.so"
+
+
+def test_a_module_with_no_arguments_is_loaded_by_itself(library: Path, system: Path) -> None:
+    with configure(system, "trust", library / "libvendor.so").open("a") as file:
+        file.write("x-init-reserved:\n")  # as p11-kit-trust.module has it
+    assert find_module(None, Pkcs11Uri(module_name="trust")) == library / "libvendor.so"
+
+
+def test_without_the_proxy_a_module_that_only_p11_kit_can_load_is_refused(library: Path, system: Path) -> None:
+    (library / "p11-kit-proxy.so").unlink()
+    with configure(system, "nss", library / "libvendor.so").open("a") as file:
+        file.write("x-init-reserved: configdir='sql:/srv/nssdb'\n")
+    with pytest.raises(ModuleLoadError, match="Only p11-kit can load the module nss") as caught:
+        find_module(None, Pkcs11Uri(module_name="nss"))
+    assert "p11-kit-modules" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("weak", ["module", "configuration"])
+def test_the_proxy_is_refused_where_others_choose_what_it_loads(
+    library: Path, system: Path, tmp_path: Path, weak: str
+) -> None:
+    module = tmp_path / "module.so"
+    module.write_bytes(b"\x7fELF")
+    file = configure(system, "configured", module)
+    (module if weak == "module" else file).chmod(0o666)
+    with pytest.raises(ModuleLoadError, match="Other users could replace"):
+        find_module(None, Pkcs11Uri())
+
+
+def test_the_proxy_does_not_need_a_configured_module_that_is_not_installed(library: Path, system: Path) -> None:
+    configure(system, "configured", "/nowhere/module.so")
+    assert find_module(None, Pkcs11Uri()) == library / "p11-kit-proxy.so"
+
+
+def test_a_configuration_that_others_can_write_names_no_module(
+    library: Path, system: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(system, "good", library / "libvendor.so")
+    configure(system, "bad", library / "libvendor.so").chmod(0o666)
+    assert configured_modules() == {"good": library / "libvendor.so"}
+    assert "bad.module" in caplog.text
+    with pytest.raises(ModuleLoadError, match=r"could replace the p11-kit configuration .*bad\.module"):
+        find_module(None, Pkcs11Uri(module_name="bad"))
+
+
+class TestFilesInTheCurrentDirectory:
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        return here
+
+    def test_a_path_means_that_file_and_no_installed_one(self, here: Path, library: Path) -> None:
+        # pathlib drops the dot, and dlopen would then search for the name.
+        path = BY_NAME["module"].read("./libvendor.so", Source("--module"))
+        with pytest.raises(ModuleLoadError, match="does not exist"):
+            find_module(path, Pkcs11Uri())
+        (here / "libvendor.so").write_bytes(b"\x7fELF")
+        assert find_module(path, Pkcs11Uri()) == here / "libvendor.so"
+
+    def test_a_word_means_an_installed_library_and_no_file_here(self, here: Path, library: Path) -> None:
+        (here / "libvendor.so").write_bytes(b"\x7fELF")
+        (here / "libother.so").write_bytes(b"\x7fELF")
+        read = BY_NAME["module"].read
+        assert find_module(read("libvendor.so", Source("--module")), Pkcs11Uri()) == library / "libvendor.so"
+        with pytest.raises(ModuleLoadError) as refused:
+            find_module(read("libother.so", Source("--module")), Pkcs11Uri())
+        assert "./libother.so" in str(refused.value.hint)
+
+    def test_a_program_that_gives_a_path_means_a_file(self, here: Path) -> None:
+        (here / "libvendor.so").write_bytes(b"\x7fELF")
+        path = BY_NAME["module"].read(Path("libvendor.so"), Source("module"))
+        assert find_module(path, Pkcs11Uri()) == here / "libvendor.so"
+
+    def test_a_profile_means_a_file_beside_it(self, here: Path, library: Path, tmp_path: Path) -> None:
+        path = BY_NAME["module"].read("libvendor.so", Source("module in a profile", tmp_path))
+        with pytest.raises(ModuleLoadError, match="does not exist"):
+            find_module(path, Pkcs11Uri())
+
+
+@pytest.mark.parametrize("name", ["../library/libvendor", "/library/libvendor", "a/b"])
+def test_a_module_name_is_no_path(name: str) -> None:
+    with pytest.raises(UriError, match="is a path"):
+        find_module(None, Pkcs11Uri(module_name=name))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/m.so", "/\0", "/etc/passwd/m.so", "/dev/null", "/"])
+def test_what_is_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ModuleLoadError) as refused:
+        find_module(None, Pkcs11Uri(module_path=path))
+    assert refused.value.hint
+
+
+class TestTheUsersOwnConfiguration:
+    @pytest.fixture
+    def own(self, library: Path) -> Path:
+        return configure(Path(os.environ["HOME"], ".config/pkcs11/modules"), "own", library / "libvendor.so")
+
+    def test_is_used(self, own: Path, library: Path) -> None:
+        assert configured_modules() == {"own": library / "libvendor.so"}
+
+    def test_is_where_p11_kit_looks_for_it(
+        self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+        configure(tmp_path / "xdg/pkcs11/modules", "own", library / "libvendor.so")
+        assert configured_modules() == {"own": library / "libvendor.so"}
+
+    def test_is_passed_over_where_it_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Root reaches whatever there is, but not this.
+        monkeypatch.setenv("HOME", "/" + "x" * 300)
+        assert configured_modules() == {}
+
+    @pytest.mark.parametrize(
+        "ids", [{"getuid": 0, "geteuid": 0}, {"geteuid": 0}, {"getuid": 0}, {"getegid": -1}], ids=repr
+    )
+    @pytest.mark.usefixtures("own")
+    def test_is_ignored_by_root_and_by_programs_with_more_rights_than_their_caller(
+        self, monkeypatch: pytest.MonkeyPatch, ids: dict[str, int]
+    ) -> None:
+        for name, value in ids.items():
+            monkeypatch.setattr(os, name, lambda value=value: value)
+        assert configured_modules() == {}

@@ -1,0 +1,182 @@
+"""What measurements mean."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hsm_signer.device.inventory.facts import Protection
+from hsm_signer.doctor.verdicts import (
+    Status,
+    judge_certificate,
+    judge_clock,
+    judge_metadata,
+    judge_protection,
+    metadata_url,
+)
+from hsm_signer.entra.authority import Endpoint, resolve_endpoint
+from hsm_signer.x509.certificate import Certificate
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GUID = "72f988bf-86f1-41af-91ab-2d7cd011db47"
+GUARDED = {
+    "sensitive": True,
+    "extractable": False,
+    "never_extractable": True,
+    "local": True,
+    "always_authenticate": False,
+}
+
+
+def protection(**changes: bool | None) -> Protection:
+    return Protection(**{**GUARDED, **changes})
+
+
+def test_a_key_that_never_could_leave_is_well_guarded() -> None:
+    assert judge_protection(protection()).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute"),
+    [
+        ({"sensitive": False}, "CKA_SENSITIVE"),
+        ({"extractable": True, "never_extractable": False}, "CKA_EXTRACTABLE"),
+        ({"never_extractable": False}, "CKA_NEVER_EXTRACTABLE"),
+        ({"local": False}, "CKA_LOCAL"),
+    ],
+)
+def test_a_key_that_is_not_is_warned_of_with_the_reason(changes: dict[str, bool], attribute: str) -> None:
+    verdict = judge_protection(protection(**changes))
+    assert verdict.status is Status.WARNING
+    assert verdict.detail.count("CKA_") == 1
+    assert attribute in verdict.detail
+
+
+def test_what_a_device_does_not_tell_is_named_and_not_held_against_it() -> None:
+    verdict = judge_protection(protection(local=None, never_extractable=None))
+    assert verdict.status is Status.OK
+    assert "does not tell whether it is never extractable, made on the device" in verdict.detail
+
+
+def test_a_device_that_tells_nothing_is_not_praised() -> None:
+    verdict = judge_protection(Protection(None, None, None, None, None))
+    assert verdict.detail.startswith("The device does not tell whether it is sensitive, not extractable,")
+
+
+@pytest.mark.parametrize(("always", "words"), [(True, "with each signature"), (False, "only to log in")])
+def test_when_a_key_wants_the_pin_is_told(always: bool, words: str) -> None:
+    assert words in judge_protection(protection(always_authenticate=always)).detail
+
+
+@pytest.mark.parametrize(
+    ("left", "status", "words"),
+    [
+        (timedelta(days=30), Status.OK, "30 days left"),
+        (timedelta(days=30, seconds=-1), Status.WARNING, "29 days left"),
+        (timedelta(days=1), Status.WARNING, "1 day left"),
+    ],
+)
+def test_a_certificate_is_warned_of_in_its_last_month(left: timedelta, status: Status, words: str) -> None:
+    certificate = Certificate(b"", None, "CN=x", NOW - timedelta(days=9), NOW + left, None)
+    verdict = judge_certificate(certificate, NOW)
+    assert verdict.status is status
+    assert words in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status"),
+    [
+        (0.9, Status.OK),
+        (-5.4, Status.OK),
+        (6, Status.WARNING),
+        (-300, Status.WARNING),
+        (301, Status.FAILED),
+        (-86400, Status.FAILED),
+        (None, Status.SKIPPED),
+    ],
+)
+def test_a_clock_may_differ_by_as_much_as_entra_allows(ahead: float | None, status: Status) -> None:
+    assert judge_clock(ahead).status is status
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(10, "10 seconds ahead of"), (-10, "10 seconds behind")])
+def test_in_which_direction_a_clock_differs_is_told(ahead: float, words: str) -> None:
+    assert words in judge_clock(ahead).detail
+
+
+CONTOSO = resolve_endpoint(tenant="contoso.onmicrosoft.com")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        (CONTOSO, "https://login.microsoftonline.com/contoso.onmicrosoft.com/v2.0/.well-known/openid-configuration"),
+        (
+            resolve_endpoint(tenant="adfs", authority="https://adfs.example.com"),
+            "https://adfs.example.com/adfs/.well-known/openid-configuration",
+        ),
+        (
+            resolve_endpoint(tenant=None, authority="https://contoso.ciamlogin.com"),
+            "https://contoso.ciamlogin.com/contoso.onmicrosoft.com/v2.0/.well-known/openid-configuration",
+        ),
+        (resolve_endpoint(tenant=None, token_endpoint="https://sts.example.com/oauth2/token"), None),
+    ],
+)
+def test_where_the_openid_configuration_is(endpoint: Endpoint, url: str | None) -> None:
+    assert metadata_url(endpoint) == url
+
+
+def metadata(token_endpoint: object, issuer: object = "https://login.example.com/v2.0") -> bytes:
+    return json.dumps({"issuer": issuer, "token_endpoint": token_endpoint}).encode()
+
+
+@pytest.mark.parametrize("tenant", ["contoso.onmicrosoft.com", GUID])
+def test_a_token_endpoint_agrees_though_entra_names_the_tenant_by_its_guid(tenant: str) -> None:
+    body = metadata(f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token")
+    assert judge_metadata(200, body, CONTOSO).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        f"https://login.microsoftonline.us/{GUID}/oauth2/v2.0/token",
+        f"https://login.microsoftonline.com/{GUID}/oauth2/token",
+    ],
+    ids=["another cloud", "another version"],
+)
+def test_a_token_endpoint_elsewhere_is_named(theirs: str) -> None:
+    verdict = judge_metadata(200, metadata(theirs), CONTOSO)
+    assert verdict.status is Status.FAILED
+    assert theirs in verdict.detail
+    assert "--cloud" in (verdict.fix or "")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"\xff",
+        b"[]",
+        b"null",
+        b'{"issuer": "x"}',
+        metadata(1),
+        metadata(None),
+        b"[" * 100_000,
+        metadata("https://[::1/token"),
+    ],
+    ids=["nothing", "HTML", "no text", "a list", "null", "half", "a number", "none", "too deep", "no URL"],
+)
+def test_what_is_no_openid_configuration_is_told_apart(body: bytes) -> None:
+    assert "is no OpenID configuration" in judge_metadata(200, body, CONTOSO).detail
+
+
+def test_an_answer_other_than_200_is_named() -> None:
+    assert "answered 400 " in judge_metadata(400, b"{}", CONTOSO).detail
+
+
+def test_what_a_server_says_of_itself_does_not_steer_the_terminal() -> None:
+    body = metadata(CONTOSO.token_endpoint, issuer="\x1b[2J" + "x" * 1000)
+    detail = judge_metadata(200, body, CONTOSO).detail
+    assert detail.isprintable()
+    assert len(detail) < 300

@@ -1,0 +1,302 @@
+"""A rotation, decided: which step comes next, and that the order never leaves an application without a working key."""
+
+import math
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsm_signer.config.keyfile import FiledKey, KeyFile
+from hsm_signer.crypto import PublicKey
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.rotation.plan import (
+    Observed,
+    Step,
+    after,
+    beside,
+    next_label,
+    next_step,
+    plan,
+    retired_key,
+    will_do,
+    with_times,
+)
+from hsm_signer.x509.certificate import Certificate
+
+OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
+NEW = FiledKey(Pkcs11Uri(token="t", id=b"new"), registered=False)
+REGISTERED = replace(NEW, registered=True, key_id="2")
+
+WHOLE = [
+    Step.NAME,
+    Step.GENERATE,
+    Step.CERTIFY,
+    Step.REGISTER,
+    Step.PROVE,
+    Step.SWITCH,
+    Step.UNREGISTER,
+]
+
+NOW, GRACE = 1_750_000_000, 4200
+
+filed = st.builds(
+    FiledKey,
+    st.binary(min_size=1, max_size=4).map(lambda key_id: Pkcs11Uri(token="t", id=key_id)),
+    st.booleans(),
+    st.none() | st.just("id"),
+    until=st.none() | st.integers(NOW - GRACE, NOW + GRACE),
+    delete=st.booleans(),
+)
+observations = st.builds(
+    Observed,
+    st.builds(
+        KeyFile,
+        current=filed.map(lambda key: replace(key, registered=True)),
+        next=st.none() | filed,
+        retired=st.lists(filed, max_size=2).map(tuple),
+    ),
+    wanted=st.booleans(),
+    has_key=st.booleans(),
+    has_certificate=st.booleans(),
+    proven=st.booleans(),
+    delete_old=st.booleans(),
+    now=st.just(NOW),
+    grace=st.sampled_from([0, GRACE]),
+)
+
+
+def test_a_rotation_from_the_beginning_takes_every_step_in_order() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=True)) == [*WHOLE, Step.KEEP]
+
+
+def test_the_old_key_is_deleted_where_that_is_asked_for() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=True, delete_old=True)) == [*WHOLE, Step.DELETE]
+
+
+def test_nothing_is_left_to_do_where_nothing_is_wanted() -> None:
+    assert plan(Observed(KeyFile(OLD), wanted=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("observed", "step"),
+    [
+        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False), Step.GENERATE, id="named only"),
+        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False, has_key=True), Step.CERTIFY, id="key only"),
+        pytest.param(
+            Observed(KeyFile(OLD, NEW), wanted=False, has_key=True, has_certificate=True), Step.REGISTER, id="certified"
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True, has_certificate=True),
+            Step.PROVE,
+            id="registered",
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True), Step.ABANDON, id="its certificate is gone"
+        ),
+        pytest.param(Observed(KeyFile(OLD, REGISTERED), wanted=False), Step.ABANDON, id="it is gone"),
+        pytest.param(Observed(KeyFile(REGISTERED, retired=(OLD,)), wanted=False), Step.UNREGISTER, id="switched"),
+        pytest.param(
+            Observed(KeyFile(REGISTERED, retired=(replace(OLD, registered=False),)), wanted=False),
+            Step.KEEP,
+            id="unregistered",
+        ),
+    ],
+)
+def test_a_run_that_was_cut_off_is_gone_on_with_where_it_stands(observed: Observed, step: Step) -> None:
+    assert next_step(observed) is step
+
+
+def test_a_key_that_was_registered_and_lost_is_taken_from_entra_before_another_is_begun() -> None:
+    lost = Observed(KeyFile(OLD, REGISTERED), wanted=False)
+    assert plan(lost) == [Step.ABANDON, Step.UNREGISTER, Step.KEEP, *WHOLE, Step.KEEP]
+
+
+@given(observations)
+def test_from_everywhere_the_end_is_reached_with_one_registered_key_and_nothing_left_over(observed: Observed) -> None:
+    steps = plan(observed)
+    assert len(steps) < 30
+    for step in steps:
+        observed = after(step, observed)
+    assert observed.file == KeyFile(observed.file.current, object_id=observed.file.object_id)
+    assert observed.file.current.registered
+
+
+@given(observations)
+def test_the_current_key_is_registered_at_every_moment_and_changes_only_for_one_that_was_proven(
+    observed: Observed,
+) -> None:
+    while (step := next_step(observed)) is not None:
+        if step is Step.SWITCH:
+            assert observed.proven
+            assert observed.has_key
+            assert observed.has_certificate
+        following = after(step, observed)
+        assert following.file.current.registered
+        assert step is Step.SWITCH or following.file.current == observed.file.current
+        observed = following
+
+
+@given(observations)
+def test_no_credential_is_removed_before_the_time_of_its_key_is_over(observed: Observed) -> None:
+    since: dict[Pkcs11Uri, float] = {}
+    while (step := next_step(observed)) is not None:
+        if step is Step.SWITCH:
+            since[observed.file.current.uri] = observed.now
+        if step is Step.UNREGISTER:
+            old = retired_key(step, observed)
+            assert (old.until or 0) <= observed.now
+            assert since.get(old.uri, -math.inf) + observed.grace <= observed.now
+        if step is Step.WAIT:
+            assert all(key.registered and (key.until or 0) > observed.now for key in observed.file.retired)
+        observed = after(step, observed)
+
+
+def test_after_the_switch_the_old_key_stays_registered_for_a_while() -> None:
+    observed = Observed(KeyFile(OLD), wanted=True, delete_old=True, now=NOW, grace=GRACE)
+    assert plan(observed) == [*WHOLE[:-1], Step.WAIT, Step.UNREGISTER, Step.DELETE]
+
+
+def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotation() -> None:
+    over = replace(OLD, until=NOW, delete=True)
+    assert plan(Observed(KeyFile(REGISTERED, retired=(over,)), wanted=False, now=NOW)) == [Step.UNREGISTER, Step.DELETE]
+
+
+@pytest.mark.parametrize(
+    ("key", "grace", "until"),
+    [
+        (OLD, GRACE, NOW + GRACE),
+        (replace(OLD, until=NOW + 1), GRACE, NOW + 1),
+        (replace(OLD, until=NOW + 1), 0, NOW),
+        (replace(OLD, registered=False), GRACE, None),
+    ],
+)
+def test_the_time_that_is_written_counts_and_without_one_it_begins_now(
+    key: FiledKey, grace: int, until: int | None
+) -> None:
+    assert with_times(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
+
+
+@given(observations)
+def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observed: Observed) -> None:
+    while (step := next_step(observed)) is not None:
+        if step in (Step.DELETE, Step.KEEP):
+            assert not retired_key(step, observed).registered
+        observed = after(step, observed)
+
+
+def test_a_key_that_is_named_comes_before_what_is_left_of_the_last_rotation() -> None:
+    assert plan(Observed(KeyFile(OLD, retired=(REGISTERED,)), wanted=False, named=True))[0] is Step.NAME
+
+
+# Any file that a person could write: each of its keys is one of a few, by one of the names that it has.
+SPELLINGS = {
+    uri: name
+    for name in ("one", "two", "three", "gone")
+    for uri in (
+        Pkcs11Uri(object=name),
+        Pkcs11Uri(token="t", object=name),
+        Pkcs11Uri(id=name.encode()),
+        Pkcs11Uri(token="t", object=name, id=name.encode()),
+    )
+}
+spelled = st.builds(FiledKey, st.sampled_from([*SPELLINGS]), st.booleans())
+files = st.builds(KeyFile, current=spelled, next=st.none() | spelled, retired=st.lists(spelled, max_size=3).map(tuple))
+NUMBERS = {name: number for number, name in enumerate(("one", "two", "three", "made"), 1)}
+
+
+@given(file=files, delete_old=st.booleans(), named=st.none() | st.sampled_from([*SPELLINGS]), certified=st.booleans())
+def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_registered(
+    file: KeyFile, delete_old: bool, named: Pkcs11Uri | None, certified: bool
+) -> None:
+    names = dict(SPELLINGS)
+    current = names[file.current.uri]
+    device, entra = {"one", "two", "three"}, {"one", current}
+    if current == "gone" or (file.next is not None and names[file.next.uri] == current):
+        return  # refused: `test_current_key`
+    wanted = file.next is None and not file.retired
+    observed = Observed(file, wanted, named is not None and names[named] != current, delete_old=delete_old)
+    while True:
+        uris = [key.uri for key in (observed.file.current, observed.file.next, *observed.file.retired) if key]
+        keys = {uri: PublicKey(NUMBERS[names[uri]], 65537) for uri in uris if names[uri] in device}
+        has_key = observed.file.next is not None and observed.file.next.uri in keys
+        observed = replace(observed, keys=keys, has_key=has_key, has_certificate=has_key and certified)
+        if (step := next_step(observed)) is None:
+            break
+        match step:
+            case Step.NAME:
+                following = named or Pkcs11Uri(object="made")
+                names.setdefault(following, "made")
+                observed = after(step, observed, FiledKey(following, registered=False))
+                continue
+            case Step.GENERATE if observed.file.next and names[observed.file.next.uri] != "made":
+                break  # there is no such key, and the run ends
+            case Step.GENERATE:
+                device.add("made")
+            case Step.CERTIFY:
+                certified = True
+            case Step.REGISTER if observed.file.next:
+                entra.add(names[observed.file.next.uri])
+            case Step.PROVE if observed.file.next and names[observed.file.next.uri] not in entra:
+                break  # Entra refuses it, and the run ends
+            case Step.UNREGISTER:
+                entra.discard(names[retired_key(step, observed).uri])
+            case Step.DELETE:
+                device.discard(names[retired_key(step, observed).uri])
+        observed = after(step, observed)
+        current = names[observed.file.current.uri]
+        assert current in device
+        assert current in entra
+
+
+@pytest.mark.parametrize(
+    ("uri", "current", "expected"),
+    [
+        ("pkcs11:object=b", "pkcs11:token=t;object=a;id=%01", "pkcs11:token=t;object=b"),
+        ("pkcs11:token=u;id=%02", "pkcs11:token=t;serial=1;object=a", "pkcs11:token=u;serial=1;id=%02"),
+        ("pkcs11:id=%02", "pkcs11:id=%01?pin-source=file:/p", "pkcs11:id=%02?pin-source=file:/p"),
+        ("pkcs11:id=%02", "pkcs11:id=%01?module-name=a", "pkcs11:id=%02?module-name=a"),
+        ("pkcs11:id=%02?module-path=/m", "pkcs11:id=%01?module-name=a", "pkcs11:id=%02?module-path=/m"),
+    ],
+)
+def test_the_next_keys_uri_says_as_much_about_the_device_as_the_current_ones(
+    uri: str, current: str, expected: str
+) -> None:
+    assert beside(Pkcs11Uri.parse(uri), Pkcs11Uri.parse(current)) == Pkcs11Uri.parse(expected)
+
+
+@pytest.mark.parametrize(
+    ("current", "taken", "label"),
+    [
+        ("app", set(), "app-20261123"),
+        ("app-20250101", set(), "app-20261123"),
+        ("app-20250101-3", set(), "app-20261123"),
+        ("app", {"app-20261123"}, "app-20261123-2"),
+        ("app-20261123", {"app-20261123", "app-20261123-2"}, "app-20261123-3"),
+        ("", set(), "key-20261123"),
+    ],
+)
+def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, taken: set[str], label: str) -> None:
+    assert next_label(current, frozenset(taken), "20261123") == label
+
+
+# Self-signed, and valid for 365 days around `now`.
+
+
+@pytest.mark.parametrize(("days", "will"), [(364, False), (365, True), (366, True)])
+def test_a_certificate_of_ours_for_longer_than_is_asked_for_is_made_again(
+    certificate: Certificate, now: datetime, days: int, will: bool
+) -> None:
+    assert will_do(certificate, NEW, days, now) is will
+
+
+def test_a_certificate_that_is_registered_will_do_whatever_is_asked_for_by_now(
+    certificate: Certificate, now: datetime
+) -> None:
+    assert will_do(certificate, REGISTERED, 1, now)
+
+
+@pytest.mark.parametrize("filed", [NEW, REGISTERED])
+def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: FiledKey) -> None:
+    assert not will_do(certificate, filed, 365, now + timedelta(days=200))

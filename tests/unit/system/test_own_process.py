@@ -1,0 +1,28 @@
+"""A process that shows its memory to nobody can still read of itself what we read, also as an ordinary user."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import ctypes, os
+from hsm_signer.system.own_process import keep_memory_private
+
+def readable(name):
+    try:
+        with open(f"/proc/self/{name}", "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return False
+
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as it is after an execve; setuid(2) ended that
+before = readable("environ")
+keep_memory_private()
+print(before, *(readable(name) for name in ("environ", "mountinfo", "maps")), len(os.listdir("/proc/self/fd")) > 2)
+"""
+
+
+def test_what_we_read_of_our_own_process_stays_readable_and_its_environment_does_not() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
+    assert done.stdout == "True False True True True\n"

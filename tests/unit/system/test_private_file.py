@@ -1,0 +1,238 @@
+"""Private files are whole, have their mode from the start, and stand where nobody else can put one."""
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
+from hsm_signer.system.private_file import make_private_directory, warn_unless_in_memory, write_private
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_the_mode_is_the_one_asked_for_under_any_umask(file: Path, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_private(file, lambda: "text", mode=mode)
+    finally:
+        os.umask(before)
+    assert mode_of(file) == mode
+
+
+def test_the_group_is_the_one_asked_for(file: Path) -> None:
+    # Root may choose any.
+    group = 4711 if os.geteuid() == 0 else [os.getegid(), *os.getgroups()][-1]
+    write_private(file, lambda: "text", mode=0o640, group=group)
+    assert file.stat().st_gid == group
+
+
+def test_mode_and_group_are_there_before_the_content(file: Path) -> None:
+    seen = []
+
+    def make() -> str:
+        (temporary,) = file.parent.iterdir()
+        seen.append((mode_of(temporary), temporary.stat().st_size))
+        return "text"
+
+    write_private(file, make, mode=0o640)
+    assert seen == [(0o640, 0)]
+
+
+def test_it_holds_the_text_and_nothing_else(file: Path) -> None:
+    write_private(file, lambda: "text", mode=0o600)
+    assert file.read_bytes() == b"text"
+    assert os.listdir(file.parent) == ["file"]
+
+
+def test_a_reader_sees_the_old_text_or_the_new_one_whole(file: Path) -> None:
+    texts = ["a" * 3000, "b" * 5000]
+    write_private(file, lambda: texts[0], mode=0o600)
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add((file.read_text(), mode_of(file)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for turn in range(300):
+            write_private(file, lambda turn=turn: texts[turn % 2], mode=0o600)  # type: ignore[misc]  # its default
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= {(text, 0o600) for text in texts}
+
+
+@pytest.mark.parametrize("error", [HsmSignerError("The device is away."), KeyboardInterrupt()])
+def test_what_fails_half_way_leaves_the_file_of_before(file: Path, error: BaseException) -> None:
+    file.write_text("of before")
+
+    def fail() -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        write_private(file, fail, mode=0o600)
+    assert os.listdir(file.parent) == ["file"]
+    assert file.read_text() == "of before"
+
+
+def a_fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def a_socket(file: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(file))
+
+
+def a_device(file: Path) -> None:
+    # A node of our own for the null device: only root may make one, and nobody else needs the test.
+    os.mknod(file, stat.S_IFCHR | 0o600, os.makedev(1, 3)) if os.geteuid() == 0 else file.symlink_to(os.devnull)
+
+
+def a_link_to_a_file(file: Path) -> None:
+    target = file.with_name("target")
+    target.write_text("of before")
+    file.symlink_to(target)
+
+
+def a_link_to_nothing(file: Path) -> None:
+    file.symlink_to(file.with_name("target"))
+
+
+def a_link_to_itself(file: Path) -> None:
+    file.symlink_to(file)
+
+
+def a_directory(file: Path) -> None:
+    file.mkdir()
+
+
+def names_and_nodes(directory: Path) -> dict[str, tuple[int, int]]:
+    return {each.name: (each.lstat().st_ino, each.lstat().st_mode) for each in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_fifo, a_socket, a_device, a_link_to_a_file, a_link_to_nothing, a_link_to_itself, a_directory],
+    ids=lambda make: make.__name__,
+)
+def test_only_a_regular_file_is_replaced_and_nothing_is_made_for_another(
+    file: Path, make: Callable[[Path], None]
+) -> None:
+    make(file)
+    before = names_and_nodes(file.parent)
+    with pytest.raises(OutputError, match="not a regular file") as caught:
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert caught.value.hint is not None
+    assert names_and_nodes(file.parent) == before
+
+
+def test_the_refusal_of_a_link_names_the_file_that_it_leads_to(file: Path) -> None:
+    a_link_to_a_file(file)
+    with pytest.raises(OutputError, match="symbolic link") as caught:
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert str(file.with_name("target")) in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_directory_where_others_can_write_is_refused_before_the_text_is_made(file: Path, mode: int) -> None:
+    file.parent.chmod(mode)
+    with pytest.raises(ConfigError, match=f"{file.parent}: it belongs to user .* mode {mode:04o}"):
+        write_private(file, lambda: pytest.fail("too early"), mode=0o600)
+    assert os.listdir(file.parent) == []
+
+
+def test_a_directory_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "shared" / "own"
+    directory.mkdir(parents=True, mode=0o700)
+    directory.parent.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"{directory.parent} belongs to user"):
+        write_private(directory / "file", lambda: pytest.fail("too early"), mode=0o600)
+
+
+class TestPrivateDirectory:
+    @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+    def test_is_made_for_us_alone_with_all_that_are_missing_above_it(self, tmp_path: Path, umask: int) -> None:
+        before = os.umask(umask)
+        try:
+            made = make_private_directory(tmp_path / "a" / "b" / "c", "state directory")
+        finally:
+            os.umask(before)
+        assert [mode_of(path) for path in (made, made.parent, made.parent.parent)] == [0o700] * 3
+
+    def test_that_exists_is_left_as_it_is(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir(mode=0o755)
+        assert mode_of(make_private_directory(tmp_path / "a", "state directory")) == 0o755
+
+    @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770])
+    @pytest.mark.parametrize("missing", ["", "b", "b/c"])
+    def test_that_others_could_replace_is_refused_and_nothing_is_made(
+        self, tmp_path: Path, mode: int, missing: str
+    ) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a").chmod(mode)
+        with pytest.raises(ConfigError, match=f"Other users could replace the state directory .* mode 0{mode:o}"):
+            make_private_directory(tmp_path / "a" / missing, "state directory")
+        assert not list((tmp_path / "a").iterdir())
+
+    def test_may_be_made_in_a_sticky_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a").chmod(0o1777)
+        assert mode_of(make_private_directory(tmp_path / "a" / "b", "state directory")) == 0o700
+
+    def test_behind_a_link_is_the_one_it_leads_to(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "link").symlink_to("a")
+        assert make_private_directory(tmp_path / "link" / "b", "state directory") == (tmp_path / "a" / "b").resolve()
+
+    def test_that_cannot_be_made_is_an_operating_system_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match="Not a directory"):
+            make_private_directory(tmp_path / "file" / "b", "state directory")
+
+
+def in_no_directory(file: Path) -> Path:
+    return file / "nowhere" / "file"
+
+
+def on_a_directory(file: Path) -> Path:
+    file.mkdir()
+    return file
+
+
+@pytest.mark.parametrize("place", [in_no_directory, on_a_directory])
+def test_what_cannot_be_written_is_explained(file: Path, place: Callable[[Path], Path]) -> None:
+    with pytest.raises(OutputError) as caught:
+        write_private(place(file), lambda: "text", mode=0o600)
+    assert str(file) in caught.value.message
+    assert caught.value.hint is not None
+
+
+class TestWarning:
+    def test_comes_where_files_end_up_on_a_disk(self, caplog: pytest.LogCaptureFixture) -> None:
+        # What /proc shows is the kernel's own, and no memory of ours.
+        warn_unless_in_memory(Path("/proc"))
+        assert "/proc is not in memory (proc)" in caplog.text
+
+    @pytest.mark.parametrize("directory", ["/dev/shm", "/nowhere"])  # noqa: S108
+    def test_does_not_come_in_memory_or_where_it_cannot_be_told(
+        self, directory: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        warn_unless_in_memory(Path(directory))
+        assert caplog.text == ""

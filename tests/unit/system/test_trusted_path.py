@@ -1,0 +1,139 @@
+"""Nobody besides root and us can replace what a trusted path leads to, or anything it leads through."""
+
+import os
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hsm_signer.errors import ConfigError
+from hsm_signer.system.private_file import others_can_replace, read_trusted, require_trusted_path
+
+US, STRANGER = 1000, 1001
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "a" / "b" / "file"
+    file.parent.mkdir(parents=True)
+    file.write_text("content")
+    return file
+
+
+def refused(path: Path) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        require_trusted_path(path, "configuration")
+    return caught.value
+
+
+def test_a_path_that_only_we_can_change_is_trusted(file: Path) -> None:
+    assert require_trusted_path(file, "configuration") == Path(os.path.realpath(file))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_each_component_is_checked_and_the_hint_fixes_it(file: Path, above: int, mode: int) -> None:
+    weak = [file, *file.parents][above]
+    weak.chmod(mode)
+    error = refused(file)
+    named = weak if above else "it"
+    assert error.message == (
+        f"Other users could replace the configuration {file}: {named} belongs to user {os.geteuid()} and has mode "
+        f"{mode:04o}."
+    )
+    assert error.hint is not None
+    subprocess.run(shlex.split(error.hint.removeprefix("Run: ")), check=True)
+    assert require_trusted_path(file, "configuration") == Path(os.path.realpath(file))
+
+
+def test_a_sticky_directory_may_be_passed_through_and_not_be_created_in(file: Path) -> None:
+    file.parent.chmod(0o1777)
+    assert require_trusted_path(file, "configuration").name == "file"
+    assert "mkdir -m 700" in str(refused(file.parent).hint)
+
+
+def test_the_directory_of_a_link_is_checked(file: Path, tmp_path: Path) -> None:
+    weak = tmp_path / "weak"
+    weak.mkdir()
+    (weak / "link").symlink_to(file)
+    weak.chmod(0o777)
+    assert f" {weak} " in refused(weak / "link").message
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_what_a_link_leads_through_is_checked(file: Path, tmp_path: Path, relative: bool) -> None:
+    file.parent.chmod(0o777)
+    link = tmp_path / "link"
+    link.symlink_to(os.path.relpath(file, tmp_path) if relative else file)
+    assert f" {file.parent} " in refused(link).message
+
+
+def test_a_link_to_a_directory_is_followed_as_the_kernel_does(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "away").symlink_to("a/b")
+    assert require_trusted_path(tmp_path / "away" / ".." / "b" / "file", "configuration") == file.resolve()
+
+
+def test_what_kubernetes_projects_is_trusted(tmp_path: Path) -> None:
+    # kubelet's AtomicWriter: the file is a link through ..data to the directory of the current version.
+    version = tmp_path / "..2026_01_31_12_00_00.123456789"
+    version.mkdir()
+    (version / "config.toml").write_text("content")
+    (tmp_path / "..data").symlink_to(version.name)
+    (tmp_path / "config.toml").symlink_to("..data/config.toml")
+    content, opened = read_trusted(tmp_path / "config.toml", "configuration")
+    assert (content, opened) == (b"content", version.resolve() / "config.toml")
+
+
+def test_a_relative_path_is_checked_from_the_root_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    file.parents[1].chmod(0o777)
+    assert f" {file.parents[1]} " in refused(Path("file")).message
+
+
+def test_links_in_a_circle_and_missing_files_are_ordinary_errors(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for name, reason in (("circle", "Too many levels of symbolic links"), ("missing", "No such file or directory")):
+        with pytest.raises(OSError, match=reason):
+            require_trusted_path(tmp_path / name, "configuration")
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "mode", "is_last", "read_only", "others"),
+    [
+        (stat.S_IFREG, US, 0o644, True, False, False),
+        (stat.S_IFREG, 0, 0o644, True, False, False),
+        (stat.S_IFREG, STRANGER, 0o600, True, False, True),
+        (stat.S_IFREG, US, 0o1622, True, False, True),
+        (stat.S_IFREG, 0, 0o666, True, True, True),
+        (stat.S_IFDIR, 0, 0o755, False, False, False),
+        (stat.S_IFDIR, STRANGER, 0o700, False, False, True),
+        (stat.S_IFDIR, STRANGER, 0o1777, False, False, True),
+        (stat.S_IFDIR, STRANGER, 0o755, False, True, True),
+        (stat.S_IFDIR, US, 0o775, False, False, True),
+        (stat.S_IFDIR, 0, 0o1777, False, False, False),
+        (stat.S_IFDIR, 0, 0o1777, True, False, True),
+        # A ConfigMap's directory, and an emptyDir's with fsGroup.
+        (stat.S_IFDIR, 0, 0o777, False, True, False),
+        (stat.S_IFDIR, 0, 0o2777, False, False, True),
+        (stat.S_IFLNK, US, 0o777, False, False, False),
+        (stat.S_IFLNK, 0, 0o777, False, False, False),
+        (stat.S_IFLNK, STRANGER, 0o777, False, False, True),
+    ],
+)
+def test_a_component_is_judged_by_owner_mode_and_mount(
+    kind: int, owner: int, mode: int, is_last: bool, read_only: bool, others: bool
+) -> None:
+    status = os.stat_result((kind | mode, 1, 1, 1, owner, owner, 0, 0, 0, 0))
+    assert others_can_replace(status, US, is_last=is_last, read_only=lambda: read_only) is others
+
+
+@pytest.mark.parametrize("special", ["directory", "fifo", "device"])
+def test_only_a_regular_file_is_read(tmp_path: Path, special: str) -> None:
+    path = {"directory": tmp_path, "fifo": tmp_path / "fifo", "device": Path(os.devnull)}[special]
+    if special == "fifo":
+        os.mkfifo(path)  # without a writer: a plain open would wait for one
+    with pytest.raises(ConfigError) as caught:
+        read_trusted(path, "configuration")
+    assert special == "device" or "is not a regular file" in caught.value.message
