@@ -33,7 +33,7 @@ from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 MESSAGE = b"x" * 400
 AUDIENCE = "https://login.microsoftonline.com/bench.example/oauth2/v2.0/token"

@@ -19,8 +19,8 @@ from joserfc.jwk import OctKey, RSAKey
 
 from hsm_signer.testing import EntraEmulator
 from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Result, Settings, options
-from tests.cli.listener import Listener, ready
-from tests.faults.control import FaultyModule, Rv
+from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.listener import Listener, ready
 
 OFTEN = ("--lifetime", "700", "--interval", "1")
 FOR_EVER = float("inf")

@@ -22,8 +22,8 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from hsm_signer.x509.certificate import parse_certificates
 from tests.cli.conftest import CLIENT, WRONG_PIN, Program, Settings, assert_explained, key_uri, options
-from tests.device.stacks.piv_attestation import attest, make_attesting_key
-from tests.faults.control import FaultyModule, Rv
+from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.stacks.piv_attestation import attest, make_attesting_key
 
 SUBJECT = ("--subject", "CN=my app,O=Contoso")
 DEVICE_MEMORY, TOKEN_WRITE_PROTECTED = 0x31, 0xE2  # PKCS#11 v3.1 section 6.1

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from tests.cli.conftest import Program, Settings, options
-from tests.cli.terminal import Terminal
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.terminal import Terminal
 
 COMMANDS = [
     ("assertion",),

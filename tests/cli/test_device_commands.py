@@ -27,8 +27,8 @@ from hsm_signer.device.match import DeviceInfo
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options
-from tests.faults.control import FaultyModule
-from tests.ordinary_user import make_site
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.ordinary_user import make_site
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 import hsm_signer
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, key_uri, options
-from tests.cli.terminal import COLOUR, Terminal
-from tests.refusing_pcscd import keeping_out
+from tests.support.refusing_pcscd import keeping_out
+from tests.support.terminal import COLOUR, Terminal
 
 PROBES = [
     "configuration",

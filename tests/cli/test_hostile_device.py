@@ -13,8 +13,8 @@ import pytest
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, options
-from tests.cli.terminal import Terminal
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.terminal import Terminal
 
 # A window's title, a forged line, a colour by C1, a change of direction, a line separator, a deletion, half a
 # character. Fields of 16 octets hold the first line of it, those of 32 the second one too.

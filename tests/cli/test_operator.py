@@ -4,8 +4,8 @@ import pytest
 from pkcs11 import TokenFlag
 
 from tests.cli.conftest import Program, Settings, options
-from tests.cli.terminal import Terminal
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.terminal import Terminal
 
 
 def arguments(signing: Settings, faulty: FaultyModule, *more: str) -> list[str]:

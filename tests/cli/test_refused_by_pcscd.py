@@ -13,8 +13,8 @@ import pytest
 
 from hsm_signer.device.module import find_module
 from hsm_signer.device.uri import Pkcs11Uri
-from tests.device.stacks.pcscd import asks_polkit
-from tests.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
+from tests.support.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
+from tests.support.stacks.pcscd import asks_polkit
 
 from .conftest import CLIENT, TENANT, Program, options
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import PIN, Program, Settings, options
-from tests.cli.terminal import SHELL, Terminal
-from tests.processes import wait_until_gone
+from tests.support.processes import wait_until_gone
+from tests.support.terminal import SHELL, Terminal
 
 # As SHELL, but it outlives what is sent to the whole foreground group.
 SHELL_THAT_STAYS = SHELL.replace("trap : INT", "trap : INT QUIT HUP")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.cli.conftest import PIN, Program, Settings, options
-from tests.cli.terminal import COLOUR, Terminal
+from tests.support.terminal import COLOUR, Terminal
 
 
 def test_the_pin_is_asked_for_on_the_terminal_while_stdin_and_stdout_are_pipes(

@@ -9,7 +9,7 @@ import pytest
 from hsm_signer import HsmCredential
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .vault import Vault
 

@@ -22,7 +22,7 @@ from hsm_signer.jwt.assertion import KEPT_BY_READERS
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import Program, options
-from tests.cli.listener import Listener, ready
+from tests.support.listener import Listener, ready
 
 from .conftest import CLIENT, GRAPH, TENANT
 

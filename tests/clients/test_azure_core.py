@@ -22,7 +22,7 @@ from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.errors import PinIncorrect
 from hsm_signer.testing import EntraEmulator
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import CLIENT, GRAPH, TENANT, VAULT, signatures
 from .vault import Vault

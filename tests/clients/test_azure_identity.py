@@ -13,7 +13,7 @@ from azure.identity.aio import ClientAssertionCredential as AsyncClientAssertion
 
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.testing import EntraEmulator
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import CLIENT, GRAPH, TENANT, signatures
 

@@ -56,8 +56,8 @@ from hsm_signer.testing import (
     Unavailable,
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule, Rv
-from tests.processes import workers_of_this_process
+from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.processes import workers_of_this_process
 
 from .conftest import GRAPH
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hsm_signer.testing import EntraEmulator
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import GRAPH, VAULT
 

@@ -12,7 +12,7 @@ from azure.keyvault.secrets.aio import SecretClient as AsyncSecretClient
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import OTHER_TENANT, signatures
 from .vault import SECRET, Vault

@@ -9,7 +9,7 @@ import requests
 
 from hsm_signer import HsmCredential
 from hsm_signer.testing import EntraEmulator
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import CLIENT, GRAPH, TENANT, VAULT, signatures
 

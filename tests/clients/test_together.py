@@ -12,7 +12,7 @@ import pytest
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.errors import HsmSignerError, PinIncorrect
 from hsm_signer.testing import EntraEmulator, Slow
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 from .conftest import GRAPH, VAULT, signatures
 

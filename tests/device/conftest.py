@@ -13,15 +13,14 @@ from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule
-
-from .stacks import Stack
-from .stacks.opencryptoki import OpenCryptokiStack
-from .stacks.own import OwnStack
-from .stacks.p11_kit_remote import P11KitStack
-from .stacks.piv import PivStack, VirtualYubiKey
-from .stacks.softhsm import SoftHsmStack
-from .stacks.tpm import TpmStack
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.stacks import Stack
+from tests.support.stacks.opencryptoki import OpenCryptokiStack
+from tests.support.stacks.own import OwnStack
+from tests.support.stacks.p11_kit_remote import P11KitStack
+from tests.support.stacks.piv import PivStack, VirtualYubiKey
+from tests.support.stacks.softhsm import SoftHsmStack
+from tests.support.stacks.tpm import TpmStack
 
 Running: TypeAlias = Callable[[str], Stack]
 

@@ -16,10 +16,10 @@ from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
+from tests.support.stacks import Stack
+from tests.support.stacks.apart import Apart, run_apart
 
 from .conftest import Running
-from .stacks import Stack
-from .stacks.apart import Apart, run_apart
 
 
 @pytest.fixture

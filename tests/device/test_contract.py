@@ -26,12 +26,12 @@ from hsm_signer.errors import (
     PinLocked,
     PinRefusedBefore,
 )
-from tests.counted_pin import CountedPin
-from tests.faults.control import FaultyModule
+from tests.support.counted_pin import CountedPin
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.stacks import Stack, StackKey
+from tests.support.stacks.opencryptoki import stacks
 
 from .conftest import Running
-from .stacks import Stack, StackKey
-from .stacks.opencryptoki import stacks
 
 MESSAGE = b"header.claims"
 OWN = os.environ.get("HSM_SIGNER_TEST_URI")
@@ -240,7 +240,7 @@ from hsm_signer.device.device import KeyReference, open_device
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
-from tests.counted_pin import CountedPin
+from tests.support.counted_pin import CountedPin
 
 uri, module = sys.argv[1:]
 reference = KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))

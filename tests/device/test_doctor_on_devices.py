@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import hsm_signer
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.stacks import Stack, StackKey
+from tests.support.stacks.opencryptoki import stacks
 
 from .conftest import Running
-from .stacks import Stack, StackKey
-from .stacks.opencryptoki import stacks
 
 
 @pytest.fixture(params=stacks("softhsm", "tpm", "ykcs11", "opensc"))

@@ -32,8 +32,8 @@ from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
-from tests.faults.control import FaultyModule, Rv
-from tests.ordinary_user import be_ordinary_user, make_site
+from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.ordinary_user import be_ordinary_user, make_site
 
 NOW = datetime.now(UTC)
 USABLE = TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED | TokenFlag.LOGIN_REQUIRED

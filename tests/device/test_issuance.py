@@ -17,12 +17,12 @@ from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.x509.issuance import certificate_request, create_certificate
-from tests.counted_pin import CountedPin
-from tests.faults.control import FaultyModule
+from tests.support.counted_pin import CountedPin
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.stacks import Stack, StackKey
+from tests.support.stacks.opencryptoki import stacks
 
 from .conftest import Running
-from .stacks import Stack, StackKey
-from .stacks.opencryptoki import stacks
 
 SUBJECT = "CN=my app,O=Contoso"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .stacks.opencryptoki import command, why_not
+from tests.support.stacks.opencryptoki import command, why_not
 
 HERE = Path(__file__).parent
 SUITES = ("test_contract", "test_issuance", "test_provision", "test_doctor_on_devices", "opencryptoki_facts")

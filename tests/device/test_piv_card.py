@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .stacks.piv_attestation import FIRMWARE, FORM_FACTOR, POLICIES, SERIAL, make_attesting_key
-from .stacks.piv_card import ATTESTATION, AUTHENTICATION, SIGNATURE, PivCard, PivKey
+from tests.support.stacks.piv_attestation import FIRMWARE, FORM_FACTOR, POLICIES, SERIAL, make_attesting_key
+from tests.support.stacks.piv_card import ATTESTATION, AUTHENTICATION, SIGNATURE, PivCard, PivKey
 
 PIN = "123456"
 OWN_KEYS = {

@@ -10,9 +10,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from .stacks.apart import Apart, run_apart
-from .stacks.piv import PivStack, VirtualYubiKey
-from .stacks.piv_card import AUTHENTICATION, SIGNATURE
+from tests.support.stacks.apart import Apart, run_apart
+from tests.support.stacks.piv import PivStack, VirtualYubiKey
+from tests.support.stacks.piv_card import AUTHENTICATION, SIGNATURE
 
 SIGN_TWICE = """
     with open_device(reference({uri})) as device:

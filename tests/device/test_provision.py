@@ -38,11 +38,11 @@ from hsm_signer.errors import (
     KeyNotFound,
     MechanismUnsupported,
 )
+from tests.support.stacks import Stack
+from tests.support.stacks.opencryptoki import stacks
+from tests.support.stacks.piv import PivStack
 
 from .conftest import Running
-from .stacks import Stack
-from .stacks.opencryptoki import stacks
-from .stacks.piv import PivStack
 
 WRITABLE = stacks("softhsm", "p11-kit", "tpm")
 MESSAGE = b"header.claims"

@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from .stacks import Stack
-from .stacks.apart import run_apart
-from .stacks.softhsm import SoftHsmStack
+from tests.support.stacks import Stack
+from tests.support.stacks.apart import run_apart
+from tests.support.stacks.softhsm import SoftHsmStack
 
 SIGN = """
 for uri in KEY, ALWAYS:

@@ -13,10 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 import hsm_signer
-
-from .stacks import StackKey
-from .stacks.apart import Apart, run_apart
-from .stacks.tpm import TpmStack
+from tests.support.stacks import StackKey
+from tests.support.stacks.apart import Apart, run_apart
+from tests.support.stacks.tpm import TpmStack
 
 SIGN = """
 for uri in KEY, ALWAYS:

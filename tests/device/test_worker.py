@@ -17,7 +17,7 @@ from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceError, DeviceGone, KeyNotFound, PinIncorrect, PinUnavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.processes import wait_until_gone, workers_of_this_process
+from tests.support.processes import wait_until_gone, workers_of_this_process
 
 from .conftest import Refer
 

@@ -29,10 +29,10 @@ from hsm_signer.errors import (
     PinUnavailable,
     TouchMissed,
 )
+from tests.support.stacks import StackKey
+from tests.support.stacks.piv import PivStack
 
 from .conftest import Running
-from .stacks import StackKey
-from .stacks.piv import PivStack
 
 MESSAGE = b"header.claims"
 

@@ -29,7 +29,7 @@ from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrec
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.entra.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.processes import workers_of_this_process
+from tests.support.processes import workers_of_this_process
 
 TENANT = "contoso.example"
 OTHER_TENANT = "fabrikam.example"

@@ -27,7 +27,7 @@ from hsm_signer.doctor.doctor import Finding, examine
 from hsm_signer.doctor.verdicts import Status
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.faults.control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 TENANT = "contoso.example"
 CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"

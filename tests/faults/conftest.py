@@ -11,8 +11,7 @@ import pytest
 
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 # What a client knows before it is told anything.
 _PROGRAM = """

@@ -17,8 +17,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FaultyModule
+from tests.support.faulty_module.control import FaultyModule
 
 MESSAGE = b"header.claims"
 Open = Callable[[KeyReference], AbstractContextManager[Signer]]

@@ -13,9 +13,8 @@ from hsm_signer.doctor.doctor import Finding, examine
 from hsm_signer.doctor.verdicts import Status
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.counted_pin import CountedPin
-
-from .control import FaultyModule, Rv
+from tests.support.counted_pin import CountedPin
+from tests.support.faulty_module.control import FaultyModule, Rv
 
 # What needs the session, in its order. The probes after these are the network's.
 ON_THE_DEVICE = ("key", "protection", "mechanisms", "certificate", "signature")

@@ -15,9 +15,9 @@ from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.faulty_module.control import FUNCTIONS, FaultyModule, LoginSeen, Rv
 
 from .conftest import Client, StartClient
-from .control import FUNCTIONS, FaultyModule, LoginSeen, Rv
 
 # Together they make every call there is a command for. Names are those of the client in conftest.py.
 EVERY_CALL = (

@@ -17,9 +17,8 @@ from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceTimeout, HsmSignerError
-from tests.processes import children_of_this_process
-
-from .control import FaultyModule, Rv
+from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.processes import children_of_this_process
 
 Fail = Callable[[FaultyModule], None]
 

@@ -18,8 +18,7 @@ from pkcs11 import Mechanism
 import hsm_signer
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FUNCTIONS, Call, FaultyModule, Rv
+from tests.support.faulty_module.control import FUNCTIONS, Call, FaultyModule, Rv
 
 DEADLINE = 2.0  # longer than a busy machine keeps a program from running between two calls into the module
 CLOSING = 2.0  # seconds that saying goodbye to a device may take

@@ -26,8 +26,7 @@ from hsm_signer.errors import (
 )
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FaultyModule, Rv
+from tests.support.faulty_module.control import FaultyModule, Rv
 
 SPEC = KeySpec("new")
 FOR_EVER = float("inf")

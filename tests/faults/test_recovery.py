@@ -42,8 +42,7 @@ from hsm_signer.errors import (
 )
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FaultyModule, Rv
+from tests.support.faulty_module.control import FaultyModule, Rv
 
 MESSAGE = b"header.claims"
 LOST = [Rv.DEVICE_REMOVED, Rv.DEVICE_ERROR, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR]

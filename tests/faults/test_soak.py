@@ -14,8 +14,7 @@ from hsm_signer import HsmCredential
 from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-from .control import FaultyModule, LoginSeen, Rv
+from tests.support.faulty_module.control import FaultyModule, LoginSeen, Rv
 
 THREADS = 8
 FOR_EVER = float("inf")

@@ -12,7 +12,7 @@ import pytest
 
 from hsm_signer import HsmCredential
 from hsm_signer.errors import DeviceGone, HsmSignerError, PinIncorrect, PinRefusedBefore, PinUnavailable
-from tests.faults.control import Rv
+from tests.support.faulty_module.control import Rv
 
 from .conftest import Card
 

@@ -10,8 +10,8 @@ from hsm_signer.device.manage.keys import find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.system.private_file import replacing
 from tests.cli.conftest import Program
-from tests.cli.listener import Listener, ready
 from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.support.listener import Listener, ready
 from tests.together.programs import Busy, exchange
 
 

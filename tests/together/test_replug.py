@@ -13,8 +13,8 @@ from hsm_signer.errors import DeviceGone, DeviceNotFound
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
-from tests.device.stacks.piv import PivStack
 from tests.rotation.conftest import CLIENT, SCOPE, TENANT
+from tests.support.stacks.piv import PivStack
 from tests.together.programs import thumbprint
 
 STEPS = [Step.NAME, Step.REGISTER, Step.PROVE, Step.SWITCH, Step.UNREGISTER, Step.KEEP]

@@ -15,9 +15,9 @@ from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.inventory.facts import Contents
 from hsm_signer.errors import PinUnavailable
 from tests.cli.conftest import Program
-from tests.cli.listener import Listener, ready
-from tests.faults.control import FaultyModule
 from tests.rotation.conftest import PIN, SCOPE, TENANT, Application
+from tests.support.faulty_module.control import FaultyModule
+from tests.support.listener import Listener, ready
 from tests.together.programs import Busy, current, exchange, thumbprint
 
 # Another key, of another application, on the same device.

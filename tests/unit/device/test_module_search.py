@@ -11,7 +11,7 @@ from hsm_signer.device import module as finding
 from hsm_signer.device.module import configured_modules, find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError, UriError
-from tests.ordinary_user import be_ordinary_user
+from tests.support.ordinary_user import be_ordinary_user
 
 Named = Callable[[Path], tuple[Path | None, Pkcs11Uri]]
 

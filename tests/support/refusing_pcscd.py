@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from tests.device.stacks.pcscd import start_pcscd
-from tests.device.stacks.piv_card import ATR
+from tests.support.stacks.pcscd import start_pcscd
+from tests.support.stacks.piv_card import ATR
 
 READER = "Yubico 00 00"
 _REFUSED = 0x8010006A  # SCARD_W_SECURITY_VIOLATION

@@ -127,7 +127,7 @@ class VirtualYubiKey:
         self.pin = "123456"
         self._turn = threading.Lock()
         self._program = subprocess.Popen(
-            [sys.executable, "-m", "tests.device.stacks.piv_reader", self.pin],
+            [sys.executable, "-m", "tests.support.stacks.piv_reader", self.pin],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

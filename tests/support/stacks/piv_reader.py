@@ -1,6 +1,6 @@
 """A program: a PIV card in a reader of a pcscd of its own, and the hand that moves it.
 
-    python -m tests.device.stacks.piv_reader PIN
+    python -m tests.support.stacks.piv_reader PIN
 
 It prints its directory and the certificates of slots 9a and 9c, then obeys: each line on stdin is `[command, argument]`
 in JSON, each line on stdout the answer. With the end of stdin it ends, and with it everything it started and wrote. It

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("module.c")
 # Ignored by git.
-_CACHE = Path(__file__).parents[2] / "build" / "faults"
+_CACHE = Path(__file__).parents[3] / "build" / "faults"
 _COMMAND = (
     *("gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror"),
     *("-fPIC", "-shared", "-fvisibility=hidden", "-I/usr/include/p11-kit-1"),
