@@ -5,8 +5,7 @@ from typing import Any
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Object, Session
 
-from hsm_signer.device.search import search
-from hsm_signer.device.signer import read_attribute
+from hsm_signer.device.objects import read_attribute, search
 from hsm_signer.x509.certificate import is_attestation
 
 

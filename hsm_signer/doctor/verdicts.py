@@ -15,7 +15,7 @@ from hsm_signer.entra.redaction import printable
 from hsm_signer.x509.certificate import Certificate
 
 if TYPE_CHECKING:
-    from hsm_signer.device.inventory.facts import Protection
+    from hsm_signer.device.objects import Protection
 
 RENEWAL_DAYS = 30
 """A certificate with fewer days left is warned of."""

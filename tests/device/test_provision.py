@@ -16,7 +16,6 @@ from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, KeyReference, open_device
-from hsm_signer.device.inventory.facts import Protection
 from hsm_signer.device.manage.generate import SIZES, KeySpec, differences, generate_key
 from hsm_signer.device.manage.keys import (
     certificates_of_key,
@@ -26,6 +25,7 @@ from hsm_signer.device.manage.keys import (
     store_certificate,
 )
 from hsm_signer.device.match import KeyInfo
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri

@@ -60,25 +60,6 @@ class MechanismFacts:
 
 
 @dataclass(frozen=True)
-class Protection:
-    """How a private key is guarded (PKCS#11 v3.1 section 4.9). None stands for what the device does not tell.
-
-    Attributes:
-        sensitive: CKA_SENSITIVE: it is never shown in clear.
-        extractable: CKA_EXTRACTABLE: it can leave the device.
-        never_extractable: CKA_NEVER_EXTRACTABLE: it never could.
-        local: CKA_LOCAL: it was made on the device.
-        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
-    """
-
-    sensitive: bool | None
-    extractable: bool | None
-    never_extractable: bool | None
-    local: bool | None
-    always_authenticate: bool | None
-
-
-@dataclass(frozen=True)
 class KeyFacts:
     """A private key. None stands for what the device does not tell.
 

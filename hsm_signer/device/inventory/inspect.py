@@ -35,9 +35,15 @@ from hsm_signer.device.locate import (
 )
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
 from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.objects import (
+    private_keys,
+    read_attribute,
+    read_protection,
+    search,
+    signing_key,
+    signing_mechanisms,
+)
 from hsm_signer.device.pcscd import pcscd_complaint
-from hsm_signer.device.search import search
-from hsm_signer.device.signer import private_keys, read_attribute, read_protection, signing_key, signing_mechanisms
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable

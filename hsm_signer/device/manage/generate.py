@@ -15,11 +15,9 @@ from pkcs11.types import Session, Slot
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.device import Device
 from hsm_signer.device.failures import GONE, explain_refusal
-from hsm_signer.device.inventory.facts import Protection
 from hsm_signer.device.manage.keys import delete_key
 from hsm_signer.device.match import DeviceInfo, KeyInfo
-from hsm_signer.device.search import search
-from hsm_signer.device.signer import private_keys
+from hsm_signer.device.objects import Protection, private_keys, search
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,

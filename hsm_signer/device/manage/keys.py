@@ -13,8 +13,7 @@ from pkcs11.types import Session
 from hsm_signer.device.device import Device
 from hsm_signer.device.failures import GONE, explain_refusal
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.search import search
-from hsm_signer.device.signer import find_private_key, private_keys, read_attribute
+from hsm_signer.device.objects import find_private_key, private_keys, read_attribute, search
 from hsm_signer.device.stored import stored_certificates
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateNotFound, CertificateUnusable, KeyUnfit

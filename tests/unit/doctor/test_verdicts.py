@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from hsm_signer.device.inventory.facts import Protection
+from hsm_signer.device.objects import Protection
 from hsm_signer.doctor.verdicts import (
     Status,
     judge_certificate,

@@ -27,10 +27,10 @@ from hsm_signer.device.inventory.facts import (
     ModuleFacts,
     PinState,
     Problem,
-    Protection,
 )
 from hsm_signer.device.inventory.survey import LookThrough
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.channel import (
