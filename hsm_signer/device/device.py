@@ -13,18 +13,14 @@ import pkcs11
 from pkcs11 import PROTECTED_AUTH, TokenFlag
 from pkcs11.types import Session, Slot
 
-from hsm_signer.device.failures import (
-    explain_failure,
-    explain_login_failure,
-    require_changeable,
-    require_pin_tries,
-)
+from hsm_signer.device.failures import explain_failure, explain_login_failure, require_changeable
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.locate import PresentDevice, Wait, find_device, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
 from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
+from hsm_signer.device.pin.state import require_pin_tries
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.device.uri import Pkcs11Uri

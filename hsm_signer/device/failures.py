@@ -5,6 +5,7 @@ from pkcs11 import TokenFlag
 
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.state import locked
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -14,8 +15,6 @@ from hsm_signer.errors import (
     MechanismUnsupported,
     PinError,
     PinIncorrect,
-    PinLastTry,
-    PinLocked,
     SignatureInvalid,
 )
 
@@ -183,7 +182,7 @@ def explain_login_failure(
         before: those read before the login, if they were: a wrong PIN that was counted since is this one.
     """
     if isinstance(error, pkcs11.PinLocked) or flags & TokenFlag.USER_PIN_LOCKED:
-        return _locked(device)
+        return locked(device)
     if isinstance(error, PIN_REFUSED) or (before is not None and flags & ~before & _WRONG_PIN_COUNTED):
         return PinIncorrect(
             f"{device} refused the PIN ({_name(error)}). It was presented once and is not tried again."
@@ -199,42 +198,6 @@ def explain_login_failure(
     return LoginInterrupted(
         f"{device} failed while logging in ({_name(error)}). Whether it checked the PIN is unknown.",
         hint="Check that the device is plugged in and works, and repeat the command.",
-    )
-
-
-def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) -> str | None:
-    """Decide whether a login may be attempted.
-
-    Args:
-        flags: the device's, freshly read.
-        allow_last_try: whether somebody has allowed the try that may lock it.
-
-    Returns:
-        A warning to show before the PIN is asked for, or None.
-
-    Raises:
-        PinLocked: no PIN is accepted any more.
-        PinLastTry: a wrong PIN now would lock the device.
-    """
-    if flags & TokenFlag.USER_PIN_LOCKED:
-        raise _locked(device)
-    if flags & TokenFlag.USER_PIN_FINAL_TRY:
-        if not allow_last_try:
-            raise PinLastTry(
-                f"{device} has one PIN try left; a wrong PIN would lock it. No login was attempted.",
-                hint="If you are sure of the PIN, repeat with --allow-last-try; a right PIN resets the counter.",
-            )
-        return "This is the last try: a wrong PIN locks the device."
-    if flags & TokenFlag.USER_PIN_COUNT_LOW:
-        return "A wrong PIN was entered since the last login."
-    return None
-
-
-def _locked(device: str) -> PinLocked:
-    return PinLocked(
-        f"The PIN of {device} is locked after too many wrong tries.",
-        hint="Unblock it with the device's own tool and its PUK or SO PIN (ykman piv access unblock-pin, "
-        "pkcs15-tool --unblock-pin, tpm2_dictionarylockout --clear-lockout).",
     )
 
 

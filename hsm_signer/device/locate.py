@@ -11,7 +11,6 @@ from pkcs11 import TokenFlag
 from pkcs11.types import Slot, Token
 
 from hsm_signer.device.failures import explain_failure
-from hsm_signer.device.inventory.facts import LibraryFacts
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, is_served_by_p11_kit
@@ -30,6 +29,15 @@ class PresentDevice:
     slot: Slot
     info: DeviceInfo
     flags: TokenFlag
+
+
+@dataclass(frozen=True)
+class LibraryFacts:
+    """What a module says of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
+
+    manufacturer: str
+    description: str
+    version: str
 
 
 Wait: TypeAlias = Callable[[HsmSignerError], None]

@@ -194,7 +194,7 @@ class _Examination:
         return ok(f"{self.condition.info}.")
 
     def examine_pin(self) -> Verdict:
-        from hsm_signer.device.inventory.facts import PinState
+        from hsm_signer.device.pin.state import PinState
 
         concern = self.condition.require_pin_tries(allow_last_try=self.reference.allow_last_try)
         self.login_allowed = True
@@ -210,7 +210,7 @@ class _Examination:
 
     def examine_login(self) -> Verdict:
         from hsm_signer.device.device import open_device
-        from hsm_signer.device.inventory.facts import PinState
+        from hsm_signer.device.pin.state import PinState
 
         self.device = open_device(self.reference, recover=False)
         if self.condition.pin is PinState.NOT_NEEDED:

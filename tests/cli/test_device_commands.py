@@ -13,17 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_signer.cli.text.inventory import module_text, plain
-from hsm_signer.device.inventory.facts import (
-    CertificateFacts,
-    Contents,
-    DeviceFacts,
-    KeyFacts,
-    ModuleFacts,
-    PinState,
-    Problem,
-)
+from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
 from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.state import PinState
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, PIN, WRONG_PIN, Program, Result, Settings, assert_explained, options

@@ -21,14 +21,13 @@ from hsm_signer.device.inventory.facts import (
     DeviceFacts,
     KeyFacts,
     ModuleFacts,
-    PinState,
     mechanism_facts,
-    pin_state,
 )
 from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
+from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
@@ -36,7 +35,6 @@ from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.ordinary_user import be_ordinary_user, make_site
 
 NOW = datetime.now(UTC)
-USABLE = TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED | TokenFlag.LOGIN_REQUIRED
 SECONDS = 30.0
 
 
@@ -102,22 +100,6 @@ def key_of(contents: Contents, label: str) -> KeyFacts:
 def certificate_of(contents: Contents, label: str) -> CertificateFacts:
     (certificate,) = (certificate for certificate in contents.certificates if certificate.label == label)
     return certificate
-
-
-class TestPinState:
-    @pytest.mark.parametrize(
-        ("flags", "expected"),
-        [
-            (TokenFlag.TOKEN_INITIALIZED, PinState.NOT_NEEDED),
-            (USABLE, PinState.FINE),
-            (USABLE & ~TokenFlag.USER_PIN_INITIALIZED, PinState.NOT_SET),
-            (USABLE | TokenFlag.USER_PIN_COUNT_LOW, PinState.COUNT_LOW),
-            (USABLE | TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY, PinState.LAST_TRY),
-            (USABLE | TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED, PinState.LOCKED),
-        ],
-    )
-    def test_is_what_the_flags_say_that_is_nearest_to_a_lock(self, flags: TokenFlag, expected: PinState) -> None:
-        assert pin_state(flags) is expected
 
 
 class TestMechanisms:

@@ -14,9 +14,9 @@ import pytest
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.condition import load, look
 from hsm_signer.device.device import Device, KeyReference, open_device
-from hsm_signer.device.inventory.facts import PinState
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
+from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (

@@ -6,15 +6,8 @@ from datetime import datetime
 
 from hsm_signer.cli.text.certificate import ATTESTATION
 from hsm_signer.cli.text.layout import heading, row, validity_in_words
-from hsm_signer.device.inventory.facts import (
-    CertificateFacts,
-    Contents,
-    DeviceFacts,
-    KeyFacts,
-    ModuleFacts,
-    PinState,
-    Problem,
-)
+from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
+from hsm_signer.device.pin.state import PinState
 
 
 def module_text(module: ModuleFacts) -> str:

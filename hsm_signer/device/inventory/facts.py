@@ -6,14 +6,15 @@ What could not be learnt is a fact like any other: a `Problem` where it belongs,
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Self
 
-from pkcs11 import Mechanism, TokenFlag
+from pkcs11 import Mechanism
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.locate import LibraryFacts
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.mechanisms import plan, supported
+from hsm_signer.device.pin.state import PinState
 from hsm_signer.errors import HsmSignerError
 
 
@@ -29,17 +30,6 @@ class Problem:
     def of(cls, error: HsmSignerError) -> Self:
         """Return what `error` says."""
         return cls(error.code, error.message, error.hint)
-
-
-class PinState(StrEnum):
-    """What the flags of a device say of its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
-
-    NOT_NEEDED = "not needed"
-    FINE = "fine"
-    COUNT_LOW = "count low"
-    LAST_TRY = "last try"
-    LOCKED = "locked"
-    NOT_SET = "not set"
 
 
 @dataclass(frozen=True)
@@ -149,15 +139,6 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
-class LibraryFacts:
-    """What a module says of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
-
-    manufacturer: str
-    description: str
-    version: str
-
-
-@dataclass(frozen=True)
 class ModuleFacts:
     """A module and the devices seen through it.
 
@@ -172,19 +153,6 @@ class ModuleFacts:
     library: LibraryFacts | None
     devices: tuple[DeviceFacts, ...]
     problem: Problem | None = None
-
-
-def pin_state(flags: TokenFlag) -> PinState:
-    """Return what `flags`, freshly read, say of the user PIN. Of several states it is the one nearest to a lock."""
-    if not flags & TokenFlag.LOGIN_REQUIRED:
-        return PinState.NOT_NEEDED
-    if flags & TokenFlag.USER_PIN_LOCKED:
-        return PinState.LOCKED
-    if flags & TokenFlag.USER_PIN_FINAL_TRY:
-        return PinState.LAST_TRY
-    if flags & TokenFlag.USER_PIN_COUNT_LOW:
-        return PinState.COUNT_LOW
-    return PinState.FINE if flags & TokenFlag.USER_PIN_INITIALIZED else PinState.NOT_SET
 
 
 def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, ...]:

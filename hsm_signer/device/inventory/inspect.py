@@ -22,7 +22,6 @@ from hsm_signer.device.inventory.facts import (
     ModuleFacts,
     Problem,
     mechanism_facts,
-    pin_state,
 )
 from hsm_signer.device.locate import (
     PresentDevice,
@@ -44,6 +43,7 @@ from hsm_signer.device.objects import (
     signing_mechanisms,
 )
 from hsm_signer.device.pcscd import pcscd_complaint
+from hsm_signer.device.pin.state import pin_state
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable

@@ -1,18 +1,10 @@
-"""What a module returned becomes an error that says what to do, and no login goes through that could lock a device."""
-
-from itertools import chain, combinations
+"""A value that a module returned becomes an error that says what to do."""
 
 import pkcs11
 import pytest
 from pkcs11 import TokenFlag, exceptions
 
-from hsm_signer.device.failures import (
-    explain_failure,
-    explain_login_failure,
-    explain_refusal,
-    require_changeable,
-    require_pin_tries,
-)
+from hsm_signer.device.failures import explain_failure, explain_login_failure, explain_refusal, require_changeable
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.errors import (
     DeviceError,
@@ -23,7 +15,6 @@ from hsm_signer.errors import (
     MechanismUnsupported,
     PinError,
     PinIncorrect,
-    PinLastTry,
     PinLocked,
 )
 
@@ -169,44 +160,3 @@ def test_a_device_that_says_it_is_locked_now_is_locked_whatever_it_returned(kind
 def test_a_refused_pin_says_when_the_next_one_would_lock(flags: TokenFlag, warned: bool) -> None:
     refused = explain_login_failure(pkcs11.PinIncorrect(), DEVICE, flags)
     assert ("One more wrong PIN locks the device." in refused.message) == warned
-
-
-SAFE = [NO_FLAGS, TokenFlag.LOGIN_REQUIRED | TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED]
-
-
-@pytest.mark.parametrize("flags", SAFE)
-@pytest.mark.parametrize("allow_last_try", [False, True])
-def test_a_device_with_all_its_tries_is_logged_in_to_without_a_warning(flags: TokenFlag, allow_last_try: bool) -> None:
-    assert require_pin_tries(DEVICE, flags, allow_last_try=allow_last_try) is None
-
-
-@pytest.mark.parametrize("allow_last_try", [False, True])
-def test_after_a_wrong_pin_there_is_a_warning(allow_last_try: bool) -> None:
-    warning = require_pin_tries(DEVICE, LOW, allow_last_try=allow_last_try)
-    assert warning == "A wrong PIN was entered since the last login."
-
-
-@pytest.mark.parametrize("flags", [FINAL, FINAL | LOW])
-def test_the_last_try_is_refused(flags: TokenFlag) -> None:
-    with pytest.raises(PinLastTry, match="has one PIN try left") as refused:
-        require_pin_tries(DEVICE, flags, allow_last_try=False)
-    assert "--allow-last-try" in str(refused.value.hint)
-
-
-@pytest.mark.parametrize("flags", [FINAL, FINAL | LOW])
-def test_the_last_try_is_let_through_with_a_warning_when_somebody_allowed_it(flags: TokenFlag) -> None:
-    warning = require_pin_tries(DEVICE, flags, allow_last_try=True)
-    assert warning == "This is the last try: a wrong PIN locks the device."
-
-
-OTHERS = list(chain.from_iterable(combinations((LOW, FINAL), size) for size in range(3)))
-
-
-@pytest.mark.parametrize("others", OTHERS)
-@pytest.mark.parametrize("allow_last_try", [False, True])
-def test_a_locked_device_is_refused_whatever_is_allowed(others: tuple[TokenFlag, ...], allow_last_try: bool) -> None:
-    flags = LOCKED
-    for other in others:
-        flags |= other
-    with pytest.raises(PinLocked):
-        require_pin_tries(DEVICE, flags, allow_last_try=allow_last_try)

@@ -22,16 +22,16 @@ from hsm_signer.device.inventory.facts import (
     Contents,
     DeviceFacts,
     KeyFacts,
-    LibraryFacts,
     MechanismFacts,
     ModuleFacts,
-    PinState,
     Problem,
 )
 from hsm_signer.device.inventory.survey import LookThrough
+from hsm_signer.device.locate import LibraryFacts
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin, PinPad, PinRequest
+from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.channel import (
     Calling,

@@ -1,0 +1,68 @@
+"""The state of a device's user PIN, as its flags report it, and whether a login may be tried; pure."""
+
+from enum import StrEnum
+
+from pkcs11 import TokenFlag
+
+from hsm_signer.errors import PinLastTry, PinLocked
+
+
+class PinState(StrEnum):
+    """What the flags of a device say of its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
+
+    NOT_NEEDED = "not needed"
+    FINE = "fine"
+    COUNT_LOW = "count low"
+    LAST_TRY = "last try"
+    LOCKED = "locked"
+    NOT_SET = "not set"
+
+
+def pin_state(flags: TokenFlag) -> PinState:
+    """Return what `flags`, freshly read, say of the user PIN. Of several states it is the one nearest to a lock."""
+    if not flags & TokenFlag.LOGIN_REQUIRED:
+        return PinState.NOT_NEEDED
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        return PinState.LOCKED
+    if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        return PinState.LAST_TRY
+    if flags & TokenFlag.USER_PIN_COUNT_LOW:
+        return PinState.COUNT_LOW
+    return PinState.FINE if flags & TokenFlag.USER_PIN_INITIALIZED else PinState.NOT_SET
+
+
+def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) -> str | None:
+    """Decide whether a login may be attempted.
+
+    Args:
+        flags: the device's, freshly read.
+        allow_last_try: whether somebody has allowed the try that may lock it.
+
+    Returns:
+        A warning to show before the PIN is asked for, or None.
+
+    Raises:
+        PinLocked: no PIN is accepted any more.
+        PinLastTry: a wrong PIN now would lock the device.
+    """
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        raise locked(device)
+    if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        if not allow_last_try:
+            raise PinLastTry(
+                f"{device} has one PIN try left; a wrong PIN would lock it. No login was attempted.",
+                hint="If you are sure of the PIN, repeat with --allow-last-try; a right PIN resets the counter.",
+            )
+        return "This is the last try: a wrong PIN locks the device."
+    if flags & TokenFlag.USER_PIN_COUNT_LOW:
+        return "A wrong PIN was entered since the last login."
+    return None
+
+
+def locked(device: str) -> PinLocked:
+    """Return the error for a device whose PIN is locked."""
+    return PinLocked(
+        f"The PIN of {device} is locked after too many wrong tries.",
+        hint="Unblock it with the device's own tool and its PUK or SO PIN (ykman piv access unblock-pin, "
+        "pkcs15-tool --unblock-pin, tpm2_dictionarylockout --clear-lockout).",
+    )
