@@ -25,9 +25,10 @@ from hsm_signer import HsmCredential
 from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.operator import open_identity
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout

@@ -21,7 +21,7 @@ from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavai
 from hsm_signer.system.display import displayable
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import KeyReference
+    from hsm_signer.device.reference import KeyReference
 
 logger = logging.getLogger(__name__)
 

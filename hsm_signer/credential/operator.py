@@ -19,7 +19,8 @@ from hsm_signer.errors import CertificateNotFound, ConfigError, HsmSignerError, 
 from hsm_signer.x509.certificate import Certificate
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import Device, KeyReference
+    from hsm_signer.device.device import Device
+    from hsm_signer.device.reference import KeyReference
     from hsm_signer.device.signer import DeviceSigner
 
 
@@ -147,7 +148,7 @@ def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY)
         ConfigError: the PIN source is malformed.
         PinUnavailable: it is the prompt, and nobody can be asked.
     """
-    from hsm_signer.device.device import KeyReference
+    from hsm_signer.device.reference import KeyReference
 
     return KeyReference(
         uri=uri,

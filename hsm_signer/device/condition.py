@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pkcs11
 from pkcs11 import TokenFlag
 
-from hsm_signer.device.device import KeyReference
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import LibraryFacts, describe_library, find_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
+from hsm_signer.device.reference import KeyReference
 
 
 @dataclass(frozen=True)

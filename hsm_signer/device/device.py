@@ -4,8 +4,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -14,13 +13,14 @@ from pkcs11 import PROTECTED_AUTH, TokenFlag
 from pkcs11.types import Session, Slot
 
 from hsm_signer.device.failures import explain_failure, explain_login_failure, require_changeable
-from hsm_signer.device.lane import Lane, Slow, log_slow
-from hsm_signer.device.locate import PresentDevice, Wait, find_device, flags_after, read_token
+from hsm_signer.device.lane import Lane
+from hsm_signer.device.locate import PresentDevice, find_device, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module, find_module, load_module
-from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource, accepted, ask, is_current
+from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, accepted, ask, is_current
 from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
 from hsm_signer.device.pin.state import require_pin_tries
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.device.uri import Pkcs11Uri
@@ -43,38 +43,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT = 2.0
-
-
-@dataclass(frozen=True)
-class KeyReference:
-    """Where a key is, and how to get to it.
-
-    Attributes:
-        uri: the device and the key in it.
-        pin: asked for a PIN when the device wants a login.
-        module: the PKCS#11 module, or None to find it as `find_module` does.
-        module_environment: variables set before the module loads.
-        timeout: seconds one call into the device may take.
-        allow_last_try: log in although one PIN try is left.
-        writable: open a session that may change the device.
-        pin_record: the directory of the record of refused PINs, or None to keep none.
-        confirm: asks a person whether the last try may be taken, where `allow_last_try` says so already; raises
-            PinLastTry when not. None: nobody is asked.
-        slow: shows a person that a call takes longer than a moment, perhaps because it waits for a touch.
-        wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
-    """
-
-    uri: Pkcs11Uri
-    pin: PinSource
-    module: Path | None = None
-    module_environment: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 60.0
-    allow_last_try: bool = False
-    writable: bool = False
-    pin_record: Path | None = None
-    confirm: Callable[[PinRequest], None] | None = None
-    slow: Slow = log_slow
-    wait: Wait | None = None
 
 
 @hidden_locals()

@@ -2,9 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import pkcs11
 from pkcs11 import TokenFlag
@@ -16,8 +14,9 @@ from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
+from hsm_signer.device.reference import Wait
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceGone, DeviceNotFound, HsmSignerError
+from hsm_signer.errors import DeviceGone, DeviceNotFound
 
 _PAUSE = 0.25
 
@@ -38,10 +37,6 @@ class LibraryFacts:
     manufacturer: str
     description: str
     version: str
-
-
-Wait: TypeAlias = Callable[[HsmSignerError], None]
-"""Told why there is no device yet; returns when it is time to look again."""
 
 
 def find_device(

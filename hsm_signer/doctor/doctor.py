@@ -41,8 +41,9 @@ from hsm_signer.x509.certificate import Certificate, require_usable
 
 if TYPE_CHECKING:
     from hsm_signer.device.condition import Condition
-    from hsm_signer.device.device import Device, KeyReference
+    from hsm_signer.device.device import Device
     from hsm_signer.device.module import Module
+    from hsm_signer.device.reference import KeyReference
     from hsm_signer.device.signer import DeviceSigner
     from hsm_signer.entra.http import HttpClient
     from hsm_signer.entra.http_answer import HttpResponse

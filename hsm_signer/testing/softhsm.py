@@ -25,11 +25,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError
 

@@ -30,9 +30,10 @@ from sentry_sdk.transport import Transport
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.credential.httpx_auth import BearerAuth
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.entra.authority import resolve_endpoint

@@ -7,9 +7,9 @@ from typing import Protocol, TypeAlias
 
 import pytest
 
-from hsm_signer.device.device import KeyReference
 from hsm_signer.device.pin.pin import Pin, PinSource
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey

@@ -9,11 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from pkcs11 import Mechanism
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.mechanisms import plan
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
 from tests.support.stacks import Stack

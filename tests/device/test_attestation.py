@@ -16,12 +16,13 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
 import hsm_signer
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
 from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, find_key
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import CertificateExists, CertificateNotFound, KeyAmbiguous, KeyUnfit

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
     Contents,
@@ -28,6 +28,7 @@ from hsm_signer.device.inventory.survey import ModuleReference, known_modules, s
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.pin.state import PinState
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm

@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
 from hsm_signer.device.manage.keys import store_certificate
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.x509.issuance import certificate_request, create_certificate

@@ -34,7 +34,8 @@ from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
 import hsm_signer.device.module
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.inventory.inspect import examine, look_through
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri

@@ -15,7 +15,7 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import SIZES, KeySpec, differences, generate_key
 from hsm_signer.device.manage.keys import (
     certificates_of_key,
@@ -28,6 +28,7 @@ from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,

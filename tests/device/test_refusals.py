@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.refusals import (
@@ -25,6 +25,7 @@ from hsm_signer.device.pin.refusals import (
     next_attempt,
 )
 from hsm_signer.device.pin.sources import FilePin, FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.errors import (
     ConfigError,
     DeviceGone,
@@ -323,7 +324,8 @@ class TestOnADevice:
         program = """
 import sys
 from pathlib import Path
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (

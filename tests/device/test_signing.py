@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -317,7 +318,8 @@ class TestEnd:
 import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError

@@ -83,7 +83,8 @@ from pathlib import Path
 
 import pkcs11._pkcs11  # python-pkcs11 would load it later, when it may be out of reach
 
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import NO_LOGIN
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError

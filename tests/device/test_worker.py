@@ -115,7 +115,7 @@ def test_it_dies_with_its_parent(refer: Refer, key: SoftHsmKey, right: Asked) ->
     program = """
 import os, signal, sys
 from pathlib import Path
-from hsm_signer.device.device import KeyReference
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker

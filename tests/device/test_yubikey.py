@@ -13,10 +13,11 @@ import pytest
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.condition import load, look
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.pin.state import PinState
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -133,7 +134,8 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
 _LOG_IN = """
 import sys
 from pathlib import Path
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError

@@ -19,9 +19,10 @@ from pkcs11.util.rsa import encode_rsa_public_key
 
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.operator import Operator
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.doctor.doctor import Finding, examine
 from hsm_signer.doctor.verdicts import Status

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference
 from hsm_signer.device.inventory.survey import ModuleReference, survey
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid

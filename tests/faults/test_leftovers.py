@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.device.device import KeyReference
 from hsm_signer.device.inventory.survey import ModuleReference, survey
 from hsm_signer.device.module import load_module
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceTimeout, HsmSignerError

@@ -9,11 +9,12 @@ import pytest
 from pkcs11 import Attribute, Mechanism, ObjectClass, TokenFlag
 from pkcs11.types import Session
 
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import delete_certificate, delete_key, find_key, store_certificate
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     DeviceError,

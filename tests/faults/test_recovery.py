@@ -17,10 +17,11 @@ from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.keys import REST, Keys
 from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (

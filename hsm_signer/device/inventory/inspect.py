@@ -12,7 +12,7 @@ from pkcs11 import Attribute, ObjectClass, TokenFlag, UserType
 from pkcs11.types import Object, Session
 
 from hsm_signer.crypto import MINIMUM_BITS, PublicKey
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
@@ -44,6 +44,7 @@ from hsm_signer.device.objects import (
 )
 from hsm_signer.device.pcscd import pcscd_complaint
 from hsm_signer.device.pin.state import pin_state
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable

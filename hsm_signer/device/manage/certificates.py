@@ -5,12 +5,13 @@ import contextlib
 import pkcs11
 from asn1crypto import x509
 
-from hsm_signer.device.device import Device, KeyReference, open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import find_device, read_token
 from hsm_signer.device.manage.keys import delete_certificate, store_certificate
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.module import find_module, load_module
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.errors import CertificateExists, KeyUnfit
 

@@ -34,8 +34,9 @@ def main() -> NoReturn:
 
 
 def _serve(channel: Channel) -> None:
-    from hsm_signer.device.device import KeyReference, open_device
+    from hsm_signer.device.device import open_device
     from hsm_signer.device.lane import Lane
+    from hsm_signer.device.reference import KeyReference
 
     calls = _Calls(channel)
     Lane.watchman = calls

@@ -31,7 +31,7 @@ from hsm_signer.errors import (
 from hsm_signer.system.secret import hidden_locals
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import KeyReference
+    from hsm_signer.device.reference import KeyReference
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from hsm_signer.device.worker.wire import Malformed
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 
 if TYPE_CHECKING:
-    from hsm_signer.device.device import KeyReference
+    from hsm_signer.device.reference import KeyReference
 
 A = TypeVar("A", Opened, Done)
 

@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError

@@ -21,12 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.module import find_module
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.x509.issuance import create_certificate
 

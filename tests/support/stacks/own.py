@@ -11,10 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import KeyReference, open_device
+from hsm_signer.device.device import open_device
 from hsm_signer.device.module import find_module
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
+from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 
 from . import StackKey
