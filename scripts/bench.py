@@ -25,10 +25,10 @@ from hsm_signer import HsmCredential
 from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.operator import open_identity
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout
@@ -60,9 +60,9 @@ class Bench:
     key: SoftHsmKey
     rounds: int
 
-    def reference(self, module: Path | None = None, timeout: float = 10) -> KeyReference:
-        """Refer to the key."""
-        return KeyReference(
+    def access(self, module: Path | None = None, timeout: float = 10) -> KeyAccess:
+        """Return how to get to the key."""
+        return KeyAccess(
             uri=Pkcs11Uri.parse(self.key.uri),
             pin=FixedLogin(Pin(self.softhsm.pin), "the benchmark"),
             module=module or self.softhsm.module,
@@ -242,7 +242,7 @@ def two_workers(bench: Bench) -> None:
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
         return float(done.stdout)
 
-    with open_worker(bench.reference(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
+    with open_worker(bench.access(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
 
         def sign_until(end: float) -> int:
             count = 0
@@ -266,7 +266,7 @@ def two_workers(bench: Bench) -> None:
 def overrun(bench: Bench) -> None:
     """How long after its deadline a call that hangs is given up, in this process and in a worker."""
     with faulty(bench) as module:
-        with open_worker(bench.reference(Path(module.path), timeout=1)) as signer:
+        with open_worker(bench.access(Path(module.path), timeout=1)) as signer:
             module.rule("C_Sign", hang=float("inf"))
             late = []
             for _ in range(3):
@@ -283,7 +283,7 @@ def overrun(bench: Bench) -> None:
 
 def crash(bench: Bench) -> None:
     """How long after a crash a new worker has signed."""
-    with faulty(bench) as module, open_worker(bench.reference(Path(module.path))) as signer:
+    with faulty(bench) as module, open_worker(bench.access(Path(module.path))) as signer:
         taken = []
         for _ in range(3):
             module.rule("C_Sign", crash=True, times=1)
@@ -301,14 +301,14 @@ def thousand_keys(bench: Bench) -> None:
     with SoftHsm(label="crowd", pin=bench.softhsm.pin) as crowd:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         crowd.import_key(key, "key", b"\x00\x00")
-        reference = KeyReference(
+        access = KeyAccess(
             uri=Pkcs11Uri.parse("pkcs11:token=crowd;id=%01%F4"),
             pin=FixedLogin(Pin(crowd.pin), "the benchmark"),
             module=crowd.module,
             module_environment=crowd.environment,
             writable=True,
         )
-        with open_device(reference) as device:
+        with open_device(access) as device:
             device.call("storing keys", lambda session: _store_copies(session, key, 1000))
             template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: b"\x01\xf4"}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hsm_signer.cli.output import print_note
 from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import Operator, key_reference
+from hsm_signer.credential.operator import Operator, key_access
 from hsm_signer.device.lane import cue
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
@@ -21,7 +21,7 @@ from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavai
 from hsm_signer.system.display import displayable
 
 if TYPE_CHECKING:
-    from hsm_signer.device.reference import KeyReference
+    from hsm_signer.device.access import KeyAccess
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def terminal_operator(*, wait: bool = False) -> Operator:
     )
 
 
-def reference_to_one(profile: Profile) -> "KeyReference":
+def access_to_one(profile: Profile) -> "KeyAccess":
     """Return how to get to the one key of a profile, or to its device; without a key, to the only device there is.
 
     Raises:
@@ -48,7 +48,7 @@ def reference_to_one(profile: Profile) -> "KeyReference":
     """
     if len(profile.key) > 1:
         raise ConfigError(f"There are {len(profile.key)} keys, and this is about one.", hint="Name one with --key.")
-    return key_reference(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator(wait=profile.wait))
+    return key_access(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator(wait=profile.wait))
 
 
 @contextlib.contextmanager

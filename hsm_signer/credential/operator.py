@@ -19,8 +19,8 @@ from hsm_signer.errors import CertificateNotFound, ConfigError, HsmSignerError, 
 from hsm_signer.x509.certificate import Certificate
 
 if TYPE_CHECKING:
+    from hsm_signer.device.access import KeyAccess
     from hsm_signer.device.device import Device
-    from hsm_signer.device.reference import KeyReference
     from hsm_signer.device.signer import DeviceSigner
 
 
@@ -65,22 +65,22 @@ def open_identity(
     """
     if not profile.client_id:
         raise missing("client_id")
-    reference = key_reference(profile, uri, operator)
-    return (_open_worker if isolated else _open_device)(profile, reference, replaced)
+    access = key_access(profile, uri, operator)
+    return (_open_worker if isolated else _open_device)(profile, access, replaced)
 
 
-def _open_device(profile: Profile, reference: "KeyReference", replaced: Identity | None) -> Identity:
+def _open_device(profile: Profile, access: "KeyAccess", replaced: Identity | None) -> Identity:
     from hsm_signer.device.device import Device, open_device
 
     if replaced is not None:
-        if isinstance(replaced.opened, Device) and replaced.opened.serves(reference):
+        if isinstance(replaced.opened, Device) and replaced.opened.serves(access):
             # A module may not see what another process has stored, before the device is opened again.
             with suppress(KeyNotFound, CertificateNotFound):
-                return _identity_on(profile, replaced.opened, reference.uri)
+                return _identity_on(profile, replaced.opened, access.uri)
         # Before the next one is opened: the end of the session that logged in ends the login for all.
         replaced.close()
     with ExitStack() as undo:
-        identity = _identity_on(profile, undo.enter_context(open_device(reference)), reference.uri)
+        identity = _identity_on(profile, undo.enter_context(open_device(access)), access.uri)
         undo.pop_all()
         return identity
 
@@ -92,7 +92,7 @@ def _identity_on(profile: Profile, device: "Device", uri: Pkcs11Uri) -> Identity
     return make_identity(profile, signer, certificates, close=device.close, opened=device)
 
 
-def _open_worker(profile: Profile, reference: "KeyReference", replaced: Identity | None) -> Identity:
+def _open_worker(profile: Profile, access: "KeyAccess", replaced: Identity | None) -> Identity:
     from hsm_signer.device.worker.pool import WorkerSigner, open_worker
 
     before = None
@@ -100,7 +100,7 @@ def _open_worker(profile: Profile, reference: "KeyReference", replaced: Identity
         before = replaced.opened if isinstance(replaced.opened, WorkerSigner) else None
         replaced.close()
     with ExitStack() as undo:
-        worker = undo.enter_context(open_worker(reference, before=before))
+        worker = undo.enter_context(open_worker(access, before=before))
         certificates = _certificates(profile, worker.public_key, worker.certificate, worker.device)
         certificates()
         return make_identity(profile, worker, certificates, close=undo.pop_all().close, opened=worker)
@@ -141,16 +141,16 @@ def make_identity(
     )
 
 
-def key_reference(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> "KeyReference":
+def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> "KeyAccess":
     """Return how to get to one key of a profile.
 
     Raises:
         ConfigError: the PIN source is malformed.
         PinUnavailable: it is the prompt, and nobody can be asked.
     """
-    from hsm_signer.device.reference import KeyReference
+    from hsm_signer.device.access import KeyAccess
 
-    return KeyReference(
+    return KeyAccess(
         uri=uri,
         pin=pin_source(profile, uri, operator.prompt),
         module=profile.module,

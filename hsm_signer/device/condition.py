@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pkcs11
 from pkcs11 import TokenFlag
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import LibraryFacts, describe_library, find_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
-from hsm_signer.device.reference import KeyReference
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,29 @@ class Condition:
         return require_pin_tries(str(self.info), self.flags, allow_last_try=allow_last_try)
 
 
-def load(reference: KeyReference) -> tuple[Module, LibraryFacts]:
-    """Load the module that `reference` means, and ask what it is.
+def load(access: KeyAccess) -> tuple[Module, LibraryFacts]:
+    """Load the module that `access` means, and ask what it is.
 
     Raises:
         ModuleLoadError: there is none, or it cannot be loaded.
         DeviceTimeout: it did not come back.
     """
-    path = find_module(reference.module, reference.uri)
-    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
+    path = find_module(access.module, access.uri)
+    module = load_module(path, access.module_environment, access.timeout, access.slow)
 
     try:
-        return module, module.call(
-            "asking for its name", lambda: describe_library(module), reference.timeout, reference.slow
-        )
+        return module, module.call("asking for its name", lambda: describe_library(module), access.timeout, access.slow)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "asking for its name", f"The module {path}") from error
 
 
-def look(module: Module, reference: KeyReference) -> Condition:
-    """Find the one device that `reference` means. Opens no session.
+def look(module: Module, access: KeyAccess) -> Condition:
+    """Find the one device that `access` means. Opens no session.
 
     Raises:
         DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device.
         DeviceTimeout: the module did not come back.
     """
-    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
+    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     return Condition(found.info, pin_state(found.flags), pad, found.flags)

@@ -12,6 +12,7 @@ import pkcs11
 from pkcs11 import PROTECTED_AUTH, TokenFlag
 from pkcs11.types import Session, Slot
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure, explain_login_failure, require_changeable
 from hsm_signer.device.lane import Lane
 from hsm_signer.device.locate import PresentDevice, find_device, flags_after, read_token
@@ -20,7 +21,6 @@ from hsm_signer.device.module import Module, find_module, load_module
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, accepted, ask, is_current
 from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
 from hsm_signer.device.pin.state import require_pin_tries
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.device.uri import Pkcs11Uri
@@ -46,8 +46,8 @@ _CLOSE_TIMEOUT = 2.0
 
 
 @hidden_locals()
-def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
-    """Find the one device `reference` means and log in to it.
+def open_device(access: KeyAccess, *, recover: bool = True) -> "Device":
+    """Find the one device `access` means and log in to it.
 
     The PIN is asked for in the caller's thread, once, and only after the device was found and says that a try is safe.
 
@@ -60,17 +60,17 @@ def open_device(reference: KeyReference, *, recover: bool = True) -> "Device":
         PinError: the login did not succeed; nothing is tried a second time.
         DeviceTimeout: a call into the module did not come back.
     """
-    path = find_module(reference.module, reference.uri)
-    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
-    logins = _logins_so_far(reference)
-    module.refresh(reference.timeout, reference.slow)
-    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
-    if reference.writable:
+    path = find_module(access.module, access.uri)
+    module = load_module(path, access.module_environment, access.timeout, access.slow)
+    logins = _logins_so_far(access)
+    module.refresh(access.timeout, access.slow)
+    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
+    if access.writable:
         require_changeable(found.info, found.flags)
-    login = _ask_for_login(found, reference)
-    session = _log_in(module, found, login, reference, logins)
+    login = _ask_for_login(found, access)
+    session = _log_in(module, found, login, access, logins)
     logger.debug("opened %s through %s", found.info, path)
-    return Device(reference, module, found.info, login, session, recover=recover)
+    return Device(access, module, found.info, login, session, recover=recover)
 
 
 class Device:
@@ -87,7 +87,7 @@ class Device:
 
     def __init__(
         self,
-        reference: KeyReference,
+        access: KeyAccess,
         module: Module,
         info: DeviceInfo,
         login: Login,
@@ -96,7 +96,7 @@ class Device:
         recover: bool,
     ) -> None:
         self.info = info
-        self._reference = reference
+        self._access = access
         self._module = module
         # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
         self._login = accepted(login)
@@ -117,17 +117,17 @@ class Device:
     @property
     def uri(self) -> Pkcs11Uri:
         """The URI it was opened by."""
-        return self._reference.uri
+        return self._access.uri
 
-    def serves(self, reference: KeyReference) -> bool:
-        """Return whether a reference means this device, by the same way to it, and it is open here."""
-        ours, theirs = self._reference.uri, reference.uri
+    def serves(self, access: KeyAccess) -> bool:
+        """Return whether `access` leads to this device, by the same way to it, and it is open here."""
+        ours, theirs = self._access.uri, access.uri
         return (
             not self._closed
             and self._process == os.getpid()
             and matches_device(theirs, self.info)
-            and (self._reference.module, ours.module_path, ours.module_name)
-            == (reference.module, theirs.module_path, theirs.module_name)
+            and (self._access.module, ours.module_path, ours.module_name)
+            == (access.module, theirs.module_path, theirs.module_name)
         )
 
     def signer(self, uri: Pkcs11Uri | None = None) -> DeviceSigner:
@@ -214,16 +214,16 @@ class Device:
         """
 
         with self._lock:
-            if self._recover and not is_current(self._login, self._reference.pin):
+            if self._recover and not is_current(self._login, self._access.pin):
                 self._session = None
         self.call(
             "reading the PIN state",
-            lambda session: _check_pin_state(session.token.slot, self.info, self._reference),
+            lambda session: _check_pin_state(session.token.slot, self.info, self._access),
         )
-        login, directory = self._login, _recorded_in(self._login, self._reference)
+        login, directory = self._login, _recorded_in(self._login, self._access)
         if directory is not None and isinstance(login, Pin):
             record = PinRecord(directory, self._module.path, self.info)
-            record.require_not_refused(self._reference.pin, login.identity, accepted=True)
+            record.require_not_refused(self._access.pin, login.identity, accepted=True)
 
     def close(self) -> None:
         """End the session and forget the PIN. Never raises and never waits long.
@@ -244,7 +244,7 @@ class Device:
 
     def give_up(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
-        login, directory = self._login, _recorded_in(self._login, self._reference)
+        login, directory = self._login, _recorded_in(self._login, self._access)
         self.close()
         if isinstance(login, Pin):
             refusal.source_state = login.identity
@@ -255,12 +255,12 @@ class Device:
         if not (self._module.in_use or self._module.is_busy):
             # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
             with contextlib.suppress(HsmSignerError):
-                self._module.reinitialize(self._reference.timeout)
+                self._module.reinitialize(self._access.timeout)
 
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
-        timeout = max(self._reference.timeout, at_least)
+        timeout = max(self._access.timeout, at_least)
         try:
-            return self._module.call(doing, lambda: function(session), timeout, self._reference.slow)
+            return self._module.call(doing, lambda: function(session), timeout, self._access.slow)
         except pkcs11.PKCS11Error as error:
             raise explain_failure(error, doing, str(self.info)) from error
 
@@ -292,17 +292,17 @@ class Device:
             )
         # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
-        logins = _logins_so_far(self._reference)
+        logins = _logins_so_far(self._access)
         if self._generation == self._module.generation:
-            self._module.reinitialize(self._reference.timeout, self._reference.slow)
+            self._module.reinitialize(self._access.timeout, self._access.slow)
         self._generation = self._module.generation
-        found = _find_again(self._module, self.info, self._reference)
+        found = _find_again(self._module, self.info, self._access)
         login = self._login
-        if not is_current(login, self._reference.pin):
+        if not is_current(login, self._access.pin):
             # The PIN was changed, most likely: the old one would be a wrong one.
-            login = _ask_for_login(found, self._reference)
+            login = _ask_for_login(found, self._access)
         try:
-            session = _log_in(self._module, found, login, self._reference, logins, ours=1)
+            session = _log_in(self._module, found, login, self._access, logins, ours=1)
         except (PinIncorrect, PinLocked):
             self.close()
             raise
@@ -311,22 +311,22 @@ class Device:
         return session
 
 
-def _ask_for_login(found: PresentDevice, reference: KeyReference) -> Login:
+def _ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
     if not found.flags & TokenFlag.LOGIN_REQUIRED:
         return None
-    warning = require_pin_tries(str(found.info), found.flags, allow_last_try=reference.allow_last_try)
+    warning = require_pin_tries(str(found.info), found.flags, allow_last_try=access.allow_last_try)
     if warning is not None:
         logger.warning("%s: %s", found.info, warning)
     pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
     request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad)
-    if last_try and reference.confirm is not None:
-        reference.confirm(request)
-    return ask(reference.pin, request)
+    if last_try and access.confirm is not None:
+        access.confirm(request)
+    return ask(access.pin, request)
 
 
 def _log_in(
-    module: Module, found: PresentDevice, login: Login, reference: KeyReference, logins: int, *, ours: int = 0
+    module: Module, found: PresentDevice, login: Login, access: KeyAccess, logins: int, *, ours: int = 0
 ) -> Session:
     """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it.
 
@@ -338,16 +338,14 @@ def _log_in(
     def check() -> str | None:
         return module.call(
             "reading the PIN state",
-            lambda: _check_pin_state(found.slot, found.info, reference),
-            reference.timeout,
-            reference.slow,
+            lambda: _check_pin_state(found.slot, found.info, access),
+            access.timeout,
+            access.slow,
         )
 
     def log_in() -> Session:
         try:
-            return module.call(
-                "logging in", lambda: _open_session(found, login, reference), reference.timeout, reference.slow
-            )
+            return module.call("logging in", lambda: _open_session(found, login, access), access.timeout, access.slow)
         except PinError as error:
             error.source_state = login.identity if isinstance(login, Pin) else ""
             raise
@@ -356,32 +354,32 @@ def _log_in(
         if before == logins:
             return found
         # ykcs11 reads the state of the PIN once for each initialisation.
-        module.refresh(reference.timeout, reference.slow, ours=ours)
-        return _find_again(module, found.info, reference)
+        module.refresh(access.timeout, access.slow, ours=ours)
+        return _find_again(module, found.info, access)
 
-    directory = _recorded_in(login, reference)
+    directory = _recorded_in(login, access)
     if directory is None or not isinstance(login, Pin):
         if login is not None:
-            found = look_again(_logins_so_far(reference))
+            found = look_again(_logins_so_far(access))
             check()
         return log_in()
-    Lane.announce("waiting for the login of another process", reference.timeout)
-    with login_turn(directory, reference.timeout) as before:
+    Lane.announce("waiting for the login of another process", access.timeout)
+    with login_turn(directory, access.timeout) as before:
         found = look_again(before)
         warning = check()
         record = PinRecord(directory, module.path, found.info)
-        with record.login(reference.pin, login.identity, accepted=login.accepted and warning is None):
+        with record.login(access.pin, login.identity, accepted=login.accepted and warning is None):
             return log_in()
 
 
-def _find_again(module: Module, info: DeviceInfo, reference: KeyReference) -> PresentDevice:
+def _find_again(module: Module, info: DeviceInfo, access: KeyAccess) -> PresentDevice:
     """Find a device that was there before.
 
     Raises:
         DeviceGone: it is not there, or another one is in its place.
     """
     try:
-        found = find_device(module, reference.uri, reference.timeout, reference.slow)
+        found = find_device(module, access.uri, access.timeout, access.slow)
     except DeviceNotFound as error:
         raise DeviceGone(f"{info} was not found.", hint=f"Plug {info} in again.") from error
     if found.info.identity != info.identity:
@@ -389,29 +387,29 @@ def _find_again(module: Module, info: DeviceInfo, reference: KeyReference) -> Pr
     return found
 
 
-def _recorded_in(login: Login, reference: KeyReference) -> Path | None:
+def _recorded_in(login: Login, access: KeyAccess) -> Path | None:
     """Return where a login is recorded: those with a PIN that nobody watches are."""
-    return reference.pin_record if isinstance(login, Pin) and not reference.pin.attended else None
+    return access.pin_record if isinstance(login, Pin) and not access.pin.attended else None
 
 
-def _logins_so_far(reference: KeyReference) -> int:
-    return 0 if reference.pin_record is None else count_logins(reference.pin_record)
+def _logins_so_far(access: KeyAccess) -> int:
+    return 0 if access.pin_record is None else count_logins(access.pin_record)
 
 
-def _check_pin_state(slot: Slot, device: DeviceInfo, reference: KeyReference) -> str | None:
+def _check_pin_state(slot: Slot, device: DeviceInfo, access: KeyAccess) -> str | None:
     try:
         flags = read_token(slot).flags
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "reading the PIN state", str(device)) from error
-    return require_pin_tries(str(device), flags, allow_last_try=reference.allow_last_try)
+    return require_pin_tries(str(device), flags, allow_last_try=access.allow_last_try)
 
 
-def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -> Session:
+def _open_session(found: PresentDevice, login: Login, access: KeyAccess) -> Session:
     device = str(found.info)
     try:
         token = read_token(found.slot)
         if login is None:
-            return token.open(rw=reference.writable)
+            return token.open(rw=access.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error
     if isinstance(login, PinPad) and not token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
@@ -421,15 +419,13 @@ def _open_session(found: PresentDevice, login: Login, reference: KeyReference) -
         )
     try:
         # Not by way of a variable: somebody may look at this frame while it runs.
-        return token.open(
-            rw=reference.writable, user_pin=PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal()
-        )
+        return token.open(rw=access.writable, user_pin=PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal())
     except pkcs11.UserAlreadyLoggedIn:
         pass
     except pkcs11.PKCS11Error as error:
         raise explain_login_failure(error, device, flags_after(token), token.flags) from error
     try:
         # The login is the process's: another device object of ours holds it, and its sessions may all use it.
-        return token.open(rw=reference.writable)
+        return token.open(rw=access.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error

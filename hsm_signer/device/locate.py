@@ -8,13 +8,13 @@ import pkcs11
 from pkcs11 import TokenFlag
 from pkcs11.types import Slot, Token
 
+from hsm_signer.device.access import Wait
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
-from hsm_signer.device.reference import Wait
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound
 

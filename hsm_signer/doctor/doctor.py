@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import NOBODY, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.credential.operator import NOBODY, Operator, certificates_of, key_access, make_identity
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.crypto import MINIMUM_BITS, Algorithm
 from hsm_signer.device.pin.sources import NO_LOGIN
@@ -40,10 +40,10 @@ from hsm_signer.system.secret import Secret
 from hsm_signer.x509.certificate import Certificate, require_usable
 
 if TYPE_CHECKING:
+    from hsm_signer.device.access import KeyAccess
     from hsm_signer.device.condition import Condition
     from hsm_signer.device.device import Device
     from hsm_signer.device.module import Module
-    from hsm_signer.device.reference import KeyReference
     from hsm_signer.device.signer import DeviceSigner
     from hsm_signer.entra.http import HttpClient
     from hsm_signer.entra.http_answer import HttpResponse
@@ -94,7 +94,7 @@ class _Examination:
     """One run: the facts that its probes find, and the one device and the one HTTP client that they share."""
 
     # Each is there once the probe that gives it has succeeded; see _PROBES.
-    reference: "KeyReference"
+    access: "KeyAccess"
     endpoint: Endpoint
     scope: str
     module: "Module"
@@ -169,12 +169,12 @@ class _Examination:
 
     def _read_key(self) -> None:
         if self.profile.key:  # its lack is the other part's to tell
-            self.reference = key_reference(self.profile, self.profile.key[0], self.operator)
+            self.access = key_access(self.profile, self.profile.key[0], self.operator)
 
     def examine_module(self) -> Verdict:
         from hsm_signer.device.condition import load
 
-        self.module, library = load(self.reference)
+        self.module, library = load(self.access)
         return ok(f"{self.module.path}: {library.description}, {library.version}, by {library.manufacturer}.")
 
     def examine_pcscd(self) -> Verdict:
@@ -183,21 +183,19 @@ class _Examination:
         library = reader_library()
         if library is None:
             return skipped("The module uses no smart-card readers.")
-        socket = self.module.call(
-            "asking pcscd", lambda: require_pcscd(library), self.reference.timeout, self.reference.slow
-        )
+        socket = self.module.call("asking pcscd", lambda: require_pcscd(library), self.access.timeout, self.access.slow)
         return ok(f"It answers at {socket}, and lets this user in.")
 
     def examine_device(self) -> Verdict:
         from hsm_signer.device.condition import look
 
-        self.condition = look(self.module, self.reference)
+        self.condition = look(self.module, self.access)
         return ok(f"{self.condition.info}.")
 
     def examine_pin(self) -> Verdict:
         from hsm_signer.device.pin.state import PinState
 
-        concern = self.condition.require_pin_tries(allow_last_try=self.reference.allow_last_try)
+        concern = self.condition.require_pin_tries(allow_last_try=self.access.allow_last_try)
         self.login_allowed = True
         if concern is not None:
             return warning(concern, "Be sure of the next PIN: devices lock after a few wrong ones.")
@@ -213,12 +211,12 @@ class _Examination:
         from hsm_signer.device.device import open_device
         from hsm_signer.device.pin.state import PinState
 
-        self.device = open_device(self.reference, recover=False)
+        self.device = open_device(self.access, recover=False)
         if self.condition.pin is PinState.NOT_NEEDED:
             return ok("A session was opened; no login is needed.")
         if self.device.login_pin() is not None:
-            return ok(f"The PIN from {self.reference.pin.description} was accepted.")
-        if self.reference.pin is NO_LOGIN:
+            return ok(f"The PIN from {self.access.pin.description} was accepted.")
+        if self.access.pin is NO_LOGIN:
             return ok("A session was opened without a login, so private keys may be hidden.")
         return ok("The PIN entered on the device's own pad was accepted.")
 
@@ -339,8 +337,8 @@ class _Probe:
 
 
 _PROBES = (
-    _Probe("configuration", _Examination.examine_configuration, gives=("reference", "endpoint", "scope")),
-    _Probe("module", _Examination.examine_module, needs=("reference",), gives=("module",)),
+    _Probe("configuration", _Examination.examine_configuration, gives=("access", "endpoint", "scope")),
+    _Probe("module", _Examination.examine_module, needs=("access",), gives=("module",)),
     _Probe("pcscd", _Examination.examine_pcscd, needs=("module",)),
     _Probe("device", _Examination.examine_device, needs=("module",), gives=("condition",)),
     _Probe("pin", _Examination.examine_pin, needs=("condition",), gives=("login_allowed",)),

@@ -25,7 +25,7 @@ from cryptography import x509
 from hsm_signer.config.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import NOBODY, Operator, certificates_of, key_reference, make_identity
+from hsm_signer.credential.operator import NOBODY, Operator, certificates_of, key_access, make_identity
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.certificates import replace_certificates
@@ -445,13 +445,13 @@ class Rotation:
 
     @cached_property
     def _device(self) -> Device:
-        reference = key_reference(self._profile, self.file.current.uri, self._operator)
+        access = key_access(self._profile, self.file.current.uri, self._operator)
         try:
-            device = open_device(replace(reference, writable=True))
+            device = open_device(replace(access, writable=True))
         except DeviceReadOnly as error:
             # Said before anybody was asked for a PIN; and keys made there by other means can be rolled over.
             self._unchangeable = error
-            device = open_device(reference)
+            device = open_device(access)
         return self._undo.enter_context(device)
 
     def _signer(self, uri: Pkcs11Uri) -> DeviceSigner:

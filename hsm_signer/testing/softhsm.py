@@ -25,12 +25,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError
 
@@ -181,7 +181,7 @@ class SoftHsm:
 
     def _open(self) -> Device:
         return open_device(
-            KeyReference(
+            KeyAccess(
                 uri=Pkcs11Uri(token=self.label),
                 pin=FixedLogin(Pin(self.pin), "the PIN of the test token"),
                 module=self.module,

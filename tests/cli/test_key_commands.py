@@ -9,10 +9,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -68,10 +68,10 @@ class TestGenerate:
         self, program: Program, vault: SoftHsm, device: Settings, signing: Settings
     ) -> None:
         uri = program("key", "generate", *options(device), "--label", "signer").stdout.strip()
-        reference = KeyReference(
+        access = KeyAccess(
             Pkcs11Uri.parse(uri), FixedLogin(Pin(PIN), "a test"), vault.module, module_environment=vault.environment
         )
-        with open_device(reference) as opened:
+        with open_device(access) as opened:
             numbers = opened.signer().public_key
         public_key = rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()
         certificate = program.directory / "certificate.der"

@@ -30,10 +30,10 @@ from sentry_sdk.transport import Transport
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.credential.httpx_auth import BearerAuth
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.entra.authority import resolve_endpoint
@@ -444,8 +444,8 @@ async def bearer_auth_in_a_task(credential: AsyncHsmCredential) -> object:
         return await client.get("https://graph.microsoft.invalid/users")
 
 
-def reference(arguments: Arguments) -> KeyReference:
-    return KeyReference(
+def access(arguments: Arguments) -> KeyAccess:
+    return KeyAccess(
         Pkcs11Uri.parse(arguments["key"]),
         parse_pin_source(arguments["pin_source"], prompt=None),
         module=arguments["module"],
@@ -455,12 +455,12 @@ def reference(arguments: Arguments) -> KeyReference:
 
 
 def worker(arguments: Arguments) -> object:
-    with open_worker(reference(arguments)) as signer:
+    with open_worker(access(arguments)) as signer:
         return signer.sign(Algorithm.RS256, b"message")
 
 
 def device(arguments: Arguments) -> object:
-    with open_device(reference(arguments)) as device:
+    with open_device(access(arguments)) as device:
         return device.signer().sign(Algorithm.RS256, b"message")
 
 
@@ -537,7 +537,7 @@ def test_a_worker_that_dies_while_it_is_told_the_pin(reported: Callable[[Call], 
                 os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
             return Pin(PIN)
 
-    wanted = replace(reference(quick), pin=Murderer())
+    wanted = replace(access(quick), pin=Murderer())
     assert secrets_in(reported(lambda: open_worker(wanted))) == set()
 
 

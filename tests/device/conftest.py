@@ -7,9 +7,9 @@ from typing import Protocol, TypeAlias
 
 import pytest
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.pin import Pin, PinSource
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -86,22 +86,22 @@ def second_key(softhsm: SoftHsm, key: SoftHsmKey) -> SoftHsmKey:
     return softhsm.add_identity("second key", b"\x02")
 
 
-class Refer(Protocol):
-    """Makes a reference to something in the SoftHSM of these tests."""
+class AccessTo(Protocol):
+    """Returns access to a key or device in the SoftHSM of these tests."""
 
     def __call__(
         self, uri: str, *, pin: PinSource | None = None, module: Path | None = None, timeout: float = 60
-    ) -> KeyReference: ...
+    ) -> KeyAccess: ...
 
 
 @pytest.fixture(scope="session")
-def refer(softhsm: SoftHsm) -> Refer:
+def access_to(softhsm: SoftHsm) -> AccessTo:
     right = FixedLogin(Pin(softhsm.pin), "the test PIN")
 
-    def refer(
+    def access_to(
         uri: str, *, pin: PinSource | None = None, module: Path | None = None, timeout: float = 60
-    ) -> KeyReference:
-        return KeyReference(
+    ) -> KeyAccess:
+        return KeyAccess(
             uri=Pkcs11Uri.parse(uri),
             pin=pin or right,
             module=module or softhsm.module,
@@ -109,4 +109,4 @@ def refer(softhsm: SoftHsm) -> Refer:
             timeout=timeout,
         )
 
-    return refer
+    return access_to

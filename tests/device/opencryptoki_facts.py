@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from pkcs11 import Mechanism
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.mechanisms import plan
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
 from tests.support.stacks import Stack
@@ -31,13 +31,13 @@ def stack(running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-def refer(stack: Stack) -> KeyReference:
+def access_to(stack: Stack) -> KeyAccess:
     pin = FixedLogin(Pin(stack.pin), "a test")
-    return KeyReference(Pkcs11Uri.parse(stack.key.uri), pin, stack.module, writable=True)
+    return KeyAccess(Pkcs11Uri.parse(stack.key.uri), pin, stack.module, writable=True)
 
 
 def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         mechanisms = device.signer().key.mechanisms
         raw = device.info.library_version < (3, 16)
     assert plan(Algorithm.RS256, mechanisms).mechanism is (Mechanism.RSA_PKCS if raw else Mechanism.SHA256_RSA_PKCS)
@@ -46,7 +46,7 @@ def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         signer = device.signer()
         signer.key = replace(signer.key, mechanisms=frozenset({Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS}))
         signature = signer.sign(algorithm, b"x")
@@ -55,7 +55,7 @@ def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) 
 
 
 def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
 
         def make_and_use() -> None:
             made = generate_key(device, KeySpec("always", always_authenticate=True))  # version 3.23 refuses
@@ -70,7 +70,7 @@ def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: 
 
 def test_a_process_signs_on_when_the_daemon_is_restarted(stack: Stack) -> None:
     lines = """
-        with open_device(reference(KEY)) as device:
+        with open_device(access(KEY)) as device:
             signer = device.signer()
             tell("open")
             wait()
@@ -90,7 +90,7 @@ def test_without_its_daemon_the_hint_names_it(stack: Stack) -> None:
         stack,
         """
         try:
-            open_device(reference(KEY))
+            open_device(access(KEY))
         except HsmSignerError as error:
             tell(error.hint)
         """,

@@ -16,13 +16,13 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
 import hsm_signer
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
 from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, find_key
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import CertificateExists, CertificateNotFound, KeyAmbiguous, KeyUnfit
@@ -41,8 +41,8 @@ ykcs11 = pytest.mark.parametrize("yubikey", ["ykcs11"], indirect=True)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def reference(yubikey: PivStack) -> KeyReference:
-    return KeyReference(
+def access(yubikey: PivStack) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri.parse(yubikey.key.uri),
         pin=CountedPin(yubikey.pin),
         module=yubikey.module,
@@ -54,20 +54,20 @@ class TestOnAYubiKey:
     """Through both modules, of which ykcs11 lists attestation certificates and OpenSC does not."""
 
     def test_the_certificate_of_a_key_is_its_own(self, yubikey: PivStack) -> None:
-        with open_device(reference(yubikey)) as device:
+        with open_device(access(yubikey)) as device:
             assert device.certificate(device.signer()) == yubikey.key.certificate
 
     def test_it_is_read_without_a_login(self, yubikey: PivStack) -> None:
-        assert read_certificate(reference(yubikey)) == yubikey.key.certificate
+        assert read_certificate(access(yubikey)) == yubikey.key.certificate
         assert yubikey.presented() == 0
 
     def test_a_worker_reads_it(self, yubikey: PivStack) -> None:
-        with open_worker(reference(yubikey)) as worker:
+        with open_worker(access(yubikey)) as worker:
             assert worker.certificate() == yubikey.key.certificate
 
     def test_one_certificate_is_in_the_way_of_another(self, yubikey: PivStack) -> None:
         with (
-            open_device(reference(yubikey)) as device,
+            open_device(access(yubikey)) as device,
             pytest.raises(CertificateExists, match="holds 1 certificate with"),
         ):
             require_no_certificate(device, device.signer().key.info)
@@ -75,7 +75,7 @@ class TestOnAYubiKey:
     @ykcs11
     def test_a_key_that_has_no_other_has_none(self, yubikey: PivStack) -> None:
         yubikey.take_certificates()
-        with open_device(reference(yubikey)) as device:
+        with open_device(access(yubikey)) as device:
             signer = device.signer()
             require_no_certificate(device, signer.key.info)
             with pytest.raises(CertificateNotFound) as caught:
@@ -85,17 +85,17 @@ class TestOnAYubiKey:
     def test_the_only_key_that_signs_needs_no_id(self, yubikey: PivStack) -> None:
         yubikey.take_9c()
         uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=None)
-        with open_device(replace(reference(yubikey), uri=uri)) as device:
+        with open_device(replace(access(yubikey), uri=uri)) as device:
             assert device.signer().key.info.id == b"\x01"
 
     @ykcs11
     def test_the_attesting_key_is_no_key_to_sign_with(self, yubikey: PivStack) -> None:
         uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=b"\x19")
-        with open_device(replace(reference(yubikey), uri=uri)) as device, pytest.raises(KeyUnfit, match="may not sign"):
+        with open_device(replace(access(yubikey), uri=uri)) as device, pytest.raises(KeyUnfit, match="may not sign"):
             device.signer()
 
     def test_they_are_shown_as_what_they_are(self, yubikey: PivStack) -> None:
-        (shown,) = examine(reference(yubikey), datetime.now(UTC), login=True).devices
+        (shown,) = examine(access(yubikey), datetime.now(UTC), login=True).devices
         assert shown.contents is not None
         kinds = {(each.id, each.attestation, each.problem) for each in shown.contents.certificates}
         own = {(b"\x01", False, None), (b"\x02", False, None)}
@@ -168,7 +168,7 @@ class Attested:
 
     key: SoftHsmKey
     attestation: bytes
-    reference: KeyReference
+    access: KeyAccess
 
     @property
     def own(self) -> bytes:
@@ -183,14 +183,14 @@ def attested(office: SoftHsm, attesting_key: rsa.RSAPrivateKey) -> Attested:
     assert isinstance(key.public_key, rsa.RSAPublicKey)
     attestation = attest(attesting_key, 0x9A, key.public_key, b"\0\xbc\x61\x4e", b"\x02\x01")
     office.add_certificate(attestation, key.label, key_id)
-    reference = KeyReference(
+    access = KeyAccess(
         uri=Pkcs11Uri.parse(key.uri),
         pin=FixedLogin(Pin(office.pin), "a test"),
         module=office.module,
         module_environment=office.environment,
         writable=True,
     )
-    return Attested(key, attestation, reference)
+    return Attested(key, attestation, access)
 
 
 def held(device: Device, key_id: bytes) -> set[bytes]:
@@ -206,7 +206,7 @@ def held(device: Device, key_id: bytes) -> set[bytes]:
 class TestOnADeviceThatCanBeWritten:
     def test_a_new_certificate_takes_the_place_of_the_key_s_own(self, attested: Attested, office: SoftHsm) -> None:
         new = office.issue_certificate(attested.key.public_key)
-        with open_device(attested.reference) as device:
+        with open_device(attested.access) as device:
             info = device.signer().key.info
             replace_certificates(device, info, new)
             assert held(device, info.id) == {new, attested.attestation}
@@ -214,7 +214,7 @@ class TestOnADeviceThatCanBeWritten:
     def test_two_that_are_both_the_key_s_own_are_not_chosen_from(self, attested: Attested, office: SoftHsm) -> None:
         second = office.issue_certificate(attested.key.public_key)
         office.add_certificate(second, attested.key.label, attested.key.id)
-        with open_device(attested.reference) as device:
+        with open_device(attested.access) as device:
             signer = device.signer()
             with pytest.raises(KeyAmbiguous, match="holds 2 certificates") as caught:
                 device.certificate(signer)
@@ -225,12 +225,12 @@ class TestOnADeviceThatCanBeWritten:
             assert held(device, attested.key.id) == {second, attested.attestation}
 
     def test_the_certificates_deleted_with_a_key_are_its_own(self, attested: Attested) -> None:
-        with open_device(attested.reference) as device:
-            key = find_key(device, attested.reference.uri)
+        with open_device(attested.access) as device:
+            key = find_key(device, attested.access.uri)
             assert [each.der for each in certificates_of_key(device, key)] == [attested.own]
 
     def test_an_attestation_cannot_be_deleted(self, attested: Attested) -> None:
-        with open_device(attested.reference) as device:
+        with open_device(attested.access) as device:
             with pytest.raises(CertificateNotFound):
                 delete_certificate(device, attested.attestation)
             assert held(device, attested.key.id) == {attested.own, attested.attestation}

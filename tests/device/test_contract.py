@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
@@ -52,11 +52,11 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
     stack.reset()
 
 
-def refer(
+def access_to(
     stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None, counted: FaultyModule | None = None
-) -> KeyReference:
-    """Refer to a key of a stack, perhaps through the module that counts."""
-    return KeyReference(
+) -> KeyAccess:
+    """Return access to a key of a stack, perhaps through the module that counts."""
+    return KeyAccess(
         uri=Pkcs11Uri.parse((key or stack.key).uri),
         pin=pin or CountedPin(stack.pin),
         module=counted.path if counted else stack.module,
@@ -77,7 +77,7 @@ def algorithms(stack: Stack) -> list[Algorithm]:
 
 
 def test_the_key_is_found_by_each_selector(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         info, key = device.info, device.signer().key.info
     whole = Pkcs11Uri(
         token=info.label,
@@ -95,19 +95,19 @@ def test_the_key_is_found_by_each_selector(stack: Stack) -> None:
     numbers = stack.key.public_key.public_numbers()
     for selector in (Pkcs11Uri(id=key.id), Pkcs11Uri(object=key.label), Pkcs11Uri(object=key.label, id=key.id)):
         uri = replace(whole, object=selector.object, id=selector.id)
-        with open_device(replace(refer(stack), uri=uri)) as device:
+        with open_device(replace(access_to(stack), uri=uri)) as device:
             assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
 
 
 def test_signatures_are_valid(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         signer = device.signer()
         for algorithm in algorithms(stack):
             require_valid(stack.key, algorithm, signer.sign(algorithm, MESSAGE))
 
 
 def test_the_certificate_is_the_key_s(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         assert device.certificate(device.signer()) == stack.key.certificate
 
 
@@ -116,7 +116,7 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
     if key is None:
         pytest.skip("there is no such key on this device")
     source = CountedPin(stack.pin)
-    with open_device(refer(stack, key, source)) as device:
+    with open_device(access_to(stack, key, source)) as device:
         signer = device.signer()
         assert signer.key.always_authenticate
         for algorithm in algorithms(stack):
@@ -125,7 +125,7 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
 
 
 def test_an_ordinary_key_costs_one_login(stack: Stack, counted: FaultyModule) -> None:
-    with open_device(refer(stack, counted=counted)) as device:
+    with open_device(access_to(stack, counted=counted)) as device:
         signer = device.signer()
         for _ in range(3):
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -136,7 +136,7 @@ def test_an_ordinary_key_costs_one_login(stack: Stack, counted: FaultyModule) ->
 def test_a_wrong_pin_is_presented_once(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.wrong_pin)
     with pytest.raises(PinIncorrect) as caught:
-        open_device(refer(stack, pin=source, counted=counted))
+        open_device(access_to(stack, pin=source, counted=counted))
     assert source.times == 1
     assert [login.right for login in counted.logins()] == [False]
     assert stack.wrong_pin not in str(caught.value) + str(caught.value.hint)
@@ -148,19 +148,19 @@ def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(
 ) -> None:
     source = CountedPin(stack.wrong_pin)
     source.attended = False
-    reference = replace(refer(stack, pin=source, counted=counted), pin_record=tmp_path)
+    access = replace(access_to(stack, pin=source, counted=counted), pin_record=tmp_path)
     with pytest.raises(PinIncorrect):
-        open_device(reference)
+        open_device(access)
     for _ in range(3):
         with pytest.raises(PinRefusedBefore):
-            open_device(reference)
+            open_device(access)
     assert [login.right for login in counted.logins()] == [False]
 
 
 @not_on_ones_own
 def test_a_pin_that_is_too_short_counts_as_refused(stack: Stack) -> None:
     with pytest.raises(PinIncorrect):
-        open_device(refer(stack, pin=CountedPin("1")))
+        open_device(access_to(stack, pin=CountedPin("1")))
 
 
 @not_on_ones_own
@@ -169,16 +169,16 @@ def test_a_locked_device_says_so(stack: Stack) -> None:
     assert stack.locks
     for _ in range(3):
         with pytest.raises(PinError):
-            open_device(replace(refer(stack, pin=CountedPin(stack.wrong_pin)), allow_last_try=True))
+            open_device(replace(access_to(stack, pin=CountedPin(stack.wrong_pin)), allow_last_try=True))
     with pytest.raises(PinLocked) as caught:
-        open_device(refer(stack))
+        open_device(access_to(stack))
     assert "Unblock" in str(caught.value.hint)
 
 
 @not_on_ones_own
 def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
     source = CountedPin(stack.pin)
-    with open_device(refer(stack, pin=source)) as device:
+    with open_device(access_to(stack, pin=source)) as device:
         signer = device.signer()
         signer.sign(Algorithm.RS256, MESSAGE)
         stack.unplug()
@@ -190,7 +190,7 @@ def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
 @not_on_ones_own
 @pytest.mark.parametrize("stack", REMOVABLE, indirect=True)
 def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> None:
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         signer = device.signer()
         stack.unplug()
         for _ in range(2):
@@ -204,9 +204,9 @@ def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> Non
 def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: Stack) -> None:
     stack.unplug()
     with pytest.raises((DeviceNotFound, DeviceError)):
-        open_device(refer(stack))
+        open_device(access_to(stack))
     stack.plug()
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         device.signer().sign(Algorithm.RS256, MESSAGE)
 
 
@@ -214,7 +214,7 @@ def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: St
 @pytest.mark.parametrize("stack", REMOVABLE, indirect=True)
 def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
     source = CountedPin(stack.pin)
-    with open_worker(refer(stack, pin=source)) as signer:
+    with open_worker(access_to(stack, pin=source)) as signer:
         signer.sign(Algorithm.RS256, MESSAGE)
         stack.unplug()
         with pytest.raises(HsmSignerError):
@@ -225,7 +225,7 @@ def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
 
 
 def test_four_threads_get_valid_signatures(stack: Stack) -> None:
-    with open_device(refer(stack)) as device, ThreadPoolExecutor(4) as pool:
+    with open_device(access_to(stack)) as device, ThreadPoolExecutor(4) as pool:
         signer = device.signer()
         messages = [bytes([number]) * 40 for number in range(40)]
         signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
@@ -238,20 +238,20 @@ import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 from tests.support.counted_pin import CountedPin
 
 uri, module = sys.argv[1:]
-reference = KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
-device = open_device(reference)
+access = KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
+device = open_device(access)
 signer = device.signer()
 for use in (False, True):
     if os.fork() == 0:
         if use:
-            for attempt in (lambda: signer.sign(Algorithm.RS256, b"x"), lambda: open_device(reference)):
+            for attempt in (lambda: signer.sign(Algorithm.RS256, b"x"), lambda: open_device(access)):
                 try:
                     attempt()
                 except DeviceError as error:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
@@ -28,7 +29,6 @@ from hsm_signer.device.inventory.survey import ModuleReference, known_modules, s
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.pin.state import PinState
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
@@ -60,8 +60,8 @@ def office() -> Iterator[SoftHsm]:
 
 
 @pytest.fixture
-def reference(office: SoftHsm) -> KeyReference:
-    return KeyReference(
+def access(office: SoftHsm) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri(token="office"),
         pin=FixedLogin(Pin(office.pin), "the test PIN"),
         module=office.module,
@@ -89,8 +89,8 @@ def contents_of(facts: ModuleFacts) -> Contents:
 
 
 @pytest.fixture
-def contents(reference: KeyReference) -> Contents:
-    return contents_of(examine(reference, NOW, login=True))
+def contents(access: KeyAccess) -> Contents:
+    return contents_of(examine(access, NOW, login=True))
 
 
 def key_of(contents: Contents, label: str) -> KeyFacts:
@@ -126,8 +126,8 @@ class TestMechanisms:
 
 
 class TestExamine:
-    def test_without_a_login_says_that_private_keys_may_be_hidden(self, reference: KeyReference) -> None:
-        contents = contents_of(examine(reference, NOW, login=False))
+    def test_without_a_login_says_that_private_keys_may_be_hidden(self, access: KeyAccess) -> None:
+        contents = contents_of(examine(access, NOW, login=False))
         assert contents.hidden
         assert contents.keys == ()
         assert certificate_of(contents, "good").key is None
@@ -136,15 +136,15 @@ class TestExamine:
         assert not contents.hidden
         assert {key.label for key in contents.keys} == {"good", "imported", "mismatched", "elliptic", "short"}
 
-    def test_every_uri_of_a_key_leads_to_that_key_alone(self, reference: KeyReference, contents: Contents) -> None:
+    def test_every_uri_of_a_key_leads_to_that_key_alone(self, access: KeyAccess, contents: Contents) -> None:
         for key in contents.keys:
             if key.problem is None:
-                with open_device(replace(reference, uri=Pkcs11Uri.parse(key.uri))) as device:
+                with open_device(replace(access, uri=Pkcs11Uri.parse(key.uri))) as device:
                     assert device.signer().key.info.id == key.id
 
-    def test_the_uris_keep_what_leads_to_the_module(self, reference: KeyReference, office: SoftHsm) -> None:
-        uri = replace(reference.uri, module_path=str(office.module))
-        facts = device_of(examine(replace(reference, uri=uri, module=None), NOW, login=True))
+    def test_the_uris_keep_what_leads_to_the_module(self, access: KeyAccess, office: SoftHsm) -> None:
+        uri = replace(access.uri, module_path=str(office.module))
+        facts = device_of(examine(replace(access, uri=uri, module=None), NOW, login=True))
         assert facts.contents is not None
         for found in (facts.uri, *(key.uri for key in facts.contents.keys)):
             assert Pkcs11Uri.parse(found).module_path == str(office.module)
@@ -162,12 +162,12 @@ class TestExamine:
         assert problem.code == "key_unfit"
         assert reason in problem.message
 
-    def test_thumbprints_are_those_of_the_certificate(self, office: SoftHsm, reference: KeyReference) -> None:
+    def test_thumbprints_are_those_of_the_certificate(self, office: SoftHsm, access: KeyAccess) -> None:
         with SoftHsm(label="thumbprints") as softhsm:
             der = softhsm.add_identity().certificate
             assert der is not None
             uri, environment = Pkcs11Uri(token="thumbprints"), softhsm.environment
-            there = replace(reference, uri=uri, module_environment=environment)
+            there = replace(access, uri=uri, module_environment=environment)
             (facts,) = contents_of(examine(there, NOW, login=False)).certificates
         certificate = x509.load_der_x509_certificate(der)
         assert facts.sha1 == certificate.fingerprint(hashes.SHA1())  # noqa: S303
@@ -179,10 +179,10 @@ class TestExamine:
         assert facts.subject == "CN=hsm-signer test"
         assert facts.problem is None
 
-    def test_days_left_are_whole_days(self, reference: KeyReference, contents: Contents) -> None:
+    def test_days_left_are_whole_days(self, access: KeyAccess, contents: Contents) -> None:
         not_after = certificate_of(contents, "good").not_after
         assert not_after is not None
-        later = contents_of(examine(reference, not_after - timedelta(days=3, minutes=1), login=False))
+        later = contents_of(examine(access, not_after - timedelta(days=3, minutes=1), login=False))
         assert certificate_of(later, "good").days_left == 3
 
     def test_an_expired_certificate_says_so(self, contents: Contents) -> None:
@@ -203,51 +203,49 @@ class TestExamine:
         assert facts.key == key_of(contents, "imported").uri
         assert facts.problem is None
 
-    def test_does_not_choose_between_devices(self, reference: KeyReference) -> None:
+    def test_does_not_choose_between_devices(self, access: KeyAccess) -> None:
         with SoftHsm(label="twin") as twins:
             twins.add_token("twin")
-            there = replace(reference, uri=Pkcs11Uri(token="twin"), module_environment=twins.environment)
+            there = replace(access, uri=Pkcs11Uri(token="twin"), module_environment=twins.environment)
             with pytest.raises(DeviceAmbiguous, match="2 devices match"):
                 examine(there, NOW, login=False)
 
 
 class TestPinRules:
-    def test_without_login_no_pin_is_presented(self, reference: KeyReference, faulty: FaultyModule) -> None:
-        examine(replace(reference, module=faulty.path), NOW, login=False)
+    def test_without_login_no_pin_is_presented(self, access: KeyAccess, faulty: FaultyModule) -> None:
+        examine(replace(access, module=faulty.path), NOW, login=False)
         assert faulty.calls("C_Login") == 0
 
-    def test_with_login_the_pin_is_presented_once(self, reference: KeyReference, faulty: FaultyModule) -> None:
-        examine(replace(reference, module=faulty.path), NOW, login=True)
+    def test_with_login_the_pin_is_presented_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
+        examine(replace(access, module=faulty.path), NOW, login=True)
         assert [login.right for login in faulty.logins()] == [True]
 
-    def test_a_wrong_pin_is_presented_once(self, reference: KeyReference, faulty: FaultyModule) -> None:
+    def test_a_wrong_pin_is_presented_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
         wrong = FixedLogin(Pin("meadow+0815"), "the wrong PIN")
         with pytest.raises(PinIncorrect):
-            examine(replace(reference, module=faulty.path, pin=wrong), NOW, login=True)
+            examine(replace(access, module=faulty.path, pin=wrong), NOW, login=True)
         assert [login.right for login in faulty.logins()] == [False]
 
-    def test_a_locked_device_is_shown(self, reference: KeyReference, faulty: FaultyModule) -> None:
+    def test_a_locked_device_is_shown(self, access: KeyAccess, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
-        facts = device_of(examine(replace(reference, module=faulty.path), NOW, login=False))
+        facts = device_of(examine(replace(access, module=faulty.path), NOW, login=False))
         assert facts.pin is PinState.LOCKED
         assert facts.contents is not None
 
-    def test_a_locked_device_is_not_logged_in_to(self, reference: KeyReference, faulty: FaultyModule) -> None:
+    def test_a_locked_device_is_not_logged_in_to(self, access: KeyAccess, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
         with pytest.raises(PinLocked):
-            examine(replace(reference, module=faulty.path), NOW, login=True)
+            examine(replace(access, module=faulty.path), NOW, login=True)
         assert faulty.calls("C_Login") == 0
 
-    def test_a_login_with_no_pin_leaves_private_keys_hidden(
-        self, reference: KeyReference, faulty: FaultyModule
-    ) -> None:
-        without = replace(reference, module=faulty.path, pin=NO_LOGIN)
+    def test_a_login_with_no_pin_leaves_private_keys_hidden(self, access: KeyAccess, faulty: FaultyModule) -> None:
+        without = replace(access, module=faulty.path, pin=NO_LOGIN)
         assert contents_of(examine(without, NOW, login=True)).hidden
 
 
-def test_a_key_that_always_authenticates_says_so(reference: KeyReference, faulty: FaultyModule) -> None:
+def test_a_key_that_always_authenticates_says_so(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.always_authenticate(True)
-    contents = contents_of(examine(replace(reference, module=faulty.path), NOW, login=True))
+    contents = contents_of(examine(replace(access, module=faulty.path), NOW, login=True))
     assert key_of(contents, "good").always_authenticate
 
 
@@ -266,10 +264,10 @@ class TestSurvey:
             twins.add_token("twin")
             first, second = survey(ModuleReference(twins.module), twins.environment, SECONDS).devices
             for device in (first, second):
-                reference = KeyReference(
+                access = KeyAccess(
                     Pkcs11Uri.parse(device.uri), NO_LOGIN, twins.module, module_environment=twins.environment
                 )
-                assert device_of(examine(reference, NOW, login=False)).info == device.info
+                assert device_of(examine(access, NOW, login=False)).info == device.info
 
     def test_presents_no_pin(self, faulty: FaultyModule) -> None:
         device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS))
@@ -386,5 +384,5 @@ class TestKnownModules:
 
     def test_the_uris_lead_to_it_by_name(self, office: SoftHsm) -> None:
         device = device_of(survey(ModuleReference(office.module, "ours"), office.environment, SECONDS))
-        reference = KeyReference(Pkcs11Uri.parse(device.uri), NO_LOGIN, module_environment=office.environment)
-        assert device_of(examine(reference, NOW, login=False)).info == device.info
+        access = KeyAccess(Pkcs11Uri.parse(device.uri), NO_LOGIN, module_environment=office.environment)
+        assert device_of(examine(access, NOW, login=False)).info == device.info

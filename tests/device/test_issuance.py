@@ -11,10 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
 from hsm_signer.device.manage.keys import store_certificate
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.x509.issuance import certificate_request, create_certificate
@@ -40,8 +40,8 @@ writable = pytest.mark.parametrize("stack", stacks("softhsm", "tpm"), indirect=T
 piv = pytest.mark.parametrize("stack", ["ykcs11", "opensc"], indirect=True)
 
 
-def refer(stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None) -> KeyReference:
-    return KeyReference(
+def access_to(stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri.parse((key or stack.key).uri),
         pin=pin or CountedPin(stack.pin),
         module=stack.module,
@@ -66,7 +66,7 @@ def test_certificates_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> N
     file = tmp_path / "certificate.pem"
     for key in keys(stack):
         source = CountedPin(stack.pin)
-        with open_device(refer(stack, key, source)) as device:
+        with open_device(access_to(stack, key, source)) as device:
             signer = device.signer()
             for algorithm in algorithms(stack):
                 der = create_certificate(signer, algorithm, SUBJECT, 365, datetime.now(UTC))
@@ -82,7 +82,7 @@ def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "request.pem"
     for key in keys(stack):
         source = CountedPin(stack.pin)
-        with open_device(refer(stack, key, source)) as device:
+        with open_device(access_to(stack, key, source)) as device:
             signer = device.signer()
             for algorithm in algorithms(stack):
                 request = x509.load_der_x509_csr(certificate_request(signer, algorithm, SUBJECT))
@@ -94,7 +94,7 @@ def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
 
 def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.pin)
-    assert read_certificate(replace(refer(stack, pin=source), module=counted.path)) == stack.key.certificate
+    assert read_certificate(replace(access_to(stack, pin=source), module=counted.path)) == stack.key.certificate
     assert source.times == 0
     assert counted.logins() == []
     assert counted.calls("C_GetSlotList") > 0
@@ -102,10 +102,10 @@ def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyMo
 
 def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack) -> None:
     source = CountedPin(stack.pin)
-    with open_device(refer(stack)) as device:
+    with open_device(access_to(stack)) as device:
         info = device.signer().key.info
     by_label = replace(
-        refer(stack, pin=source), uri=replace(Pkcs11Uri.parse(stack.key.uri), id=None, object=info.label)
+        access_to(stack, pin=source), uri=replace(Pkcs11Uri.parse(stack.key.uri), id=None, object=info.label)
     )
     assert read_certificate(by_label) == stack.key.certificate
     assert source.times == 1
@@ -113,7 +113,7 @@ def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack
 
 @writable
 def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
-    with open_device(replace(refer(stack), writable=True)) as device:
+    with open_device(replace(access_to(stack), writable=True)) as device:
         signer = device.signer()
         old = device.certificate(signer)
         new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
@@ -129,7 +129,7 @@ def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
 
 @writable
 def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack) -> None:
-    with open_device(replace(refer(stack), writable=True)) as device:
+    with open_device(replace(access_to(stack), writable=True)) as device:
         signer = device.signer()
         old = device.certificate(signer)
         new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
@@ -149,5 +149,5 @@ def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack
 def test_a_card_that_wants_its_management_key_refuses_before_the_pin(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with pytest.raises(DeviceReadOnly):
-        open_device(replace(refer(stack, pin=source), writable=True))
+        open_device(replace(access_to(stack, pin=source), writable=True))
     assert source.times == 0

@@ -35,7 +35,7 @@ from pathlib import Path
 from hsm_signer.crypto import Algorithm
 import hsm_signer.device.module
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.inventory.inspect import examine, look_through
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
@@ -45,10 +45,10 @@ uri, module, configuration, message = sys.argv[1:]
 files = [f"{configuration}/{name}".encode() for name in ("pkcs11.conf", "none", "none", "modules", "none")]
 ctypes.CDLL(module).p11_kit_override_system_files(*files)
 hsm_signer.device.module._CONFIGURATION_DIRECTORIES = (f"{configuration}/modules",)
-reference = KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
+access = KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
 
 def named(name):
-    return KeyReference(Pkcs11Uri.parse(f"{uri}?module-name={name}"), EnvironmentPin("TEST_PIN"))
+    return KeyAccess(Pkcs11Uri.parse(f"{uri}?module-name={name}"), EnvironmentPin("TEST_PIN"))
 """
 
 
@@ -114,7 +114,7 @@ def nss() -> Iterator[Nss]:
 def test_signs_and_gives_its_certificate(nss: Nss) -> None:
     signature, certificate = nss.run(
         """
-        with open_device(reference) as device:
+        with open_device(access) as device:
             signer = device.signer()
             print(signer.sign(Algorithm.RS256, message.encode()).hex())
             print(device.certificate(signer).hex())
@@ -130,12 +130,12 @@ def test_signs_and_gives_its_certificate(nss: Nss) -> None:
 def test_objects_of_its_own_classes_are_passed_over(nss: Nss) -> None:
     everything, contents = nss.run(
         """
-        with open_device(reference) as device:
+        with open_device(access) as device:
             try:
                 device.call("looking at everything", lambda session: list(session.get_objects()))
             except ValueError as error:
                 print(error)
-        (device,) = examine(reference, datetime.now(UTC), login=True).devices
+        (device,) = examine(access, datetime.now(UTC), login=True).devices
         print(len(device.contents.keys), len(device.contents.certificates))
         """,
         PIN,
@@ -148,7 +148,7 @@ def test_says_that_a_pin_is_wrong(nss: Nss) -> None:
     said = nss.run(
         """
         try:
-            open_device(reference)
+            open_device(access)
         except PinIncorrect:
             print("refused")
         """,
@@ -175,7 +175,7 @@ class TestByName:
     def test_the_device_is_that_of_the_module(self, nss: Nss) -> None:
         said = nss.run(
             """
-            for each in (reference, named("nss")):
+            for each in (access, named("nss")):
                 try:
                     with open_device(each) as device:
                         device.signer().sign(Algorithm.RS256, message.encode())
@@ -193,7 +193,7 @@ class TestByName:
             """
             for device in look_through(Path("unused"), "nss", 30).devices:
                 uri = Pkcs11Uri.parse(device.uri)
-                (found,) = examine(KeyReference(uri, reference.pin), datetime.now(UTC), login=False).devices
+                (found,) = examine(KeyAccess(uri, access.pin), datetime.now(UTC), login=False).devices
                 print(found.info.label, found.uri == device.uri)
             """,
             PIN,

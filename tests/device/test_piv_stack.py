@@ -15,7 +15,7 @@ from tests.support.stacks.piv import PivStack, VirtualYubiKey
 from tests.support.stacks.piv_card import AUTHENTICATION, SIGNATURE
 
 SIGN_TWICE = """
-    with open_device(reference({uri})) as device:
+    with open_device(access({uri})) as device:
         signer = device.signer()
         tell(signer.key.always_authenticate)
         for _ in range(2):
@@ -93,7 +93,7 @@ for kind in (ObjectClass.CERTIFICATE, ObjectClass.PRIVATE_KEY):
 
 class TestPin:
     def test_a_wrong_one_costs_one_try(self, stack: PivStack) -> None:
-        (told,) = run_apart(stack, 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))')
+        (told,) = run_apart(stack, 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))')
         assert told.startswith("PinIncorrect")
         assert stack.presented() == 1
 
@@ -236,7 +236,7 @@ class TestSharing:
     def test_both_sign_in_turn(self, stack: PivStack, other: str, yubikey: VirtualYubiKey) -> None:
         (beside,) = (each for each in yubikey.stacks if each.name == other)
         lines = """
-            with open_device(reference(KEY)) as device:
+            with open_device(access(KEY)) as device:
                 signer = device.signer()
                 for _ in range(3):
                     tell(signer.sign(Algorithm.RS256, b"x").hex())
@@ -264,7 +264,7 @@ class TestSharing:
         assert stack.presented() == 1
 
     def test_its_serial_depends_on_the_module(self, yubikey: VirtualYubiKey) -> None:
-        lines = "with open_device(reference(KEY)) as device: tell(device.info.serial)"
+        lines = "with open_device(access(KEY)) as device: tell(device.info.serial)"
         serials = [run_apart(stack, lines) for stack in yubikey.stacks]
         assert serials[0] == ["12345678"]
         assert serials[1] != serials[0]

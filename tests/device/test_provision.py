@@ -15,6 +15,7 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import SIZES, KeySpec, differences, generate_key
 from hsm_signer.device.manage.keys import (
@@ -28,7 +29,6 @@ from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -53,8 +53,8 @@ KINDS = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICAT
 Objects = set[tuple[str, str, bytes]]
 
 
-def reference(stack: Stack, uri: str | None = None) -> KeyReference:
-    return KeyReference(
+def access(stack: Stack, uri: str | None = None) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri.parse(uri or stack.key.uri),
         pin=FixedLogin(Pin(stack.pin), "a test"),
         module=stack.module,
@@ -87,7 +87,7 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
 @pytest.fixture
 def device(stack: Stack) -> Iterator[Device]:
     """The device, left as it was found."""
-    with open_device(reference(stack)) as device:
+    with open_device(access(stack)) as device:
         before = contents(device)
         yield device
 
@@ -125,7 +125,7 @@ class TestGenerate:
     def test_a_key_signs_under_the_uri_it_was_given(self, stack: Stack, device: Device) -> None:
         made = generate_key(device, SPEC)
         public_key = rsa.RSAPublicNumbers(made.public_key.exponent, made.public_key.modulus).public_key()
-        with open_device(reference(stack, made.uri)) as again:
+        with open_device(access(stack, made.uri)) as again:
             signature = again.signer().sign(Algorithm.RS256, MESSAGE)
         public_key.verify(signature, MESSAGE, padding.PKCS1v15(), hashes.SHA256())
 
@@ -288,7 +288,7 @@ class TestCertificates:
 class TestPiv:
     def test_is_refused_before_a_pin_is_asked_for_and_its_own_tools_are_named(self, yubikey: PivStack) -> None:
         with pytest.raises(DeviceReadOnly, match="is a PIV card") as caught:
-            open_device(reference(yubikey))
+            open_device(access(yubikey))
         assert caught.value.hint is not None
         assert "ykman piv keys generate --algorithm RSA2048 9a" in caught.value.hint
         assert "yubico-piv-tool -s 9a" in caught.value.hint

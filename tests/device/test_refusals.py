@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
@@ -25,7 +26,6 @@ from hsm_signer.device.pin.refusals import (
     next_attempt,
 )
 from hsm_signer.device.pin.sources import FilePin, FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.errors import (
     ConfigError,
     DeviceGone,
@@ -39,7 +39,7 @@ from hsm_signer.errors import (
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
 
-from .conftest import Refer
+from .conftest import AccessTo
 
 DEVICE = DeviceInfo("label", "maker", "model", "serial", 1, "slot", "slot maker", "library", "description", (2, 6))
 SOURCE = FixedLogin(Pin("4711"), "a source")
@@ -289,43 +289,43 @@ class TestForgetting:
 
 class TestOnADevice:
     @pytest.fixture
-    def guarded(self, refer: Refer, key: SoftHsmKey, tmp_path: Path) -> Callable[[str], KeyReference]:
-        """Refer to a key with a PIN from a file that holds this text."""
+    def guarded(self, access_to: AccessTo, key: SoftHsmKey, tmp_path: Path) -> Callable[[str], KeyAccess]:
+        """Return access to a key, with a PIN file that holds this text."""
         file = tmp_path / "pin"
 
-        def guarded(text: str) -> KeyReference:
+        def guarded(text: str) -> KeyAccess:
             file.write_text(text)
             file.chmod(0o600)
-            return replace(refer(key.uri, pin=FilePin(file)), pin_record=tmp_path / "pins")
+            return replace(access_to(key.uri, pin=FilePin(file)), pin_record=tmp_path / "pins")
 
         return guarded
 
-    def test_a_wrong_pin_in_a_file_is_presented_once(self, guarded: Callable[[str], KeyReference]) -> None:
-        reference = guarded("not-the-pin")
+    def test_a_wrong_pin_in_a_file_is_presented_once(self, guarded: Callable[[str], KeyAccess]) -> None:
+        access = guarded("not-the-pin")
         with pytest.raises(PinIncorrect):
-            open_device(reference)
+            open_device(access)
         for _ in range(3):
             with pytest.raises(PinRefusedBefore):
-                open_device(reference)
+                open_device(access)
 
     def test_writing_the_file_anew_allows_another_try(
-        self, guarded: Callable[[str], KeyReference], refer: Refer, key: SoftHsmKey
+        self, guarded: Callable[[str], KeyAccess], access_to: AccessTo, key: SoftHsmKey
     ) -> None:
         with pytest.raises(PinIncorrect):
             open_device(guarded("not-the-pin"))
-        right = refer(key.uri).pin(PinRequest("test"))
+        right = access_to(key.uri).pin(PinRequest("test"))
         assert isinstance(right, Pin)
         open_device(guarded(right.reveal())).close()
 
     def test_ten_processes_present_a_wrong_pin_once_between_them(
-        self, guarded: Callable[[str], KeyReference], key: SoftHsmKey
+        self, guarded: Callable[[str], KeyAccess], key: SoftHsmKey
     ) -> None:
-        reference = guarded("not-the-pin")
+        access = guarded("not-the-pin")
         program = """
 import sys
 from pathlib import Path
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -342,50 +342,50 @@ from hsm_signer.errors import (
 
 uri, module, pin, record = sys.argv[1:]
 try:
-    open_device(KeyReference(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
+    open_device(KeyAccess(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
 except PinError as error:
     print(error.code)
 """
-        assert isinstance(reference.pin, FilePin)
-        command = [sys.executable, "-c", program, key.uri, str(reference.module)]
-        command += [str(reference.pin.path), str(reference.pin_record)]
-        environment = {**os.environ, **reference.module_environment}
+        assert isinstance(access.pin, FilePin)
+        command = [sys.executable, "-c", program, key.uri, str(access.module)]
+        command += [str(access.pin.path), str(access.pin_record)]
+        environment = {**os.environ, **access.module_environment}
         processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(10)]
         outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
         assert outcomes == ["pin_incorrect"] + ["pin_refused_before"] * 9
 
     def test_whatever_the_file_and_the_module_are_called_a_wrong_pin_is_presented_once(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guarded: Callable[[str], KeyAccess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        reference = guarded("not-the-pin")
-        assert reference.module is not None
+        access = guarded("not-the-pin")
+        assert access.module is not None
         (tmp_path / "other").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "pin")
         monkeypatch.chdir(tmp_path)
-        modules = [reference.module, tmp_path / "module.so", tmp_path / "other" / "module.so"]
+        modules = [access.module, tmp_path / "module.so", tmp_path / "other" / "module.so"]
         for link in modules[1:]:
-            link.symlink_to(reference.module)
+            link.symlink_to(access.module)
         files = ["pin", "link", "other/../pin", str(tmp_path / "link")]
         with pytest.raises(PinIncorrect):
-            open_device(reference)
+            open_device(access)
         for module, file in itertools.product(modules, files):
             with pytest.raises(PinRefusedBefore):
-                open_device(replace(reference, module=module, pin=FilePin(Path(file))))
+                open_device(replace(access, module=module, pin=FilePin(Path(file))))
 
     def test_a_copy_of_the_module_does_not_get_a_pin_that_the_module_s_device_refused(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+        self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
-        reference = guarded("not-the-pin")
-        assert reference.module is not None
+        access = guarded("not-the-pin")
+        assert access.module is not None
         copy = tmp_path / "copy.so"
-        copy.write_bytes(reference.module.read_bytes())
+        copy.write_bytes(access.module.read_bytes())
         with pytest.raises(PinIncorrect):
-            open_device(reference)
+            open_device(access)
         with pytest.raises(PinRefusedBefore, match="may be the same device"):
-            open_device(replace(reference, module=copy))
+            open_device(replace(access, module=copy))
 
     def test_the_state_directory_is_made_for_us_alone_whatever_the_umask(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+        self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
         state = tmp_path / "state" / "hsm-signer" / "pins"
         before = os.umask(0)
@@ -398,50 +398,48 @@ except PinError as error:
         assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
 
     def test_a_state_directory_that_another_user_could_replace_is_refused_and_no_pin_presented(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+        self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
         (tmp_path / "theirs").mkdir()
         (tmp_path / "theirs").chmod(0o777)
-        reference = replace(guarded("not-the-pin"), pin_record=tmp_path / "theirs" / "hsm-signer" / "pins")
+        access = replace(guarded("not-the-pin"), pin_record=tmp_path / "theirs" / "hsm-signer" / "pins")
         for _ in range(2):
             with pytest.raises(ConfigError, match="Other users could replace the state directory") as caught:
-                open_device(reference)
+                open_device(access)
             assert "XDG_STATE_HOME" in str(caught.value.hint)
             assert "--no-pin-record" in str(caught.value.hint)
 
     def test_touching_the_file_does_not_lift_a_refusal(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path
+        self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
-        reference = guarded("not-the-pin")
+        access = guarded("not-the-pin")
         with pytest.raises(PinIncorrect):
-            open_device(reference)
+            open_device(access)
         for _ in range(3):
             (tmp_path / "pin").touch()
             with pytest.raises(PinRefusedBefore):
-                open_device(reference)
+                open_device(access)
         # The record has noticed the new time: that somebody reads the file now makes no difference.
         (tmp_path / "pin").read_bytes()
         with pytest.raises(PinRefusedBefore):
-            open_device(reference)
+            open_device(access)
 
     def test_writing_it_without_a_trace_but_the_change_time_does(
-        self, guarded: Callable[[str], KeyReference], refer: Refer, key: SoftHsmKey, tmp_path: Path
+        self, guarded: Callable[[str], KeyAccess], access_to: AccessTo, key: SoftHsmKey, tmp_path: Path
     ) -> None:
-        right = refer(key.uri).pin(PinRequest("test"))
+        right = access_to(key.uri).pin(PinRequest("test"))
         assert isinstance(right, Pin)
-        reference = guarded(right.reveal()[::-1])
+        access = guarded(right.reveal()[::-1])
         with pytest.raises(PinIncorrect):
-            open_device(reference)
+            open_device(access)
         before = (tmp_path / "pin").stat()
         guarded(right.reveal())
         os.utime(tmp_path / "pin", ns=(before.st_atime_ns, before.st_mtime_ns))
         after = (tmp_path / "pin").stat()
         assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
-        open_device(reference).close()
+        open_device(access).close()
 
-    def test_a_person_at_the_prompt_needs_no_record(
-        self, guarded: Callable[[str], KeyReference], tmp_path: Path
-    ) -> None:
+    def test_a_person_at_the_prompt_needs_no_record(self, guarded: Callable[[str], KeyAccess], tmp_path: Path) -> None:
         class Person:
             description = identity = "a person"
             attended = True
@@ -449,8 +447,8 @@ except PinError as error:
             def __call__(self, request: PinRequest) -> Login:
                 return Pin("not-the-pin")
 
-        reference = replace(guarded(""), pin=Person())
+        access = replace(guarded(""), pin=Person())
         for _ in range(2):
             with pytest.raises(PinIncorrect):
-                open_device(reference)
+                open_device(access)
         assert not (tmp_path / "pins").exists()

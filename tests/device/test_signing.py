@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -36,7 +36,7 @@ from hsm_signer.errors import (
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 
-from .conftest import Refer
+from .conftest import AccessTo
 
 MESSAGE = b"header.claims"
 
@@ -62,58 +62,62 @@ class TestLookUp:
             "type=private;id=%01",
         ],
     )
-    def test_finds_the_key_by(self, selector: str, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
-        with open_device(refer(f"pkcs11:token=device%20tests;{selector}")) as device:
+    def test_finds_the_key_by(
+        self, selector: str, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
+    ) -> None:
+        with open_device(access_to(f"pkcs11:token=device%20tests;{selector}")) as device:
             numbers = rsa_key(key).public_numbers()
             assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
 
-    def test_finds_the_device_by_what_it_says_of_itself(self, refer: Refer, key: SoftHsmKey) -> None:
-        with open_device(refer("pkcs11:token=device%20tests;id=%01")) as device:
+    def test_finds_the_device_by_what_it_says_of_itself(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+        with open_device(access_to("pkcs11:token=device%20tests;id=%01")) as device:
             info = device.info
         for attributes in (
             Pkcs11Uri(serial=info.serial),
             Pkcs11Uri(slot_id=info.slot_id),
             Pkcs11Uri(slot_description=info.slot_description),
         ):
-            with open_device(refer(f"{attributes};id=%01")) as device:
+            with open_device(access_to(f"{attributes};id=%01")) as device:
                 assert device.info == info
 
-    def test_names_every_device_when_none_matches(self, refer: Refer, key: SoftHsmKey) -> None:
+    def test_names_every_device_when_none_matches(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with pytest.raises(DeviceNotFound, match=r"token=elsewhere.* sees pkcs11:token=device%20tests;serial="):
-            open_device(refer("pkcs11:token=elsewhere"))
+            open_device(access_to("pkcs11:token=elsewhere"))
 
-    def test_names_every_key_when_none_matches(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
-        with open_device(refer("pkcs11:token=device%20tests;object=third%20key")) as device:
+    def test_names_every_key_when_none_matches(
+        self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
+    ) -> None:
+        with open_device(access_to("pkcs11:token=device%20tests;object=third%20key")) as device:
             with pytest.raises(KeyNotFound, match=r"object=first%20key;id=%01.*object=second%20key;id=%02"):
                 device.signer()
 
-    def test_refuses_to_choose_between_keys(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
-        with open_device(refer("pkcs11:token=device%20tests")) as device:
+    def test_refuses_to_choose_between_keys(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(access_to("pkcs11:token=device%20tests")) as device:
             with pytest.raises(KeyAmbiguous, match=r"2 private keys.*id=%01.*id=%02"):
                 device.signer()
 
-    def test_the_uris_it_offers_work(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
-        with open_device(refer("pkcs11:token=device%20tests")) as device, pytest.raises(KeyAmbiguous) as caught:
+    def test_the_uris_it_offers_work(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+        with open_device(access_to("pkcs11:token=device%20tests")) as device, pytest.raises(KeyAmbiguous) as caught:
             device.signer()
         offered = [word.rstrip(".,") for word in caught.value.message.split() if word.startswith("pkcs11:")]
         assert len(offered) == 2
         for uri in offered:
-            with open_device(refer(uri)) as device:
+            with open_device(access_to(uri)) as device:
                 device.signer()
 
-    def test_refuses_to_choose_between_devices_of_one_label(self, refer: Refer, tmp_path: Path) -> None:
+    def test_refuses_to_choose_between_devices_of_one_label(self, access_to: AccessTo, tmp_path: Path) -> None:
         with SoftHsm(tmp_path, label="twin") as twins:
             twins.add_token("twin")
-            reference = replace(refer("pkcs11:token=twin"), module_environment=twins.environment)
+            access = replace(access_to("pkcs11:token=twin"), module_environment=twins.environment)
             with pytest.raises(DeviceAmbiguous, match=r"2 devices match pkcs11:token=twin: .*serial=.*serial="):
-                open_device(reference)
+                open_device(access)
 
-    def test_sees_a_device_that_came_after_the_module_was_loaded(self, refer: Refer, tmp_path: Path) -> None:
+    def test_sees_a_device_that_came_after_the_module_was_loaded(self, access_to: AccessTo, tmp_path: Path) -> None:
         with SoftHsm(tmp_path, label="early", pin="4711") as softhsm:
             softhsm.add_key()
             softhsm.add_token("late")
             late = replace(
-                refer("pkcs11:token=late", pin=FixedLogin(Pin("4711"), "a test PIN")),
+                access_to("pkcs11:token=late", pin=FixedLogin(Pin("4711"), "a test PIN")),
                 module_environment=softhsm.environment,
             )
             with open_device(late) as device:
@@ -122,8 +126,10 @@ class TestLookUp:
 
 class TestSigning:
     @pytest.mark.parametrize("algorithm", list(Algorithm))
-    def test_signatures_verify_with_cryptography(self, algorithm: Algorithm, refer: Refer, key: SoftHsmKey) -> None:
-        with open_device(refer(key.uri)) as device:
+    def test_signatures_verify_with_cryptography(
+        self, algorithm: Algorithm, access_to: AccessTo, key: SoftHsmKey
+    ) -> None:
+        with open_device(access_to(key.uri)) as device:
             signature = device.signer().sign(algorithm, MESSAGE)
         scheme: padding.AsymmetricPadding = padding.PKCS1v15()
         if algorithm is Algorithm.PS256:
@@ -132,9 +138,9 @@ class TestSigning:
 
     @pytest.mark.parametrize("algorithm", list(Algorithm))
     def test_signatures_verify_with_openssl(
-        self, algorithm: Algorithm, refer: Refer, key: SoftHsmKey, tmp_path: Path
+        self, algorithm: Algorithm, access_to: AccessTo, key: SoftHsmKey, tmp_path: Path
     ) -> None:
-        with open_device(refer(key.uri)) as device:
+        with open_device(access_to(key.uri)) as device:
             (tmp_path / "signature").write_bytes(device.signer().sign(algorithm, MESSAGE))
         (tmp_path / "message").write_bytes(MESSAGE)
         (tmp_path / "key.pem").write_bytes(
@@ -155,63 +161,65 @@ class TestSigning:
     @pytest.mark.parametrize("algorithm", list(Algorithm))
     @pytest.mark.parametrize("shape", ["raw", "bare RSA"])
     def test_plans_without_the_combined_mechanism_work_on_the_device(
-        self, algorithm: Algorithm, shape: str, refer: Refer, key: SoftHsmKey
+        self, algorithm: Algorithm, shape: str, access_to: AccessTo, key: SoftHsmKey
     ) -> None:
         left = {
             "raw": {pkcs11.Mechanism.RSA_PKCS, pkcs11.Mechanism.RSA_PKCS_PSS},
             "bare RSA": {pkcs11.Mechanism.RSA_X_509},
         }[shape]
-        with open_device(refer(key.uri)) as device:
+        with open_device(access_to(key.uri)) as device:
             signer = device.signer()
             signer.key = replace(signer.key, mechanisms=signer.key.mechanisms & left)
             signature = signer.sign(algorithm, MESSAGE)
             assert signer.public_key.verify(algorithm, MESSAGE, signature)
 
     def test_a_signature_that_does_not_verify_is_not_returned(
-        self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey
+        self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
-        with open_device(refer("pkcs11:token=device%20tests;id=%01")) as device:
+        with open_device(access_to("pkcs11:token=device%20tests;id=%01")) as device:
             signer = device.signer()
             signer.public_key = PublicKey(rsa_key(second_key).public_numbers().n, 65537)
             with pytest.raises(SignatureInvalid):
                 signer.sign(Algorithm.RS256, MESSAGE)
 
-    def test_four_threads_get_valid_signatures(self, refer: Refer, key: SoftHsmKey) -> None:
-        with open_device(refer(key.uri)) as device, ThreadPoolExecutor(4) as pool:
+    def test_four_threads_get_valid_signatures(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+        with open_device(access_to(key.uri)) as device, ThreadPoolExecutor(4) as pool:
             signer = device.signer()
             messages = [bytes([number]) * 40 for number in range(80)]
             signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
         for message, signature in zip(messages, signatures, strict=True):
             rsa_key(key).verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
 
-    def test_an_ec_key_is_refused(self, refer: Refer, softhsm: SoftHsm) -> None:
+    def test_an_ec_key_is_refused(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         softhsm.import_key(ec.generate_private_key(ec.SECP256R1()), "ec key", b"\xec")
-        with open_device(refer("pkcs11:token=device%20tests;object=ec%20key")) as device:
+        with open_device(access_to("pkcs11:token=device%20tests;object=ec%20key")) as device:
             with pytest.raises(KeyUnfit, match="EC, not RSA"):
                 device.signer()
 
 
 class TestCertificate:
-    def test_is_the_one_with_the_id_of_the_key(self, refer: Refer, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
-        with open_device(refer(second_key.uri)) as device:
+    def test_is_the_one_with_the_id_of_the_key(
+        self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
+    ) -> None:
+        with open_device(access_to(second_key.uri)) as device:
             assert device.certificate(device.signer()) == second_key.certificate
 
-    def test_a_key_without_one_says_so(self, refer: Refer, softhsm: SoftHsm) -> None:
+    def test_a_key_without_one_says_so(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         bare = softhsm.add_key("bare key", b"\xba")
-        with open_device(refer(bare.uri)) as device, pytest.raises(CertificateNotFound, match="bare key"):
+        with open_device(access_to(bare.uri)) as device, pytest.raises(CertificateNotFound, match="bare key"):
             device.certificate(device.signer())
 
-    def test_refuses_to_choose_between_two(self, refer: Refer, softhsm: SoftHsm) -> None:
+    def test_refuses_to_choose_between_two(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         crowded = softhsm.add_identity("crowded key", b"\xcc")
         softhsm.add_certificate(softhsm.issue_certificate(crowded.public_key), "crowded key", b"\xcc")
-        with open_device(refer(crowded.uri)) as device, pytest.raises(KeyAmbiguous, match="2 certificates"):
+        with open_device(access_to(crowded.uri)) as device, pytest.raises(KeyAmbiguous, match="2 certificates"):
             device.certificate(device.signer())
 
 
 class TestLogin:
-    def test_a_wrong_pin_is_presented_once_and_not_shown(self, refer: Refer, key: SoftHsmKey) -> None:
+    def test_a_wrong_pin_is_presented_once_and_not_shown(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         asked = []
 
         class Wrong:
@@ -223,11 +231,11 @@ class TestLogin:
                 return Pin("87654321-wrong")
 
         with pytest.raises(PinIncorrect) as caught:
-            open_device(refer(key.uri, pin=Wrong()))
+            open_device(access_to(key.uri, pin=Wrong()))
         assert len(asked) == 1
         assert "87654321" not in repr(caught.value) + str(caught.value.hint)
 
-    def test_the_prompt_can_name_the_device(self, refer: Refer, key: SoftHsmKey) -> None:
+    def test_the_prompt_can_name_the_device(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         asked = []
 
         class Watching:
@@ -238,10 +246,10 @@ class TestLogin:
                 asked.append(request.device)
                 return None
 
-        with open_device(refer(key.uri, pin=Watching())):
+        with open_device(access_to(key.uri, pin=Watching())):
             assert "device tests" in asked[0]
 
-    def test_the_pin_source_runs_in_the_thread_of_the_caller(self, refer: Refer, key: SoftHsmKey) -> None:
+    def test_the_pin_source_runs_in_the_thread_of_the_caller(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         threads = []
 
         class Watching:
@@ -252,17 +260,17 @@ class TestLogin:
                 threads.append(threading.current_thread())
                 return None
 
-        with open_device(refer(key.uri, pin=Watching())):
+        with open_device(access_to(key.uri, pin=Watching())):
             assert threads == [threading.current_thread()]
 
-    def test_private_keys_that_are_hidden_without_a_login_say_so(self, refer: Refer, key: SoftHsmKey) -> None:
-        with open_device(refer(key.uri, pin=FixedLogin(None, "none"))) as device:
+    def test_private_keys_that_are_hidden_without_a_login_say_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+        with open_device(access_to(key.uri, pin=FixedLogin(None, "none"))) as device:
             with pytest.raises(KeyNotFound, match="it has none") as caught:
                 device.signer()
         assert "log in" in str(caught.value.hint)
 
-    def test_two_devices_of_one_process_share_the_login(self, refer: Refer, key: SoftHsmKey) -> None:
-        with open_device(refer(key.uri)), open_device(refer(key.uri)) as second:
+    def test_two_devices_of_one_process_share_the_login(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+        with open_device(access_to(key.uri)), open_device(access_to(key.uri)) as second:
             second.signer().sign(Algorithm.RS256, MESSAGE)
 
 
@@ -270,17 +278,17 @@ class TestReplaced:
     """A device or a key that was made anew under the same name while it was in use."""
 
     @pytest.fixture
-    def replaced(self, tmp_path: Path, refer: Refer) -> Iterator[tuple[SoftHsm, KeyReference]]:
+    def replaced(self, tmp_path: Path, access_to: AccessTo) -> Iterator[tuple[SoftHsm, KeyAccess]]:
         with SoftHsm(tmp_path, label="replaced") as softhsm:
             softhsm.add_key()
             pin = FixedLogin(Pin(softhsm.pin), "a test PIN")
-            yield softhsm, replace(refer("pkcs11:token=replaced", pin=pin), module_environment=softhsm.environment)
+            yield softhsm, replace(access_to("pkcs11:token=replaced", pin=pin), module_environment=softhsm.environment)
 
     def test_a_device_is_not_taken_for_the_old_one(
-        self, replaced: tuple[SoftHsm, KeyReference], caplog: pytest.LogCaptureFixture
+        self, replaced: tuple[SoftHsm, KeyAccess], caplog: pytest.LogCaptureFixture
     ) -> None:
-        softhsm, reference = replaced
-        with open_device(reference) as device:
+        softhsm, access = replaced
+        with open_device(access) as device:
             signer = device.signer()
             shutil.rmtree(softhsm.directory / "tokens")
             (softhsm.directory / "tokens").mkdir()
@@ -290,9 +298,9 @@ class TestReplaced:
                     signer.sign(Algorithm.RS256, MESSAGE)
         assert "(ObjectHandleInvalid)" in caplog.text
 
-    def test_a_key_is_not_taken_for_the_old_one(self, replaced: tuple[SoftHsm, KeyReference]) -> None:
-        softhsm, reference = replaced
-        with open_device(reference) as device:
+    def test_a_key_is_not_taken_for_the_old_one(self, replaced: tuple[SoftHsm, KeyAccess]) -> None:
+        softhsm, access = replaced
+        with open_device(access) as device:
             signer = device.signer()
             (token,) = (softhsm.directory / "tokens").iterdir()
             for file in token.glob("*.object"):
@@ -304,28 +312,28 @@ class TestReplaced:
 
 
 class TestEnd:
-    def test_a_closed_device_says_so(self, refer: Refer, key: SoftHsmKey) -> None:
-        device = open_device(refer(key.uri))
+    def test_a_closed_device_says_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+        device = open_device(access_to(key.uri))
         signer = device.signer()
         device.close()
         device.close()
         with pytest.raises(DeviceError, match="was closed"):
             signer.sign(Algorithm.RS256, MESSAGE)
 
-    def test_a_forked_child_may_not_use_it_and_does_not_end_it(self, refer: Refer, key: SoftHsmKey) -> None:
+    def test_a_forked_child_may_not_use_it_and_does_not_end_it(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         # In a process of its own: forking a test runner with threads is a risk of its own.
         program = """
 import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 
 uri, module = sys.argv[1:]
-device = open_device(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
+device = open_device(KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
 signer = device.signer()
 child = os.fork()
 if child == 0:
@@ -339,15 +347,15 @@ print("status:", status)
 signer.sign(Algorithm.RS256, b"x")
 print("parent: signed")
 """
-        reference = refer(key.uri)
-        login = reference.pin(PinRequest("test"))
+        access = access_to(key.uri)
+        login = access.pin(PinRequest("test"))
         assert isinstance(login, Pin)
         # Python 3.12 and newer warn of every fork of a process with threads, as one with an open device is: the child
         # may wait for a lock that a thread held. The child waits for none of ours, which is what this test shows.
         quietly = "-W", "ignore:This process (pid=:DeprecationWarning"
         done = subprocess.run(
-            [sys.executable, *quietly, "-c", program, key.uri, str(reference.module)],
-            env={**os.environ, **reference.module_environment, "TEST_PIN": login.reveal()},
+            [sys.executable, *quietly, "-c", program, key.uri, str(access.module)],
+            env={**os.environ, **access.module_environment, "TEST_PIN": login.reveal()},
             capture_output=True,
             text=True,
             timeout=60,

@@ -15,13 +15,13 @@ from tests.support.stacks.softhsm import SoftHsmStack
 
 SIGN = """
 for uri in KEY, ALWAYS:
-    with open_device(reference(uri)) as device:
+    with open_device(access(uri)) as device:
         signer = device.signer()
         tell(signer.sign(Algorithm.RS256, b"message").hex())
         tell(signer.key.always_authenticate)
         tell(device.certificate(signer).hex())
 """
-WRONG_PIN = 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))'
+WRONG_PIN = 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))'
 FLAGS = """
 import pkcs11
 
@@ -55,7 +55,7 @@ def test_signs_with_both_keys(stack: Stack) -> None:
 
 def test_is_not_found_while_unplugged(stack: Stack) -> None:
     stack.unplug()
-    assert run_apart(stack, "tell(outcome(open_device, reference(KEY)))") == ["DeviceNotFound"]
+    assert run_apart(stack, "tell(outcome(open_device, access(KEY)))") == ["DeviceNotFound"]
 
 
 def test_signs_after_it_was_plugged_in_again(stack: Stack) -> None:
@@ -84,7 +84,7 @@ from pathlib import Path
 import pkcs11._pkcs11  # python-pkcs11 would load it later, when it may be out of reach
 
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import NO_LOGIN
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError
@@ -94,7 +94,7 @@ if os.geteuid() == 0:  # root could read the system's configuration
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
 try:
-    open_device(KeyReference(Pkcs11Uri(), NO_LOGIN, Path(sys.argv[1])))
+    open_device(KeyAccess(Pkcs11Uri(), NO_LOGIN, Path(sys.argv[1])))
 except ModuleLoadError as error:
     print(error.message, error.hint, sep="\\n")
 """

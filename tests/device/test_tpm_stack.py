@@ -19,7 +19,7 @@ from tests.support.stacks.tpm import TpmStack
 
 SIGN = """
 for uri in KEY, ALWAYS:
-    with open_device(reference(uri)) as device:
+    with open_device(access(uri)) as device:
         signer = device.signer()
         tell(signer.sign(Algorithm.RS256, b"message").hex())
         tell(signer.sign(Algorithm.PS256, b"message").hex())
@@ -65,7 +65,7 @@ def test_counts_a_login_and_each_context_login(stack: TpmStack) -> None:
 
 
 def test_counts_a_wrong_pin(stack: TpmStack) -> None:
-    assert run_apart(stack, 'tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))') == ["PinIncorrect"]
+    assert run_apart(stack, 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))') == ["PinIncorrect"]
     assert stack.presented() == 1
 
 
@@ -74,8 +74,8 @@ def test_is_locked_by_the_third_wrong_pin_until_reset(stack: TpmStack) -> None:
         stack,
         """
         for _ in range(3):
-            tell(outcome(open_device, reference(KEY, "STACK_WRONG_PIN")))
-        tell(outcome(open_device, reference(KEY)))
+            tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))
+        tell(outcome(open_device, access(KEY)))
         """,
     )
     assert lines == ["PinIncorrect"] * 3 + ["PinLocked"]
@@ -90,9 +90,9 @@ def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: TpmStack) -> Non
         from hsm_signer.device.condition import load, look
 
         for _ in range(3):
-            module, _ = load(reference(KEY))
-            tell(look(module, reference(KEY)).pin)
-            outcome(open_device, reference(KEY, "STACK_WRONG_PIN"))
+            module, _ = load(access(KEY))
+            tell(look(module, access(KEY)).pin)
+            outcome(open_device, access(KEY, "STACK_WRONG_PIN"))
         """,
     )
     assert lines == ["fine"] * 3
@@ -102,7 +102,7 @@ def test_only_the_record_keeps_processes_from_locking_it(stack: TpmStack, tmp_pa
     lines = f"""
         from dataclasses import replace
 
-        recorded = replace(reference(KEY, "STACK_WRONG_PIN"), pin_record=Path({str(tmp_path)!r}))
+        recorded = replace(access(KEY, "STACK_WRONG_PIN"), pin_record=Path({str(tmp_path)!r}))
         tell(outcome(open_device, recorded))
         """
     assert [run_apart(stack, lines) for _ in range(4)] == [["PinIncorrect"], *[["PinRefusedBefore"]] * 3]
@@ -116,9 +116,9 @@ def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: TpmStack) -> Non
         from hsm_signer.errors import PinLocked
 
         for _ in range(3):
-            outcome(open_device, reference(KEY, "STACK_WRONG_PIN"))
+            outcome(open_device, access(KEY, "STACK_WRONG_PIN"))
         try:
-            open_device(reference(KEY))
+            open_device(access(KEY))
         except PinLocked as error:
             tell(error.hint)
         """,
@@ -128,7 +128,7 @@ def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: TpmStack) -> Non
 
 def test_its_serial_is_that_of_every_tpm(stack: TpmStack) -> None:
     # So a URI needs the label, and a record of refused PINs more than the serial.
-    assert run_apart(stack, "with open_device(reference(KEY)) as device: tell(device.info.serial)") == ["0" * 16]
+    assert run_apart(stack, "with open_device(access(KEY)) as device: tell(device.info.serial)") == ["0" * 16]
 
 
 def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmStack) -> None:
@@ -137,7 +137,7 @@ def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmS
         """
         from hsm_signer.errors import KeyNotFound
 
-        with open_device(reference("pkcs11:token=device%20tests;id=%01")) as device:
+        with open_device(access("pkcs11:token=device%20tests;id=%01")) as device:
             try:
                 device.signer()
             except KeyNotFound as error:
@@ -177,7 +177,7 @@ def test_what_its_libraries_print_is_shown_on_request_only(stack: TpmStack, tmp_
 
 def test_a_new_process_signs_after_unplug_and_plug(stack: TpmStack) -> None:
     stack.unplug()
-    assert run_apart(stack, "tell(outcome(open_device, reference(KEY)))") == ["ModuleLoadError"]
+    assert run_apart(stack, "tell(outcome(open_device, access(KEY)))") == ["ModuleLoadError"]
     stack.plug()
     require_signatures(stack, run_apart(stack, SIGN))
 

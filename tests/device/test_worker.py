@@ -19,7 +19,7 @@ from hsm_signer.errors import DeviceError, DeviceGone, KeyNotFound, PinIncorrect
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.processes import wait_until_gone, workers_of_this_process
 
-from .conftest import Refer
+from .conftest import AccessTo
 
 MESSAGE = b"header.claims"
 
@@ -42,22 +42,24 @@ class Asked:
 
 
 @pytest.fixture
-def right(refer: Refer, key: SoftHsmKey) -> Asked:
-    pin = refer(key.uri).pin(PinRequest("test"))
+def right(access_to: AccessTo, key: SoftHsmKey) -> Asked:
+    pin = access_to(key.uri).pin(PinRequest("test"))
     assert isinstance(pin, Pin)
     return Asked(pin)
 
 
-def test_signatures_verify(refer: Refer, key: SoftHsmKey) -> None:
-    with open_worker(refer(key.uri)) as signer:
+def test_signatures_verify(access_to: AccessTo, key: SoftHsmKey) -> None:
+    with open_worker(access_to(key.uri)) as signer:
         signature = signer.sign(Algorithm.RS256, MESSAGE)
         assert signer.certificate() == key.certificate
     assert isinstance(key.public_key, rsa.RSAPublicKey)
     key.public_key.verify(signature, MESSAGE, padding.PKCS1v15(), hashes.SHA256())
 
 
-def test_several_sign_side_by_side_after_one_question_for_the_pin(refer: Refer, key: SoftHsmKey, right: Asked) -> None:
-    with open_worker(refer(key.uri, pin=right), workers=3) as signer, ThreadPoolExecutor(6) as pool:
+def test_several_sign_side_by_side_after_one_question_for_the_pin(
+    access_to: AccessTo, key: SoftHsmKey, right: Asked
+) -> None:
+    with open_worker(access_to(key.uri, pin=right), workers=3) as signer, ThreadPoolExecutor(6) as pool:
         signatures = list(pool.map(lambda number: signer.sign(Algorithm.PS256, bytes([number])), range(60)))
         assert len(workers_of_this_process()) in (2, 3)
     assert all(signer.public_key.verify(Algorithm.PS256, bytes([n]), each) for n, each in enumerate(signatures))
@@ -65,9 +67,9 @@ def test_several_sign_side_by_side_after_one_question_for_the_pin(refer: Refer, 
 
 
 def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
-    refer: Refer, key: SoftHsmKey, right: Asked
+    access_to: AccessTo, key: SoftHsmKey, right: Asked
 ) -> None:
-    with open_worker(refer(key.uri, pin=right)) as signer:
+    with open_worker(access_to(key.uri, pin=right)) as signer:
         (worker,) = workers_of_this_process()
         os.kill(worker, signal.SIGKILL)
         with contextlib.suppress(DeviceGone):
@@ -77,60 +79,60 @@ def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
     assert right.times == 1
 
 
-def test_a_refused_pin_is_presented_once_and_no_worker_started_again(refer: Refer, key: SoftHsmKey) -> None:
+def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: AccessTo, key: SoftHsmKey) -> None:
     wrong = Asked(Pin("not-the-pin"))
     with pytest.raises(PinIncorrect):
-        open_worker(refer(key.uri, pin=wrong))
+        open_worker(access_to(key.uri, pin=wrong))
     assert wrong.times == 1
     assert workers_of_this_process() == []
 
 
-def test_an_error_of_the_source_arrives_where_it_was_asked(refer: Refer, key: SoftHsmKey) -> None:
+def test_an_error_of_the_source_arrives_where_it_was_asked(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(PinUnavailable, match="nothing there"):
-        open_worker(refer(key.uri, pin=Asked(PinUnavailable("nothing there"))))
+        open_worker(access_to(key.uri, pin=Asked(PinUnavailable("nothing there"))))
 
 
-def test_one_whose_opening_is_interrupted_ends(refer: Refer, key: SoftHsmKey) -> None:
+def test_one_whose_opening_is_interrupted_ends(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(KeyboardInterrupt):
-        open_worker(refer(key.uri, pin=Asked(KeyboardInterrupt())))
+        open_worker(access_to(key.uri, pin=Asked(KeyboardInterrupt())))
     assert workers_of_this_process() == []
 
 
-def test_errors_of_the_device_arrive_whole(refer: Refer, key: SoftHsmKey) -> None:
+def test_errors_of_the_device_arrive_whole(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(KeyNotFound, match="object=missing") as caught:
-        open_worker(refer("pkcs11:token=device%20tests;object=missing"))
+        open_worker(access_to("pkcs11:token=device%20tests;object=missing"))
     assert caught.value.hint
     assert pickle.loads(pickle.dumps(caught.value)).hint == caught.value.hint  # noqa: S301  # our own
 
 
-def test_it_ends_when_closed(refer: Refer, key: SoftHsmKey) -> None:
-    signer = open_worker(refer(key.uri))
+def test_it_ends_when_closed(access_to: AccessTo, key: SoftHsmKey) -> None:
+    signer = open_worker(access_to(key.uri))
     signer.close()
     assert workers_of_this_process() == []
     with pytest.raises(DeviceError, match="closed"):
         signer.sign(Algorithm.RS256, MESSAGE)
 
 
-def test_it_dies_with_its_parent(refer: Refer, key: SoftHsmKey, right: Asked) -> None:
+def test_it_dies_with_its_parent(access_to: AccessTo, key: SoftHsmKey, right: Asked) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 
 uri, module = sys.argv[1:]
-signer = open_worker(KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
+signer = open_worker(KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
 children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
 print(*children, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    reference = refer(key.uri)
+    access = access_to(key.uri)
     assert isinstance(right.answer, Pin)
     done = subprocess.run(
-        [sys.executable, "-c", program, key.uri, str(reference.module)],
-        env={**os.environ, **reference.module_environment, "TEST_PIN": right.answer.reveal()},
+        [sys.executable, "-c", program, key.uri, str(access.module)],
+        env={**os.environ, **access.module_environment, "TEST_PIN": right.answer.reveal()},
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.condition import load, look
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.pin.state import PinState
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -38,8 +38,8 @@ from .conftest import Running
 MESSAGE = b"header.claims"
 
 
-def refer(yubikey: PivStack, pin: str | None = None, key: StackKey | None = None) -> KeyReference:
-    return KeyReference(
+def access_to(yubikey: PivStack, pin: str | None = None, key: StackKey | None = None) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri.parse((key or yubikey.key).uri),
         pin=FixedLogin(Pin(pin or yubikey.pin), "a test PIN"),
         module=yubikey.module,
@@ -48,7 +48,7 @@ def refer(yubikey: PivStack, pin: str | None = None, key: StackKey | None = None
 
 
 def test_a_missed_touch_is_its_own_error_and_costs_no_pin(yubikey: PivStack) -> None:
-    with open_device(refer(yubikey)) as device:
+    with open_device(access_to(yubikey)) as device:
         signer = device.signer()
         yubikey.patience(6)
         yubikey.touch(True)
@@ -67,7 +67,7 @@ def test_somebody_is_told_to_touch_and_not_told_any_more_afterwards(yubikey: Piv
         yield
         shown.append("over")
 
-    with open_device(replace(refer(yubikey), slow=slow)) as device:
+    with open_device(replace(access_to(yubikey), slow=slow)) as device:
         signer = device.signer()
         yubikey.touch(True)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
@@ -78,12 +78,12 @@ def test_nobody_is_told_to_touch_for_a_signature_that_takes_a_moment(yubikey: Pi
     def slow(what: str) -> contextlib.AbstractContextManager[None]:
         pytest.fail(f"shown while {what}")
 
-    with open_device(replace(refer(yubikey), slow=slow)) as device:
+    with open_device(replace(access_to(yubikey), slow=slow)) as device:
         device.signer().sign(Algorithm.RS256, MESSAGE)
 
 
 def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) -> None:
-    with open_device(refer(yubikey)) as device:
+    with open_device(access_to(yubikey)) as device:
         signer = device.signer()
         yubikey.forget_login()
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
@@ -91,7 +91,7 @@ def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) 
 
 
 def test_a_card_that_another_process_reset_signs_again(yubikey: PivStack) -> None:
-    with open_device(refer(yubikey)) as device:
+    with open_device(access_to(yubikey)) as device:
         signer = device.signer()
         yubikey.reset_card()
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
@@ -105,7 +105,7 @@ def test_a_card_pulled_out_while_it_waits_for_a_touch_signs_when_it_is_back(yubi
         yubikey.touch(False)
         yubikey.plug()
 
-    with open_device(refer(yubikey)) as device:
+    with open_device(access_to(yubikey)) as device:
         signer = device.signer()
         yubikey.touch(True)
         hand = threading.Thread(target=replug)
@@ -123,11 +123,11 @@ def test_a_card_pulled_out_while_it_waits_for_a_touch_signs_when_it_is_back(yubi
 def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
     for _ in range(2):
         with contextlib.suppress(Exception):
-            open_device(refer(yubikey, yubikey.wrong_pin))
+            open_device(access_to(yubikey, yubikey.wrong_pin))
     with pytest.raises(PinLastTry):
-        open_device(refer(yubikey))
+        open_device(access_to(yubikey))
     assert yubikey.presented() == 2
-    with open_device(replace(refer(yubikey), allow_last_try=True)) as device:
+    with open_device(replace(access_to(yubikey), allow_last_try=True)) as device:
         device.signer().sign(Algorithm.RS256, MESSAGE)
 
 
@@ -135,14 +135,14 @@ _LOG_IN = """
 import sys
 from pathlib import Path
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
 
 uri, module, pin, record = sys.argv[1:]
 try:
-    open_device(KeyReference(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
+    open_device(KeyAccess(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
 except HsmSignerError as error:
     print(error.code)
 """
@@ -190,10 +190,10 @@ def test_somebody_at_the_prompt_does_not_take_the_last_try_that_others_left_mean
             return Pin(yubikey.wrong_pin)
 
     with pytest.raises(PinLastTry):
-        open_device(replace(refer(yubikey), pin=Person(), pin_record=tmp_path / "pins"))
+        open_device(replace(access_to(yubikey), pin=Person(), pin_record=tmp_path / "pins"))
     assert yubikey.presented() == 2
     yubikey.reset()
-    open_device(refer(yubikey)).close()  # or the next test of this process is shown what ykcs11 remembers
+    open_device(access_to(yubikey)).close()  # or the next test of this process is shown what ykcs11 remembers
 
 
 class TestPinState:
@@ -211,36 +211,36 @@ class TestPinState:
     ) -> None:
         for _ in range(wrong):
             with contextlib.suppress(PinError):
-                open_device(replace(refer(yubikey, yubikey.wrong_pin), allow_last_try=True))
-        module, _ = load(refer(yubikey))
-        assert look(module, refer(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
+                open_device(replace(access_to(yubikey, yubikey.wrong_pin), allow_last_try=True))
+        module, _ = load(access_to(yubikey))
+        assert look(module, access_to(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
 
     def test_is_read_afresh_before_a_login(self, yubikey: PivStack) -> None:
-        open_device(refer(yubikey)).close()
+        open_device(access_to(yubikey)).close()
         yubikey.leave_tries(1)
         with pytest.raises(PinLastTry):
-            open_device(refer(yubikey))
+            open_device(access_to(yubikey))
         assert yubikey.presented() == 1
 
     def test_of_a_card_that_is_locked_is_told_without_presenting_a_pin(self, yubikey: PivStack) -> None:
         yubikey.leave_tries(0)
         with pytest.raises(PinLocked):
-            open_device(refer(yubikey))
+            open_device(access_to(yubikey))
         assert yubikey.presented() == 0
 
     def test_the_refusal_before_the_last_try_says_so(self, yubikey: PivStack) -> None:
         yubikey.leave_tries(2)
         with pytest.raises(PinIncorrect, match=r"One more wrong PIN locks the device\."):
-            open_device(refer(yubikey, yubikey.wrong_pin))
+            open_device(access_to(yubikey, yubikey.wrong_pin))
 
     def test_nobody_tries_the_pin_that_cards_are_delivered_with(self, yubikey: PivStack) -> None:
         assert yubikey.pin == "123456"
         with pytest.raises(PinUnavailable):
-            open_device(replace(refer(yubikey), pin=NobodyToAsk()))
+            open_device(replace(access_to(yubikey), pin=NobodyToAsk()))
         assert yubikey.presented() == 0
 
     def test_an_old_pin_is_presented_once_after_a_replug(self, yubikey: PivStack) -> None:
-        with open_device(refer(yubikey)) as device:
+        with open_device(access_to(yubikey)) as device:
             signer = device.signer()
             yubikey.change_pin("111111")
             yubikey.unplug()
@@ -258,7 +258,7 @@ class TestKeyThatAlwaysAuthenticates:
 
     @pytest.fixture
     def device(self, yubikey: PivStack) -> Iterator[Device]:
-        with open_device(refer(yubikey, key=yubikey.always_authenticate_key)) as device:
+        with open_device(access_to(yubikey, key=yubikey.always_authenticate_key)) as device:
             yield device
 
     @pytest.fixture

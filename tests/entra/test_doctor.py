@@ -19,10 +19,10 @@ from pkcs11.util.rsa import encode_rsa_public_key
 
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.operator import Operator
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.doctor.doctor import Finding, examine
 from hsm_signer.doctor.verdicts import Status
@@ -438,8 +438,8 @@ def add_open_key(softhsm: SoftHsm) -> SoftHsmKey:
         return encode_rsa_public_key(public)
 
     uri = Pkcs11Uri(token=softhsm.label, id=key_id)
-    reference = KeyReference(uri, FixedLogin(Pin(PIN), "a test"), softhsm.module, softhsm.environment, writable=True)
-    with open_device(reference) as device:
+    access = KeyAccess(uri, FixedLogin(Pin(PIN), "a test"), softhsm.module, softhsm.environment, writable=True)
+    with open_device(access) as device:
         public_key = load_der_public_key(device.call("generating a key", generate))
     assert isinstance(public_key, rsa.RSAPublicKey)
     return SoftHsmKey(str(uri), "open", key_id, public_key)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.crypto import Algorithm, Signer
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.testing import SoftHsm
@@ -21,12 +21,12 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
 
 MESSAGE = b"header.claims"
-Open = Callable[[KeyReference], AbstractContextManager[Signer]]
+Open = Callable[[KeyAccess], AbstractContextManager[Signer]]
 
 
 @contextmanager
-def in_this_process(reference: KeyReference) -> Iterator[Signer]:
-    with open_device(reference) as device:
+def in_this_process(access: KeyAccess) -> Iterator[Signer]:
+    with open_device(access) as device:
         yield device.signer()
 
 
@@ -54,10 +54,10 @@ class Shown:
 
 
 @pytest.fixture
-def reference(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch) -> KeyReference:
+def access(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch) -> KeyAccess:
     for module in ("lane", "channel"):
         monkeypatch.setattr(f"hsm_signer.device.{module}.MOMENT", 0.05)
-    return KeyReference(
+    return KeyAccess(
         uri=Pkcs11Uri.parse(key.uri),
         pin=FixedLogin(Pin(softhsm.pin), "a test"),
         module=Path(faulty.path),
@@ -76,21 +76,21 @@ def reference(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypat
     ],
 )
 def test_a_call_that_hangs_is_shown_until_it_is_over(
-    call: str, what: str, opened: Open, reference: KeyReference, faulty: FaultyModule
+    call: str, what: str, opened: Open, access: KeyAccess, faulty: FaultyModule
 ) -> None:
     shown = Shown(faulty, what)
     faulty.rule(call, hang=float("inf"))
-    with opened(replace(reference, slow=shown)) as signer:
+    with opened(replace(access, slow=shown)) as signer:
         signer.sign(Algorithm.RS256, MESSAGE)
     assert shown.log.index(f"end {what}") == shown.log.index(f"begin {what}") + 1
 
 
 def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
-    opened: Open, reference: KeyReference, faulty: FaultyModule
+    opened: Open, access: KeyAccess, faulty: FaultyModule
 ) -> None:
     faulty.always_authenticate(True)
     shown = Shown(faulty, "signing")
-    with opened(replace(reference, slow=shown)) as signer:
+    with opened(replace(access, slow=shown)) as signer:
         faulty.rule("C_Sign", hang=float("inf"))
         with contextlib.suppress(Exception):  # clearing the rule makes the key an ordinary one
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -98,9 +98,9 @@ def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
 
 
 def test_where_nobody_shows_it_the_log_tells_to_touch(
-    opened: Open, reference: KeyReference, faulty: FaultyModule, caplog: pytest.LogCaptureFixture
+    opened: Open, access: KeyAccess, faulty: FaultyModule, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with opened(reference) as signer:
+    with opened(access) as signer:
         faulty.rule("C_SignInit", hang=1.0, times=1)
         signer.sign(Algorithm.RS256, MESSAGE)
     assert ("hsm_signer.device.lane", logging.WARNING, "Touch the device if it blinks.") in caplog.record_tuples

@@ -7,8 +7,8 @@ import pytest
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.doctor.doctor import Finding, examine
 from hsm_signer.doctor.verdicts import Status
@@ -108,9 +108,9 @@ def test_a_device_that_failed_once_is_examined_to_the_end(
 def test_a_module_that_somebody_else_initialises_anew_costs_no_second_login(
     profile: Profile, pin: CountedPin, faulty: FaultyModule, key: SoftHsmKey
 ) -> None:
-    reference = KeyReference(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)
+    access = KeyAccess(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)
     findings = {}
-    with open_device(reference) as other:
+    with open_device(access) as other:
         signer = other.signer()
         for finding in examine(profile, Operator(prompt=pin), offline=True):
             findings[finding.name] = finding

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.inventory.survey import ModuleReference, survey
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid
@@ -97,16 +97,16 @@ def source() -> Source:
     return Source()
 
 
-Refer = Callable[[bytes], KeyReference]
+AccessTo = Callable[[bytes], KeyAccess]
 
 
 @pytest.fixture
-def refer(module: Path, source: Source, tmp_path: Path) -> Refer:
-    """Refer to a key in the module, which then says that."""
+def access_to(module: Path, source: Source, tmp_path: Path) -> AccessTo:
+    """Return access to a key in the module, which then sends these bytes."""
 
-    def refer(said: bytes) -> KeyReference:
+    def access_to(said: bytes) -> KeyAccess:
         (tmp_path / "said").write_bytes(said)
-        return KeyReference(
+        return KeyAccess(
             uri=Pkcs11Uri(token="any"),
             pin=source,
             module=module,
@@ -114,71 +114,73 @@ def refer(module: Path, source: Source, tmp_path: Path) -> Refer:
             timeout=20,
         )
 
-    return refer
+    return access_to
 
 
-def test_a_pickle_from_the_worker_runs_nothing(refer: Refer, source: Source, tmp_path: Path) -> None:
+def test_a_pickle_from_the_worker_runs_nothing(access_to: AccessTo, source: Source, tmp_path: Path) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer") as caught:
-        open_worker(refer(frame(pickle.dumps(Touch(tmp_path / "taken over")))))
+        open_worker(access_to(frame(pickle.dumps(Touch(tmp_path / "taken over")))))
     assert caught.value.hint
     assert source.times == 0
     assert not (tmp_path / "taken over").exists()
 
 
 @pytest.mark.parametrize("framing", [bytes, frame], ids=["bare", "framed"])
-def test_a_pickle_from_a_survey_runs_nothing(framing: Callable[[bytes], bytes], refer: Refer, tmp_path: Path) -> None:
-    reference = refer(framing(pickle.dumps(Touch(tmp_path / "taken over"))))
-    assert reference.module is not None
-    facts = survey(ModuleReference(reference.module), {**reference.module_environment, "HOSTILE_EXIT": "1"}, 20)
+def test_a_pickle_from_a_survey_runs_nothing(
+    framing: Callable[[bytes], bytes], access_to: AccessTo, tmp_path: Path
+) -> None:
+    access = access_to(framing(pickle.dumps(Touch(tmp_path / "taken over"))))
+    assert access.module is not None
+    facts = survey(ModuleReference(access.module), {**access.module_environment, "HOSTILE_EXIT": "1"}, 20)
     assert not (tmp_path / "taken over").exists()
     assert facts.problem is not None
     assert "sent an invalid answer" in facts.problem.message
 
 
-def test_an_answer_to_another_question_ends_the_worker(refer: Refer) -> None:
+def test_an_answer_to_another_question_ends_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="did not answer"):
-        open_worker(refer(framed(["Done", {"result": ""}])))
+        open_worker(access_to(framed(["Done", {"result": ""}])))
 
 
-def test_signs_of_life_without_an_end_end_the_worker(refer: Refer) -> None:
+def test_signs_of_life_without_an_end_end_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="did not answer"):
-        open_worker(refer(framed(CALLING) * 10_000))
+        open_worker(access_to(framed(CALLING) * 10_000))
 
 
-def test_what_would_write_to_a_terminal_as_it_likes_ends_the_worker(refer: Refer) -> None:
+def test_what_would_write_to_a_terminal_as_it_likes_ends_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="did not answer"):
-        open_worker(refer(framed(["Calling", {"what": "\x1b]0;title\x07", "seconds": 1}])))
+        open_worker(access_to(framed(["Calling", {"what": "\x1b]0;title\x07", "seconds": 1}])))
 
 
-def test_a_call_may_not_take_longer_than_the_device_timeout(refer: Refer) -> None:
+def test_a_call_may_not_take_longer_than_the_device_timeout(access_to: AccessTo) -> None:
     with pytest.raises(DeviceTimeout):
-        open_worker(replace(refer(framed(["Calling", {"what": "signing", "seconds": 1e9}])), timeout=0.5))
+        open_worker(replace(access_to(framed(["Calling", {"what": "signing", "seconds": 1e9}])), timeout=0.5))
 
 
-def test_the_pin_is_given_once(refer: Refer, source: Source) -> None:
+def test_the_pin_is_given_once(access_to: AccessTo, source: Source) -> None:
     with pytest.raises(DeviceGone, match="did not answer"):
-        open_worker(refer(framed(PIN_WANTED, PIN_WANTED)))
+        open_worker(access_to(framed(PIN_WANTED, PIN_WANTED)))
     assert source.times == 1
 
 
-def test_the_pin_is_not_given_for_a_signature(refer: Refer, source: Source) -> None:
-    with open_worker(refer(framed(OPENED, PIN_WANTED))) as signer:
+def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: Source) -> None:
+    with open_worker(access_to(framed(OPENED, PIN_WANTED))) as signer:
         with pytest.raises(DeviceGone, match="did not answer"):
             signer.sign(Algorithm.RS256, b"header.claims")
     assert source.times == 0
 
 
-def test_a_signature_of_another_key_is_not_returned(refer: Refer) -> None:
-    with open_worker(refer(framed(OPENED, ["Done", {"result": "AAAA"}]))) as signer:
+def test_a_signature_of_another_key_is_not_returned(access_to: AccessTo) -> None:
+    with open_worker(access_to(framed(OPENED, ["Done", {"result": "AAAA"}]))) as signer:
         with pytest.raises(SignatureInvalid, match="does not verify"):
             signer.sign(Algorithm.RS256, b"header.claims")
 
 
-def test_another_key_behind_a_new_worker_is_not_used(refer: Refer, tmp_path: Path) -> None:
-    with open_worker(refer(framed(OPENED) + frame(b"nonsense"))) as signer:
+def test_another_key_behind_a_new_worker_is_not_used(access_to: AccessTo, tmp_path: Path) -> None:
+    with open_worker(access_to(framed(OPENED) + frame(b"nonsense"))) as signer:
         with pytest.raises(DeviceGone):
             signer.sign(Algorithm.RS256, b"header.claims")
         other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
-        refer(framed(["Opened", {"public_key": f"{other.n:x}:3", **OPENED_DEVICE}]))
+        access_to(framed(["Opened", {"public_key": f"{other.n:x}:3", **OPENED_DEVICE}]))
         with pytest.raises(KeyNotFound, match="is back with another key"):
             signer.sign(Algorithm.RS256, b"header.claims")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.inventory.survey import ModuleReference, survey
 from hsm_signer.device.module import load_module
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceTimeout, HsmSignerError
@@ -33,7 +33,7 @@ def refuses_to_initialise(faulty: FaultyModule) -> None:
 
 def refuses_in_a_worker(faulty: FaultyModule) -> None:
     pin = FixedLogin(Pin("4711"), "a test")
-    open_worker(KeyReference(Pkcs11Uri(), pin, Path(faulty.path), module_environment=faulty.environment))
+    open_worker(KeyAccess(Pkcs11Uri(), pin, Path(faulty.path), module_environment=faulty.environment))
 
 
 def refuses_in_a_survey(faulty: FaultyModule) -> None:

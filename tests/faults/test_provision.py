@@ -9,12 +9,12 @@ import pytest
 from pkcs11 import Attribute, Mechanism, ObjectClass, TokenFlag
 from pkcs11.types import Session
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import delete_certificate, delete_key, find_key, store_certificate
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     DeviceError,
@@ -56,8 +56,8 @@ REFUSALS = [
 
 
 @pytest.fixture
-def refer(faulty: FaultyModule, softhsm: SoftHsm) -> KeyReference:
-    return KeyReference(
+def access(faulty: FaultyModule, softhsm: SoftHsm) -> KeyAccess:
+    return KeyAccess(
         uri=Pkcs11Uri(token=softhsm.label),
         pin=FixedLogin(Pin(softhsm.pin), "a test"),
         module=Path(faulty.path),
@@ -68,8 +68,8 @@ def refer(faulty: FaultyModule, softhsm: SoftHsm) -> KeyReference:
 
 
 @pytest.fixture
-def device(refer: KeyReference) -> Iterator[Device]:
-    with open_device(refer) as device:
+def device(access: KeyAccess) -> Iterator[Device]:
+    with open_device(access) as device:
         yield device
 
 
@@ -165,17 +165,17 @@ class TestGenerate:
         assert generate_key(device, SPEC).info.label == "new"
 
     def test_a_device_that_hangs_is_left_and_it_is_open_whether_there_is_a_key(
-        self, refer: KeyReference, faulty: FaultyModule
+        self, access: KeyAccess, faulty: FaultyModule
     ) -> None:
-        with open_device(replace(refer, timeout=2)) as device:
+        with open_device(replace(access, timeout=2)) as device:
             faulty.rule("C_GenerateKeyPair", hang=FOR_EVER)
             started = time.monotonic()
             with pytest.raises(DeviceTimeout, match=r"generating a key within 2 s.* was made is not known"):
                 generate_key(device, SPEC, timeout=0)
         assert time.monotonic() - started < 10
 
-    def test_it_may_take_longer_than_other_calls(self, refer: KeyReference, faulty: FaultyModule) -> None:
-        with open_device(replace(refer, timeout=2)) as device:
+    def test_it_may_take_longer_than_other_calls(self, access: KeyAccess, faulty: FaultyModule) -> None:
+        with open_device(replace(access, timeout=2)) as device:
             faulty.rule("C_GenerateKeyPair", hang=2.5)
             assert generate_key(device, SPEC).info.label == "new"
 
@@ -221,10 +221,8 @@ class TestCertificate:
         assert device.certificate(device.signer(Pkcs11Uri.parse(key.uri))) == key.certificate
 
 
-def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(
-    refer: KeyReference, faulty: FaultyModule
-) -> None:
+def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.flags(set=TokenFlag.WRITE_PROTECTED)
     with pytest.raises(DeviceReadOnly, match="says that it is write-protected"):
-        open_device(refer)
+        open_device(access)
     assert faulty.calls("C_Login") == 0

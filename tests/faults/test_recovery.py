@@ -17,11 +17,11 @@ from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.keys import REST, Keys
 from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
@@ -65,13 +65,13 @@ class Source:
         return Pin(self._text)
 
 
-Refer = Callable[..., KeyReference]
+AccessTo = Callable[..., KeyAccess]
 
 
 @pytest.fixture
-def refer(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Refer:
-    def refer(pin: PinSource | None = None, *, timeout: float = 10, record: Path | None = None) -> KeyReference:
-        return KeyReference(
+def access_to(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> AccessTo:
+    def access_to(pin: PinSource | None = None, *, timeout: float = 10, record: Path | None = None) -> KeyAccess:
+        return KeyAccess(
             uri=Pkcs11Uri.parse(key.uri),
             pin=pin or Source(softhsm.pin),
             module=Path(faulty.path),
@@ -80,12 +80,12 @@ def refer(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Refer:
             pin_record=record,
         )
 
-    return refer
+    return access_to
 
 
 @pytest.fixture
-def device(refer: Refer) -> Iterator[Device]:
-    with open_device(refer()) as device:
+def device(access_to: AccessTo) -> Iterator[Device]:
+    with open_device(access_to()) as device:
         yield device
 
 
@@ -94,33 +94,33 @@ class TestTokenInfo:
 
     READS = 4  # the device, SoftHSM's empty slot, the PIN's state, and the device that is logged in to
 
-    def test_is_read_so_often(self, refer: Refer, faulty: FaultyModule) -> None:
-        open_device(refer()).close()
+    def test_is_read_so_often(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+        open_device(access_to()).close()
         assert faulty.calls("C_GetTokenInfo") == self.READS
 
     @pytest.mark.parametrize("read", range(READS))
-    def test_each_read_is_repeated_once(self, read: int, refer: Refer, faulty: FaultyModule) -> None:
+    def test_each_read_is_repeated_once(self, read: int, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_GetTokenInfo", rv=Rv.GENERAL_ERROR, skip=read, times=1)
-        open_device(refer()).close()
+        open_device(access_to()).close()
         assert faulty.calls("C_GetTokenInfo") == self.READS + 1
         assert [seen.right for seen in faulty.logins()] == [True]
 
-    def test_no_read_is_repeated_twice(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_no_read_is_repeated_twice(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_GetTokenInfo", rv=Rv.GENERAL_ERROR)
         with pytest.raises(DeviceGone):
-            open_device(refer())
+            open_device(access_to())
         assert faulty.calls("C_GetTokenInfo") == 2
 
-    def test_another_error_is_not_taken_for_that(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_another_error_is_not_taken_for_that(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_ERROR)
         with pytest.raises(DeviceGone):
-            open_device(refer())
+            open_device(access_to())
         assert faulty.calls("C_GetTokenInfo") == 1
 
-    def test_a_login_that_fails_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_a_login_that_fails_is_not_repeated(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_Login", rv=Rv.GENERAL_ERROR)
         with pytest.raises(DeviceGone):
-            open_device(refer())
+            open_device(access_to())
         assert faulty.calls("C_Login") == 1
 
 
@@ -179,10 +179,10 @@ class TestLostSession:
         assert len(faulty.logins()) == 2
 
     def test_a_right_pin_refused_after_a_replug_is_not_presented_again(
-        self, refer: Refer, softhsm: SoftHsm, faulty: FaultyModule
+        self, access_to: AccessTo, softhsm: SoftHsm, faulty: FaultyModule
     ) -> None:
         source = Source(softhsm.pin)
-        with open_device(refer(source)) as device:
+        with open_device(access_to(source)) as device:
             signer = device.signer()
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
@@ -194,8 +194,8 @@ class TestLostSession:
         assert len(faulty.logins()) == 2
         assert source.times == 1
 
-    def test_what_must_not_happen_twice_is_not_repeated(self, refer: Refer, faulty: FaultyModule) -> None:
-        with open_device(replace(refer(), writable=True)) as device:
+    def test_what_must_not_happen_twice_is_not_repeated(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+        with open_device(replace(access_to(), writable=True)) as device:
             faulty.rule("C_GenerateKeyPair", rv=Rv.DEVICE_REMOVED)
             with pytest.raises(DeviceGone):
                 generate_key(device, KeySpec("new", b"\x77"))
@@ -262,25 +262,25 @@ class TestPss:
 
 
 class TestPinState:
-    def test_a_locked_pin_is_not_presented(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_a_locked_pin_is_not_presented(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
         source = Source("1234")
         with pytest.raises(PinLocked):
-            open_device(refer(source))
+            open_device(access_to(source))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
     def test_the_last_try_is_not_taken_unless_allowed(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
         with pytest.raises(PinLastTry) as caught:
-            open_device(refer())
+            open_device(access_to())
         assert "--allow-last-try" in str(caught.value.hint)
         assert faulty.calls("C_Login") == 0
-        open_device(replace(refer(), allow_last_try=True)).close()
+        open_device(replace(access_to(), allow_last_try=True)).close()
 
     def test_the_flags_are_read_afresh_after_the_pin_was_asked_for(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         class Slow(Source):
             def __call__(self, request: PinRequest) -> Login:
@@ -289,11 +289,11 @@ class TestPinState:
                 return super().__call__(request)
 
         with pytest.raises(PinLocked):
-            open_device(refer(Slow(softhsm.pin)))
+            open_device(access_to(Slow(softhsm.pin)))
         assert faulty.calls("C_Login") == 0
 
     def test_a_low_count_is_told_to_whoever_is_asked(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_COUNT_LOW)
         warnings = []
@@ -303,10 +303,12 @@ class TestPinState:
                 warnings.append(request.warning)
                 return super().__call__(request)
 
-        open_device(refer(Watching(softhsm.pin))).close()
+        open_device(access_to(Watching(softhsm.pin))).close()
         assert warnings == ["A wrong PIN was entered since the last login."]
 
-    def test_the_pad_of_a_device_takes_the_pin_where_no_source_is_set(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_the_pad_of_a_device_takes_the_pin_where_no_source_is_set(
+        self, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         pads = []
 
@@ -315,22 +317,24 @@ class TestPinState:
                 pads.append(request.pad)
                 return PinPad.PROTECTED
 
-        with open_device(refer(Watching(""))) as device:
+        with open_device(access_to(Watching(""))) as device:
             device.signer().sign(Algorithm.RS256, MESSAGE)
         assert pads == [True]
 
     def test_a_device_without_a_pad_says_so_and_nothing_of_a_refused_pin(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         with pytest.raises(PinUnavailable, match="has no PIN pad") as caught:
-            open_device(refer(PROTECTED))
+            open_device(access_to(PROTECTED))
         assert "--pin-source" in str(caught.value.hint)
         assert faulty.calls("C_Login") == 0
 
-    def test_a_pad_cannot_serve_a_key_that_wants_the_pin_each_time(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_a_pad_cannot_serve_a_key_that_wants_the_pin_each_time(
+        self, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         faulty.always_authenticate(True)
-        with open_device(refer(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
+        with open_device(access_to(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
             with pytest.raises(PinUnavailable, match="wants a PIN with each signature"):
                 device.signer().sign(Algorithm.RS256, MESSAGE)
 
@@ -340,10 +344,10 @@ class TestPinThatTheModuleKeeps:
 
     @pytest.mark.parametrize(("rv", "error"), [(Rv.PIN_INCORRECT, PinIncorrect), (Rv.PIN_LOCKED, PinLocked)])
     def test_refused_closes_the_device_and_goes_on_record(
-        self, rv: Rv, error: type[PinError], refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+        self, rv: Rv, error: type[PinError], access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
-        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
-        with open_device(reference) as device:
+        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(access) as device:
             signer = device.signer()
             faulty.rule("C_Sign", rv=rv)
             with pytest.raises(error):
@@ -353,7 +357,7 @@ class TestPinThatTheModuleKeeps:
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert faulty.calls("C_SignInit") == calls
         with pytest.raises(PinRefusedBefore):
-            open_device(reference)
+            open_device(access)
 
     def test_refused_leaves_the_module_fresh_for_other_programs(
         self, device: Device, faulty: FaultyModule, softhsm: SoftHsm
@@ -377,11 +381,11 @@ class TestPinThatTheModuleKeeps:
 
 class TestAlwaysAuthenticate:
     def test_one_question_serves_the_login_and_every_signature(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.always_authenticate(True)
         source = Source(softhsm.pin)
-        with open_device(refer(source)) as device:
+        with open_device(access_to(source)) as device:
             signer = device.signer()
             for _ in range(2):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -399,10 +403,10 @@ class TestAlwaysAuthenticate:
         ],
     )
     def test_a_refused_context_login_is_not_repeated(
-        self, rv: Rv, error: type[PinError], refer: Refer, faulty: FaultyModule
+        self, rv: Rv, error: type[PinError], access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
-        with open_device(refer()) as device:
+        with open_device(access_to()) as device:
             signer = device.signer()
             faulty.rule("C_Login", rv=rv)
             with pytest.raises(error):
@@ -412,38 +416,38 @@ class TestAlwaysAuthenticate:
         assert len(faulty.logins()) == 2
 
     def test_a_refused_context_login_is_on_record_for_other_processes(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
-        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
-        with open_device(reference) as device:
+        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(access) as device:
             signer = device.signer()
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             with pytest.raises(PinIncorrect):
                 signer.sign(Algorithm.RS256, MESSAGE)
         with pytest.raises(PinRefusedBefore):
-            open_device(reference)
+            open_device(access)
         assert len(faulty.logins()) == 2
 
     def test_a_pin_that_was_kept_back_is_not_on_record(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
-        reference = refer(Source(softhsm.pin, attended=False), record=tmp_path)
-        with open_device(reference) as device:
+        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        with open_device(access) as device:
             signer = device.signer()
             faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
             with pytest.raises(PinLocked):
                 signer.sign(Algorithm.RS256, MESSAGE)
             faulty.flags()
             signer.sign(Algorithm.RS256, MESSAGE)
-        open_device(reference).close()
+        open_device(access).close()
 
     def test_a_context_login_that_was_refused_is_not_repeated_when_the_device_is_lost_next(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
-        with open_device(refer()) as device:
+        with open_device(access_to()) as device:
             signer = device.signer()
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_REMOVED, skip=1)  # the first is before the login
@@ -451,9 +455,9 @@ class TestAlwaysAuthenticate:
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
-    def test_a_device_that_has_no_such_login_says_so(self, refer: Refer, faulty: FaultyModule) -> None:
+    def test_a_device_that_has_no_such_login_says_so(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.always_authenticate(True)
-        with open_device(refer()) as device:
+        with open_device(access_to()) as device:
             signer = device.signer()
             faulty.rule("C_Login", rv=USER_TYPE_INVALID)
             with pytest.raises(KeyUnfit, match="offers no such login"):
@@ -463,10 +467,10 @@ class TestAlwaysAuthenticate:
         ("flag", "error"), [(TokenFlag.USER_PIN_LOCKED, PinLocked), (TokenFlag.USER_PIN_FINAL_TRY, PinLastTry)]
     )
     def test_the_pin_is_kept_back_once_others_have_used_up_the_tries(
-        self, flag: TokenFlag, error: type[PinError], refer: Refer, faulty: FaultyModule
+        self, flag: TokenFlag, error: type[PinError], access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
-        with open_device(refer()) as device:
+        with open_device(access_to()) as device:
             signer = device.signer()
             faulty.flags(set=flag)
             with pytest.raises(error):
@@ -474,19 +478,19 @@ class TestAlwaysAuthenticate:
         assert len(faulty.logins()) == 1
 
     def test_the_last_try_is_taken_for_a_signature_where_that_is_allowed(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
-        with open_device(replace(refer(), allow_last_try=True)) as device:
+        with open_device(replace(access_to(), allow_last_try=True)) as device:
             device.signer().sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
     def test_a_device_lost_after_the_login_costs_one_more_and_one_for_the_signature(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
-        with open_device(refer()) as device:
+        with open_device(access_to()) as device:
             signer = device.signer()
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -500,25 +504,25 @@ class TestAlwaysAuthenticate:
 class TestWorker:
     @pytest.mark.parametrize("call", ["C_SignInit", "C_Sign", "C_Sign(NULL)"])
     def test_a_hang_is_ended_at_the_deadline_and_the_next_request_served(
-        self, call: str, refer: Refer, faulty: FaultyModule
+        self, call: str, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
-        with open_worker(refer(timeout=2)) as signer:
+        with open_worker(access_to(timeout=2)) as signer:
             faulty.rule(call, hang=FOR_EVER, times=1)
             with pytest.raises(DeviceTimeout):
                 signer.sign(Algorithm.RS256, MESSAGE)
             signer.sign(Algorithm.RS256, MESSAGE)
 
     @pytest.mark.parametrize("call", ["C_GetFunctionList", "C_Initialize", "C_GetSlotList", "C_OpenSession", "C_Login"])
-    def test_a_hang_on_the_way_in_is_ended_too(self, call: str, refer: Refer, faulty: FaultyModule) -> None:
+    def test_a_hang_on_the_way_in_is_ended_too(self, call: str, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule(call, hang=FOR_EVER)
         with pytest.raises(DeviceTimeout):
-            open_worker(refer(timeout=2))
+            open_worker(access_to(timeout=2))
 
     def test_a_crash_costs_the_request_in_flight_and_asks_for_no_pin(
-        self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         source = Source(softhsm.pin)
-        with open_worker(refer(source)) as signer:
+        with open_worker(access_to(source)) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             with pytest.raises(DeviceGone, match="SIGSEGV"):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -526,25 +530,27 @@ class TestWorker:
         assert source.times == 1
 
     def test_a_device_that_only_a_new_process_can_use_again_is_served_by_one(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
-        with open_worker(refer()) as signer:
+        with open_worker(access_to()) as signer:
             faulty.rule("C_SignInit", rv=Rv.GENERAL_ERROR, times=1)
             signer.sign(Algorithm.RS256, MESSAGE)
         assert len({call.pid for call in faulty.log()}) == 2
 
     def test_a_corrupted_signature_is_not_returned_and_the_next_one_is(
-        self, refer: Refer, faulty: FaultyModule
+        self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
-        with open_worker(refer()) as signer:
+        with open_worker(access_to()) as signer:
             faulty.rule("C_Sign", corrupt=True, times=1)
             with pytest.raises(SignatureInvalid, match="does not verify") as caught:
                 signer.sign(Algorithm.RS256, MESSAGE)
             assert caught.value.hint
             assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_a_second_one_starts_only_after_the_first_has_logged_in(self, refer: Refer, faulty: FaultyModule) -> None:
-        with open_worker(refer(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
+    def test_a_second_one_starts_only_after_the_first_has_logged_in(
+        self, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
+        with open_worker(access_to(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
             faulty.rule("C_Sign", hang=0.3)
             list(pool.map(lambda _: signer.sign(Algorithm.RS256, MESSAGE), range(2)))
         first, second = (call for call in faulty.log() if call.function == "C_Login")
@@ -552,18 +558,20 @@ class TestWorker:
         assert first.left is not None
         assert first.left < second.entered
 
-    def test_somebody_is_asked_before_the_last_try(self, refer: Refer, faulty: FaultyModule, softhsm: SoftHsm) -> None:
+    def test_somebody_is_asked_before_the_last_try(
+        self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
+    ) -> None:
         def confirm(request: PinRequest) -> None:
             raise PinLastTry("Nobody wants to.")
 
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
         source = Source(softhsm.pin)
         with pytest.raises(PinLastTry, match="Nobody wants to"):
-            open_worker(replace(refer(source), allow_last_try=True, confirm=confirm))
+            open_worker(replace(access_to(source), allow_last_try=True, confirm=confirm))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
-    def test_a_pin_refused_on_the_way_back_stops_all_workers(self, refer: Refer, faulty: FaultyModule) -> None:
-        with open_worker(refer()) as signer:
+    def test_a_pin_refused_on_the_way_back_stops_all_workers(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+        with open_worker(access_to()) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             with pytest.raises(DeviceGone):
@@ -626,14 +634,14 @@ class TestInterruptedLogin:
     """C_Login that fails without a word about the PIN."""
 
     @pytest.fixture
-    def guarded(self, refer: Refer, softhsm: SoftHsm, tmp_path: Path) -> KeyReference:
+    def guarded(self, access_to: AccessTo, softhsm: SoftHsm, tmp_path: Path) -> KeyAccess:
         """The right PIN, from where nobody watches."""
-        return refer(Source(softhsm.pin, attended=False), record=tmp_path / "pins")
+        return access_to(Source(softhsm.pin, attended=False), record=tmp_path / "pins")
 
     @pytest.mark.parametrize(
         "rv", [Rv.DEVICE_ERROR, Rv.DEVICE_REMOVED, Rv.GENERAL_ERROR, Rv.FUNCTION_FAILED, 0x80000001]
     )
-    def test_twice_is_not_called_a_refusal(self, rv: int, guarded: KeyReference, faulty: FaultyModule) -> None:
+    def test_twice_is_not_called_a_refusal(self, rv: int, guarded: KeyAccess, faulty: FaultyModule) -> None:
         faulty.rule("C_Login", rv=rv)
         for _ in range(2):
             with pytest.raises(LoginInterrupted, match="Whether it checked the PIN is unknown"):
@@ -644,14 +652,14 @@ class TestInterruptedLogin:
         assert faulty.calls("C_Login") == 2
 
     @pytest.mark.parametrize("rv", [Rv.SESSION_HANDLE_INVALID, Rv.TOKEN_NOT_PRESENT])
-    def test_before_the_pin_was_checked_costs_no_try(self, rv: Rv, guarded: KeyReference, faulty: FaultyModule) -> None:
+    def test_before_the_pin_was_checked_costs_no_try(self, rv: Rv, guarded: KeyAccess, faulty: FaultyModule) -> None:
         faulty.rule("C_Login", rv=rv, times=5)
         for _ in range(5):
             with pytest.raises(DeviceGone):
                 open_device(guarded)
         open_device(guarded).close()
 
-    def test_whose_refusal_the_device_has_counted_is_one(self, guarded: KeyReference, faulty: FaultyModule) -> None:
+    def test_whose_refusal_the_device_has_counted_is_one(self, guarded: KeyAccess, faulty: FaultyModule) -> None:
         open_device(guarded).close()  # SoftHSM then counts from nothing
         wrong = replace(guarded, pin=Source("not-the-pin", attended=False))
         faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, after_forward=True)
@@ -661,7 +669,7 @@ class TestInterruptedLogin:
             open_device(wrong)
 
     def test_of_a_pin_that_was_accepted_does_not_end_the_program(
-        self, guarded: KeyReference, faulty: FaultyModule
+        self, guarded: KeyAccess, faulty: FaultyModule
     ) -> None:
         with open_device(guarded) as device:
             signer = device.signer()
@@ -680,7 +688,7 @@ class TestInterruptedLogin:
         # One at the start, three that failed, and one that succeeded: the pauses in between cost no login.
         assert [login.right for login in faulty.logins()] == [True] * 5
 
-    def test_of_workers_does_not_end_the_program_either(self, guarded: KeyReference, faulty: FaultyModule) -> None:
+    def test_of_workers_does_not_end_the_program_either(self, guarded: KeyAccess, faulty: FaultyModule) -> None:
         with open_worker(guarded) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, times=3)
@@ -760,7 +768,7 @@ def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
     with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
         for call, rv, skip in faults:
             faulty.rule(call, rv=rv, times=1, skip=skip)
-        reference = KeyReference(
+        access = KeyAccess(
             uri=Pkcs11Uri.parse(key.uri),
             pin=Source("not-the-pin", attended=False),
             module=Path(faulty.path),
@@ -769,7 +777,7 @@ def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
         )
         for _ in range(6):
             try:
-                open_device(reference)
+                open_device(access)
             except HsmSignerError:
                 continue
         logins = [call.rv for call in faulty.log() if call.function == "C_Login"]

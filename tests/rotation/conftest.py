@@ -15,7 +15,7 @@ import pytest
 
 from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
-from hsm_signer.credential.operator import key_reference
+from hsm_signer.credential.operator import key_access
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.facts import Contents
@@ -115,8 +115,8 @@ class Application:
 
     def on_device(self) -> Contents:
         """What the device holds."""
-        reference = key_reference(self.profile(), Pkcs11Uri(token=self.softhsm.label))
-        contents = examine(reference, datetime.now(UTC), login=True).devices[0].contents
+        access = key_access(self.profile(), Pkcs11Uri(token=self.softhsm.label))
+        contents = examine(access, datetime.now(UTC), login=True).devices[0].contents
         assert contents is not None
         return contents
 
@@ -131,8 +131,8 @@ class Application:
 
     def device(self) -> Device:
         """The device, to be changed behind the rotation's back."""
-        reference = key_reference(self.profile(), Pkcs11Uri(token=self.softhsm.label))
-        return open_device(replace(reference, writable=True))
+        access = key_access(self.profile(), Pkcs11Uri(token=self.softhsm.label))
+        return open_device(replace(access, writable=True))
 
     def is_tidy(self) -> bool:
         """Whether there is one key, one certificate, one registration, nothing left to do, and a token to be had."""

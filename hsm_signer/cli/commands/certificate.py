@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.files import read_certificate_file
-from hsm_signer.cli.operator import reference_to_one
+from hsm_signer.cli.operator import access_to_one
 from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
 from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
@@ -210,7 +210,7 @@ def _open(profile: Profile, *, writable: bool = False) -> "Device":
     from hsm_signer.device.device import open_device
 
     try:
-        return open_device(dataclasses.replace(reference_to_one(profile), writable=writable))
+        return open_device(dataclasses.replace(access_to_one(profile), writable=writable))
     except DeviceReadOnly as error:
         raise DeviceReadOnly(
             error.message,
@@ -223,7 +223,7 @@ def _open(profile: Profile, *, writable: bool = False) -> "Device":
 def _stored(profile: Profile) -> Certificate:
     from hsm_signer.device.manage.certificates import read_certificate
 
-    return parse_certificates(read_certificate(reference_to_one(profile)), "The certificate on the device")[0]
+    return parse_certificates(read_certificate(access_to_one(profile)), "The certificate on the device")[0]
 
 
 def _warn_of_another(profile: Profile) -> None:

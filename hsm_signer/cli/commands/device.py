@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hsm_signer.cli.operator import reference_to_one, show_slow
+from hsm_signer.cli.operator import access_to_one, show_slow
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.config.profile import Profile, load_profile
@@ -76,7 +76,7 @@ def show(
     from hsm_signer.cli.text.inventory import module_text, plain
     from hsm_signer.device.inventory.inspect import examine
 
-    facts = examine(reference_to_one(profile), datetime.now(UTC), login=login)
+    facts = examine(access_to_one(profile), datetime.now(UTC), login=login)
     if output is Output.JSON:
         print_json(plain(facts))
     else:

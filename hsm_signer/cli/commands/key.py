@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.cli.operator import reference_to_one
+from hsm_signer.cli.operator import access_to_one
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_note, print_result
 from hsm_signer.cli.terminal import ask, has_terminal
@@ -52,7 +52,7 @@ def generate(
     from hsm_signer.device.manage.generate import KeySpec, generate_key
 
     spec = KeySpec(label, None if key_id is None else _octets(key_id), bits, always_authenticate)
-    with open_device(replace(reference_to_one(profile), writable=True)) as device:
+    with open_device(replace(access_to_one(profile), writable=True)) as device:
         made = generate_key(device, spec)
     if output is Output.JSON:
         print_json(
@@ -77,7 +77,7 @@ def list_keys(profile: Profile, output: OutputOption = Output.TEXT) -> None:
     from hsm_signer.cli.text.inventory import module_text, plain
     from hsm_signer.device.inventory.inspect import examine
 
-    module = examine(reference_to_one(profile), datetime.now(UTC), login=True)
+    module = examine(access_to_one(profile), datetime.now(UTC), login=True)
     (device,) = module.devices
     assert device.contents is not None  # noqa: S101  # it was looked into
     if output is Output.JSON:
@@ -103,8 +103,8 @@ def delete(
     from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, delete_key, find_key
     from hsm_signer.rotation.in_use import require_deletable
 
-    reference = reference_to_one(profile)
-    if reference.uri.object is None and reference.uri.id is None:
+    access = access_to_one(profile)
+    if access.uri.object is None and access.uri.id is None:
         raise ConfigError(
             "No key is named: the URI has neither object nor id.", hint="Copy the URI of --key from key list."
         )
@@ -113,8 +113,8 @@ def delete(
             "The deletion of a key is confirmed on a terminal, and there is none.",
             hint="Give --yes, if you are sure of --key.",
         )
-    with open_device(replace(reference, writable=True)) as device:
-        key = find_key(device, reference.uri)
+    with open_device(replace(access, writable=True)) as device:
+        key = find_key(device, access.uri)
         with suppress(KeyUnfit):  # one that cannot sign for us is not in use
             require_deletable(profile, device, device.signer(key.selector).public_key)
         certificates = certificates_of_key(device, key)

@@ -12,6 +12,7 @@ from pkcs11 import Attribute, ObjectClass, TokenFlag, UserType
 from pkcs11.types import Object, Session
 
 from hsm_signer.crypto import MINIMUM_BITS, PublicKey
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.inventory.facts import (
@@ -44,7 +45,6 @@ from hsm_signer.device.objects import (
 )
 from hsm_signer.device.pcscd import pcscd_complaint
 from hsm_signer.device.pin.state import pin_state
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable
@@ -76,8 +76,8 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         return replace(facts, problem=Problem.of(error))
 
 
-def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFacts:
-    """Look into the one device that `reference` means; what its URI says of a key does not matter.
+def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
+    """Look into the one device that `access` means; what its URI says of a key does not matter.
 
     Args:
         now: the time, timezone-aware, by which certificates are judged.
@@ -91,24 +91,24 @@ def examine(reference: KeyReference, now: datetime, *, login: bool) -> ModuleFac
         PinError: the login did not succeed.
         DeviceTimeout: a call into the module did not come back.
     """
-    path = find_module(reference.module, reference.uri)
+    path = find_module(access.module, access.uri)
     if login:
-        with open_device(reference) as device:
-            module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
-            return device.call("reading its objects", lambda session: _examine(module, session, reference, now))
-    module = load_module(path, reference.module_environment, reference.timeout, reference.slow)
-    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
+        with open_device(access) as device:
+            module = load_module(path, access.module_environment, access.timeout, access.slow)
+            return device.call("reading its objects", lambda session: _examine(module, session, access, now))
+    module = load_module(path, access.module_environment, access.timeout, access.slow)
+    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
 
     def look() -> ModuleFacts:
         session = read_token(found.slot).open()
         try:
-            return _examine(module, session, reference, now)
+            return _examine(module, session, access, now)
         finally:
             with contextlib.suppress(pkcs11.PKCS11Error):
                 session.close()
 
     try:
-        return module.call("reading its objects", look, reference.timeout, reference.slow)
+        return module.call("reading its objects", look, access.timeout, access.slow)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "reading its objects", str(found.info)) from error
 
@@ -139,11 +139,11 @@ def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
         return replace(facts, problem=Problem.of(failure))
 
 
-def _examine(module: Module, session: Session, reference: KeyReference, now: datetime) -> ModuleFacts:
+def _examine(module: Module, session: Session, access: KeyAccess, now: datetime) -> ModuleFacts:
     found = describe(module, read_token(session.token.slot))
-    others = [describe(module, token).info for token in present_tokens(module, reference.uri)]
+    others = [describe(module, token).info for token in present_tokens(module, access.uri)]
     uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
-    uri = _led_by(reference.uri, uri)
+    uri = _led_by(access.uri, uri)
     keys = _keys(session, found.info, uri)
     nobody = session.user_type == UserType.NOBODY  # type: ignore[attr-defined]  # missing from the stubs
     contents = Contents(
@@ -152,7 +152,7 @@ def _examine(module: Module, session: Session, reference: KeyReference, now: dat
         certificates=tuple(_certificates(session, keys, now)),
     )
     device = replace(_device(found, uri), contents=contents)
-    return ModuleFacts(reference.uri.module_name, str(module.path), describe_library(module), (device,))
+    return ModuleFacts(access.uri.module_name, str(module.path), describe_library(module), (device,))
 
 
 def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:

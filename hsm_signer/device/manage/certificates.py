@@ -5,18 +5,18 @@ import contextlib
 import pkcs11
 from asn1crypto import x509
 
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import find_device, read_token
 from hsm_signer.device.manage.keys import delete_certificate, store_certificate
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.module import find_module, load_module
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.errors import CertificateExists, KeyUnfit
 
 
-def read_certificate(reference: KeyReference) -> bytes:
+def read_certificate(access: KeyAccess) -> bytes:
     """Return the certificate stored beside a key, as DER; without a login where the device shows it.
 
     A URI with an id is taken at its word: whether there is such a private key only a login tells.
@@ -27,12 +27,12 @@ def read_certificate(reference: KeyReference) -> bytes:
         ModuleLoadError, DeviceError, DeviceTimeout: the device cannot be read.
         PinError: a login was needed, and did not succeed.
     """
-    if reference.uri.id:
-        public = _public_certificates(reference, reference.uri.id)
+    if access.uri.id:
+        public = _public_certificates(access, access.uri.id)
         if len(public) == 1:
             return public.pop()
     # Only the private key tells its id, or the certificate is private: both need the login.
-    with open_device(reference) as device:
+    with open_device(access) as device:
         return device.certificate(device.signer())
 
 
@@ -82,12 +82,10 @@ def _certificates_beside(device: Device, key: KeyInfo) -> set[bytes]:
     return device.call("looking up the certificate", lambda session: certificates_with_id(session, key.id))
 
 
-def _public_certificates(reference: KeyReference, key_id: bytes) -> set[bytes]:
+def _public_certificates(access: KeyAccess, key_id: bytes) -> set[bytes]:
     """Return what anybody sees, without a login and so whatever the state of the PIN."""
-    module = load_module(
-        find_module(reference.module, reference.uri), reference.module_environment, reference.timeout, reference.slow
-    )
-    found = find_device(module, reference.uri, reference.timeout, reference.slow, reference.wait)
+    module = load_module(find_module(access.module, access.uri), access.module_environment, access.timeout, access.slow)
+    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
 
     def look() -> set[bytes]:
         session = read_token(found.slot).open()
@@ -98,6 +96,6 @@ def _public_certificates(reference: KeyReference, key_id: bytes) -> set[bytes]:
                 session.close()
 
     try:
-        return module.call("looking up the certificate", look, reference.timeout, reference.slow)
+        return module.call("looking up the certificate", look, access.timeout, access.slow)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "looking up the certificate", str(found.info)) from error

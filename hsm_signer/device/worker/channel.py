@@ -30,7 +30,7 @@ _LESS = "Sign a shorter message."
 
 @dataclass(frozen=True)
 class Open:
-    """Parent to worker, first of all: a `KeyReference` without what cannot travel.
+    """Parent to worker, first of all: a `KeyAccess` without what cannot travel.
 
     Attributes:
         source: what to call the PIN source.

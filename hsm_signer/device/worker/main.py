@@ -34,15 +34,15 @@ def main() -> NoReturn:
 
 
 def _serve(channel: Channel) -> None:
+    from hsm_signer.device.access import KeyAccess
     from hsm_signer.device.device import open_device
     from hsm_signer.device.lane import Lane
-    from hsm_signer.device.reference import KeyReference
 
     calls = _Calls(channel)
     Lane.watchman = calls
     request: Open = channel.receive()
     logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
-    reference = KeyReference(
+    access = KeyAccess(
         uri=request.uri,
         pin=_ParentPin(channel, request.source, request.attended),
         module=request.module,
@@ -54,7 +54,7 @@ def _serve(channel: Channel) -> None:
     )
     try:
         # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
-        device = open_device(reference, recover=False)
+        device = open_device(access, recover=False)
         signer = device.signer()
         always = signer.key.always_authenticate
         channel.send(Opened(signer.public_key, signer.algorithms, str(device.info), always))

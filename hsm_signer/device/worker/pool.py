@@ -1,6 +1,6 @@
 """The same lane in other processes: ones that can be killed when a module hangs, and that may crash alone.
 
-A worker is started with a socket pair, is handed a `KeyReference` without its PIN source, and gets one request at a
+A worker is started with a socket pair, is handed a `KeyAccess` without its PIN source, and gets one request at a
 time. It asks back for the PIN, and announces calls into the module before they begin, so that its parent knows by when
 to expect a sign of life. A worker that overruns is killed; one that dies costs the request in flight; the next request
 starts another. A worker logs in once. After its PIN was refused none is started until the PIN's source has changed.
@@ -31,16 +31,16 @@ from hsm_signer.errors import (
 from hsm_signer.system.secret import hidden_locals
 
 if TYPE_CHECKING:
-    from hsm_signer.device.reference import KeyReference
+    from hsm_signer.device.access import KeyAccess
 
 logger = logging.getLogger(__name__)
 
 
-def open_worker(reference: "KeyReference", *, workers: int = 1, before: "WorkerSigner | None" = None) -> "WorkerSigner":
+def open_worker(access: "KeyAccess", *, workers: int = 1, before: "WorkerSigner | None" = None) -> "WorkerSigner":
     """Open a device in a process of its own, and return a signer that works through it.
 
     Args:
-        reference: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
+        access: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
         workers: how many processes may sign side by side. A second one starts when it is needed, and only after the
             first has logged in.
         before: of another key. Where it is on the same device, the PIN that was accepted serves this one, too.
@@ -48,7 +48,7 @@ def open_worker(reference: "KeyReference", *, workers: int = 1, before: "WorkerS
     Raises:
         HsmSignerError: as `open_device` and `Device.signer`.
     """
-    return WorkerSigner(reference, workers, before)
+    return WorkerSigner(access, workers, before)
 
 
 class WorkerSigner:
@@ -63,8 +63,8 @@ class WorkerSigner:
     """
 
     @hidden_locals()
-    def __init__(self, reference: "KeyReference", workers: int, before: "WorkerSigner | None" = None) -> None:
-        self._reference = reference
+    def __init__(self, access: "KeyAccess", workers: int, before: "WorkerSigner | None" = None) -> None:
+        self._access = access
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._starting = threading.Lock()
@@ -133,7 +133,7 @@ class WorkerSigner:
 
     def _attempt(self, request: Request) -> bytes:
         idle = self._take_idle()
-        if idle is not None and idle.opened.always_authenticate and not is_current(idle.login, self._reference.pin):
+        if idle is not None and idle.opened.always_authenticate and not is_current(idle.login, self._access.pin):
             # It would present the PIN that it logged in with, which the source does not hold any more.
             idle.kill()
             idle = None
@@ -212,11 +212,11 @@ class WorkerSigner:
     def _start(self) -> "WorkerProcess":
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
         with self._starting:
-            if self._refusal is not None and self._refusal.stands(self._reference.pin):
+            if self._refusal is not None and self._refusal.stands(self._access.pin):
                 raise copy.copy(self._refusal.error)
-            worker = self._starter.submit(WorkerProcess, self._reference).result()
+            worker = self._starter.submit(WorkerProcess, self._access).result()
             try:
-                worker.open(self._reference, self._log_in)
+                worker.open(self._access, self._log_in)
             except (PinIncorrect, PinLocked) as error:
                 self._refuse(error, worker.login)
                 raise
@@ -231,12 +231,12 @@ class WorkerSigner:
 
     def _log_in(self, request: PinRequest) -> Login:
         """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
-        if request.last_try and self._reference.confirm is not None:
-            self._reference.confirm(request)
+        if request.last_try and self._access.confirm is not None:
+            self._access.confirm(request)
         same = self._accepted and self._accepted_by == request.device
-        if not same or not is_current(self._login, self._reference.pin):
+        if not same or not is_current(self._login, self._access.pin):
             self._accepted = False
-            self._login = ask(self._reference.pin, request)
+            self._login = ask(self._access.pin, request)
         return self._login
 
 

@@ -13,7 +13,7 @@ from hsm_signer.device.worker.wire import Malformed
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 
 if TYPE_CHECKING:
-    from hsm_signer.device.reference import KeyReference
+    from hsm_signer.device.access import KeyAccess
 
 A = TypeVar("A", Opened, Done)
 
@@ -37,7 +37,7 @@ class WorkerProcess:
     """One worker process. Once a module is loaded into it, nothing that it says is trusted.
 
     Args:
-        reference: to the key. It is for `open` to say who gives the PIN.
+        access: to the key. It is for `open` to say who gives the PIN.
 
     Attributes:
         opened: what it said of the device, once that was opened.
@@ -47,11 +47,11 @@ class WorkerProcess:
     opened: Opened
     login: Login
 
-    def __init__(self, reference: "KeyReference") -> None:
+    def __init__(self, access: "KeyAccess") -> None:
         messages = Calling, Logged, PinWanted, Opened, Done, Failed
-        self._child = ChildProcess("hsm_signer.device.worker.main", reference.module_environment, *messages)
-        self._timeout = reference.timeout
-        self._slow = reference.slow
+        self._child = ChildProcess("hsm_signer.device.worker.main", access.module_environment, *messages)
+        self._timeout = access.timeout
+        self._slow = access.slow
         self.login = None
 
     @property
@@ -59,7 +59,7 @@ class WorkerProcess:
         """Whether the process has not ended."""
         return self._child.is_alive
 
-    def open(self, reference: "KeyReference", log_in: Callable[[PinRequest], Login]) -> None:
+    def open(self, access: "KeyAccess", log_in: Callable[[PinRequest], Login]) -> None:
         """Have it open the device. It is killed when that fails.
 
         Args:
@@ -68,15 +68,15 @@ class WorkerProcess:
         Raises:
             HsmSignerError: as `open_device` and `Device.signer`, or of `log_in`.
         """
-        source: PinSource = reference.pin
+        source: PinSource = access.pin
         message = Open(
-            uri=reference.uri.redacted,
-            module=reference.module,
-            module_environment=reference.module_environment,
-            timeout=reference.timeout,
-            allow_last_try=reference.allow_last_try,
-            writable=reference.writable,
-            pin_record=reference.pin_record,
+            uri=access.uri.redacted,
+            module=access.module,
+            module_environment=access.module_environment,
+            timeout=access.timeout,
+            allow_last_try=access.allow_last_try,
+            writable=access.writable,
+            pin_record=access.pin_record,
             source=source.description,
             attended=source.attended,
             log_level=logger.getEffectiveLevel(),

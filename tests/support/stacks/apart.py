@@ -14,13 +14,13 @@ from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import open_device
-from hsm_signer.device.reference import KeyReference
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
 
-def reference(uri, pin="STACK_PIN"):
-    return KeyReference(Pkcs11Uri.parse(uri), EnvironmentPin(pin), Path(os.environ["STACK_MODULE"]))
+def access(uri, pin="STACK_PIN"):
+    return KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin(pin), Path(os.environ["STACK_MODULE"]))
 
 def outcome(function, *arguments):
     # What came back, or the name of the error's class.
@@ -40,7 +40,7 @@ wait = input
 class Apart:
     """Runs some lines of Python in a process of their own; a context manager.
 
-    The lines find `open_device`, `reference(KEY)` and `reference(KEY, "STACK_WRONG_PIN")`, `ALWAYS` for the key that
+    The lines find `open_device`, `access(KEY)` and `access(KEY, "STACK_WRONG_PIN")`, `ALWAYS` for the key that
     wants the PIN for each signature, and `outcome`; they `tell` us something and `wait` until we say `go`.
     """
 

@@ -21,13 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.module import find_module
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.x509.issuance import create_certificate
 
@@ -140,7 +140,7 @@ class OpenCryptokiStack:
     def _make_key(self, label: str, key_id: bytes) -> StackKey:
         uri = Pkcs11Uri(token=_LABEL, object=label, id=key_id)
         pin = FixedLogin(Pin(self.pin), "the PIN of the test token")
-        with open_device(KeyReference(uri, pin, self.module, writable=True)) as device:
+        with open_device(KeyAccess(uri, pin, self.module, writable=True)) as device:
             numbers = generate_key(device, KeySpec(label, key_id)).public_key
             der = create_certificate(device.signer(), Algorithm.RS256, f"CN={label}", 30, datetime.now(UTC))
             subject = x509.load_der_x509_certificate(der).subject.public_bytes()

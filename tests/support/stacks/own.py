@@ -11,11 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.module import find_module
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
-from hsm_signer.device.reference import KeyReference
 from hsm_signer.device.uri import Pkcs11Uri
 
 from . import StackKey
@@ -42,7 +42,7 @@ class OwnStack:
         # Never presented: no test that would do so runs on a person's own device.
         self.wrong_pin = ""
         self.locks = True
-        with open_device(KeyReference(parsed, source, self.module)) as device:
+        with open_device(KeyAccess(parsed, source, self.module)) as device:
             signer = device.signer()
             certificate = device.certificate(signer)
             self.has_pss = Algorithm.PS256 in signer.algorithms

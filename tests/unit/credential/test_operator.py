@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import Operator, key_reference
+from hsm_signer.credential.operator import Operator, key_access
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import EnvironmentPin, FilePin, FixedLogin, NobodyToAsk
 from hsm_signer.device.uri import Pkcs11Uri
@@ -44,23 +44,23 @@ WITH_VALUE = Pkcs11Uri(token="Office", pin_value="4711")
 def test_the_pin_comes_from_the_setting_else_the_uri_else_the_prompt(
     setting: str | None, uri: Pkcs11Uri, prompt: Prompt | None, expected: type[object]
 ) -> None:
-    reference = key_reference(Profile(client_id=CLIENT, key=(uri,), pin_source=setting), uri, Operator(prompt=prompt))
-    assert type(reference.pin) is expected
+    access = key_access(Profile(client_id=CLIENT, key=(uri,), pin_source=setting), uri, Operator(prompt=prompt))
+    assert type(access.pin) is expected
 
 
 def test_a_uri_may_not_name_a_program_that_gives_the_pin() -> None:
     uri = Pkcs11Uri(token="Office", pin_source="command:/bin/pin")
     with pytest.raises(ConfigError, match="may not name a program to run"):
-        key_reference(Profile(client_id=CLIENT, key=(uri,)), uri)
+        key_access(Profile(client_id=CLIENT, key=(uri,)), uri)
 
 
 def test_a_pin_file_of_a_profile_is_beside_the_profile() -> None:
     profile = Profile(client_id=CLIENT, key=(OFFICE,), pin_source="file:pin", pin_directory=Path("/etc/hsm-signer"))
-    source = key_reference(profile, OFFICE).pin
+    source = key_access(profile, OFFICE).pin
     assert isinstance(source, FilePin)
     assert source.path == Path("/etc/hsm-signer/pin")
 
 
 def test_without_a_record_of_refused_pins_there_is_no_place_for_one() -> None:
     profiles = [Profile(key=(OFFICE,), state_directory=Path("/s"), pin_record=kept) for kept in (True, False)]
-    assert [key_reference(profile, OFFICE).pin_record for profile in profiles] == [Path("/s/pins"), None]
+    assert [key_access(profile, OFFICE).pin_record for profile in profiles] == [Path("/s/pins"), None]

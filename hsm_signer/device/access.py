@@ -15,7 +15,7 @@ Wait: TypeAlias = Callable[[HsmSignerError], None]
 
 
 @dataclass(frozen=True)
-class KeyReference:
+class KeyAccess:
     """Where a key is, and how to get to it.
 
     Attributes:
