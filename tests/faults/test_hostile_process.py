@@ -138,17 +138,17 @@ def test_a_pickle_from_a_survey_runs_nothing(
 
 
 def test_an_answer_to_another_question_ends_the_worker(access_to: AccessTo) -> None:
-    with pytest.raises(DeviceGone, match="did not answer"):
+    with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(["Done", {"result": ""}])))
 
 
 def test_signs_of_life_without_an_end_end_the_worker(access_to: AccessTo) -> None:
-    with pytest.raises(DeviceGone, match="did not answer"):
+    with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(CALLING) * 10_000))
 
 
 def test_what_would_write_to_a_terminal_as_it_likes_ends_the_worker(access_to: AccessTo) -> None:
-    with pytest.raises(DeviceGone, match="did not answer"):
+    with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(["Calling", {"what": "\x1b]0;title\x07", "seconds": 1}])))
 
 
@@ -158,14 +158,14 @@ def test_a_call_may_not_take_longer_than_the_device_timeout(access_to: AccessTo)
 
 
 def test_the_pin_is_given_once(access_to: AccessTo, source: Source) -> None:
-    with pytest.raises(DeviceGone, match="did not answer"):
+    with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(PIN_WANTED, PIN_WANTED)))
     assert source.times == 1
 
 
 def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: Source) -> None:
     with open_worker(access_to(framed(OPENED, PIN_WANTED))) as signer:
-        with pytest.raises(DeviceGone, match="did not answer"):
+        with pytest.raises(DeviceGone, match="sent an invalid answer"):
             signer.sign(Algorithm.RS256, b"header.claims")
     assert source.times == 0
 

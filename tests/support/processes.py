@@ -10,7 +10,7 @@ def children_of_this_process() -> list[int]:
 
 def workers_of_this_process() -> list[int]:
     children = children_of_this_process()
-    return [pid for pid in children if b"hsm_signer.device.worker.pool" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if b"hsm_signer.device.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def is_running(pid: int) -> bool:
