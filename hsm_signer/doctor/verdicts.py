@@ -4,6 +4,7 @@ Each function takes what was measured and returns a `Verdict`: sentences of what
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,6 +70,15 @@ def failed(detail: str, fix: str | None) -> Verdict:
 def skipped(reason: str, fix: str | None = None) -> Verdict:
     """Return the verdict that nobody looked."""
     return Verdict(Status.SKIPPED, reason, fix)
+
+
+def combined(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict on a check of several parts: all that failed, or what was found by all."""
+    failures = [verdict for verdict in verdicts if verdict.status is Status.FAILED]
+    if not failures:
+        return ok(" ".join(verdict.detail for verdict in verdicts if verdict.detail))
+    fixes = [verdict.fix for verdict in failures if verdict.fix]
+    return failed(" ".join(verdict.detail for verdict in failures), " ".join(fixes) or None)
 
 
 def judge_protection(protection: "Protection") -> Verdict:

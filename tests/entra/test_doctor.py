@@ -4,7 +4,7 @@ import itertools
 import re
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,8 +24,8 @@ from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.doctor.doctor import Finding, examine
-from hsm_signer.doctor.verdicts import Status
+from hsm_signer.doctor.doctor import examine
+from hsm_signer.doctor.verdicts import Status, Verdict
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
@@ -150,7 +150,8 @@ def closed_port() -> Iterator[int]:
         yield int(bound.getsockname()[1])
 
 
-Examine = Callable[..., list[Finding]]
+Findings = dict[str, Verdict]
+Examine = Callable[..., Findings]
 
 
 @pytest.fixture
@@ -163,37 +164,32 @@ def run(settings: dict[str, object]) -> Examine:
         offline: bool = False,
         now: Callable[[], float] = time.time,
         **changes: object,
-    ) -> list[Finding]:
+    ) -> Findings:
         profile = profile_from_arguments({**settings, **changes})
-        return list(examine(profile, Operator(prompt=pin or CountingPin()), offline=offline, now=now))
+        return dict(examine(profile, Operator(prompt=pin or CountingPin()), offline=offline, now=now))
 
     return run
 
 
-def outcome(findings: list[Finding]) -> Mapping[str, str]:
+def outcome(findings: Findings) -> Mapping[str, str]:
     """Return what became of each probe but pcscd, in the words of FINE."""
-    return {finding.name: _outcome(finding) for finding in findings if finding.name != "pcscd"}
+    return {name: _outcome(verdict) for name, verdict in findings.items() if name != "pcscd"}
 
 
-def _outcome(finding: Finding) -> str:
-    culprit = re.search(r"because (\w+) failed", finding.detail)
-    return f"{finding.status} because {culprit[1]}" if culprit else str(finding.status)
+def _outcome(verdict: Verdict) -> str:
+    culprit = re.search(r"because (\w+) failed", verdict.detail)
+    return f"{verdict.status} because {culprit[1]}" if culprit else str(verdict.status)
 
 
-def found(findings: list[Finding], name: str) -> Finding:
-    (finding,) = (finding for finding in findings if finding.name == name)
-    return finding
-
-
-def fix(findings: list[Finding], name: str) -> str:
-    return found(findings, name).fix or ""
+def fix(findings: Findings, name: str) -> str:
+    return findings[name].fix or ""
 
 
 class TestAllIsWell:
     def test_every_probe_says_so_in_order(self, run: Examine) -> None:
         findings = run()
         assert list(outcome(findings).items()) == list(FINE.items())
-        assert [finding.name for finding in findings if finding.status is Status.OK and finding.fix] == []
+        assert [name for name, verdict in findings.items() if verdict.status is Status.OK and verdict.fix] == []
 
     def test_there_is_one_login_and_one_signature(self, run: Examine, faulty: FaultyModule) -> None:
         pin = CountingPin()
@@ -207,7 +203,7 @@ class TestAllIsWell:
         pin = CountingPin()
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == FINE
-        assert "wants the PIN with each signature" in found(findings, "protection").detail
+        assert "wants the PIN with each signature" in findings["protection"].detail
         assert [login.context_specific for login in faulty.logins()] == [False, True]
         assert (faulty.calls("C_Sign"), pin.asked) == (1, 1)
 
@@ -224,7 +220,7 @@ class TestAllIsWell:
     ) -> None:
         profile = profile_from_arguments({**settings, "module": faulty.path})
         with closing(examine(profile, Operator(prompt=CountingPin()))) as examination:
-            assert found_in(examination, "login").status is Status.OK
+            assert next(verdict for name, verdict in examination if name == "login").status is Status.OK
         assert faulty.calls("C_CloseSession") == faulty.calls("C_OpenSession") == 1
 
     def test_no_finding_shows_a_secret(self, run: Examine, entra: EntraEmulator) -> None:
@@ -236,7 +232,7 @@ class TestAllIsWell:
     def test_offline_nothing_is_sent(self, run: Examine, closed_port: int) -> None:
         findings = run(offline=True, authority=f"https://127.0.0.1:{closed_port}")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "skipped", "token": "skipped"}
-        assert "--offline" in found(findings, "token").detail
+        assert "--offline" in findings["token"].detail
 
     def test_without_a_scope_no_token_is_asked_for(self, run: Examine, entra: EntraEmulator) -> None:
         findings = run(scope=None)
@@ -254,16 +250,12 @@ class TestAllIsWell:
     def test_another_algorithm_does_as_well(self, run: Examine, algorithm: str) -> None:
         findings = run(algorithm=algorithm)
         assert outcome(findings) == FINE
-        assert found(findings, "signature").detail.startswith("PS256")
+        assert findings["signature"].detail.startswith("PS256")
 
     def test_of_several_keys_the_first_is_examined(self, run: Examine, identity: SoftHsmKey) -> None:
         findings = run(key=(identity.uri, "pkcs11:token=elsewhere"))
         assert outcome(findings) == FINE
-        assert "of 2 keys only the first is examined" in found(findings, "configuration").detail
-
-
-def found_in(examination: Generator[Finding, None, None], name: str) -> Finding:
-    return next(finding for finding in examination if finding.name == name)
+        assert "Of 2 keys only the first is examined" in findings["configuration"].detail
 
 
 class TestConfiguration:
@@ -284,13 +276,13 @@ class TestConfiguration:
         assert outcome(findings) == {**FINE, "configuration": "failed", **all_after("configuration")}
 
     def test_of_two_things_wrong_both_are_told(self, run: Examine) -> None:
-        finding = found(run(pin_source="nonsense", tenant="common"), "configuration")
+        finding = run(pin_source="nonsense", tenant="common")["configuration"]
         assert "no such PIN source" in finding.detail
         assert "'common'" in finding.detail
 
     def test_without_anything_nothing_else_is_examined(self) -> None:
         names = list(FINE)[1:]
-        assert outcome(list(examine(Profile()))) == {
+        assert outcome(dict(examine(Profile()))) == {
             "configuration": "failed",
             **unexamined(*names, because="configuration"),
         }
@@ -302,13 +294,13 @@ class TestModuleAndDevice:
         file.write_text("no library")
         findings = run(module=file)
         assert outcome(findings) == {**FINE, "module": "failed", **all_after("module")}
-        assert str(file) in found(findings, "module").detail
-        assert found(findings, "pcscd").detail == "Not examined, because module failed."
+        assert str(file) in findings["module"].detail
+        assert findings["pcscd"].detail == "Not examined, because module failed."
 
     def test_a_device_that_is_not_there(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=elsewhere;id=%01")
         assert outcome(findings) == {**FINE, "device": "failed", **all_after("device")}
-        assert "token=doctor%20tests" in found(findings, "device").detail
+        assert "token=doctor%20tests" in findings["device"].detail
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
     def test_a_pin_that_must_not_be_tried(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
@@ -331,12 +323,12 @@ class TestModuleAndDevice:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         findings = run(module=faulty.path, pin_source="protected")
         assert outcome(findings) == FINE
-        assert "pad" in found(findings, "login").detail
+        assert "pad" in findings["login"].detail
 
     def test_no_login_hides_the_key(self, run: Examine) -> None:
         findings = run(pin_source="none")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
-        assert "without a login" in found(findings, "login").detail
+        assert "without a login" in findings["login"].detail
 
     def test_a_wrong_pin_is_presented_once(self, run: Examine, faulty: FaultyModule) -> None:
         pin = CountingPin(WRONG_PIN)
@@ -358,9 +350,9 @@ class TestModuleAndDevice:
             def __call__(self, request: PinRequest) -> Login:
                 raise ZeroDivisionError(f"the PIN is {PIN}")
 
-        findings = list(examine(profile_from_arguments(settings), Operator(prompt=Broken())))
+        findings = dict(examine(profile_from_arguments(settings), Operator(prompt=Broken())))
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
-        assert "ZeroDivisionError" in found(findings, "login").detail
+        assert "ZeroDivisionError" in findings["login"].detail
         assert PIN not in repr(findings)
 
 
@@ -368,7 +360,7 @@ class TestKey:
     def test_a_key_that_is_not_there(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=doctor%20tests;object=other")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
-        assert "object=good" in found(findings, "key").detail
+        assert "object=good" in findings["key"].detail
 
     @pytest.mark.parametrize(
         ("label", "private_key"),
@@ -391,7 +383,7 @@ class TestKey:
         entra.register(CLIENT, certify(softhsm, key, days=365), tenant=TENANT)
         findings = run(key=key.uri)
         assert outcome(findings) == {**FINE, "protection": "warning"}
-        concerns = re.findall(r"CKA_\w+", found(findings, "protection").detail)
+        concerns = re.findall(r"CKA_\w+", findings["protection"].detail)
         assert concerns == ["CKA_SENSITIVE", "CKA_EXTRACTABLE"]
 
     def test_a_key_that_was_made_elsewhere(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
@@ -399,7 +391,7 @@ class TestKey:
         entra.register(CLIENT, certify(softhsm, key, days=365), tenant=TENANT)
         findings = run(key=key.uri)
         assert outcome(findings) == {**FINE, "protection": "warning"}
-        assert "CKA_LOCAL" in found(findings, "protection").detail
+        assert "CKA_LOCAL" in findings["protection"].detail
 
     def test_an_algorithm_that_the_device_lacks(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
@@ -412,7 +404,7 @@ class TestKey:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
         findings = run(module=faulty.path)
         assert outcome(findings) == FINE
-        assert "PS256 is not offered" in found(findings, "mechanisms").detail
+        assert "PS256 is not offered" in findings["mechanisms"].detail
 
     def test_a_signature_that_is_false(self, run: Examine, faulty: FaultyModule, entra: EntraEmulator) -> None:
         faulty.rule("C_Sign", corrupt=True)
@@ -460,21 +452,21 @@ class TestCertificate:
         certify(softhsm, key, days=-1)
         findings = run(key=key.uri)
         assert outcome(findings) == NO_CERTIFICATE
-        assert "expired on" in found(findings, "certificate").detail
+        assert "expired on" in findings["certificate"].detail
 
     def test_one_of_another_key(self, run: Examine, softhsm: SoftHsm) -> None:
         key = softhsm.add_key("mismatched", bytes([next(_ids)]))
         certify(softhsm, key, days=365, public_key=rsa.generate_private_key(65537, 2048).public_key())
         findings = run(key=key.uri)
         assert outcome(findings) == NO_CERTIFICATE
-        assert "another key" in found(findings, "certificate").detail
+        assert "another key" in findings["certificate"].detail
 
     def test_one_that_ends_soon(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
         key = softhsm.add_key("ending", bytes([next(_ids)]))
         entra.register(CLIENT, certify(softhsm, key, days=10.5), tenant=TENANT)
         findings = run(key=key.uri)
         assert outcome(findings) == {**FINE, "certificate": "warning"}
-        assert "10 days left" in found(findings, "certificate").detail
+        assert "10 days left" in findings["certificate"].detail
 
     def test_one_that_entra_does_not_know(
         self, run: Examine, softhsm: SoftHsm, identity: SoftHsmKey, tmp_path: Path
@@ -483,7 +475,7 @@ class TestCertificate:
         file.write_bytes(softhsm.issue_certificate(identity.public_key, not_after=datetime.now(UTC) + timedelta(365)))
         findings = run(certificate=file)
         assert outcome(findings) == {**FINE, "token": "failed"}
-        assert re.search(r"AADSTS700027.*Correlation id: [0-9a-f-]{36}\.", found(findings, "token").detail)
+        assert re.search(r"AADSTS700027.*Correlation id: [0-9a-f-]{36}\.", findings["token"].detail)
         assert "upload" in fix(findings, "token")
 
 
@@ -491,7 +483,7 @@ class TestServer:
     def test_a_clock_that_entra_forgives(self, run: Examine) -> None:
         findings = run(now=lambda: time.time() - 60)
         assert outcome(findings) == {**FINE, "clock": "warning"}
-        assert re.search(r"(59|60|61) seconds behind", found(findings, "clock").detail)
+        assert re.search(r"(59|60|61) seconds behind", findings["clock"].detail)
 
     @pytest.mark.parametrize("seconds", [-3600, 3600])
     def test_a_clock_that_entra_does_not_forgive(self, run: Examine, entra: EntraEmulator, seconds: int) -> None:
@@ -503,7 +495,7 @@ class TestServer:
         findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=2)
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
-        assert "was refused" in found(findings, "openid").detail
+        assert "was refused" in findings["openid"].detail
 
     def test_a_custom_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
         findings = run(

@@ -10,8 +10,8 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.doctor.doctor import Finding, examine
-from hsm_signer.doctor.verdicts import Status
+from hsm_signer.doctor.doctor import examine
+from hsm_signer.doctor.verdicts import Status, Verdict
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.counted_pin import CountedPin
@@ -41,20 +41,20 @@ def profile(faulty: FaultyModule, key: SoftHsmKey) -> Profile:
     )
 
 
-def run(profile: Profile, pin: CountedPin) -> list[Finding]:
+def run(profile: Profile, pin: CountedPin) -> dict[str, Verdict]:
     """Examine all but pcscd, which depends on what other tests have loaded into this process."""
     findings = examine(profile, Operator(prompt=pin), offline=True)
-    return [finding for finding in findings if finding.name != "pcscd"]
+    return {name: verdict for name, verdict in findings if name != "pcscd"}
 
 
 def calls_of_each_probe(profile: Profile, pin: CountedPin, faulty: FaultyModule) -> Iterator[tuple[str, int]]:
     """Examine a sound device, and return for each call after the login the probe that made it and its number."""
     done = 0
-    for finding in examine(profile, Operator(prompt=pin), offline=True):
+    for name, _ in examine(profile, Operator(prompt=pin), offline=True):
         before, done = done, len(faulty.log())
-        if finding.name in ON_THE_DEVICE:
+        if name in ON_THE_DEVICE:
             for number in range(before, done):
-                yield finding.name, number
+                yield name, number
 
 
 def lose_session(faulty: FaultyModule, rv: Rv, before: list[str], call: str) -> None:
@@ -79,7 +79,7 @@ def test_a_device_lost_at_any_call_costs_no_second_login(
         faulty.always_authenticate(always_authenticate)
         pin.times = 0
         lose_session(faulty, rv, names[:number], names[number])
-        findings = {finding.name: finding for finding in run(profile, pin)}
+        findings = run(profile, pin)
         where = f"{names[number]}, call {number}, of the probe {probe}"
         logins = [login.context_specific for login in faulty.logins()]
         assert (logins.count(False), pin.times) == (1, 1), where
@@ -99,9 +99,9 @@ def test_a_device_that_failed_once_is_examined_to_the_end(
     names = [call.function for call in faulty.log()][: numbers[0]]
     faulty.clear()
     faulty.rule("C_GetAttributeValue", rv=Rv.DEVICE_ERROR, times=1, skip=names.count("C_GetAttributeValue") + 1)
-    findings = {finding.name: finding.status for finding in run(profile, pin)}
-    assert [name for name, status in findings.items() if status is Status.FAILED] == ["protection"]
-    assert findings["signature"] is Status.OK
+    findings = run(profile, pin)
+    assert [name for name, verdict in findings.items() if verdict.status is Status.FAILED] == ["protection"]
+    assert findings["signature"].status is Status.OK
     assert faulty.calls("C_Login") == 1
 
 
@@ -112,9 +112,9 @@ def test_a_module_that_somebody_else_initialises_anew_costs_no_second_login(
     findings = {}
     with open_device(access) as other:
         signer = other.signer()
-        for finding in examine(profile, Operator(prompt=pin), offline=True):
-            findings[finding.name] = finding
-            if finding.name == "key":
+        for name, verdict in examine(profile, Operator(prompt=pin), offline=True):
+            findings[name] = verdict
+            if name == "key":
                 faulty.clear()
                 faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
                 signer.sign(Algorithm.RS256, b"message")

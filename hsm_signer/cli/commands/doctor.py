@@ -18,7 +18,7 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.system.display import displayable
 
 if TYPE_CHECKING:
-    from hsm_signer.doctor.doctor import Finding
+    from hsm_signer.doctor.verdicts import Verdict
 
 _NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}  # ECMA-48 section 8.3.117
@@ -42,23 +42,23 @@ def doctor(
 
     findings = []
     with contextlib.closing(examine(profile, terminal_operator(wait=profile.wait), offline=offline)) as examination:
-        for finding in examination:
-            findings.append(finding)
+        for name, verdict in examination:
+            findings.append({"name": name, **asdict(verdict)})
             if output is Output.TEXT:
-                print_result("\n".join(_lines(finding)), styled=True)
-    healthy = all(finding.status != "failed" for finding in findings)
+                print_result("\n".join(_lines(name, verdict)), styled=True)
+    healthy = all(finding["status"] != "failed" for finding in findings)
     if output is Output.JSON:
-        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+        print_json({"healthy": healthy, "findings": findings})
     raise typer.Exit(0 if healthy else 1)
 
 
-def _lines(finding: "Finding") -> Iterator[str]:
+def _lines(name: str, verdict: "Verdict") -> Iterator[str]:
     """Name, status and detail side by side, and the fix under the detail."""
     indent = " " * (_NAME + _STATUS)
     width = min(shutil.get_terminal_size((WIDTH, 0)).columns, 120)
-    detail = _wrap(finding.detail, width - len(indent))
-    yield f"{finding.name:{_NAME}}{_paint(finding.status)}{' ' * (_STATUS - len(finding.status))}{detail[0]}"
-    for line in detail[1:] + (_wrap(f"fix: {finding.fix}", width - len(indent)) if finding.fix else []):
+    detail = _wrap(verdict.detail, width - len(indent))
+    yield f"{name:{_NAME}}{_paint(verdict.status)}{' ' * (_STATUS - len(verdict.status))}{detail[0]}"
+    for line in detail[1:] + (_wrap(f"fix: {verdict.fix}", width - len(indent)) if verdict.fix else []):
         yield indent + line
 
 

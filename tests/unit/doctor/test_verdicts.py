@@ -8,11 +8,15 @@ import pytest
 from hsm_signer.device.objects import Protection
 from hsm_signer.doctor.verdicts import (
     Status,
+    combined,
+    failed,
     judge_certificate,
     judge_clock,
     judge_metadata,
     judge_protection,
     metadata_url,
+    ok,
+    skipped,
 )
 from hsm_signer.entra.authority import Endpoint, resolve_endpoint
 from hsm_signer.x509.certificate import Certificate
@@ -26,6 +30,15 @@ GUARDED = {
     "local": True,
     "always_authenticate": False,
 }
+
+
+def test_of_several_parts_every_failure_is_shown() -> None:
+    parts = [failed("One.", "Fix one."), ok("Two."), failed("Three.", None), skipped("Four.")]
+    assert combined(parts) == failed("One. Three.", "Fix one.")
+
+
+def test_of_several_parts_that_work_everything_is_shown() -> None:
+    assert combined([ok("One."), ok(""), ok("Three.")]) == ok("One. Three.")
 
 
 def protection(**changes: bool | None) -> Protection:

@@ -1,0 +1,116 @@
+"""Runs probes: each at most once, and only when the probes that it needs have succeeded. Every failure is data."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.operator import Operator
+from hsm_signer.doctor.verdicts import Status, Verdict, failed, skipped
+from hsm_signer.errors import EntraError, HsmSignerError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Probe(Generic[T]):
+    """One check.
+
+    Attributes:
+        name: the name a script sees, one word in lower case. The parts of a check share its name.
+        measure: returns a value for other probes, and the verdict on it. It may raise an `HsmSignerError` instead. A
+            probe that raises, or whose verdict is FAILED, stops the probes that need its value.
+        network: whether it needs the network.
+    """
+
+    name: str
+    measure: "Callable[[Examination], tuple[T, Verdict]]"
+    network: bool = False
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The outcome of a probe.
+
+    Attributes:
+        verdict: what people read.
+        value: for other probes, if nothing failed.
+        failed: the name of the probe that failed first, or None.
+    """
+
+    verdict: Verdict
+    value: Any = None
+    failed: str | None = None
+
+
+class _NeedFailed(Exception):
+    """A probe asked for the value of a probe that failed."""
+
+    def __init__(self, failed: str) -> None:
+        super().__init__(failed)
+        self.failed = failed
+
+
+class Examination:
+    """One run: what its probes work with, and what they have returned so far.
+
+    Args:
+        profile: as the user wrote it.
+        operator: who can be asked for the PIN, and is told to touch the device.
+        offline: skip the probes that need the network.
+        now: the clock, epoch seconds.
+
+    Attributes:
+        resources: closed when the run ends.
+    """
+
+    def __init__(self, profile: Profile, operator: Operator, *, offline: bool, now: Callable[[], float]) -> None:
+        self.profile = profile
+        self.operator = operator
+        self.now = now
+        self.resources = ExitStack()
+        self._offline = offline
+        self._results: dict[Probe[Any], _Result] = {}
+
+    def value(self, probe: Probe[T]) -> T:
+        """Return what a probe measured. If it failed, end the probe that called this: it is skipped."""
+        result = self._result(probe)
+        if result.failed is not None:
+            raise _NeedFailed(result.failed)
+        value: T = result.value
+        return value
+
+    def verdict(self, probe: Probe[Any]) -> Verdict:
+        """Return the verdict of a probe, whatever it is."""
+        return self._result(probe).verdict
+
+    def succeeded(self, *probes: Probe[Any]) -> bool:
+        """Return whether all of these probes have a value."""
+        return all(self._result(probe).failed is None for probe in probes)
+
+    def _result(self, probe: Probe[Any]) -> _Result:
+        if probe not in self._results:
+            self._results[probe] = self._run(probe)
+        return self._results[probe]
+
+    def _run(self, probe: Probe[Any]) -> _Result:
+        if self._offline and probe.network:
+            return _Result(skipped("The network is left out, as --offline asks."), failed=probe.name)
+        try:
+            value, verdict = probe.measure(self)
+        except _NeedFailed as need:
+            return _Result(skipped(f"Not examined, because {need.failed} failed."), failed=need.failed)
+        except Exception as error:
+            return _Result(_explain(error), failed=probe.name)
+        return _Result(verdict, value, probe.name if verdict.status is Status.FAILED else None)
+
+
+def _explain(error: Exception) -> Verdict:
+    match error:
+        case EntraError():
+            return failed(f"{error.message} Correlation id: {error.correlation_id}.", error.hint)
+        case HsmSignerError():
+            return failed(error.message, error.hint)
+    # Its text may hold a secret.
+    return failed(f"An error that was not foreseen: {type(error).__name__}.", "Please report this bug.")

@@ -1,0 +1,294 @@
+"""The probes of the doctor: each takes the values of the probes that it needs, and measures one thing more.
+
+A probe first takes what it needs, so that nothing is done when one of those has failed. What a measurement means is
+decided in `verdicts` where that takes more than a sentence.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.operator import certificates_of, key_access, make_identity
+from hsm_signer.credential.tokens import Tokens
+from hsm_signer.crypto import MINIMUM_BITS, Algorithm
+from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.condition import Condition, load, look
+from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.inventory.facts import mechanism_facts
+from hsm_signer.device.mechanisms import plan
+from hsm_signer.device.module import Module
+from hsm_signer.device.pcscd import reader_library, require_pcscd
+from hsm_signer.device.pin.sources import NO_LOGIN
+from hsm_signer.device.pin.state import PinState
+from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.doctor.examination import Examination, Probe, T
+from hsm_signer.doctor.verdicts import (
+    Verdict,
+    combined,
+    judge_certificate,
+    judge_clock,
+    judge_metadata,
+    judge_protection,
+    metadata_url,
+    ok,
+    skipped,
+    warning,
+)
+from hsm_signer.entra.authority import Endpoint, check_scopes
+from hsm_signer.entra.http import HttpClient
+from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
+from hsm_signer.entra.token import request_token, token_form
+from hsm_signer.errors import KeyUnfit
+from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.system.secret import Secret
+from hsm_signer.x509.certificate import Certificate, require_usable
+
+_Measure = Callable[[Examination], tuple[T, Verdict]]
+
+
+def _probe(name: str, *, network: bool = False) -> Callable[[_Measure[T]], Probe[T]]:
+    return lambda measure: Probe(name, measure, network)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks for tokens, and where.
+
+    Attributes:
+        profile: as it is used: AD FS permits less than Entra.
+        endpoint: the token endpoint.
+    """
+
+    profile: Profile
+    endpoint: Endpoint
+
+
+@_probe("configuration")
+def client(run: Examination) -> tuple[Client, Verdict]:
+    """Resolve who the client is and where its tokens come from."""
+    tokens = Tokens(run.profile)
+    endpoint = tokens.endpoint
+    tenant = f" of tenant {endpoint.tenant}" if endpoint.entra else ""
+    server = endpoint.authority if endpoint.entra else endpoint.token_endpoint
+    return Client(tokens.profile, endpoint), ok(f"Client {run.profile.client_id}{tenant} at {server}.")
+
+
+@_probe("configuration")
+def scope(run: Examination) -> tuple[str, Verdict]:
+    """Check the scopes. The value is empty when none is set."""
+    endpoint = run.value(client).endpoint
+    return check_scopes(endpoint, run.profile.scope) if run.profile.scope else "", ok("")
+
+
+@_probe("configuration")
+def access(run: Examination) -> tuple[KeyAccess, Verdict]:
+    """Resolve the URI of the first key, and where its PIN comes from."""
+    keys = run.profile.key or run.value(client).profile.key  # `client` reports that there is none
+    others = f"Of {len(keys)} keys only the first is examined; --key names another." if len(keys) > 1 else ""
+    return key_access(run.profile, keys[0], run.operator), ok(others)
+
+
+@_probe("configuration")
+def configuration(run: Examination) -> tuple[None, Verdict]:
+    """Report on the parts of the configuration, which can fail apart: others need only one of them."""
+    return None, combined([run.verdict(part) for part in (client, scope, access)])
+
+
+@_probe("module")
+def module(run: Examination) -> tuple[Module, Verdict]:
+    """Load the module."""
+    loaded, library = load(run.value(access))
+    return loaded, ok(f"{loaded.path}: {library.description}, {library.version}, by {library.manufacturer}.")
+
+
+@_probe("pcscd")
+def pcscd(run: Examination) -> tuple[None, Verdict]:
+    """Ask pcscd whether it serves this user, if the module uses smart-card readers."""
+    loaded, key_options = run.value(module), run.value(access)
+    library = reader_library()
+    if library is None:
+        return None, skipped("The module uses no smart-card readers.")
+    socket = loaded.call("asking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.slow)
+    return None, ok(f"It answers at {socket}, and lets this user in.")
+
+
+@_probe("device")
+def device(run: Examination) -> tuple[Condition, Verdict]:
+    """Find the device. Opens no session."""
+    condition = look(run.value(module), run.value(access))
+    return condition, ok(f"{condition.info}.")
+
+
+@_probe("pin")
+def pin(run: Examination) -> tuple[None, Verdict]:
+    """Check what the device says of its PIN. When a login would be too dangerous, this fails."""
+    condition = run.value(device)
+    concern = condition.require_pin_tries(allow_last_try=run.value(access).allow_last_try)
+    if concern is not None:
+        return None, warning(concern, "Be sure of the next PIN: devices lock after a few wrong ones.")
+    match condition.pin:
+        case PinState.NOT_NEEDED:
+            return None, ok("None is needed.")
+        case PinState.NOT_SET:
+            return None, warning("The device says that none is set.", "Set the user PIN with the device's own tool.")
+    pad = " It is entered on the device's own pad." if condition.pad else ""
+    return None, ok(f"The device tells of no wrong one since the last login.{pad}")
+
+
+@_probe("login")
+def login(run: Examination) -> tuple[Device, Verdict]:
+    """Open a session and log in, once."""
+    run.value(pin)
+    key_options = run.value(access)
+    # Without recovery: a session that is lost must not cost a second login.
+    opened = run.resources.enter_context(open_device(key_options, recover=False))
+    if run.value(device).pin is PinState.NOT_NEEDED:
+        return opened, ok("A session was opened; no login is needed.")
+    if opened.login_pin() is not None:
+        return opened, ok(f"The PIN from {key_options.pin.description} was accepted.")
+    if key_options.pin is NO_LOGIN:
+        return opened, ok("A session was opened without a login, so private keys may be hidden.")
+    return opened, ok("The PIN entered on the device's own pad was accepted.")
+
+
+@_probe("key")
+def key(run: Examination) -> tuple[DeviceSigner, Verdict]:
+    """Find the private key."""
+    signer = run.value(login).signer()
+    if signer.public_key.bits < MINIMUM_BITS:
+        raise KeyUnfit(
+            f"The key {signer.key.info} has {signer.public_key.bits} bits.",
+            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
+        )
+    return signer, ok(f"{signer.key.info}, RSA, {signer.public_key.bits} bits.")
+
+
+@_probe("protection")
+def protection(run: Examination) -> tuple[None, Verdict]:
+    """Read how the device guards the key."""
+    return None, judge_protection(run.value(key).protection())
+
+
+@_probe("mechanisms")
+def mechanisms(run: Examination) -> tuple[Algorithm, Verdict]:
+    """Choose the algorithm, and check that the device has a mechanism for it."""
+    signer = run.value(key)
+    available = signer.key.mechanisms
+    best = Algorithm.PS256 if Algorithm.PS256 in signer.algorithms else Algorithm.RS256
+    profile = run.value(client).profile if run.succeeded(client) else run.profile
+    algorithm = profile.algorithm or best
+    plan(algorithm, available)
+    plans = {each.algorithm: f"by {each.name}, {each.work}" for each in mechanism_facts(available) if each.chosen}
+    return algorithm, ok("; ".join(f"{each} {plans.get(each, 'is not offered')}" for each in Algorithm) + ".")
+
+
+@_probe("certificate")
+def certificate(run: Examination) -> tuple[Callable[[], tuple[Certificate, ...]], Verdict]:
+    """Read the certificate, and check that Entra can accept it for this key now."""
+    signer = run.value(key)
+    read = certificates_of(run.profile, run.value(login), signer)
+    leaf = read()[0]
+    now = datetime.fromtimestamp(run.now(), UTC)
+    require_usable(leaf, signer.public_key, now)
+    return read, judge_certificate(leaf, now)
+
+
+@_probe("signature")
+def assertion(run: Examination) -> tuple[Secret, Verdict]:
+    """Have the device sign the assertion that is exchanged afterwards."""
+    signer, who = run.value(key), run.value(client)
+    started = time.monotonic()
+    identity = make_identity(who.profile, signer, run.value(certificate), now=run.now)
+    signed = Secret(identity.assertion(who.endpoint.audience, who.profile.lifetime))
+    return signed, _signed(parse_jwt(signed.reveal()).header["alg"], started)
+
+
+@_probe("signature")
+def signature(run: Examination) -> tuple[None, Verdict]:
+    """Have the device sign once: an assertion, or anything when there can be no assertion."""
+    signer, algorithm = run.value(key), run.value(mechanisms)
+    if run.succeeded(client, certificate):
+        return None, run.verdict(assertion)
+    started = time.monotonic()
+    signer.sign(algorithm, b"hsm-signer doctor")
+    return None, _signed(algorithm, started)
+
+
+def _signed(algorithm: str, started: float) -> Verdict:
+    return ok(f"{algorithm}, verified with the public key, in {time.monotonic() - started:.2f} s.")
+
+
+@_probe("openid", network=True)
+def answer(run: Examination) -> tuple[tuple[HttpResponse, float], Verdict]:
+    """Send the server a request that says nothing of us. Returns the answer and when it came, epoch seconds."""
+    who = run.value(client)
+    response = _http(who).get(metadata_url(who.endpoint) or who.endpoint.token_endpoint)
+    return (response, run.now()), ok("")
+
+
+@_probe("clock", network=True)
+def clock(run: Examination) -> tuple[None, Verdict]:
+    """Compare this machine's clock with the server's."""
+    run.value(client)
+    if not run.succeeded(answer):
+        return None, skipped("No answer came whose date it could be compared with.")
+    response, received = run.value(answer)
+    date = parse_http_date(response.headers.get("date", ""))
+    return None, judge_clock(None if date is None else received - date)
+
+
+@_probe("openid", network=True)
+def openid(run: Examination) -> tuple[None, Verdict]:
+    """Check that the server names the token endpoint that we use."""
+    if not run.succeeded(answer):
+        return None, run.verdict(answer)
+    response, _ = run.value(answer)
+    endpoint = run.value(client).endpoint
+    if metadata_url(endpoint) is None:
+        return None, skipped("A custom token endpoint need not have an OpenID configuration. It does answer.")
+    return None, judge_metadata(response.status, response.body, endpoint)
+
+
+@_probe("token", network=True)
+def token(run: Examination) -> tuple[None, Verdict]:
+    """Exchange the assertion for a token, which is thrown away."""
+    wanted = run.value(scope)
+    run.value(certificate)
+    run.value(signature)
+    run.value(clock)
+    run.value(answer)  # the server has answered; `openid` may dislike what it said
+    if not wanted:
+        return None, skipped(
+            "No scope was given, so there is nothing to ask a token for.",
+            "Give one with --scope, for example https://graph.microsoft.com/.default.",
+        )
+    who = run.value(client)
+    form = token_form(client_id=who.profile.client_id or "", scope=wanted, assertion=run.value(assertion))
+    obtained = request_token(who.endpoint, form, _http(who), now=run.now)
+    minutes = obtained.expires_in // 60
+    return None, ok(f"Obtained for {obtained.scope}, good for {minutes} minutes, and not kept.")
+
+
+def _http(who: Client) -> HttpClient:
+    return HttpClient(timeout=who.profile.network_timeout, ca_bundle=who.profile.ca_bundle)
+
+
+PROBES = (
+    configuration,
+    module,
+    pcscd,
+    device,
+    pin,
+    login,
+    key,
+    protection,
+    mechanisms,
+    certificate,
+    signature,
+    clock,
+    openid,
+    token,
+)
+"""In the order in which they run and are reported."""
