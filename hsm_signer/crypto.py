@@ -9,9 +9,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-MINIMUM_BITS = 2048
-"""Entra refuses RSA keys shorter than this (AADSTS700027)."""
-
 
 class Algorithm(StrEnum):
     """The JWS algorithms Entra accepts for client assertions (RFC 7518 section 3.1)."""

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from hsm_signer.crypto import Algorithm, Signer
 from hsm_signer.errors import MechanismUnsupported, SignatureInvalid
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, AssertionSpec, Thumbprint, build_assertion
-from hsm_signer.x509.certificate import Certificate, require_usable
+from hsm_signer.x509.certificate import Certificate
+from hsm_signer.x509.requirements import require_usable
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.operator import certificates_of, key_access, make_identity
 from hsm_signer.credential.tokens import Tokens
-from hsm_signer.crypto import MINIMUM_BITS, Algorithm
+from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.condition import Condition, load, look
 from hsm_signer.device.device import Device, open_device
@@ -40,10 +40,10 @@ from hsm_signer.entra.authority import Endpoint, check_scopes
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
 from hsm_signer.entra.token import request_token, token_form
-from hsm_signer.errors import KeyUnfit
 from hsm_signer.jwt.assertion import parse_jwt
 from hsm_signer.system.secret import Secret
-from hsm_signer.x509.certificate import Certificate, require_usable
+from hsm_signer.x509.certificate import Certificate
+from hsm_signer.x509.requirements import require_length, require_usable
 
 _Measure = Callable[[Examination], tuple[T, Verdict]]
 
@@ -157,11 +157,7 @@ def login(run: Examination) -> tuple[Device, Verdict]:
 def key(run: Examination) -> tuple[DeviceSigner, Verdict]:
     """Find the private key."""
     signer = run.value(login).signer()
-    if signer.public_key.bits < MINIMUM_BITS:
-        raise KeyUnfit(
-            f"The key {signer.key.info} has {signer.public_key.bits} bits.",
-            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
-        )
+    require_length(signer.public_key, f"The key {signer.key.info}")
     return signer, ok(f"{signer.key.info}, RSA, {signer.public_key.bits} bits.")
 
 

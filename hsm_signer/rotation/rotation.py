@@ -61,8 +61,9 @@ from hsm_signer.rotation.plan import (
     with_times,
 )
 from hsm_signer.rotation.registration import Clock, Registrar
-from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable
+from hsm_signer.x509.certificate import Certificate, parse_certificates
 from hsm_signer.x509.issuance import DEFAULT_DAYS, create_certificate, parse_subject
+from hsm_signer.x509.requirements import require_usable
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The certificate that goes with a key: parse it, hash it, and tell whether Entra can accept what it vouches for."""
+"""X.509 certificates: parse them, hash them, and select the certificate of a key."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from functools import cached_property
 
 from asn1crypto import pem, x509
 
-from hsm_signer.crypto import MINIMUM_BITS, PublicKey
+from hsm_signer.crypto import PublicKey
 from hsm_signer.errors import CertificateMismatch, CertificateUnusable
 
 
@@ -150,51 +150,6 @@ def certificate_details(certificate: Certificate) -> CertificateDetails:
         raise _malformed(f"The certificate {certificate.subject}", error) from None
 
 
-def require_usable(certificate: Certificate, public_key: PublicKey, now: datetime) -> None:
-    """Check that `certificate` vouches for `public_key` at `now` in a way Entra accepts.
-
-    Args:
-        now: the time of signing, timezone-aware.
-
-    Raises:
-        CertificateMismatch: it certifies another key.
-        CertificateUnusable: it is outside its validity, its key is too short, or it is not for digital signatures.
-    """
-    if certificate.public_key is None:
-        raise CertificateUnusable(
-            f"The certificate {certificate.subject} does not hold an RSA key.",
-            hint="Entra accepts RSA keys of 2048 bits or more for client assertions.",
-        )
-    if certificate.public_key != public_key:
-        raise CertificateMismatch(
-            f"The certificate {certificate.subject} (SHA-1 {certificate.sha1.hex().upper()}) certifies another key "
-            "than the one on the device.",
-            hint="Give the certificate of this key with --certificate, or the key of this certificate with --key.",
-        )
-    if public_key.bits < MINIMUM_BITS:
-        raise CertificateUnusable(
-            f"The certificate {certificate.subject} holds a key of {public_key.bits} bits.",
-            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
-        )
-    if now < certificate.not_before:
-        raise CertificateUnusable(
-            f"The certificate {certificate.subject} is not valid before {_utc(certificate.not_before)}; "
-            f"now it is {_utc(now)}.",
-            hint="Check this machine's clock.",
-        )
-    if now > certificate.not_after:
-        raise CertificateUnusable(
-            f"The certificate {certificate.subject} expired on {_utc(certificate.not_after)}; now it is {_utc(now)}.",
-            hint="Make a new certificate for the key and upload it to the app registration.",
-        )
-    if certificate.key_usage is not None and "digital_signature" not in certificate.key_usage:
-        raise CertificateUnusable(
-            f"The certificate {certificate.subject} is not for digital signatures "
-            f"(key usage: {', '.join(sorted(certificate.key_usage)) or 'none'}).",
-            hint="Use a certificate whose key usage contains digitalSignature, or has no key usage.",
-        )
-
-
 def _parse(der: bytes, source: str) -> Certificate:
     try:
         parsed = x509.Certificate.load(der, strict=True)
@@ -287,7 +242,3 @@ _SHORT = {
     "state_or_province_name": "ST",
     "domain_component": "DC",
 }
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hsm_signer.crypto import MINIMUM_BITS, Algorithm, Signer
-from hsm_signer.errors import ConfigError, KeyUnfit
+from hsm_signer.crypto import Algorithm, Signer
+from hsm_signer.errors import ConfigError
+from hsm_signer.x509.requirements import require_length
 
 DEFAULT_DAYS = 365
 MAXIMUM_DAYS = 3650
@@ -134,11 +135,7 @@ class _SignerKey(rsa.RSAPrivateKey):
     """
 
     def __init__(self, signer: Signer, algorithm: Algorithm) -> None:
-        if signer.public_key.bits < MINIMUM_BITS:
-            raise KeyUnfit(
-                f"The key has {signer.public_key.bits} bits.",
-                hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
-            )
+        require_length(signer.public_key, "The key")
         self._signer = signer
         self._algorithm = algorithm
 

@@ -37,8 +37,9 @@ from hsm_signer.entra.authority import check_scopes, resolve_endpoint, resolve_g
 from hsm_signer.jwt.assertion import parse_jwt
 from hsm_signer.jwt.verification import check_assertion
 from hsm_signer.system.display import displayable
-from hsm_signer.x509.certificate import is_attestation, parse_certificates, require_usable
+from hsm_signer.x509.certificate import is_attestation, parse_certificates
 from hsm_signer.x509.issuance import parse_subject
+from hsm_signer.x509.requirements import require_usable
 from tests.fuzz.mutation import (
     any_text,
     base64url,

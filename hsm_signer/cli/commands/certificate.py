@@ -21,10 +21,10 @@ from hsm_signer.errors import CertificateUnusable, DeviceReadOnly
 from hsm_signer.x509.certificate import (
     Certificate,
     parse_certificates,
-    require_usable,
     select_certificate,
     to_pem,
 )
+from hsm_signer.x509.requirements import require_usable
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device

@@ -11,7 +11,7 @@ import pkcs11
 from pkcs11 import Attribute, ObjectClass, TokenFlag, UserType
 from pkcs11.types import Object, Session
 
-from hsm_signer.crypto import MINIMUM_BITS, PublicKey
+from hsm_signer.crypto import PublicKey
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.failures import explain_failure
@@ -47,7 +47,8 @@ from hsm_signer.device.pcscd import pcscd_complaint
 from hsm_signer.device.pin.state import pin_state
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
-from hsm_signer.x509.certificate import Certificate, parse_certificates, require_usable
+from hsm_signer.x509.certificate import Certificate, parse_certificates
+from hsm_signer.x509.requirements import require_length, require_usable
 
 
 def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
@@ -170,7 +171,7 @@ def _key(
     public_key, problem = None, None
     try:
         public_key = signing_key(session, info, handle, device).public_key
-        _require_long(public_key, info, device)
+        require_length(public_key, f"The key {info} on {device}")
     except KeyUnfit as error:
         problem = Problem.of(error)
     kind = read_attribute(handle, Attribute.KEY_TYPE)
@@ -184,14 +185,6 @@ def _key(
         problem=problem,
     )
     return facts, public_key
-
-
-def _require_long(public_key: PublicKey, info: KeyInfo, device: DeviceInfo) -> None:
-    if public_key.bits < MINIMUM_BITS:
-        raise KeyUnfit(
-            f"The key {info} on {device} has {public_key.bits} bits.",
-            hint=f"Entra wants {MINIMUM_BITS} bits or more: make a new key.",
-        )
 
 
 def _certificates(

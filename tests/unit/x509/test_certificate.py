@@ -22,19 +22,14 @@ from hsm_signer.x509.certificate import (
     certificate_details,
     is_attestation,
     parse_certificates,
-    require_usable,
     select_certificate,
     to_pem,
 )
+from hsm_signer.x509.requirements import require_usable
 
 SOURCE = "/etc/hsm-signer/app.pem"
 SECOND = timedelta(seconds=1)
 Issue = Callable[..., bytes]
-
-USAGES = (
-    "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-    "key_cert_sign", "crl_sign",
-)  # fmt: skip
 
 
 def pem_of(der: bytes) -> bytes:
@@ -45,11 +40,6 @@ def key_pem(key: rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def key_usage(*names: str) -> x509.KeyUsage:
-    flags = dict.fromkeys((*USAGES, "encipher_only", "decipher_only"), False)
-    return x509.KeyUsage(**{**flags, **dict.fromkeys(names, True)})
-
-
 def numbers(key: rsa.RSAPrivateKey) -> PublicKey:
     public = key.public_key().public_numbers()
     return PublicKey(modulus=public.n, exponent=public.e)
@@ -57,7 +47,7 @@ def numbers(key: rsa.RSAPrivateKey) -> PublicKey:
 
 @pytest.fixture(scope="module")
 def der(key: rsa.RSAPrivateKey, issue: Issue) -> bytes:
-    return issue(key, key_usage("digital_signature"))
+    return issue(key, x509.KeyUsage(True, *[False] * 8))
 
 
 @pytest.fixture(scope="module")
@@ -403,100 +393,3 @@ def test_whatever_octet_is_damaged_the_outcome_is_a_certificate_or_one_line_of_o
     for index in range(len(der) - 256):  # the signature at the end is not ours to judge
         for octet in (0x00, 0xFF, der[index] ^ 0x01, der[index] ^ 0x80):
             assert "\n" not in refusal_of(der[:index] + bytes([octet]) + der[index + 1 :], signer, now)
-
-
-def check(der: bytes, key: rsa.RSAPrivateKey, now: datetime) -> None:
-    require_usable(parse_certificates(der, SOURCE)[0], numbers(key), now)
-
-
-def test_a_certificate_of_the_key_within_its_validity_is_usable(
-    der: bytes, key: rsa.RSAPrivateKey, now: datetime
-) -> None:
-    check(der, key, now)
-
-
-def test_a_certificate_of_another_key_is_refused_by_its_thumbprint(
-    other_der: bytes, key: rsa.RSAPrivateKey, now: datetime
-) -> None:
-    thumbprint = x509.load_der_x509_certificate(other_der).fingerprint(hashes.SHA1())  # noqa: S303  # a name
-    with pytest.raises(CertificateMismatch, match=thumbprint.hex().upper()):
-        check(other_der, key, now)
-
-
-def test_a_certificate_of_an_ec_key_is_refused(key: rsa.RSAPrivateKey, issue: Issue, now: datetime) -> None:
-    with pytest.raises(CertificateUnusable, match="does not hold an RSA key"):
-        check(issue(EC_KEY), key, now)
-
-
-def test_a_key_of_1024_bits_is_refused(issue: Issue, now: datetime) -> None:
-    short = rsa.generate_private_key(65537, 1024)  # noqa: S505  # refused, which is the point
-    with pytest.raises(CertificateUnusable, match="holds a key of 1024 bits"):
-        check(issue(short), short, now)
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        key_usage("digital_signature"),
-        key_usage(*USAGES),
-        key_usage("digital_signature", "key_encipherment"),
-    ],
-    ids=["alone", "all", "some"],
-)
-def test_a_key_usage_that_contains_digital_signature_is_accepted(
-    key: rsa.RSAPrivateKey, issue: Issue, now: datetime, usage: x509.KeyUsage
-) -> None:
-    check(issue(key, usage), key, now)
-
-
-def test_a_certificate_without_key_usage_is_accepted(key: rsa.RSAPrivateKey, issue: Issue, now: datetime) -> None:
-    check(issue(key), key, now)
-
-
-@pytest.mark.parametrize("name", USAGES[1:])
-def test_another_key_usage_alone_is_refused_by_its_name(
-    key: rsa.RSAPrivateKey, issue: Issue, now: datetime, name: str
-) -> None:
-    # X.509 renamed nonRepudiation; asn1crypto keeps the older name.
-    shown = {"content_commitment": "non_repudiation"}.get(name, name)
-    with pytest.raises(CertificateUnusable, match=rf"not for digital signatures \(key usage: {shown}\)"):
-        check(issue(key, key_usage(name)), key, now)
-
-
-def test_an_empty_key_usage_is_refused(key: rsa.RSAPrivateKey, issue: Issue, now: datetime) -> None:
-    with pytest.raises(CertificateUnusable, match=r"key usage: none"):
-        check(issue(key, key_usage()), key, now)
-
-
-@pytest.fixture
-def year(key: rsa.RSAPrivateKey, issue: Issue) -> bytes:
-    begin, end = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC)
-    return issue(key, not_before=begin, not_after=end)
-
-
-@pytest.mark.parametrize(
-    "moment", [datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC)], ids=str
-)
-def test_the_first_and_the_last_second_belong_to_the_validity(
-    year: bytes, key: rsa.RSAPrivateKey, moment: datetime
-) -> None:
-    # RFC 5280 section 4.1.2.5: inclusive.
-    check(year, key, moment)
-
-
-def test_before_its_validity_a_certificate_is_refused_with_both_times(year: bytes, key: rsa.RSAPrivateKey) -> None:
-    with pytest.raises(
-        CertificateUnusable, match="not valid before 2025-01-01 00:00:00 UTC; now it is 2024-12-31 23:59:59 UTC"
-    ):
-        check(year, key, datetime(2025, 1, 1, tzinfo=UTC) - SECOND)
-
-
-def test_after_its_validity_a_certificate_is_refused_with_both_times(year: bytes, key: rsa.RSAPrivateKey) -> None:
-    with pytest.raises(
-        CertificateUnusable, match="expired on 2025-12-31 23:59:59 UTC; now it is 2026-01-01 00:00:00 UTC"
-    ):
-        check(year, key, datetime(2026, 1, 1, tzinfo=UTC))
-
-
-def test_the_time_of_another_zone_is_compared_as_the_moment_it_is(year: bytes, key: rsa.RSAPrivateKey) -> None:
-    check(year, key, datetime.fromisoformat("2026-01-01T04:59:59+05:00"))

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from hsm_signer.crypto import Algorithm, PublicKey, Signer
 from hsm_signer.errors import ConfigError, HsmSignerError, KeyUnfit, SignatureInvalid
-from hsm_signer.x509.certificate import parse_certificates, require_usable
+from hsm_signer.x509.certificate import parse_certificates
 from hsm_signer.x509.issuance import certificate_request, create_certificate, parse_subject
+from hsm_signer.x509.requirements import require_usable
 
 SUBJECT = "CN=my app,O=Contoso"
 RS256, PS256 = Algorithm.RS256, Algorithm.PS256
