@@ -9,7 +9,8 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import LibraryFacts, describe_library, find_device
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.module import Module, load_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
 
 

@@ -17,7 +17,8 @@ from hsm_signer.device.failures import explain_failure, explain_login_failure, r
 from hsm_signer.device.lane import Lane
 from hsm_signer.device.locate import PresentDevice, find_device, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo, matches_device
-from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.module import Module, load_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, accepted, ask, is_current
 from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
 from hsm_signer.device.pin.state import require_pin_tries

@@ -12,7 +12,8 @@ from hsm_signer.device.access import Wait
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
-from hsm_signer.device.module import Module, is_served_by_p11_kit
+from hsm_signer.device.module import Module
+from hsm_signer.device.module_search import is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
 from hsm_signer.device.uri import Pkcs11Uri

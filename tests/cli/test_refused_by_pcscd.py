@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from tests.support.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
 from tests.support.stacks.pcscd import asks_polkit

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import EntraEmulator, GraphRefusal, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey

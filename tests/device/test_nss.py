@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 
@@ -33,9 +33,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
-import hsm_signer.device.module
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
+import hsm_signer.device.module_search
 from hsm_signer.device.inventory.inspect import examine, look_through
 from hsm_signer.device.pin.sources import EnvironmentPin
 from hsm_signer.device.uri import Pkcs11Uri
@@ -44,7 +44,7 @@ from hsm_signer.errors import DeviceAmbiguous, HsmSignerError, PinIncorrect
 uri, module, configuration, message = sys.argv[1:]
 files = [f"{configuration}/{name}".encode() for name in ("pkcs11.conf", "none", "none", "modules", "none")]
 ctypes.CDLL(module).p11_kit_override_system_files(*files)
-hsm_signer.device.module._CONFIGURATION_DIRECTORIES = (f"{configuration}/modules",)
+hsm_signer.device.module_search._CONFIGURATION_DIRECTORIES = (f"{configuration}/modules",)
 access = KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
 
 def named(name):

@@ -26,7 +26,7 @@ from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device import module
+from hsm_signer.device import module_search
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.refusals import PinRecord, forget_failures
 from hsm_signer.device.pin.sources import FixedLogin, parse_pin_source
@@ -274,8 +274,8 @@ def test_subjects(text: str) -> None:
 def test_p11_kits_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     (tmp_path / "vendor.module").write_bytes(content)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_CONFIGURATION_DIRECTORIES", (str(tmp_path),))
+        patch.setattr(module_search, "_CONFIGURATION_DIRECTORIES", (str(tmp_path),))
         for uri in (Pkcs11Uri(), Pkcs11Uri(module_name="vendor")):
             with only_errors_of_ours():
-                module.configured_modules()
-                module.find_module(None, uri)
+                module_search.configured_modules()
+                module_search.find_module(None, uri)

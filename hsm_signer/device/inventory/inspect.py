@@ -34,7 +34,8 @@ from hsm_signer.device.locate import (
     read_token,
 )
 from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
-from hsm_signer.device.module import Module, find_module, load_module
+from hsm_signer.device.module import Module, load_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.objects import (
     private_keys,
     read_attribute,

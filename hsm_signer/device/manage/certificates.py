@@ -11,7 +11,8 @@ from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.locate import find_device, read_token
 from hsm_signer.device.manage.keys import delete_certificate, store_certificate
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.module import find_module, load_module
+from hsm_signer.device.module import load_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.errors import CertificateExists, KeyUnfit
 

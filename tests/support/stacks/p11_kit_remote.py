@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 
 from .daemon import Daemon

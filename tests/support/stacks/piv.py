@@ -15,7 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 
 from . import StackKey

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from hsm_signer.device.module import find_module
+from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 
 from . import StackKey

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.config.settings import BY_NAME, Source
-from hsm_signer.device import module as finding
-from hsm_signer.device.module import configured_modules, find_module
+from hsm_signer.device import module_search
+from hsm_signer.device.module_search import configured_modules, find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError, UriError
 from tests.support.ordinary_user import be_ordinary_user
@@ -36,8 +36,8 @@ def system(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _machine(library: Path, system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "_LIBRARY_PATTERNS", (str(library),))
-    monkeypatch.setattr(finding, "_CONFIGURATION_DIRECTORIES", (str(system),))
+    monkeypatch.setattr(module_search, "_LIBRARY_PATTERNS", (str(library),))
+    monkeypatch.setattr(module_search, "_CONFIGURATION_DIRECTORIES", (str(system),))
     be_ordinary_user(monkeypatch)
 
 
