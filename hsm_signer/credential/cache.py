@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hsm_signer.entra.aadsts import is_lasting
 from hsm_signer.entra.token import AccessToken
 from hsm_signer.errors import EntraError, HsmSignerError
+from hsm_signer.system.fork import reset_after_fork
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class TokenCache:
         # By key and challenge.
         self._refusals: OrderedDict[tuple[Hashable, str | None], _Refusal] = OrderedDict()
         self._pending: dict[tuple[Hashable, str | None], Future[AccessToken]] = {}
+        reset_after_fork(self, TokenCache.reset_after_fork)
 
     def get(self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None) -> AccessToken:
         """Return the token for `key`, acquiring it when there is none, or it is about to expire.
@@ -110,8 +112,8 @@ class TokenCache:
                 self._acquire(key, challenge, _report_no_thread, pending)
         return pending
 
-    def after_fork(self) -> None:
-        """Make this, in a forked child, usable: it keeps the tokens, and nothing of what the parent's threads do."""
+    def reset_after_fork(self) -> None:
+        """Keep the tokens in a forked child, and nothing of what the parent's threads are doing."""
         self._lock = threading.Lock()
         self._pending = {}
 

@@ -32,6 +32,7 @@ from hsm_signer.errors import (
     SignatureInvalid,
 )
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, thumbprints
+from hsm_signer.system.fork import reset_after_fork
 from hsm_signer.x509.certificate import parse_certificates
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Keys:
         self._keys = [_Key(uri) for uri in profile.key]
         self._followed: tuple[int, ...] = ()
         self._following = threading.Lock()
+        reset_after_fork(self, Keys.reset_after_fork)
 
     def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
         """Return a fresh client assertion, signed by the first key that can. See `Identity.assertion`.
@@ -120,11 +122,11 @@ class Keys:
         for key in self._keys:
             key.close()
 
-    def after_fork(self) -> None:
-        """Make this, in a forked child, usable: the parent's devices stay the parent's, and are opened anew."""
+    def reset_after_fork(self) -> None:
+        """Leave the parent's devices to the parent in a forked child, which opens them again when it needs them."""
         self._following = threading.Lock()
         for key in self._keys:
-            key.after_fork()
+            key.reset_after_fork()
 
     def _follow(self) -> None:
         """Go over to the key that the key file names by now."""
@@ -254,7 +256,7 @@ class _Key:
         for identity in filter(None, opened):
             identity.close()
 
-    def after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         # A refusal stands: it is the same PIN. The identity is the parent's: it is neither closed nor destroyed, for
         # what it holds leads to the parent's device.
         _inherited.extend((self._identity, self._replaced))

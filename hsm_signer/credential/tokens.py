@@ -9,8 +9,6 @@ What is wanted is decided first, without device or network. Nothing is opened be
 import dataclasses
 import functools
 import json
-import os
-import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
@@ -100,7 +98,6 @@ class Tokens:
         self._http: HttpClient | None = None
         # The same few are asked for over and over: this is most of what a token in memory would cost.
         self._decide_once = functools.lru_cache(maxsize=128)(self._decide)
-        _all.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -158,11 +155,6 @@ class Tokens:
         """Log out of the device. The next call opens it anew."""
         self.keys.close()
 
-    def after_fork(self) -> None:
-        """Make this, in a forked child, usable: locks that threads of the parent held would never be released."""
-        self.keys.after_fork()
-        self._cache.after_fork()
-
     def _decide(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> Wanted:
         endpoint = self._endpoint_of(tenant_id)
         return Wanted(endpoint, check_scopes(endpoint, scopes), enable_cae)
@@ -205,18 +197,6 @@ class Tokens:
         if self._http is None:
             self._http = HttpClient(timeout=self.profile.network_timeout, ca_bundle=self.profile.ca_bundle)
         return self._http
-
-
-_all: "weakref.WeakSet[Tokens]" = weakref.WeakSet()
-
-
-def _mend_in_child() -> None:
-    for tokens in _all:
-        tokens.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mend_in_child)
 
 
 def _unchallenged(wanted: Wanted) -> Wanted:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from hsm_signer.errors import (
     PinLocked,
     PinUnavailable,
 )
+from hsm_signer.system.fork import OwnerProcess
 from hsm_signer.system.secret import hidden_locals
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class Device:
         self._recover = recover
         self._lock = threading.RLock()
         self._closed = False
-        self._process = os.getpid()
+        self._owner = OwnerProcess()
         module.acquire()
 
     def __enter__(self) -> Self:
@@ -125,7 +125,7 @@ class Device:
         ours, theirs = self._access.uri, access.uri
         return (
             not self._closed
-            and self._process == os.getpid()
+            and not self._owner.is_parent
             and matches_device(theirs, self.info)
             and (self._access.module, ours.module_path, ours.module_name)
             == (access.module, theirs.module_path, theirs.module_name)
@@ -231,7 +231,7 @@ class Device:
 
         What it cannot end, the end of the process does.
         """
-        if self._process != os.getpid():
+        if self._owner.is_parent:
             return
         with self._lock:
             if self._closed:
@@ -267,7 +267,7 @@ class Device:
 
     def _require_session(self) -> Session:
         # Before any lock: in a forked child, one that another thread of the parent held would never be released.
-        if self._process != os.getpid():
+        if self._owner.is_parent:
             raise DeviceError(
                 f"{self.info} was opened by the parent of this process.",
                 hint="After a fork, serve it from a process of its own (hsm_signer.device.worker.pool).",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.errors import DeviceError, DeviceGone, DeviceTimeout, ModuleLoadError
+from hsm_signer.system.fork import OwnerProcess, reset_after_fork
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library
@@ -33,9 +34,10 @@ class Module:
     def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
         self.path = path
         self.generation = 0
-        self._process = os.getpid()
+        self._owner = OwnerProcess()
         self._lane = Lane(str(path))
         self._users = 0
+        self._counting = threading.Lock()
         self._is_fresh = True
         os.environ.update(environment)
         # As it was at the last initialisation: other modules may have changed it since.
@@ -60,16 +62,18 @@ class Module:
 
     def acquire(self) -> None:
         """Count one more user."""
-        self._users += 1
+        with self._counting:
+            self._users += 1
 
     def release(self) -> None:
         """Count one user less."""
-        self._users -= 1
+        with self._counting:
+            self._users -= 1
 
     @property
     def is_inherited(self) -> bool:
         """Whether it was loaded before this process was forked. It can be neither used nor initialised anew here."""
-        return self._process != os.getpid()
+        return self._owner.is_parent
 
     @property
     def in_use(self) -> bool:
@@ -145,10 +149,35 @@ class Module:
         self._is_fresh = True
 
 
-_modules: dict[str, Module] = {}
-_loading: dict[str, Module] = {}
-"""Modules that have not come back from loading: the call overran, or its caller was interrupted."""
-_modules_lock = threading.Lock()
+class _Modules:
+    """The modules of this process, by the resolved paths of their files.
+
+    Attributes:
+        lock: held while one is loaded.
+        loaded: those that can be used.
+        loading: those that have not come back from loading: the call overran, or its caller was interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loaded: dict[str, Module] = {}
+        self.loading: dict[str, Module] = {}
+        reset_after_fork(self, _Modules.reset_after_fork)
+
+    def reset_after_fork(self) -> None:
+        """Keep a forked child from ending its parent's sessions.
+
+        python-pkcs11 calls C_Finalize when its library object dies, also in a child that only exits, and several
+        modules then log the parent out. One more reference, never given back, keeps the object alive to the end.
+        """
+        import ctypes
+
+        self.lock = threading.Lock()
+        for module in self.loaded.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.library))
+
+
+_modules = _Modules()
 
 
 def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow) -> Module:
@@ -165,10 +194,10 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow
         DeviceError: it belongs to the parent of this process.
         DeviceTimeout: it did not come back.
     """
-    with _modules_lock:
+    with _modules.lock:
         # By whatever name: two lanes into one module would be two threads in it.
         name = str(path.resolve())
-        module = _modules.get(name)
+        module = _modules.loaded.get(name)
         if module is not None and module.is_inherited:
             raise DeviceError(
                 f"{path} was loaded by the parent of this process, and its sessions are the parent's.",
@@ -176,25 +205,25 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow
                 "or fork before the first use.",
             )
         if module is None:
-            module = _modules[name] = _loaded(name, Module(path, environment), timeout, slow)
+            module = _modules.loaded[name] = _loaded(name, Module(path, environment), timeout, slow)
         else:
             module.adopt(environment, timeout, slow)
         return module
 
 
 def _loaded(name: str, module: Module, timeout: float, slow: Slow) -> Module:
-    earlier = _loading.get(name)
+    earlier = _modules.loading.get(name)
     if earlier is not None and earlier.is_busy:
         raise DeviceTimeout(
             f"An earlier attempt to load {module.path} has not returned.",
             hint="Check that its device and its daemon answer. If it never returns, restart the program.",
         )
-    _loading[name] = module
+    _modules.loading[name] = module
     try:
         module.load(timeout, slow)
     finally:
         if not module.is_busy:
-            del _loading[name]
+            del _modules.loading[name]
     logger.debug("loaded %s", module.path)
     return module
 
@@ -229,22 +258,3 @@ def _mending(path: Path) -> str:
         "Name the vendor's PKCS#11 library with --module, for example libykcs11.so, "
         "and see that its daemon (pcscd, tpm2-abrmd) runs."
     )
-
-
-def _keep_modules_in_child() -> None:
-    """Keep a forked child from ending its parent's session.
-
-    python-pkcs11 calls C_Finalize when its library object dies, also in a child that only exits, and several modules
-    then log the parent out. One more reference, never given back, keeps the object alive to the end.
-    """
-    import ctypes
-
-    global _modules_lock
-    # Another thread of the parent may have held it.
-    _modules_lock = threading.Lock()
-    for module in _modules.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.library))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_modules_in_child)

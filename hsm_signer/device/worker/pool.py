@@ -8,7 +8,6 @@ starts another. A worker logs in once. After its PIN was refused none is started
 
 import copy
 import logging
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
@@ -28,6 +27,7 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLocked,
 )
+from hsm_signer.system.fork import OwnerProcess
 from hsm_signer.system.secret import hidden_locals
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class WorkerSigner:
     @hidden_locals()
     def __init__(self, access: "KeyAccess", workers: int, before: "WorkerSigner | None" = None) -> None:
         self._access = access
-        self._process = os.getpid()
+        self._owner = OwnerProcess()
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._idle: list[WorkerProcess] = []
@@ -172,7 +172,7 @@ class WorkerSigner:
     def close(self) -> None:
         """End all workers that are idle now; one that signs ends with its request. A forked child leaves them be."""
         # Before the lock: one that another thread of the parent held would never be released.
-        if self._process != os.getpid():
+        if self._owner.is_parent:
             return
         with self._lock:
             self._closed = True
@@ -182,7 +182,7 @@ class WorkerSigner:
         self._starter.shutdown(wait=False)
 
     def _take_idle(self) -> "WorkerProcess | None":
-        if self._process != os.getpid():
+        if self._owner.is_parent:
             raise DeviceError(
                 "The workers belong to the parent of this process.", hint="Open them anew after the fork."
             )

@@ -415,7 +415,7 @@ def test_without_a_thread_for_a_renewal_the_last_good_token_is_returned(
 
 def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> None:
     cache.get(KEY, server)
-    cache.after_fork()
+    cache.reset_after_fork()
     assert (cache.get(KEY, server).token, server.asked) == ("token 1", 1)
 
 
@@ -426,7 +426,7 @@ def test_a_forked_child_waits_neither_for_a_lock_nor_for_an_acquisition_of_the_p
     gate.begun.wait()
     # As at a fork, when another thread is about to look.
     cache._lock.acquire()
-    cache.after_fork()
+    cache.reset_after_fork()
     assert cache.get(KEY, server).token == "token 1"
     gate.succeed(token("the parent's", START))
     assert begun.result().token == "the parent's"
@@ -570,7 +570,7 @@ class TestRefusal:
     def test_is_remembered_by_a_forked_child(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
-        cache.after_fork()
+        cache.reset_after_fork()
         refused(cache, server)
         assert server.asked == 1
 

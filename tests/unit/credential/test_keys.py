@@ -197,7 +197,7 @@ def test_after_a_fork_a_key_is_opened_anew_and_the_parents_left_alone(devices: D
     keys = devices.keys(OFFICE)
     keys.assertion(AUDIENCE)
     keys._keys[0]._lock.acquire()  # as another thread of the parent may have held it
-    keys.after_fork()
+    keys.reset_after_fork()
     keys.assertion(AUDIENCE)
     assert (devices.opened, devices.closed) == (["Office", "Office"], [])
 
@@ -208,7 +208,7 @@ def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices)
     for _ in range(2):
         with pytest.raises(PinIncorrect):
             keys.assertion(AUDIENCE)
-        keys.after_fork()
+        keys.reset_after_fork()
     assert devices.opened == ["Office"]
 
 
