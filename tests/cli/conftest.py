@@ -19,10 +19,9 @@ import hsm_signer
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import CLIENT, PIN, TENANT, WRONG_PIN
 from tests.support.terminal import Terminal
 
-PIN, WRONG_PIN = "orchard+4711", "meadow+0815"
-TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 MAIN = ("-c", "from hsm_signer.cli import main; main()")
 
 Settings = Mapping[str, str]

@@ -18,9 +18,10 @@ from joserfc import jwt as jose
 from joserfc.jwk import OctKey, RSAKey
 
 from hsm_signer.testing import EntraEmulator
-from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Result, Settings, options
+from tests.cli.conftest import Program, Result, Settings, options
 from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.listener import Listener, ready
+from tests.support.names import CLIENT, PIN, TENANT
 
 OFTEN = ("--lifetime", "700", "--interval", "1")
 FOR_EVER = float("inf")

@@ -15,16 +15,8 @@ import pkcs11._pkcs11
 import pytest
 
 from hsm_signer.jwt.assertion import parse_jwt
-from tests.cli.conftest import (
-    CLIENT,
-    TENANT,
-    WRONG_PIN,
-    Program,
-    Settings,
-    assert_explained,
-    key_uri,
-    options,
-)
+from tests.cli.conftest import Program, Settings, assert_explained, key_uri, options
+from tests.support.names import CLIENT, TENANT, WRONG_PIN
 
 # A token of its own: SoftHSM remembers a refused PIN, and would warn whoever logs in next.
 SPARE, WRONG = "pkcs11:token=spare", {"DEVICE_PIN": WRONG_PIN}

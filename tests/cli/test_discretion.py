@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from tests.cli.conftest import PIN, WRONG_PIN, Program, Settings, options
+from tests.cli.conftest import Program, Settings, options
+from tests.support.names import PIN, WRONG_PIN
 
 
 def secrets(*jwts: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.conftest import CLIENT, TENANT, Program, Settings, assert_explained, options
+from tests.cli.conftest import Program, Settings, assert_explained, options
+from tests.support.names import CLIENT, TENANT
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -6,7 +6,8 @@ import pytest
 
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import CLIENT, PIN, TENANT, Program, Settings, assert_explained, options
+from tests.cli.conftest import Program, Settings, assert_explained, options
+from tests.support.names import CLIENT, PIN, TENANT
 
 
 def write(file: Path, text: str) -> Path:

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from tests.cli.conftest import PIN, Program
+from tests.cli.conftest import Program
+from tests.support.names import PIN, TENANT
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TENANT, CLIENT = "contoso.example", "11111111-2222-4333-8444-555555555555"
+CLIENT = "11111111-2222-4333-8444-555555555555"
 
 # What differs from one run to the next, and what it is called instead.
 _VARIABLE = (

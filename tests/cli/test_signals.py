@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import PIN, Program, Settings, options
+from tests.cli.conftest import Program, Settings, options
+from tests.support.names import PIN
 from tests.support.processes import wait_until_gone
 from tests.support.terminal import SHELL, Terminal
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.cli.conftest import PIN, Program, Settings, options
+from tests.cli.conftest import Program, Settings, options
+from tests.support.names import PIN
 from tests.support.terminal import COLOUR, Terminal
 
 

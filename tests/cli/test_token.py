@@ -15,17 +15,8 @@ from joserfc import jwt as jose
 from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer.testing import EntraEmulator, Refused
-from tests.cli.conftest import (
-    CLIENT,
-    PIN,
-    TENANT,
-    WRONG_PIN,
-    Program,
-    Settings,
-    assert_explained,
-    key_uri,
-    options,
-)
+from tests.cli.conftest import Program, Settings, assert_explained, key_uri, options
+from tests.support.names import CLIENT, PIN, TENANT, WRONG_PIN
 
 
 def require_token(text: str, entra: EntraEmulator) -> None:

@@ -10,14 +10,9 @@ from hsm_signer import HsmCredential
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import CLIENT, OTHER_TENANT, TENANT
 
 from .vault import Vault
-
-TENANT = "contoso.example"
-OTHER_TENANT = "fabrikam.example"
-CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
-GRAPH = "https://graph.microsoft.com/.default"
-VAULT = "https://vault.azure.net/.default"
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,7 @@ from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import Program, options
 from tests.support.listener import Listener, ready
-
-from .conftest import CLIENT, GRAPH, TENANT
+from tests.support.names import CLIENT, GRAPH, TENANT
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from hsm_signer.errors import PinIncorrect
 from hsm_signer.testing import EntraEmulator
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import CLIENT, GRAPH, TENANT, VAULT
 
-from .conftest import CLIENT, GRAPH, TENANT, VAULT, signatures
+from .conftest import signatures
 from .vault import Vault
 
 # As an event of Microsoft's continuous access evaluation asks for a token that is newer than it.

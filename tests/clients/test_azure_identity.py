@@ -14,8 +14,9 @@ from azure.identity.aio import ClientAssertionCredential as AsyncClientAssertion
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.testing import EntraEmulator
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import CLIENT, GRAPH, TENANT
 
-from .conftest import CLIENT, GRAPH, TENANT, signatures
+from .conftest import signatures
 
 
 @pytest.fixture

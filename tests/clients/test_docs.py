@@ -16,8 +16,8 @@ import pytest
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import MAIN, Program
+from tests.support.names import CLIENT, TENANT
 
-from .conftest import CLIENT, TENANT
 from .vault import Vault
 
 ROOT = Path(__file__).parents[2]

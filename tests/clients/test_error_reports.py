@@ -58,9 +58,8 @@ from hsm_signer.testing import (
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule, Rv
+from tests.support.names import GRAPH
 from tests.support.processes import workers_of_this_process
-
-from .conftest import GRAPH
 
 PIN, TOKEN = "orchard-4711", "opaque+meadow+token"
 JWT = "eyJ"  # as each of its parts begins that is a JSON object

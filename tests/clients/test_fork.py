@@ -10,8 +10,7 @@ import pytest
 
 from hsm_signer.testing import EntraEmulator
 from tests.support.faulty_module.control import FaultyModule
-
-from .conftest import GRAPH, VAULT
+from tests.support.names import GRAPH, VAULT
 
 # Prints what the parent got before the fork, what the child got, and what the parent got afterwards.
 _PROGRAM = """

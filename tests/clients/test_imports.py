@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import GRAPH
+from tests.support.names import GRAPH
 
 _LOADED = "; import sys; print(*{name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names))"
 

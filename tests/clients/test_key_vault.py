@@ -13,8 +13,9 @@ from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import OTHER_TENANT
 
-from .conftest import OTHER_TENANT, signatures
+from .conftest import signatures
 from .vault import SECRET, Vault
 
 # The stub's address is none of Key Vault's domain.

@@ -10,8 +10,9 @@ import requests
 from hsm_signer import HsmCredential
 from hsm_signer.testing import EntraEmulator
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import CLIENT, GRAPH, TENANT, VAULT
 
-from .conftest import CLIENT, GRAPH, TENANT, VAULT, signatures
+from .conftest import signatures
 
 Connect = Callable[[Callable[..., str]], Callable[[str], str]]
 

@@ -13,8 +13,9 @@ from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.errors import HsmSignerError, PinIncorrect
 from hsm_signer.testing import EntraEmulator, Slow
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import GRAPH, VAULT
 
-from .conftest import GRAPH, VAULT, signatures
+from .conftest import signatures
 
 CROWD = 50
 CHALLENGE = '{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}'

@@ -30,10 +30,9 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from hsm_signer.x509.certificate import to_pem
 from tests.support.counted_pin import CountedPin
+from tests.support.names import CLIENT, TENANT
 from tests.support.stacks.piv import PivStack
 from tests.support.stacks.piv_attestation import attest, make_attesting_key
-
-TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 
 # OpenSC shows neither a key without a certificate nor the key that attests the others.
 ykcs11 = pytest.mark.parametrize("yubikey", ["ykcs11"], indirect=True)

@@ -15,11 +15,11 @@ import pytest
 
 import hsm_signer
 from hsm_signer.testing import EntraEmulator, SoftHsm
+from tests.support.names import CLIENT, TENANT
 from tests.support.stacks.tpm import TpmStack
 
 from .conftest import Running
 
-TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 TOKEN = "life"  # what PKCS#11 calls a token: the device
 
 

@@ -12,9 +12,8 @@ from hsm_signer.errors import DeviceReadOnly
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
+from tests.support.names import CLIENT, TENANT
 from tests.support.stacks.piv import PivStack
-
-TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 
 
 @pytest.fixture

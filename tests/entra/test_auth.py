@@ -15,8 +15,8 @@ from hsm_signer import HsmCredential
 from hsm_signer.credential.httpx_auth import BearerAuth, find_claims_challenge
 from hsm_signer.errors import ConfigError, NetworkError
 from hsm_signer.testing import EntraEmulator, SoftHsm
+from tests.support.names import GRAPH
 
-GRAPH = "https://graph.microsoft.com/.default"
 CLAIMS = '{"access_token":{"nbf":{"essential":true,"value":"1700000000"}}}'
 ENCODED = base64.b64encode(CLAIMS.encode()).decode()
 CHALLENGE = f'Bearer realm="", error="insufficient_claims", claims="{ENCODED}"'

@@ -29,13 +29,9 @@ from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrec
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.entra.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.names import CLIENT, GRAPH, OTHER_TENANT, TENANT, VAULT
 from tests.support.processes import workers_of_this_process
 
-TENANT = "contoso.example"
-OTHER_TENANT = "fabrikam.example"
-CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
-GRAPH = "https://graph.microsoft.com/.default"
-VAULT = "https://vault.azure.net/.default"
 UNKNOWN = "https://unknown.example/.default"
 
 

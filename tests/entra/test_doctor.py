@@ -29,11 +29,7 @@ from hsm_signer.doctor.verdicts import Status, Verdict
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
-
-TENANT = "contoso.example"
-CLIENT = "0f7b4d5e-9c1a-4c3b-8f70-3b1f6a0f9d11"
-GRAPH = "https://graph.microsoft.com/.default"
-PIN, WRONG_PIN = "orchard+4711", "meadow+0815"
+from tests.support.names import CLIENT, GRAPH, PIN, TENANT, WRONG_PIN
 
 # What comes of each probe when all is well. That of pcscd depends on what else this process has loaded; it is examined
 # in processes of its own, in tests/cli.

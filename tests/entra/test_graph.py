@@ -15,8 +15,8 @@ from hsm_signer.entra.http import HttpClient
 from hsm_signer.errors import EntraError, NetworkError
 from hsm_signer.system.secret import Secret
 from hsm_signer.x509.certificate import Certificate, parse_certificates
+from tests.support.names import CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 KEY_ID = "11111111-2222-3333-4444-555555555555"
 TOKEN, PROOF = "bearer-token-4711", "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJhIn0.c2lnbmF0dXJl"
 

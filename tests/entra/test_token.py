@@ -33,13 +33,13 @@ from hsm_signer.testing import (
     Truncated,
     Unavailable,
 )
+from tests.support.names import GRAPH
 
 Serve = Callable[..., int]
 Form = dict[str, str | Secret]
 Sign = Callable[[str, str], str]
 TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 CLIENT = "11111111-2222-3333-4444-555555555555"
-GRAPH = "https://graph.microsoft.com/.default"
 GOOD: dict[str, object] = {"token_type": "Bearer", "expires_in": 3599, "access_token": "abc.def"}
 
 

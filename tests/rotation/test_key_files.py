@@ -18,7 +18,7 @@ from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.rotation.conftest import PIN, SCOPE, TENANT
+from tests.support.names import GRAPH, PIN, TENANT
 
 NUMBERS = {"one": b"\x01", "two": b"\x02", "three": b"\x03"}
 
@@ -163,4 +163,4 @@ def test_after_any_run_the_current_key_works(
     except (HsmSignerError, CutOff) as error:
         failure = error
     with Tokens(stage.profile(client, file, lists)) as tokens:
-        assert tokens.get(tokens.wanted((SCOPE,))).token, (taken, failure)
+        assert tokens.get(tokens.wanted((GRAPH,))).token, (taken, failure)

@@ -19,10 +19,10 @@ from joserfc import jws, jwt
 from joserfc.jwk import RSAKey
 
 from hsm_signer.testing import EntraEmulator
+from tests.support.names import CLIENT, OTHER_CLIENT
 
 NOW = 1_800_000_000
 TENANT = "contoso.onmicrosoft.com"
-CLIENT, OTHER_CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a002"
 AUDIENCE = "00000002-0000-0000-c000-000000000000"
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 

@@ -25,10 +25,10 @@ from joserfc.jwk import KeySet, RSAKey
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator, Slow
 from hsm_signer.testing.entra.loopback import server_url
+from tests.support.names import CLIENT
 
 NOW = 1_800_000_000
 TENANT = "contoso.onmicrosoft.com"
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 
 
 def _make_certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -18,8 +18,8 @@ from joserfc import jws
 
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import Disconnected, DripFeed, EntraEmulator, GraphRefusal, Html, Slow, Throttled, Unavailable
+from tests.support.names import CLIENT
 from tests.testing.conftest import (
-    CLIENT,
     EXPIRED,
     NEW,
     NEW_KEY,

@@ -13,9 +13,9 @@ from joserfc.jwk import RSAKey
 from hsm_signer.testing import EntraEmulator
 from hsm_signer.testing.entra.graph_rules import check_caller
 from hsm_signer.testing.entra.proof_rules import GraphRefused
+from tests.support.names import CLIENT, OTHER_CLIENT
 from tests.testing.conftest import (
     AUDIENCE,
-    CLIENT,
     EXPIRED,
     EXPIRED_KEY,
     NEW,
@@ -23,7 +23,6 @@ from tests.testing.conftest import (
     NOW,
     OLD,
     OLD_KEY,
-    OTHER_CLIENT,
     STRANGE_KEY,
     TENANT,
     Caller,

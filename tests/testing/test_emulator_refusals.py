@@ -19,11 +19,10 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from hsm_signer.testing import EntraEmulator
+from tests.support.names import CLIENT, OTHER_CLIENT
 
 NOW = 1_800_000_000
 TENANT = "3fb4a1c6-52c5-4a0b-9d4e-0d7f4a7e6c11"
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
-OTHER_CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a002"
 
 
 def _make_key(bits: int = 2048) -> rsa.RSAPrivateKey:

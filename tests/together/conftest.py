@@ -20,11 +20,12 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.cli.conftest import Program
 from tests.device.conftest import running as running
 from tests.device.conftest import yubikey as yubikey
-from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.rotation.conftest import Application
 from tests.rotation.conftest import _pin as _pin
 from tests.rotation.conftest import application as application
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.listener import Listener
+from tests.support.names import CLIENT, TENANT
 
 _SET_PIN = """
 import os, sys, pkcs11

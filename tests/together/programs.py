@@ -8,7 +8,8 @@ from typing import Self
 import httpx
 from joserfc.util import urlsafe_b64decode
 
-from tests.rotation.conftest import CLIENT, SCOPE, TENANT, Application
+from tests.rotation.conftest import Application
+from tests.support.names import CLIENT, GRAPH, TENANT
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 PATIENCE = 30
@@ -79,7 +80,7 @@ def exchange(application: Application, assertion: str) -> str:
     form = {
         "grant_type": "client_credentials",
         "client_id": CLIENT,
-        "scope": SCOPE,
+        "scope": GRAPH,
         "client_assertion_type": ASSERTION_TYPE,
         "client_assertion": assertion,
     }

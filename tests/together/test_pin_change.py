@@ -13,11 +13,10 @@ import pytest
 from hsm_signer import HsmCredential
 from hsm_signer.errors import DeviceGone, HsmSignerError, PinIncorrect, PinRefusedBefore, PinUnavailable
 from tests.support.faulty_module.control import Rv
+from tests.support.names import CLIENT, TENANT
 
 from .conftest import Card
 
-TENANT = "contoso.example"
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 NEW = "22222222"
 
 

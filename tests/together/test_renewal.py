@@ -10,8 +10,9 @@ from hsm_signer.device.manage.keys import find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.system.private_file import replacing
 from tests.cli.conftest import Program
-from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.rotation.conftest import Application
 from tests.support.listener import Listener, ready
+from tests.support.names import CLIENT, TENANT
 from tests.together.programs import Busy, exchange
 
 

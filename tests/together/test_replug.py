@@ -13,7 +13,7 @@ from hsm_signer.errors import DeviceGone, DeviceNotFound
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
-from tests.rotation.conftest import CLIENT, SCOPE, TENANT
+from tests.support.names import CLIENT, GRAPH, TENANT
 from tests.support.stacks.piv import PivStack
 from tests.together.programs import thumbprint
 
@@ -100,7 +100,7 @@ def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     # Once it is proven, the switch needs no device.
     assert in_use(profile) == (following if step in (Step.PROVE, Step.SWITCH) else before)
     with Tokens(profile) as tokens:
-        assert tokens.get(tokens.wanted((SCOPE,))).token
+        assert tokens.get(tokens.wanted((GRAPH,))).token
     rotate(profile, following, None, yubikey.unplug)
     (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
     assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")

@@ -15,9 +15,10 @@ from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.inventory.facts import Contents
 from hsm_signer.errors import PinUnavailable
 from tests.cli.conftest import Program
-from tests.rotation.conftest import PIN, SCOPE, TENANT, Application
+from tests.rotation.conftest import Application
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.listener import Listener, ready
+from tests.support.names import GRAPH, PIN, TENANT
 from tests.together.programs import Busy, current, exchange, thumbprint
 
 # Another key, of another application, on the same device.
@@ -80,7 +81,7 @@ class TestACredential:
         self, application: Application, program: Program, isolated: bool
     ) -> None:
         with application.tokens(network_timeout=30, isolated=isolated) as tokens:
-            challenged = tokens.wanted((SCOPE,), claims=CHALLENGE)
+            challenged = tokens.wanted((GRAPH,), claims=CHALLENGE)
 
             def ask() -> str:
                 # Past the tokens in memory: each time the device signs.
@@ -110,7 +111,7 @@ class TestACredential:
             application.tokens(network_timeout=30) as follows,
             Tokens(profile_from_arguments(arguments), isolated=isolated) as stays,
         ):
-            challenged = stays.wanted((SCOPE,), claims=CHALLENGE)
+            challenged = stays.wanted((GRAPH,), claims=CHALLENGE)
             with (
                 Busy(lambda: stays.get(challenged).token[:3]) as busy,
                 Busy(lambda: thumbprint(follows.assertion())) as following,

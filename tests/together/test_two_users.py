@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.rotation.plan import Step
-from tests.rotation.conftest import CLIENT, TENANT, Application
+from tests.rotation.conftest import Application
 from tests.rotation.conftest import running as running_application
+from tests.support.names import CLIENT, TENANT
 from tests.together.programs import Busy, current, exchange
 
 _AS_ANOTHER_USER = """

@@ -21,9 +21,8 @@ from hsm_signer.errors import (
     KeyAmbiguous,
 )
 from hsm_signer.jwt.assertion import parse_jwt
+from tests.support.names import AUDIENCE, CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
-AUDIENCE = "https://login.example.org/token"
 Issue = Callable[..., bytes]
 
 

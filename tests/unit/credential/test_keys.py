@@ -29,9 +29,8 @@ from hsm_signer.errors import (
 )
 from hsm_signer.jwt.assertion import parse_jwt, thumbprints
 from hsm_signer.x509.certificate import Certificate
+from tests.support.names import AUDIENCE, CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
-AUDIENCE = "https://login.example.org/token"
 OFFICE, HOME, VAULT = (Pkcs11Uri(token=name) for name in ("Office", "Home", "Vault"))
 NEXT_KEY = {
     *("DeviceGone", "DeviceNotFound", "DeviceTimeout", "KeyNotFound", "LoginInterrupted", "ModuleLoadError"),

@@ -12,8 +12,8 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
 )
+from tests.support.names import CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 OFFICE = Pkcs11Uri(token="Office")
 
 

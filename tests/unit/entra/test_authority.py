@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from hsm_signer.entra.authority import Cloud, Endpoint, check_scopes, is_loopback, resolve_endpoint, resolve_graph
 from hsm_signer.errors import ConfigError
+from tests.support.names import GRAPH
 
 GUID = "72f988bf-86f1-41af-91ab-2d7cd011db47"
-GRAPH = "https://graph.microsoft.com/.default"
 HOST_LABELS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=20)
 
 

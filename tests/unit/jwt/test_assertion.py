@@ -33,8 +33,8 @@ from hsm_signer.jwt.assertion import (
     parse_jwt,
 )
 from hsm_signer.x509.certificate import Certificate
+from tests.support.names import CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 AUDIENCE = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token"
 OBJECT = "5d3f0a52-7c52-4b39-9a55-1f8a4c0f6d77"
 NOW = 1_750_000_000.75

@@ -12,8 +12,8 @@ from joserfc.util import urlsafe_b64encode
 from hsm_signer.jwt.assertion import Jwt
 from hsm_signer.jwt.verification import check_assertion
 from hsm_signer.x509.certificate import Certificate, parse_certificates
+from tests.support.names import CLIENT
 
-CLIENT = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
 POINTS = ["signature", "thumbprint", "certificate", "times", "lifetime", "client", "claims"]
 ABSENT = object()
 Make = Callable[..., Jwt]

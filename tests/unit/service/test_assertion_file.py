@@ -36,9 +36,10 @@ from hsm_signer.service.assertion_file import (
     next_step,
 )
 from hsm_signer.system.systemd import ServiceManager
+from tests.support.names import CLIENT
 
 START = 1_750_000_000
-CLIENT, AUDIENCE = "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001", "https://login.example/contoso/oauth2/v2.0/token"
+AUDIENCE = "https://login.example/contoso/oauth2/v2.0/token"
 MINUTE = 60
 HELD = Held(START, START + 20 * MINUTE, START + 60 * MINUTE)
 GONE = DeviceGone("The device is away.", hint="Plug it in.")

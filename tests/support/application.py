@@ -26,10 +26,7 @@ from hsm_signer.rotation.registration import Clock
 from hsm_signer.rotation.rotation import Report, Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-
-TENANT, CLIENT = "contoso.example", "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001"
-SCOPE = "https://graph.microsoft.com/.default"
-PIN = "orchard+4711"
+from tests.support.names import CLIENT, GRAPH, PIN, TENANT
 
 
 @dataclass
@@ -99,7 +96,7 @@ class Application:
     def token(self) -> str:
         """Get a token as a program does that follows the key file."""
         with self.time.real(), self.tokens() as tokens:
-            return tokens.get(tokens.wanted((SCOPE,))).token
+            return tokens.get(tokens.wanted((GRAPH,))).token
 
     def tokens(self, *, isolated: bool = False, **changes: object) -> Tokens:
         """A program that follows the key file."""
