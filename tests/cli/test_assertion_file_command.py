@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from joserfc import jwt as jose
 from joserfc.jwk import OctKey, RSAKey
 
 from hsm_signer.testing import EntraEmulator
-from tests.cli.conftest import Program, Result, Settings, options
 from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.listener import Listener, ready
 from tests.support.names import CLIENT, PIN, TENANT
+from tests.support.program import Program, Result, Settings, options
 
 OFTEN = ("--lifetime", "700", "--interval", "1")
 FOR_EVER = float("inf")
@@ -150,13 +150,6 @@ class TestPrintEnv:
     def test_needs_a_tenant(self, program: Program, signing: Settings) -> None:
         settings = options(signing, tenant=None, token_endpoint="https://login.example/token")
         assert "Not set: tenant" in refused(program("assertion-file", "file", "--print-env", *settings), 2)
-
-
-@pytest.fixture
-def systemd() -> Iterator[Listener]:
-    listener = Listener()
-    yield listener
-    listener.close()
 
 
 Service = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]

@@ -15,8 +15,9 @@ import pkcs11._pkcs11
 import pytest
 
 from hsm_signer.jwt.assertion import parse_jwt
-from tests.cli.conftest import Program, Settings, assert_explained, key_uri, options
+from tests.cli.conftest import key_uri
 from tests.support.names import CLIENT, TENANT, WRONG_PIN
+from tests.support.program import Program, Settings, assert_explained, options
 
 # A token of its own: SoftHSM remembers a refused PIN, and would warn whoever logs in next.
 SPARE, WRONG = "pkcs11:token=spare", {"DEVICE_PIN": WRONG_PIN}

@@ -21,9 +21,10 @@ from hsm_signer.cli.text.registration import registration_steps
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from hsm_signer.x509.certificate import parse_certificates
-from tests.cli.conftest import Program, Settings, assert_explained, key_uri, options
+from tests.cli.conftest import key_uri
 from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.names import CLIENT, WRONG_PIN
+from tests.support.program import Program, Settings, assert_explained, options
 from tests.support.stacks.piv_attestation import attest, make_attesting_key
 
 SUBJECT = ("--subject", "CN=my app,O=Contoso")

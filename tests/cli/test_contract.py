@@ -30,7 +30,8 @@ from hsm_signer import errors, testing
 from hsm_signer.cli.app import make_program
 from hsm_signer.errors import HsmSignerError
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from tests.cli.conftest import CLIENT, PIN, TENANT, WRONG_PIN, Program, Result
+from tests.support.names import CLIENT, PIN, TENANT, WRONG_PIN
+from tests.support.program import Program, Result
 
 FILE = Path(__file__).with_name("contract.json")
 RECORD = "HSM_SIGNER_RECORD_CONTRACT"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.cli.conftest import Program, Settings, options
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.program import Program, Settings, options
 from tests.support.terminal import Terminal
 
 COMMANDS = [

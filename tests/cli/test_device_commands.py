@@ -19,10 +19,10 @@ from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import MAIN, Program, Result, Settings, assert_explained, options
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.names import PIN, WRONG_PIN
 from tests.support.ordinary_user import make_site
+from tests.support.program import MAIN, Program, Result, Settings, assert_explained, options
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from tests.cli.conftest import Program, Settings, options
 from tests.support.names import PIN, WRONG_PIN
+from tests.support.program import Program, Settings, options
 
 
 def secrets(*jwts: str) -> Iterator[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import hsm_signer
-from tests.cli.conftest import Program, Settings, key_uri, options
+from tests.cli.conftest import key_uri
 from tests.support.names import PIN, WRONG_PIN
+from tests.support.program import Program, Settings, options
 from tests.support.refusing_pcscd import keeping_out
 from tests.support.terminal import COLOUR, Terminal
 

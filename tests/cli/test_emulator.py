@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.conftest import Program, Settings, assert_explained, options
 from tests.support.names import CLIENT, TENANT
+from tests.support.program import Program, Settings, assert_explained, options
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

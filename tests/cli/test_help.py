@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hsm_signer
-from tests.cli.conftest import Program, Settings, options
+from tests.support.program import Program, Settings, options
 
 ASSERTION = {
     "--tenant": ["HSM_SIGNER_TENANT", "AZURE_TENANT_ID"],

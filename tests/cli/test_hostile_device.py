@@ -12,9 +12,9 @@ import pytest
 
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, Settings, options
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.names import PIN, WRONG_PIN
+from tests.support.program import Program, Settings, options
 from tests.support.terminal import Terminal
 
 # A window's title, a forged line, a colour by C1, a change of direction, a line separator, a deletion, half a

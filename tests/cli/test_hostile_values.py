@@ -20,8 +20,8 @@ from hsm_signer.cli.commands import emulator
 from hsm_signer.config.settings import SETTINGS, Setting
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, Settings, options
 from tests.support.names import PIN
+from tests.support.program import Program, Settings, options
 
 HOSTILE = (
     " ",

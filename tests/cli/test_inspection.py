@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Program, assert_explained
+from tests.support.program import Program, assert_explained
 
 
 def unsigned(claims: Mapping[str, object], header: Mapping[str, object] | None = None) -> str:

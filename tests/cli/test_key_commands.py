@@ -16,9 +16,9 @@ from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, Result, Settings, assert_explained, options
 from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.names import PIN, WRONG_PIN
+from tests.support.program import Program, Result, Settings, assert_explained, options
 from tests.support.terminal import Terminal
 
 DEVICE_MEMORY = 0x31  # CKR_DEVICE_MEMORY, PKCS#11 v3.1 section 6.1

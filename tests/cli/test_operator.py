@@ -3,8 +3,8 @@
 import pytest
 from pkcs11 import TokenFlag
 
-from tests.cli.conftest import Program, Settings, options
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.program import Program, Settings, options
 from tests.support.terminal import Terminal
 
 

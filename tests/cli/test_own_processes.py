@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Program, Settings, options
 from tests.support.names import PIN
+from tests.support.program import Program, Settings, options
 
 # As soon as it is loaded, it writes down what it finds in its process. Then it refuses to be a module.
 SOURCE = r"""

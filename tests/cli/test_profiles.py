@@ -6,8 +6,8 @@ import pytest
 
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, Settings, assert_explained, options
 from tests.support.names import CLIENT, PIN, TENANT
+from tests.support.program import Program, Settings, assert_explained, options
 
 
 def write(file: Path, text: str) -> Path:

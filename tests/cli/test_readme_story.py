@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
-from tests.cli.conftest import Program
 from tests.support.names import PIN, TENANT
+from tests.support.program import Program
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 CLIENT = "11111111-2222-4333-8444-555555555555"

@@ -14,10 +14,9 @@ import pytest
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from tests.support.names import CLIENT, TENANT
+from tests.support.program import Program, options
 from tests.support.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
 from tests.support.stacks.pcscd import asks_polkit
-
-from .conftest import Program, options
 
 REFUSALS = {
     "a client": keeping_out,

@@ -22,8 +22,8 @@ from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import EntraEmulator, GraphRefusal, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, Result, assert_explained
 from tests.support.names import CLIENT, PIN, TENANT
+from tests.support.program import Program, Result, assert_explained
 
 STEPS = ["name", "generate", "certify", "register", "prove", "switch", "unregister"]
 

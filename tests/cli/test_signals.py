@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Program, Settings, options
 from tests.support.names import PIN
 from tests.support.processes import wait_until_gone
+from tests.support.program import Program, Settings, options
 from tests.support.terminal import SHELL, Terminal
 
 # As SHELL, but it outlives what is sent to the whole foreground group.

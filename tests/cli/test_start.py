@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hsm_signer
-from tests.cli.conftest import Program
+from tests.support.program import Program
 
 # The signal arrives while a module is imported, as for somebody who presses Ctrl-C at once.
 _INTERRUPTED_AT = """

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tests.cli.conftest import Program, Settings, options
 from tests.support.names import PIN
+from tests.support.program import Program, Settings, options
 from tests.support.terminal import COLOUR, Terminal
 
 

@@ -15,8 +15,9 @@ from joserfc import jwt as jose
 from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer.testing import EntraEmulator, Refused
-from tests.cli.conftest import Program, Settings, assert_explained, key_uri, options
+from tests.cli.conftest import key_uri
 from tests.support.names import CLIENT, PIN, TENANT, WRONG_PIN
+from tests.support.program import Program, Settings, assert_explained, options
 
 
 def require_token(text: str, entra: EntraEmulator) -> None:

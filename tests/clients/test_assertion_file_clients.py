@@ -4,8 +4,6 @@ import os
 import shlex
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -17,43 +15,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import RSAKey
 
-import hsm_signer
 from hsm_signer.jwt.assertion import KEPT_BY_READERS
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program, options
 from tests.support.listener import Listener, ready
 from tests.support.names import CLIENT, GRAPH, TENANT
-
-
-@pytest.fixture
-def systemd() -> Iterator[Listener]:
-    with closing(Listener()) as listener:
-        yield listener
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    return directory / "assertion"
+from tests.support.program import Program, options, program_with
 
 
 @pytest.fixture
 def keeper(softhsm: SoftHsm, key: SoftHsmKey, tmp_path: Path, systemd: Listener) -> Program:
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
-        "DEVICE_PIN": softhsm.pin,
-        **softhsm.environment,
-        **systemd.environment,
-    }
-    return Program(tmp_path, tmp_path, environment)
+    return program_with(softhsm, tmp_path, **systemd.environment)
 
 
 @pytest.fixture
-def arguments(softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, file: Path) -> list[str]:
+def arguments(softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, assertion_file: Path) -> list[str]:
     """The command that keeps the file, and replaces it every second."""
     settings = {
         "tenant": TENANT,
@@ -65,7 +41,7 @@ def arguments(softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, file: Pat
         "lifetime": str(KEPT_BY_READERS + 2),
         "interval": "1",
     }
-    return ["assertion-file", str(file), *options(settings)]
+    return ["assertion-file", str(assertion_file), *options(settings)]
 
 
 @pytest.fixture
@@ -103,13 +79,13 @@ class TestWorkloadIdentityCredential:
         arguments: list[str],
         entra: EntraEmulator,
         systemd: Listener,
-        file: Path,
+        assertion_file: Path,
         key: SoftHsmKey,
     ) -> None:
         posted: set[str] = set()
         with keeper.start(*arguments):
             systemd.wait_for(ready)
-            reader = Reader(file)
+            reader = Reader(assertion_file)
             reader.start()
             try:
                 while len(posted) < 3:
@@ -125,12 +101,12 @@ class TestWorkloadIdentityCredential:
         assert {request.status for request in entra.requests} == {200}
         assert len(reader.seen) >= 3
         assert {mode for _, mode in reader.seen} == {0o600}
-        assert posted <= {text for text, _ in reader.seen} | {file.read_text()}
+        assert posted <= {text for text, _ in reader.seen} | {assertion_file.read_text()}
         for text, _ in reader.seen:
             jose.decode(text, public_key(key), algorithms=["RS256"])  # raises unless it is whole
 
     def test_gets_a_token_asynchronously(
-        self, keeper: Program, arguments: list[str], entra: EntraEmulator, file: Path
+        self, keeper: Program, arguments: list[str], entra: EntraEmulator, assertion_file: Path
     ) -> None:
         assert keeper(*arguments, "--once").status == 0
 
@@ -143,4 +119,4 @@ class TestWorkloadIdentityCredential:
                 return (await credential.get_token(GRAPH)).token
 
         assert anyio.run(main).count(".") == 2
-        assert entra.requests[-1].form["client_assertion"] == file.read_text()
+        assert entra.requests[-1].form["client_assertion"] == assertion_file.read_text()

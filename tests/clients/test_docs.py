@@ -15,8 +15,8 @@ import pytest
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import MAIN, Program
 from tests.support.names import CLIENT, TENANT
+from tests.support.program import MAIN, Program, program_with
 
 from .vault import Vault
 
@@ -136,21 +136,15 @@ def program(
     trusted = tmp_path / "trusted.pem"
     assert entra.ca_file is not None
     trusted.write_bytes(entra.ca_file.read_bytes() + vault.ca_file.read_bytes())
-    return Program(
+    return program_with(
+        softhsm,
         tmp_path,
-        tmp_path,
-        {
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-            "PYTHONPATH": str(ROOT),
-            "NO_PROXY": "127.0.0.1",
-            "SSL_CERT_FILE": str(trusted),
-            "REQUESTS_CA_BUNDLE": str(trusted),
-            "HSM_SIGNER_MODULE": str(softhsm.module),
-            "HSM_SIGNER_AUTHORITY": entra.authority,
-            "AZURE_AUTHORITY_HOST": entra.authority,
-            **softhsm.environment,
-        },
+        NO_PROXY="127.0.0.1",
+        SSL_CERT_FILE=str(trusted),
+        REQUESTS_CA_BUNDLE=str(trusted),
+        HSM_SIGNER_MODULE=str(softhsm.module),
+        HSM_SIGNER_AUTHORITY=entra.authority,
+        AZURE_AUTHORITY_HOST=entra.authority,
     )
 
 

@@ -1,9 +1,8 @@
-"""The stacks of the matrix, each started when it is first needed; and a SoftHSM with several keys."""
+"""A SoftHSM with several keys; and a module that counts the calls to a stack of the matrix."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import pytest
 
@@ -15,42 +14,6 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.stacks import Stack
-from tests.support.stacks.opencryptoki import OpenCryptokiStack
-from tests.support.stacks.own import OwnStack
-from tests.support.stacks.p11_kit_remote import P11KitStack
-from tests.support.stacks.piv import PivStack, VirtualYubiKey
-from tests.support.stacks.softhsm import SoftHsmStack
-from tests.support.stacks.tpm import TpmStack
-
-Running: TypeAlias = Callable[[str], Stack]
-
-# One of each in a run, whichever directory's tests ask: a loaded module stays with the card that it found first.
-started: dict[str, Stack] = {}
-
-
-@pytest.fixture(scope="session")
-def running() -> Iterator[Running]:
-    """Start a stack when it is first needed, and stop them all at the end."""
-
-    def running(name: str) -> Stack:
-        if name not in started:
-            if name == "own":
-                started[name] = OwnStack(os.environ["HSM_SIGNER_TEST_URI"])
-            elif name == "softhsm":
-                started[name] = SoftHsmStack()
-            elif name == "tpm":
-                started[name] = TpmStack()
-            elif name == "p11-kit":
-                started[name] = P11KitStack()
-            elif name == "opencryptoki":
-                started[name] = OpenCryptokiStack()
-            else:
-                started["ykcs11"], started["opensc"] = VirtualYubiKey().stacks
-        return started[name]
-
-    yield running
-    while started:
-        started.popitem()[1].close()
 
 
 @pytest.fixture
@@ -58,16 +21,6 @@ def counted(stack: Stack) -> Iterator[FaultyModule]:
     """The module of a stack behind one that does nothing but count, so that the logins of every stack are counted."""
     with FaultyModule(stack.module, stack.environment, pin=stack.pin) as counted:
         yield counted
-
-
-@pytest.fixture(params=["ykcs11", "opensc"])
-def yubikey(request: pytest.FixtureRequest, running: Running) -> Iterator[PivStack]:
-    """The virtual YubiKey through each of its modules."""
-    stack = running(request.param)
-    assert isinstance(stack, PivStack)
-    stack.reset()
-    yield stack
-    stack.reset()
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,9 @@ from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
+from tests.support.fixtures import Running
 from tests.support.stacks import Stack
 from tests.support.stacks.apart import Apart, run_apart
-
-from .conftest import Running
 
 
 @pytest.fixture

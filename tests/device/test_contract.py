@@ -29,10 +29,9 @@ from hsm_signer.errors import (
 )
 from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.fixtures import Running
 from tests.support.stacks import Stack, StackKey
 from tests.support.stacks.opencryptoki import stacks
-
-from .conftest import Running
 
 MESSAGE = b"header.claims"
 OWN = os.environ.get("HSM_SIGNER_TEST_URI")

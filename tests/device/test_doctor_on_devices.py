@@ -11,10 +11,9 @@ import pytest
 
 import hsm_signer
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.fixtures import Running
 from tests.support.stacks import Stack, StackKey
 from tests.support.stacks.opencryptoki import stacks
-
-from .conftest import Running
 
 
 @pytest.fixture(params=stacks("softhsm", "tpm", "ykcs11", "opensc"))

@@ -20,10 +20,9 @@ from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.x509.issuance import certificate_request, create_certificate
 from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.fixtures import Running
 from tests.support.stacks import Stack, StackKey
 from tests.support.stacks.opencryptoki import stacks
-
-from .conftest import Running
 
 SUBJECT = "CN=my app,O=Contoso"
 

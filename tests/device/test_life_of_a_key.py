@@ -15,10 +15,9 @@ import pytest
 
 import hsm_signer
 from hsm_signer.testing import EntraEmulator, SoftHsm
+from tests.support.fixtures import Running
 from tests.support.names import CLIENT, TENANT
 from tests.support.stacks.tpm import TpmStack
-
-from .conftest import Running
 
 TOKEN = "life"  # what PKCS#11 calls a token: the device
 

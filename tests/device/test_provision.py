@@ -39,11 +39,10 @@ from hsm_signer.errors import (
     KeyNotFound,
     MechanismUnsupported,
 )
+from tests.support.fixtures import Running
 from tests.support.stacks import Stack
 from tests.support.stacks.opencryptoki import stacks
 from tests.support.stacks.piv import PivStack
-
-from .conftest import Running
 
 WRITABLE = stacks("softhsm", "p11-kit", "tpm")
 MESSAGE = b"header.claims"

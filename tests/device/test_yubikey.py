@@ -30,10 +30,9 @@ from hsm_signer.errors import (
     PinUnavailable,
     TouchMissed,
 )
+from tests.support.fixtures import Running
 from tests.support.stacks import StackKey
 from tests.support.stacks.piv import PivStack
-
-from .conftest import Running
 
 MESSAGE = b"header.claims"
 

@@ -10,7 +10,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, KeyNotFound, KeyUnfit
 from hsm_signer.rotation.plan import Step
 from hsm_signer.testing import GraphRefusal, Slow
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.names import CLIENT, TENANT
 
 # What a person may call the key `app` with the id 01.

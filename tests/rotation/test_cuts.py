@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 
 GRAPH, ROTATION = "hsm_signer.entra.graph", "hsm_signer.rotation.rotation"
 

@@ -12,7 +12,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.rotation.due import Due, check_due
 from hsm_signer.rotation.plan import Step
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.names import CLIENT, TENANT
 
 DEFAULT = {"grace": None}

@@ -101,6 +101,7 @@ def stage() -> Iterator[Stage]:
         yield Stage(softhsm, keys, {True: lists, False: does_not}, restore)
 
 
+@pytest.mark.usefixtures("device_pin")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     current=written(st.sampled_from([*NUMBERS])),

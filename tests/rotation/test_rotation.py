@@ -22,7 +22,7 @@ from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
 from hsm_signer.x509.issuance import create_certificate
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.names import CLIENT, PIN, TENANT
 
 # One rotation asks Graph: what is registered, addKey, what is registered, removeKey.

@@ -11,8 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
-import pytest
-
 from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.operator import key_access
@@ -172,14 +170,9 @@ with Rotation(profile_from_arguments(arguments), request) as rotation:
 """
 
 
-@pytest.fixture(autouse=True)
-def _pin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEVICE_PIN", PIN)
-
-
 @contextmanager
-def running(directory: Path, *, forbid_listing: bool) -> Iterator[Application]:
-    """Run an application that has its first key."""
+def running_application(directory: Path, *, forbid_listing: bool = False) -> Iterator[Application]:
+    """Run an application that has its first key. Its PIN is to be in DEVICE_PIN."""
     clock = Time()
     with (
         SoftHsm(label="rolling", pin=PIN) as softhsm,
@@ -195,16 +188,3 @@ def running(directory: Path, *, forbid_listing: bool) -> Iterator[Application]:
         (credential,) = entra.key_credentials(CLIENT, tenant=TENANT)
         write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
         yield Application(entra, softhsm, file, first, clock)
-
-
-@pytest.fixture
-def application(tmp_path: Path) -> Iterator[Application]:
-    with running(tmp_path, forbid_listing=False) as application:
-        yield application
-
-
-@pytest.fixture
-def reticent(tmp_path: Path) -> Iterator[Application]:
-    """An application that Graph does not tell what it holds."""
-    with running(tmp_path, forbid_listing=True) as application:
-        yield application

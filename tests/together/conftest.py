@@ -8,24 +8,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-import hsm_signer
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.cli.conftest import Program
-from tests.device.conftest import running as running
-from tests.device.conftest import yubikey as yubikey
-from tests.rotation.conftest import Application
-from tests.rotation.conftest import _pin as _pin
-from tests.rotation.conftest import application as application
+from tests.support.application import Application
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.listener import Listener
 from tests.support.names import CLIENT, TENANT
+from tests.support.program import Program, program_with
 
 _SET_PIN = """
 import os, sys, pkcs11
@@ -84,12 +78,6 @@ def card(tmp_path: Path) -> Iterator[Card]:
 
 
 @pytest.fixture
-def systemd() -> Iterator[Listener]:
-    with closing(Listener()) as listener:
-        yield listener
-
-
-@pytest.fixture
 def program(tmp_path: Path, application: Application, systemd: Listener) -> Program:
     """The command line, with a profile that follows the key file."""
     config = tmp_path / "config.toml"
@@ -103,23 +91,4 @@ def program(tmp_path: Path, application: Application, systemd: Listener) -> Prog
         pin_source = "env:DEVICE_PIN"
         """
     )
-    return program_in(tmp_path, application.softhsm, HSM_SIGNER_CONFIG=str(config), **systemd.environment)
-
-
-def program_in(directory: Path, softhsm: SoftHsm, **environment: str) -> Program:
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(directory),
-        "PYTHONPATH": str(Path(hsm_signer.__file__).parents[1]),
-        "DEVICE_PIN": softhsm.pin,
-        **softhsm.environment,
-        **environment,
-    }
-    return Program(directory, directory, environment)
-
-
-@pytest.fixture
-def assertion_file(tmp_path: Path) -> Path:
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    return directory / "assertion"
+    return program_with(application.softhsm, tmp_path, HSM_SIGNER_CONFIG=str(config), **systemd.environment)

@@ -8,7 +8,7 @@ from typing import Self
 import httpx
 from joserfc.util import urlsafe_b64decode
 
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.names import CLIENT, GRAPH, TENANT
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

@@ -9,10 +9,10 @@ from hsm_signer.device.manage.certificates import replace_certificates
 from hsm_signer.device.manage.keys import find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.system.private_file import replacing
-from tests.cli.conftest import Program
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.listener import Listener, ready
 from tests.support.names import CLIENT, TENANT
+from tests.support.program import Program
 from tests.together.programs import Busy, exchange
 
 

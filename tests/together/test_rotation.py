@@ -14,11 +14,11 @@ from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.inventory.facts import Contents
 from hsm_signer.errors import PinUnavailable
-from tests.cli.conftest import Program
-from tests.rotation.conftest import Application
+from tests.support.application import Application
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.listener import Listener, ready
 from tests.support.names import GRAPH, PIN, TENANT
+from tests.support.program import Program
 from tests.together.programs import Busy, current, exchange, thumbprint
 
 # Another key, of another application, on the same device.

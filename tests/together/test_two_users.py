@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.rotation.plan import Step
-from tests.rotation.conftest import Application
-from tests.rotation.conftest import running as running_application
+from tests.support.application import Application, running_application
 from tests.support.names import CLIENT, TENANT
 from tests.together.programs import Busy, current, exchange
 
@@ -50,11 +49,11 @@ with Tokens(profile) as tokens:
 
 
 @pytest.fixture
-def application() -> Iterator[Application]:
+def application(device_pin: None) -> Iterator[Application]:
     """The same as elsewhere, where another user can get to it."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)  # noqa: S103  # for all to read
-        with running_application(Path(directory), forbid_listing=False) as application:
+        with running_application(Path(directory)) as application:
             share(application)
             yield application
 
