@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import EntraEmulator, GraphRefusal, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.certificates import common_name, make_certificate
 from tests.support.names import CLIENT, PIN, TENANT
 from tests.support.program import Program, Result, assert_explained
 
@@ -110,7 +109,7 @@ class Authority:
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(65537, 2048)
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+        self.name = common_name("authority")
         self.certificate = self._issue(self.name, self._key.public_key())
 
     def sign(self, request: bytes) -> bytes:
@@ -122,10 +121,8 @@ class Authority:
         return self._issue(asked.subject, public_key)
 
     def _issue(self, subject: x509.Name, public_key: rsa.RSAPublicKey) -> bytes:
-        now = datetime.now(UTC)
-        builder = x509.CertificateBuilder(self.name, subject, public_key, x509.random_serial_number())
-        valid = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=30))
-        return valid.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        issued = make_certificate(public_key, subject=subject, issuer=(self.name, self._key))
+        return issued.public_bytes(Encoding.PEM)
 
 
 def commands(result: Result) -> list[list[str]]:

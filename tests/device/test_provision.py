@@ -3,14 +3,12 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
 
@@ -39,6 +37,7 @@ from hsm_signer.errors import (
     KeyNotFound,
     MechanismUnsupported,
 )
+from tests.support.certificates import common_name, make_certificate
 from tests.support.fixtures import Running
 from tests.support.stacks import Stack
 from tests.support.stacks.opencryptoki import stacks
@@ -100,18 +99,8 @@ def device(stack: Stack) -> Iterator[Device]:
 
 
 def certify(public_key: PublicKey) -> x509.Certificate:
-    now = datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "provision test")])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(rsa.RSAPublicNumbers(public_key.exponent, public_key.modulus).public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=30))
-        .sign(rsa.generate_private_key(public_exponent=65537, key_size=2048), hashes.SHA256())
-    )
+    key = rsa.RSAPublicNumbers(public_key.exponent, public_key.modulus).public_key()
+    return make_certificate(key, issuer=(common_name("provision test"), rsa.generate_private_key(65537, 2048)))
 
 
 def store(device: Device, certificate: x509.Certificate, key_id: bytes) -> bytes:

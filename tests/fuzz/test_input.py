@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -50,26 +49,23 @@ from tests.fuzz.mutation import (
     only_errors_of_ours,
     with_odd_members,
 )
+from tests.support.certificates import make_certificate
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 DEVICE = DeviceInfo("label", "maker", "model", "serial", 1, "slot", "slot maker", "library", "description", (2, 6))
 ENDPOINT = resolve_endpoint(tenant="contoso.example")
 
 
-def make_certificate() -> x509.Certificate:
-    key = rsa.generate_private_key(65537, 2048)
-    parts = [(NameOID.COUNTRY_NAME, "NO"), (NameOID.ORGANIZATION_NAME, "Blåbær, Inc."), (NameOID.COMMON_NAME, "app")]
-    name = x509.Name([x509.NameAttribute(*part) for part in parts])
-    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 4711)
-    # The second is a GeneralizedTime (RFC 5280 section 4.1.2.5).
-    builder = builder.not_valid_before(NOW).not_valid_after(datetime(2051, 1, 1, tzinfo=UTC))
-    builder = builder.add_extension(usage, critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-    return builder.sign(key, hashes.SHA256())
-
-
-MADE = make_certificate()
+_NAME = [(NameOID.COUNTRY_NAME, "NO"), (NameOID.ORGANIZATION_NAME, "Blåbær, Inc."), (NameOID.COMMON_NAME, "app")]
+MADE = make_certificate(
+    rsa.generate_private_key(65537, 2048),
+    x509.KeyUsage(True, False, False, False, False, False, False, False, False),
+    x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
+    subject=x509.Name([x509.NameAttribute(*part) for part in _NAME]),
+    not_before=NOW,
+    # A GeneralizedTime (RFC 5280 section 4.1.2.5).
+    not_after=datetime(2051, 1, 1, tzinfo=UTC),
+)
 DER, PEM = MADE.public_bytes(Encoding.DER), MADE.public_bytes(Encoding.PEM)
 CERTIFICATE = parse_certificates(DER, "It")[0]
 

@@ -12,19 +12,19 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from joserfc import jws, jwt
 from joserfc.jwk import RSAKey
 
 from hsm_signer.testing import EntraEmulator
+from tests.support import certificates
+from tests.support.certificates import PrivateKey, common_name
 from tests.support.names import CLIENT, OTHER_CLIENT
 
 NOW = 1_800_000_000
 TENANT = "contoso.onmicrosoft.com"
 AUDIENCE = "00000002-0000-0000-c000-000000000000"
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 def make_certificate(
@@ -32,15 +32,11 @@ def make_certificate(
 ) -> x509.Certificate:
     """A certificate valid from and until so many days from now; self-signed without an issuer."""
     now = datetime.fromtimestamp(NOW, UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "graph test")]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer" if issuer else "graph test")]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + timedelta(days=days[0]))
-        .not_valid_after(now + timedelta(days=days[1]))
-        .sign(issuer or key, hashes.SHA256())
+    return certificates.make_certificate(
+        key,
+        issuer=(common_name("issuer"), issuer) if issuer else None,
+        not_before=now + timedelta(days=days[0]),
+        not_after=now + timedelta(days=days[1]),
     )
 
 

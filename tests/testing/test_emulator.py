@@ -9,16 +9,13 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
@@ -26,28 +23,10 @@ from hsm_signer.errors import ConfigError
 from hsm_signer.testing import EntraEmulator, Slow
 from hsm_signer.testing.entra.loopback import server_url
 from tests.support.names import CLIENT
-
-NOW = 1_800_000_000
-TENANT = "contoso.onmicrosoft.com"
-
-
-def _make_certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulator test")])
-    now = datetime.fromtimestamp(NOW, UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-
+from tests.testing.conftest import NOW, TENANT, make_certificate
 
 KEY, OTHER_KEY = (rsa.generate_private_key(65537, 2048) for _ in range(2))
-CERTIFICATE, OTHER_CERTIFICATE = _make_certificate(KEY), _make_certificate(OTHER_KEY)
+CERTIFICATE, OTHER_CERTIFICATE = make_certificate(KEY), make_certificate(OTHER_KEY)
 PEM, OTHER_DER = CERTIFICATE.public_bytes(Encoding.PEM), OTHER_CERTIFICATE.public_bytes(Encoding.DER)
 
 
@@ -464,7 +443,7 @@ def test_a_stopped_emulator_has_no_authority() -> None:
     [
         pytest.param(b"nonsense", "in PEM or DER", id="no certificate"),
         pytest.param(
-            _make_certificate(ec.generate_private_key(ec.SECP256R1())).public_bytes(Encoding.DER), "RSA", id="EC key"
+            make_certificate(ec.generate_private_key(ec.SECP256R1())).public_bytes(Encoding.DER), "RSA", id="EC key"
         ),
     ],
 )

@@ -5,25 +5,24 @@ import json
 import ssl
 import threading
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import httpx
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from joserfc import jws
 
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing import Disconnected, DripFeed, EntraEmulator, GraphRefusal, Html, Slow, Throttled, Unavailable
+from tests.support import certificates
+from tests.support.certificates import common_name
 from tests.support.names import CLIENT
 from tests.testing.conftest import (
     EXPIRED,
     NEW,
     NEW_KEY,
-    NOW,
     OLD,
     OLD_KEY,
     STRANGE,
@@ -190,13 +189,7 @@ class TestPolicy:
 
     def test_demands_an_authority(self, caller: Caller) -> None:
         authority = rsa.generate_private_key(65537, 2048)
-        named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer")])
-        certificate = (
-            x509.CertificateBuilder(named, named, authority.public_key(), x509.random_serial_number())
-            .not_valid_before(datetime.fromtimestamp(NOW, UTC))
-            .not_valid_after(datetime.fromtimestamp(NOW, UTC) + timedelta(days=1))
-            .sign(authority, hashes.SHA256())
-        )
+        certificate = certificates.make_certificate(authority, subject=common_name("issuer"))
         caller.entra.restrict_certificates(issuer=certificate.public_bytes(Encoding.PEM))
         refused = [caller.add(NEW), caller.add(make_certificate(NEW_KEY, issuer=STRANGE_KEY))]
         assert [code(response) for response in refused] == [(400, "CredentialIssuerNotAllowedAsPerAppPolicy")] * 2

@@ -13,6 +13,7 @@ from joserfc.jwk import RSAKey
 from hsm_signer.testing import EntraEmulator
 from hsm_signer.testing.entra.graph_rules import check_caller
 from hsm_signer.testing.entra.proof_rules import GraphRefused
+from tests.support.certificates import PrivateKey
 from tests.support.names import CLIENT, OTHER_CLIENT
 from tests.testing.conftest import (
     AUDIENCE,
@@ -27,7 +28,6 @@ from tests.testing.conftest import (
     TENANT,
     Caller,
     Clock,
-    PrivateKey,
     base64url,
     code,
     der,

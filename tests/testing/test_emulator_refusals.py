@@ -6,7 +6,6 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -14,34 +13,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from hsm_signer.testing import EntraEmulator
 from tests.support.names import CLIENT, OTHER_CLIENT
+from tests.testing.conftest import NOW, make_certificate
 
-NOW = 1_800_000_000
 TENANT = "3fb4a1c6-52c5-4a0b-9d4e-0d7f4a7e6c11"
 
 
 def _make_key(bits: int = 2048) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, bits)
-
-
-def _make_certificate(key: rsa.RSAPrivateKey, days: tuple[int, int] = (-1, 1)) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulator test")])
-    now = datetime.fromtimestamp(NOW, UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + timedelta(days=days[0]))
-        .not_valid_after(now + timedelta(days=days[1]))
-        .sign(key, hashes.SHA256())
-    )
 
 
 def _encode(data: bytes) -> str:
@@ -53,8 +36,8 @@ def _thumbprint(certificate: x509.Certificate, algorithm: str) -> str:
 
 
 KEY, OTHER_KEY, EXPIRED_KEY, SMALL_KEY = _make_key(), _make_key(), _make_key(), _make_key(1024)
-CERTIFICATE, OTHER_CERTIFICATE = _make_certificate(KEY), _make_certificate(OTHER_KEY)
-EXPIRED_CERTIFICATE, SMALL_CERTIFICATE = _make_certificate(EXPIRED_KEY, (-9, -2)), _make_certificate(SMALL_KEY)
+CERTIFICATE, OTHER_CERTIFICATE = make_certificate(KEY), make_certificate(OTHER_KEY)
+EXPIRED_CERTIFICATE, SMALL_CERTIFICATE = make_certificate(EXPIRED_KEY, (-9, -2)), make_certificate(SMALL_KEY)
 SHA1, SHA256 = _thumbprint(CERTIFICATE, "sha1"), _thumbprint(CERTIFICATE, "sha256")
 
 

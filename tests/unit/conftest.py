@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from hsm_signer.crypto import Algorithm, PublicKey, Signer
 from hsm_signer.x509.certificate import Certificate, parse_certificates
+from tests.support.certificates import PrivateKey, common_name, make_certificate
 
 NOW = datetime(2025, 6, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -64,25 +64,14 @@ def issue() -> Callable[..., bytes]:
     """Issue a certificate, valid for a year around `now` unless told otherwise, and return its DER."""
 
     def issue(
-        key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+        key: PrivateKey,
         *extensions: x509.ExtensionType,
-        subject: x509.Name | None = None,
+        subject: x509.Name = common_name("unit test"),  # noqa: B008  # it cannot be changed
         not_before: datetime = NOW - timedelta(days=180),
         not_after: datetime = NOW + timedelta(days=185),
     ) -> bytes:
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "unit test")]) if subject is None else subject
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(not_before)
-            .not_valid_after(not_after)
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=True)
-        return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        made = make_certificate(key, *extensions, subject=subject, not_before=not_before, not_after=not_after)
+        return made.public_bytes(Encoding.DER)
 
     return issue
 

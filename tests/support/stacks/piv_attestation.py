@@ -9,7 +9,8 @@ import secrets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+
+from tests.support.certificates import common_name
 
 FIRMWARE, SERIAL, POLICIES, FORM_FACTOR = (f"1.3.6.1.4.1.41482.3.{number}" for number in (3, 7, 8, 9))
 """Extensions: three octets; an INTEGER; PIN and touch policy, one octet each; one octet. Only the serial is DER."""
@@ -55,17 +56,13 @@ def attest(
 
 def _builder(subject: str, issuer: str, public_key: rsa.RSAPublicKey) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
-        subject_name=_name(subject),
-        issuer_name=_name(issuer),
+        subject_name=common_name(subject),
+        issuer_name=common_name(issuer),
         public_key=public_key,
         serial_number=1 << 120 | secrets.randbits(120),  # 16 octets
         not_valid_before=_FROM,
         not_valid_after=_UNTIL,
     )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _extension(oid: str, value: bytes) -> x509.UnrecognizedExtension:

@@ -8,7 +8,6 @@ is a process of its own because a module may hold the interpreter's lock while i
 """
 
 import ctypes
-import datetime
 import fcntl
 import json
 import os
@@ -24,10 +23,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+
+from tests.support.certificates import common_name, make_certificate
 
 from .pcscd import asks_polkit, start_pcscd
 from .piv_attestation import make_attesting_key
@@ -250,18 +249,7 @@ class Witness:
 
 def _make_key(name: str) -> PivKey:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .sign(key, hashes.SHA256())
-    )
+    certificate = make_certificate(key, subject=common_name(name))
     return PivKey(key, certificate.public_bytes(serialization.Encoding.DER))
 
 

@@ -5,7 +5,6 @@ dbus-daemon. The module goes through tpm2-abrmd as on a server: a TPM has room f
 that swaps them tpm2-pkcs11 runs out of it.
 """
 
-import datetime
 import os
 import re
 import shutil
@@ -18,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
+from tests.support.certificates import common_name, make_certificate
 
 from . import StackKey
 from .daemon import Daemon
@@ -228,14 +227,5 @@ def _program(name: str) -> str:
 
 
 def _issue(public_key: rsa.RSAPublicKey) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hsm-signer test")]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hsm-signer test issuer")]))
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .sign(rsa.generate_private_key(public_exponent=65537, key_size=2048), hashes.SHA256())
-    )
+    issuer = common_name("hsm-signer test issuer"), rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return make_certificate(public_key, subject=common_name("hsm-signer test"), issuer=issuer)

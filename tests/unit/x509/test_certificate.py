@@ -26,6 +26,7 @@ from hsm_signer.x509.certificate import (
     to_pem,
 )
 from hsm_signer.x509.requirements import require_usable
+from tests.support.certificates import common_name, make_certificate
 
 SOURCE = "/etc/hsm-signer/app.pem"
 SECOND = timedelta(seconds=1)
@@ -309,17 +310,11 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def issue_quickly(name: x509.Name) -> bytes:
-    return (
-        x509.CertificateBuilder(name, name, EC_KEY.public_key(), 1)
-        .not_valid_before(datetime(2025, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2026, 1, 1, tzinfo=UTC))
-        .sign(EC_KEY, hashes.SHA256())
-        .public_bytes(Encoding.DER)
-    )
+    return make_certificate(EC_KEY, subject=name).public_bytes(Encoding.DER)
 
 
 def test_a_subject_cannot_steer_a_terminal() -> None:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\x1b[2Jb")])
+    name = common_name("a\x1b[2Jb")
     assert parse_certificates(issue_quickly(name), SOURCE)[0].subject == r"CN=a\1B[2Jb"
 
 
