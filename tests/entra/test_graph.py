@@ -105,7 +105,7 @@ def test_a_certificate_that_is_not_registered_is_not_found(ours: Certificate) ->
         ("Authorization_RequestDenied", "Application.Read.All"),
         ("Request_ResourceNotFound", "--service-principal"),
         ("CredentialInvalidLifetimeAsPerAppPolicy", "--days"),
-        ("CredentialIssuerNotAllowedAsPerAppPolicy", "an authority it trusts"),
+        ("CredentialIssuerNotAllowedAsPerAppPolicy", "from a trusted CA"),
         ("SomethingNew", "learn.microsoft.com"),
     ],
 )
