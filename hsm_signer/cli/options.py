@@ -32,7 +32,7 @@ def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., N
     Returns:
         A decorator for a function whose first parameter is the profile.
     """
-    settings = [setting for setting in SETTINGS if setting.panel in panels]
+    settings = [setting for setting in SETTINGS.values() if setting.panel in panels]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
@@ -67,7 +67,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     names = [name for name in (setting.variable, setting.azure) if name]
     variables = f" \\[env: {', '.join(names)}]" if names else ""
     option = typer.Option(
-        setting.flag,
+        setting.option,
         help=setting.help + variables,
         metavar=setting.metavar,
         rich_help_panel=setting.panel,

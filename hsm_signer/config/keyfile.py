@@ -20,9 +20,6 @@ from hsm_signer.errors import ConfigError, OutputError, UriError
 from hsm_signer.system.private_file import read_trusted, write_private
 from hsm_signer.system.strict_json import parse_json
 
-KEY_FILE = "file:"
-"""How a profile's `key` begins when it names one."""
-
 _OF_A_KEY = ("key", "registered", "key_id", "until", "delete")
 _THUMBPRINTS = ("x5t", "x5t#S256")
 

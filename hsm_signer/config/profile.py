@@ -1,29 +1,33 @@
-"""From options, environment and a TOML profile to one frozen `Profile`.
+"""From options, variables and a TOML profile to one frozen `Profile`.
 
-The first of these that has a setting wins: the option, its HSM_SIGNER variable, the profile, the AZURE variable, the
-default. An ambient AZURE_CLIENT_ID therefore does not change a chosen profile. `settings` says what each is called.
+The first place that has a setting wins: the option, its HSM_SIGNER variable, the profile in the file, the AZURE
+variable, the default. An AZURE_CLIENT_ID in the environment therefore does not change a chosen profile.
 """
 
 import contextlib
-import logging
 import os
 import shlex
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hsm_signer.config.settings import BY_NAME, SETTINGS, Setting, Source, from_key_file, missing, nearest
+from hsm_signer.config.file import ProfileTable, base_directory, read_profile_table
+from hsm_signer.config.keyfile import read_key_file
+from hsm_signer.config.settings import (
+    DEFAULT_DEVICE_TIMEOUT,
+    DEFAULT_NETWORK_TIMEOUT,
+    SETTINGS,
+    Setting,
+    missing,
+)
+from hsm_signer.config.values import KeySetting, Source, key_file_path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import Cloud
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, Thumbprint
-from hsm_signer.system.private_file import read_trusted
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,6 @@ class Profile:
         network_timeout: seconds for one exchange, retries included.
         pin_record: keep the record of refused PINs when nobody watches a login.
         state_directory: where that is kept.
-        pin_directory: what a relative path in `pin_source` is relative to.
         known_key_file: the key file that the profile names, also where another key was given for this run.
         command: the program, with the options that chose this profile; for commands in hints.
         device_options: the options that were given to find the device; likewise.
@@ -69,13 +72,12 @@ class Profile:
     graph: str | None = None
     grace: int | None = None
     ca_bundle: Path | None = None
-    device_timeout: float = 60.0
-    network_timeout: float = 30.0
+    device_timeout: float = DEFAULT_DEVICE_TIMEOUT
+    network_timeout: float = DEFAULT_NETWORK_TIMEOUT
     allow_last_try: bool = False
     wait: bool = False
     pin_record: bool = True
     state_directory: Path = Path()
-    pin_directory: Path | None = None
     known_key_file: Path | None = None
     command: tuple[str, ...] = ("hsm-signer",)
     device_options: tuple[str, ...] = ()
@@ -93,20 +95,20 @@ def load_profile(
     environ: Mapping[str, str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> Profile:
-    """Put a profile together.
+    """Return the profile that options, variables and the configuration file add up to.
 
     Args:
-        options: what was given on the command line or as arguments, by setting name; None means not given.
+        options: values from the command line or from arguments, by setting name; None means not given.
         config: the TOML file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
-        name: the profile in it, else HSM_SIGNER_PROFILE, else "default", which need not be there.
+        name: the profile in it, else HSM_SIGNER_PROFILE, else "default", which need not exist.
         environ: os.environ when None.
-        defaults: values of fields where nothing else says; those of `Profile` when left out.
+        defaults: values of fields that are set nowhere, instead of those of `Profile`.
 
     Raises:
-        ConfigError: a value is malformed, a key unknown, or the file is missing, unreadable or not to be trusted.
+        ConfigError: a value is malformed, a key unknown, or the file missing, unreadable or open to changes by others.
     """
     environ = os.environ if environ is None else environ
-    table, file_source = _read_profile(config, name, environ)
+    places = _Places(options, environ, read_profile_table(config, name, environ))
     chosen = {"--config": config, "--profile": name}
     words = [word for option, value in chosen.items() if value is not None for word in (option, str(value))]
     module = options.get("module")
@@ -114,22 +116,25 @@ def load_profile(
         "command": ("hsm-signer", *words),
         "device_options": () if module is None else ("--module", str(module)),
     }
-    return _profile(
-        lambda setting: _candidates(setting, options, environ, table, file_source), environ, {**known, **defaults}
-    )
+    return _profile(places.find, environ, {**known, **defaults})
 
 
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
-    """Put a profile together from a program's own arguments, by setting name, and from nothing else.
+    """Return the profile that a program's own arguments add up to, by setting name. Variables and files are ignored.
 
     Raises:
         ConfigError: a value is malformed.
     """
-    return _profile(lambda setting: [(arguments.get(setting.name), Source(setting.name))], os.environ)
+
+    def find(setting: Setting) -> Iterator[_Found]:
+        if (value := arguments.get(setting.name)) is not None:
+            yield value, Source(setting.name)
+
+    return _profile(find, os.environ)
 
 
 def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profile:
-    """Put a profile together from the variables alone; no file is read.
+    """Return the profile that the variables alone add up to. No configuration file is read.
 
     Args:
         environ: os.environ when None.
@@ -138,53 +143,14 @@ def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profil
         ConfigError: a value is malformed.
     """
     environ = os.environ if environ is None else environ
-    return _profile(lambda setting: _candidates(setting, {}, environ, {}, Source("no file")), environ)
-
-
-def state_directory(environ: Mapping[str, str]) -> Path:
-    """Return where state is kept: systemd's directory for the service, else the user's."""
-    if environ.get("STATE_DIRECTORY"):
-        # systemd.exec(5): several are separated by colons.
-        return Path(environ["STATE_DIRECTORY"].split(":")[0])
-    return _base_directory(environ, "XDG_STATE_HOME", ".local/state") / "hsm-signer"
-
-
-def _profile(
-    candidates: Callable[[Setting], Iterable[tuple[object, Source]]],
-    environ: Mapping[str, str],
-    defaults: Mapping[str, object] = MappingProxyType({}),
-) -> Profile:
-    values: dict[str, Any] = {"state_directory": state_directory(environ), **defaults}
-    for setting in SETTINGS:
-        for found, source in candidates(setting):
-            if found is not None:
-                values[setting.name] = setting.read(found, source)
-                if setting.name == "pin_source":
-                    values["pin_directory"] = source.directory
-                elif setting.name == "key":
-                    values["key_file"] = from_key_file(found, source)
-                break
-    values["known_key_file"] = values.get("key_file") or _known_key_file(candidates(BY_NAME["key"]))
-    return Profile(**values)
-
-
-def _known_key_file(candidates: Iterable[tuple[object, Source]]) -> Path | None:
-    for found, source in candidates:
-        # What was not chosen need not be right.
-        with contextlib.suppress(ConfigError):
-            if found is not None and (file := from_key_file(found, source)):
-                return file
-    return None
+    return _profile(_Places({}, environ, ProfileTable()).find, environ)
 
 
 def require_settings(profile: Profile, *names: str) -> None:
-    """Make sure that a profile has settings.
-
-    Args:
-        names: of them. A tenant is not needed where an authority or a token endpoint is set.
+    """Check that a profile has settings. It needs no tenant if the authority or a token endpoint implies one.
 
     Raises:
-        ConfigError: some are missing. It names all of them.
+        ConfigError: some are missing. The message names all of them.
     """
     absent = [name for name in names if not _has(profile, name)]
     if absent:
@@ -195,6 +161,72 @@ def require_settings(profile: Profile, *names: str) -> None:
         )
 
 
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """Return where to keep state: systemd's directory for the service, else the user's."""
+    if environ.get("STATE_DIRECTORY"):
+        # systemd.exec(5): several are separated by colons.
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    return base_directory(environ, "XDG_STATE_HOME", ".local/state") / "hsm-signer"
+
+
+_Found = tuple[object, Source]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The places where a setting may be."""
+
+    options: Mapping[str, object]
+    environ: Mapping[str, str]
+    table: ProfileTable
+
+    def find(self, setting: Setting) -> Iterator[_Found]:
+        """Yield every value of a setting, the one that wins first."""
+        if (option := self.options.get(setting.name)) is not None:
+            yield option, Source(setting.option, is_argument=True)
+        yield from self._variable(setting.variable)
+        if setting.name in self.table.values:
+            yield self.table.values[setting.name], self.table.source(setting.name)
+        if setting.azure_unless is None or not any(self.find(SETTINGS[setting.azure_unless])):
+            yield from self._variable(setting.azure)
+
+    def _variable(self, name: str | None) -> Iterator[_Found]:
+        if name and (text := self.environ.get(name)):
+            yield text, Source(name)
+
+
+def _profile(
+    find: Callable[[Setting], Iterator[_Found]],
+    environ: Mapping[str, str],
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> Profile:
+    values: dict[str, Any] = {"state_directory": state_directory(environ), **defaults}
+    for setting in SETTINGS.values():
+        if found := next(find(setting), None):
+            values[setting.name] = setting.read(*found)
+    key: KeySetting = values.pop("key", KeySetting())
+    return Profile(
+        **values,
+        key=key.uris if key.file is None else _current_key(key.file),
+        key_file=key.file,
+        known_key_file=_known_key_file(find),
+    )
+
+
+def _current_key(file: Path) -> tuple[Pkcs11Uri, ...]:
+    # A key file that does not exist yet: `rotate` creates it.
+    return (read_key_file(file).current.uri,) if os.path.exists(file) else ()
+
+
+def _known_key_file(find: Callable[[Setting], Iterator[_Found]]) -> Path | None:
+    for value, source in find(SETTINGS["key"]):
+        # A value that does not win may be malformed.
+        with contextlib.suppress(ConfigError):
+            if file := key_file_path(value, source):
+                return file
+    return None
+
+
 def _has(profile: Profile, name: str) -> bool:
     match name:
         case "key":
@@ -202,97 +234,3 @@ def _has(profile: Profile, name: str) -> bool:
         case "tenant":
             return any((profile.tenant, profile.authority, profile.token_endpoint))
     return bool(getattr(profile, name))
-
-
-def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Return where a configuration is looked for when none is named: the user's, then the machine's."""
-    home = _base_directory(environ, "XDG_CONFIG_HOME", ".config")
-    return home / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
-
-
-def _base_directory(environ: Mapping[str, str], variable: str, in_home: str) -> Path:
-    """Return a directory of the XDG Base Directory Specification, which has relative paths ignored."""
-    named = Path(environ.get(variable, ""))
-    return named if named.is_absolute() else _in_home(in_home)
-
-
-def _in_home(path: str) -> Path:
-    # A user without a home directory, as containers have, gets /~/…: absolute, and not there.
-    return Path("/", os.path.expanduser(f"~/{path}"))
-
-
-def _candidates(
-    setting: Setting,
-    options: Mapping[str, object],
-    environ: Mapping[str, str],
-    table: Mapping[str, object],
-    file_source: Source,
-) -> Iterator[tuple[object, Source]]:
-    yield options.get(setting.name), Source(setting.flag, is_argument=True)
-    if setting.variable:
-        yield environ.get(setting.variable) or None, Source(setting.variable)
-    in_file = Source(f"{setting.name} in {file_source.name}", file_source.directory)
-    yield table.get(setting.name), in_file
-    other = BY_NAME[setting.azure_unless] if setting.azure_unless else None
-    if other and any(found is not None for found, _ in _candidates(other, options, environ, table, file_source)):
-        return
-    if setting.azure:
-        yield environ.get(setting.azure) or None, Source(setting.azure)
-
-
-def _read_profile(
-    config: Path | None, name: str | None, environ: Mapping[str, str]
-) -> tuple[Mapping[str, object], Source]:
-    wanted = name or environ.get("HSM_SIGNER_PROFILE") or None
-    named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
-    candidates = (named,) if named else default_config_files(environ)
-    file = named or next((path for path in candidates if os.path.exists(path)), None)
-    if file is None:
-        if wanted:
-            raise ConfigError(
-                f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
-                hint="Write one, or name it with --config.",
-            )
-        return {}, Source("no file")
-    document, opened = _load_toml(file)
-    profiles = _profiles(file, document)
-    chosen = wanted or "default"
-    if chosen not in profiles:
-        if wanted or not profiles:
-            raise ConfigError(
-                f"{file} has no profile {chosen!r}; it has {', '.join(sorted(profiles)) or 'none'}.",
-                hint=nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
-            )
-        return {}, Source("no profile")
-    source = Source(f"profile {chosen!r} of {file}", opened.parent)
-    table = profiles[chosen]
-    known = [setting.name for setting in SETTINGS if setting.in_profile]
-    for key in table:
-        if key not in known:
-            raise ConfigError(
-                f"Unknown key {key!r} in {source.name}.",
-                hint=nearest(key, known) or f"Known keys: {', '.join(known)}.",
-            )
-    return table, source
-
-
-def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
-    for key, value in document.items():
-        if key != "profile":
-            name = key if isinstance(value, dict) else "default"
-            raise ConfigError(
-                f"Unknown table or key {key!r} in {file}.",
-                hint=nearest(key, ["profile"]) or f"Profiles are tables of the form [profile.NAME]: [profile.{name}]?",
-            )
-    profiles = document.get("profile", {})
-    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
-        raise ConfigError(f"In {file}, profile is not a table of profiles.", hint="Write [profile.NAME].")
-    return profiles
-
-
-def _load_toml(file: Path) -> tuple[Mapping[str, object], Path]:
-    content, opened = read_trusted(file, "configuration")
-    try:
-        return tomllib.loads(content.decode()), opened
-    except (ValueError, RecursionError) as error:  # also of integers that are longer than Python reads
-        raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None

@@ -178,7 +178,7 @@ def pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> Pi
             hint="Take it out of the URI, and use --pin-source command:ARGV.",
         )
     if profile.pin_source is not None:
-        return parse_pin_source(profile.pin_source, prompt=prompt, directory=profile.pin_directory)
+        return parse_pin_source(profile.pin_source, prompt=prompt)
     if uri.pin_source is not None:
         return parse_pin_source(uri.pin_source, prompt=prompt)
     if uri.pin_value is not None:

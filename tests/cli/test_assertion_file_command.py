@@ -149,7 +149,7 @@ class TestPrintEnv:
 
     def test_needs_a_tenant(self, program: Program, signing: Settings) -> None:
         settings = options(signing, tenant=None, token_endpoint="https://login.example/token")
-        assert "Not set: tenant" in refused(program("assertion-file", "file", "--print-env", *settings), 2)
+        assert "No tenant is set" in refused(program("assertion-file", "file", "--print-env", *settings), 2)
 
 
 Service = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]

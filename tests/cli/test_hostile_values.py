@@ -176,7 +176,7 @@ FEW = ("\udcff", "inf", "x" * 100_000)
 def values(command: str, parameter: str) -> tuple[str, ...]:
     if (command, parameter) in ELSEWHERE:
         return ()
-    shared = parameter in {setting.name for setting in SETTINGS}
+    shared = parameter in SETTINGS
     # Each run of these starts a process, or a server.
     slow = command in ("assertion-file", "emulator")
     return FEW if (shared and command not in IN_FULL) or slow else HOSTILE
@@ -200,7 +200,9 @@ def test_no_value_of_an_option_or_argument_is_called_a_bug(name: str, run_here: 
             assert explained(status, told), (parameter.name, value[:30], told)
 
 
-@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.in_profile], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "setting", [setting for setting in SETTINGS.values() if setting.in_profile], ids=lambda each: each.name
+)
 def test_no_value_in_a_profile_is_called_a_bug(setting: Setting, run_here: Run, base: Base, exchange: Settings) -> None:
     # What the profile does not say is said by variables: options would win.
     told_otherwise = {name: value for name, value in exchange.items() if name not in (setting.name, "authority")}
@@ -211,7 +213,7 @@ def test_no_value_in_a_profile_is_called_a_bug(setting: Setting, run_here: Run, 
         assert explained(status, told), (value[:30], told)
 
 
-@pytest.mark.parametrize("variable", [each.variable for each in SETTINGS if each.variable])
+@pytest.mark.parametrize("variable", [each.variable for each in SETTINGS.values() if each.variable])
 def test_no_value_of_a_variable_is_called_a_bug(
     variable: str, run_here: Run, base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,7 +382,7 @@ ca_bundle = "{entra.ca_file}"
         monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
         monkeypatch.setenv("HSM_SIGNER_PROFILE", "prod")
         monkeypatch.delenv("HSM_SIGNER_KEY")
-        with pytest.raises(ConfigError, match="Not set: key") as caught:
+        with pytest.raises(ConfigError, match="No key is set") as caught:
             HsmCredential.from_environment()
         assert "HSM_SIGNER_KEY" in str(caught.value.hint)
 

@@ -93,7 +93,7 @@ def test_uris(text: str) -> None:
 @example("file:///\udc80")
 def test_pin_sources(source: str | list[str]) -> None:
     with only_errors_of_ours():
-        parse_pin_source(source, prompt=None, environ={}, directory=Path("/profile"))
+        parse_pin_source(source, prompt=None, environ={})
 
 
 PROFILE = b"""[profile.default]
@@ -112,7 +112,7 @@ toml_values = st.sampled_from(
         *("1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
     ]
 )
-profiles = st.dictionaries(st.sampled_from([setting.name for setting in SETTINGS]), toml_values, max_size=4).map(
+profiles = st.dictionaries(st.sampled_from(list(SETTINGS)), toml_values, max_size=4).map(
     lambda table: "[profile.default]\n" + "".join(f"{name} = {value}\n" for name, value in table.items())
 )
 

@@ -46,8 +46,8 @@ def test_the_transcript_is_what_the_demo_shows() -> None:
 
 def test_every_setting_is_in_the_table() -> None:
     rows = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| ")}
-    for setting in SETTINGS:
-        row = rows[f"`{setting.flag}`" if setting.panel else f"(profile only) `{setting.name}`"]
+    for setting in SETTINGS.values():
+        row = rows[f"`{setting.option}`" if setting.panel else f"(profile only) `{setting.name}`"]
         for variable in filter(None, (setting.variable, setting.azure)):
             assert f"`{variable}`" in row
 

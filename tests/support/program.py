@@ -129,7 +129,7 @@ def assert_explained(result: Result, status: int, code: str) -> None:
         assert PIN not in each.stderr
         assert WRONG_PIN not in each.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("hsm-signer: warning: ")]
-    assert [line.partition(": ")[0] for line in lines] == ["error", "hint"]
+    assert [line.partition(": ")[0] for line in lines if not line.startswith("  ")] == ["error", "hint"]
     error = as_json.error
     assert error["code"] == code
     assert error["message"].endswith(".")

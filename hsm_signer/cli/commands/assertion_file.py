@@ -13,7 +13,8 @@ from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import takes_profile
 from hsm_signer.cli.output import print_result
 from hsm_signer.config.profile import Profile
-from hsm_signer.config.settings import absolute, missing
+from hsm_signer.config.settings import missing
+from hsm_signer.config.values import absolute
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.errors import ConfigError

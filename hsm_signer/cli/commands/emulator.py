@@ -10,7 +10,7 @@ import typer
 from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.options import Output, OutputOption
 from hsm_signer.cli.output import print_note, print_result
-from hsm_signer.config.settings import text_argument
+from hsm_signer.config.values import text_argument
 
 _OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")
 

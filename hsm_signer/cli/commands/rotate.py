@@ -12,7 +12,7 @@ from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import ReaderGone, print_json, print_result
 from hsm_signer.cli.text.layout import days_in_words
 from hsm_signer.config.profile import Profile
-from hsm_signer.config.settings import seconds_argument, text_argument, uri_argument
+from hsm_signer.config.values import seconds_argument, text_argument, uri_argument
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import OutputError
 from hsm_signer.rotation.plan import Step

@@ -42,7 +42,6 @@ def parse_pin_source(
     *,
     prompt: PinSource | None,
     environ: Mapping[str, str] = os.environ,
-    directory: Path | None = None,
 ) -> PinSource:
     """Read a setting, or the `pin-source` of a URI, as a source. Nothing is opened yet.
 
@@ -56,7 +55,6 @@ def parse_pin_source(
             A list (in a profile) is always a command: the absolute program, then its arguments.
         prompt: what `prompt` means here, or None where nobody can be asked.
         environ: the environment that `env:` and `credential:` read.
-        directory: what a relative PATH is relative to; None for the current directory.
 
     Raises:
         ConfigError: not a source. The text is not quoted: it may be a PIN given by mistake.
@@ -77,7 +75,7 @@ def parse_pin_source(
         case "none", "":
             return NO_LOGIN
         case "file", ":":
-            return FilePin((directory or Path()) / _path(value))
+            return FilePin(_path(value))
         case "env", ":":
             return EnvironmentPin(value, environ)
         case "fd", ":" if re.fullmatch("[0-9]{1,6}", value):

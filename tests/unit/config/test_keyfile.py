@@ -127,7 +127,7 @@ def test_a_key_file_that_is_not_there_yet_leaves_the_profile_without_a_key(tmp_p
 
 
 def test_a_key_file_stands_alone(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="beside other keys"):
+    with pytest.raises(ConfigError, match="names a key file and other keys"):
         profile_from_arguments({"key": [f"file:{tmp_path / 'key.json'}", KEY]})
 
 

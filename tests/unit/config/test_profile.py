@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsm_signer.config.file import default_config_files
 from hsm_signer.config.profile import (
     Profile,
-    default_config_files,
     load_profile,
     profile_from_arguments,
     state_directory,
@@ -138,9 +138,8 @@ FOUND: dict[str, dict[str, tuple[Any, Any]]] = {
     "allow_last_try": {"option": (True, True)},
     "wait": {"option": (True, True)},
 }
-BY_NAME = {setting.name: setting for setting in SETTINGS}
 EACH = [pytest.param(name, place, id=f"{name} {place}") for name, places in FOUND.items() for place in places]
-WITH_VARIABLE = [setting for setting in SETTINGS if setting.variable]
+WITH_VARIABLE = [setting for setting in SETTINGS.values() if setting.variable]
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ def toml(value: object) -> str:
 
 def load(write: Write, name: str, places: Mapping[str, object]) -> Any:
     """Load a profile where a setting has these values, by place, and return what the setting became."""
-    setting, environ = BY_NAME[name], {}
+    setting, environ = SETTINGS[name], {}
     if setting.variable and "variable" in places:
         environ[setting.variable] = str(places["variable"])
     if setting.azure and "azure" in places:
@@ -181,13 +180,16 @@ def refused(options: Mapping[str, object], **where: Any) -> ConfigError:
 
 
 def test_every_setting_has_the_names_that_are_documented() -> None:
-    shown = {each.name: (each.flag if each.panel is not None else None, each.variable, each.azure) for each in SETTINGS}
+    shown = {
+        name: (each.option if each.panel is not None else None, each.variable, each.azure)
+        for name, each in SETTINGS.items()
+    }
     assert shown == NAMES
 
 
 def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> None:
-    places = {"key_file", "known_key_file", "pin_directory", "state_directory", "command", "device_options"}
-    assert {each.name for each in SETTINGS} == {field.name for field in fields(Profile)} - places
+    places = {"key_file", "known_key_file", "state_directory", "command", "device_options"}
+    assert set(SETTINGS) == {field.name for field in fields(Profile)} - places
 
 
 def test_the_tables_of_these_tests_have_every_place_that_a_setting_has() -> None:
@@ -200,7 +202,9 @@ def test_the_tables_of_these_tests_have_every_place_that_a_setting_has() -> None
         }
         return [place for place, there in has.items() if there]
 
-    assert {name: list(found) for name, found in FOUND.items()} == {each.name: places(each) for each in SETTINGS}
+    assert {name: list(found) for name, found in FOUND.items()} == {
+        each.name: places(each) for each in SETTINGS.values()
+    }
 
 
 @pytest.mark.parametrize(("name", "place"), EACH)
@@ -373,18 +377,7 @@ def test_a_relative_configuration_does_not_make_paths_depend_on_later_directorie
     assert load_profile({}, config=Path("config.toml"), environ={}).module == tmp_path / "a.so"
 
 
-@pytest.mark.parametrize(("place", "beside"), [("option", False), ("variable", False), ("profile", True)])
-def test_a_pin_file_of_a_profile_is_looked_for_beside_it(
-    write: Write, tmp_path: Path, place: str, beside: bool
-) -> None:
-    config = write('[profile.default]\npin_source = "file:pin"\n' if place == "profile" else "[profile.default]\n")
-    environ = {"HSM_SIGNER_PIN_SOURCE": "file:pin"} if place == "variable" else {}
-    options = {"pin_source": "file:pin"} if place == "option" else {}
-    profile = load_profile(options, config=config, environ=environ)
-    assert profile.pin_directory == (tmp_path if beside else None)
-
-
-@pytest.mark.parametrize(
+PIN_FILES = pytest.mark.parametrize(
     ("place", "source", "expected"),
     [
         ("profile", "file:sub/pin", "file:{directory}/sub/pin"),
@@ -397,7 +390,21 @@ def test_a_pin_file_of_a_profile_is_looked_for_beside_it(
         ("option", "file:sub/pin", "file:sub/pin"),
     ],
 )
-def test_a_pin_file_in_a_uri_of_a_profile_is_looked_for_beside_the_profile(
+
+
+@PIN_FILES
+def test_a_pin_file_named_in_a_profile_is_relative_to_the_profile(
+    write: Write, tmp_path: Path, place: str, source: str, expected: str
+) -> None:
+    assert load(write, "pin_source", {place: source}) == expected.format(directory=tmp_path)
+
+
+def test_a_pin_source_that_names_no_file_is_left_for_the_reader_of_pin_sources_to_refuse(write: Write) -> None:
+    assert load(write, "pin_source", {"profile": "file:"}) == "file:"
+
+
+@PIN_FILES
+def test_a_pin_file_in_a_uri_of_a_profile_is_relative_to_the_profile(
     write: Write, tmp_path: Path, place: str, source: str, expected: str
 ) -> None:
     (uri,) = load(write, "key", {place: f"pkcs11:token=a?pin-source={source}"})
@@ -607,15 +614,17 @@ MALFORMED: list[tuple[str, object, str]] = [
     *((name, value, TEXT) for name in ("tenant", "client_id", "authority", "token_endpoint", "audience", "pin_source")
       for value in (1, True, {"a": "b"}, "", "  ")),
     *((name, value, TEXT) for name in ("module", "certificate", "ca_bundle") for value in (1, True, ["/a"], "", " ")),
-    *((name, "/a\0b", "holds a NUL character") for name in ("module", "certificate", "ca_bundle")),
+    *((name, "/a\0b", "contains a NUL character") for name in ("module", "certificate", "ca_bundle")),
     *((name, value, "must be a string or a list of strings") for name in ("scope", "key")
       for value in (1, True, {"a": "b"})),
     *((name, value, TEXT) for name in ("scope", "key", "pin_source") for value in ([1], [""], [["a"]])),
     *((name, value, "must be true or false") for name in ("send_chain", "pin_record") for value in ("true", 1, 0, [1])),
-    *((name, value, SECONDS) for name in ("device_timeout", "network_timeout", "lifetime")
+    *((name, value, SECONDS) for name in ("device_timeout", "network_timeout")
       for value in (0, -1, 86401, True, "soon", "", [1], "nan", "inf", "-inf")),
-    ("lifetime", 1.5, "must be a whole number of seconds, 1 to 86400."),
-    ("lifetime", "600.5", "must be a whole number of seconds, 1 to 86400."),
+    *(("lifetime", value, "must be a whole number of seconds, 1 to 86400.")
+      for value in (0, -1, 86401, True, "soon", "", [1], "nan", "inf", "-inf", 1.5, "600.5")),
+    *(("grace", value, "must be a whole number of seconds, 0 to 2592000.")
+      for value in (-1, 2592001, True, "soon", "", [1], "nan", "inf", 1.5, 10**400)),
     ("algorithm", "ES256", "is 'ES256'; it must be one of RS256, PS256, auto."),
     ("algorithm", 256, TEXT),
     ("thumbprint", "md5", "is 'md5'; it must be one of sha1, sha256."),
@@ -683,7 +692,7 @@ WITH_PIN = f"pkcs11:token=a?pin-value={PIN}"
 
 def test_a_pin_on_the_command_line_is_refused_and_not_repeated() -> None:
     error = refused({"key": [WITH_PIN]})
-    assert error.message == "--key holds a PIN (pin-value), which every user of this machine could read."
+    assert error.message == "--key contains a PIN (pin-value), which every user of this machine could read."
     assert PIN not in repr(error) + str(error.hint)
 
 
@@ -693,7 +702,7 @@ def test_a_pin_in_a_uri_from_elsewhere_is_warned_of_and_not_repeated(
 ) -> None:
     assert load(write, "key", {place: WITH_PIN}) == (Pkcs11Uri(token="a", pin_value=PIN),)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "holds a PIN in clear (pin-value)" in caplog.text
+    assert "contains a PIN in clear text (pin-value)" in caplog.text
     assert PIN not in caplog.text
 
 
@@ -709,7 +718,7 @@ def test_seconds_are_a_finite_number_in_range_or_refused(text: str) -> None:
 def test_arguments_of_a_program_are_read_as_options_are_and_named_as_arguments() -> None:
     profile = profile_from_arguments({"key": "pkcs11:token=a", "module": Path("/a.so"), "lifetime": 300})
     assert (profile.key, profile.module, profile.lifetime) == ((Pkcs11Uri(token="a"),), Path("/a.so"), 300)
-    with pytest.raises(ConfigError, match="lifetime must be a number"):
+    with pytest.raises(ConfigError, match="lifetime must be a whole number"):
         profile_from_arguments({"lifetime": "soon"})
 
 
@@ -723,12 +732,32 @@ def test_arguments_of_a_program_are_not_mixed_with_the_environment(monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("client_id", "Not set: client id.",
-         "Give --client-id, HSM_SIGNER_CLIENT_ID, AZURE_CLIENT_ID or client_id in a profile."),
-        ("key", "Not set: key.", "Give --key, HSM_SIGNER_KEY or key in a profile."),
-        ("scope", "Not set: scope.", "Give --scope, HSM_SIGNER_SCOPE or scope in a profile."),
+        (
+            "client_id",
+            "No client ID is set.",
+            'It is "Application (client) ID" on the app\'s Overview page: --client-id ID, HSM_SIGNER_CLIENT_ID, '
+            "AZURE_CLIENT_ID, or client_id in a profile.",
+        ),
+        (
+            "key",
+            "No key is set.",
+            "It is a PKCS#11 URI, as hsm-signer device list shows it: --key URI, HSM_SIGNER_KEY, or key in a profile.",
+        ),
     ],
-)  # fmt: skip
-def test_a_setting_that_is_needed_is_asked_for_by_all_its_names(name: str, message: str, hint: str) -> None:
+)
+def test_a_missing_setting_is_named_with_where_to_find_it_and_every_way_to_set_it(
+    name: str, message: str, hint: str
+) -> None:
     error = missing(name)
-    assert (error.message, error.hint) == (message, hint)
+    assert (error.message, error.hint, error.commands) == (message, hint, ())
+
+
+def test_several_missing_settings_have_a_line_each() -> None:
+    error = missing("tenant", "client_id", "scope")
+    assert error.message == "No tenant, client ID or scope is set."
+    assert error.hint == "Set them in a profile, as variables such as HSM_SIGNER_TENANT, or as options:"
+    assert error.commands == (
+        '--tenant TENANT  # "Directory (tenant) ID" on the app\'s Overview page',
+        '--client-id ID   # "Application (client) ID" on the app\'s Overview page',
+        "--scope SCOPE    # the API that the token is for, for example https://graph.microsoft.com/.default",
+    )

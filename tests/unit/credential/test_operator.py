@@ -54,8 +54,8 @@ def test_a_uri_may_not_name_a_program_that_gives_the_pin() -> None:
         key_access(Profile(client_id=CLIENT, key=(uri,)), uri)
 
 
-def test_a_pin_file_of_a_profile_is_beside_the_profile() -> None:
-    profile = Profile(client_id=CLIENT, key=(OFFICE,), pin_source="file:pin", pin_directory=Path("/etc/hsm-signer"))
+def test_the_pin_file_of_a_profile_is_the_one_it_names() -> None:
+    profile = Profile(client_id=CLIENT, key=(OFFICE,), pin_source="file:/etc/hsm-signer/pin")
     source = key_access(profile, OFFICE).pin
     assert isinstance(source, FilePin)
     assert source.path == Path("/etc/hsm-signer/pin")

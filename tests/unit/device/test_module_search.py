@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.config.settings import BY_NAME, Source
+from hsm_signer.config.settings import SETTINGS
+from hsm_signer.config.values import Source
 from hsm_signer.device import module_search
 from hsm_signer.device.module_search import configured_modules, find_module
 from hsm_signer.device.uri import Pkcs11Uri
@@ -150,7 +151,7 @@ class TestFilesInTheCurrentDirectory:
 
     def test_a_path_means_that_file_and_no_installed_one(self, here: Path, library: Path) -> None:
         # pathlib drops the dot, and dlopen would then search for the name.
-        path = BY_NAME["module"].read("./libvendor.so", Source("--module"))
+        path = SETTINGS["module"].read("./libvendor.so", Source("--module"))
         with pytest.raises(ModuleLoadError, match="does not exist"):
             find_module(path, Pkcs11Uri())
         (here / "libvendor.so").write_bytes(b"\x7fELF")
@@ -159,7 +160,7 @@ class TestFilesInTheCurrentDirectory:
     def test_a_word_means_an_installed_library_and_no_file_here(self, here: Path, library: Path) -> None:
         (here / "libvendor.so").write_bytes(b"\x7fELF")
         (here / "libother.so").write_bytes(b"\x7fELF")
-        read = BY_NAME["module"].read
+        read = SETTINGS["module"].read
         assert find_module(read("libvendor.so", Source("--module")), Pkcs11Uri()) == library / "libvendor.so"
         with pytest.raises(ModuleLoadError) as refused:
             find_module(read("libother.so", Source("--module")), Pkcs11Uri())
@@ -167,11 +168,11 @@ class TestFilesInTheCurrentDirectory:
 
     def test_a_program_that_gives_a_path_means_a_file(self, here: Path) -> None:
         (here / "libvendor.so").write_bytes(b"\x7fELF")
-        path = BY_NAME["module"].read(Path("libvendor.so"), Source("module"))
+        path = SETTINGS["module"].read(Path("libvendor.so"), Source("module"))
         assert find_module(path, Pkcs11Uri()) == here / "libvendor.so"
 
     def test_a_profile_means_a_file_beside_it(self, here: Path, library: Path, tmp_path: Path) -> None:
-        path = BY_NAME["module"].read("libvendor.so", Source("module in a profile", tmp_path))
+        path = SETTINGS["module"].read("libvendor.so", Source("module in a profile", tmp_path))
         with pytest.raises(ModuleLoadError, match="does not exist"):
             find_module(path, Pkcs11Uri())
 

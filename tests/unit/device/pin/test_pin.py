@@ -277,7 +277,7 @@ class Prompt:
         ("protected", PROTECTED),
         ("none", NO_LOGIN),
         ("file:/etc/x/pin", FilePin(Path("/etc/x/pin"))),
-        ("file:pins/100%25", FilePin(Path("/etc/profiles/pins/100%25"))),
+        ("file:pins/100%25", FilePin(Path("pins/100%25"))),
         ("file:///etc/x/100%25%20pin", FilePin(Path("/etc/x/100% pin"))),
         ("file://localhost/etc/x/pin", FilePin(Path("/etc/x/pin"))),
         ("/etc/x/pin", FilePin(Path("/etc/x/pin"))),
@@ -289,11 +289,7 @@ class Prompt:
     ],
 )
 def test_a_setting_names_its_source(text: str | Sequence[str], expected: PinSource) -> None:
-    assert parse_pin_source(text, prompt=Prompt(), directory=Path("/etc/profiles")) == expected
-
-
-def test_a_relative_file_without_a_directory_is_relative_to_the_current_one() -> None:
-    assert parse_pin_source("file:pin", prompt=None) == FilePin(Path("pin"))
+    assert parse_pin_source(text, prompt=Prompt()) == expected
 
 
 def test_the_environment_to_read_is_handed_in() -> None:

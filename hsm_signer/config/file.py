@@ -1,0 +1,113 @@
+"""The configuration file: where it is, whether it can be trusted, and the profiles in it (TOML)."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hsm_signer.config.settings import SETTINGS
+from hsm_signer.config.values import Source, nearest
+from hsm_signer.errors import ConfigError
+from hsm_signer.system.private_file import read_trusted
+
+
+@dataclass(frozen=True)
+class ProfileTable:
+    """The table of one profile, as the file has it. Empty where there is no file or no such profile.
+
+    Attributes:
+        values: by name of the setting; not checked yet.
+        name: "profile 'prod' of FILE", for messages.
+        directory: of the file.
+    """
+
+    values: Mapping[str, object] = field(default_factory=dict)
+    name: str = "no profile"
+    directory: Path | None = None
+
+    def source(self, setting: str) -> Source:
+        """Return where the value of a setting comes from."""
+        return Source(f"{setting} in {self.name}", self.directory)
+
+
+def read_profile_table(config: Path | None, name: str | None, environ: Mapping[str, str]) -> ProfileTable:
+    """Read a profile from the configuration file.
+
+    Args:
+        config: the file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
+        name: of the profile, else HSM_SIGNER_PROFILE, else "default", which need not exist.
+
+    Raises:
+        ConfigError: the file or the profile does not exist, is malformed, or can be changed by other users.
+    """
+    wanted = name or environ.get("HSM_SIGNER_PROFILE") or None
+    named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
+    candidates = (named,) if named else default_config_files(environ)
+    file = named or next((path for path in candidates if os.path.exists(path)), None)
+    if file is None:
+        if wanted:
+            raise ConfigError(
+                f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
+                hint="Write one, or name it with --config.",
+            )
+        return ProfileTable()
+    document, opened = _load_toml(file)
+    profiles = _profiles(file, document)
+    chosen = wanted or "default"
+    if chosen not in profiles:
+        if wanted or not profiles:
+            raise ConfigError(
+                f"{file} has no profile {chosen!r}; it has {', '.join(sorted(profiles)) or 'none'}.",
+                hint=nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
+            )
+        return ProfileTable()
+    table = ProfileTable(profiles[chosen], f"profile {chosen!r} of {file}", opened.parent)
+    known = [setting.name for setting in SETTINGS.values() if setting.in_profile]
+    for key in table.values:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown key {key!r} in {table.name}.",
+                hint=nearest(key, known) or f"Known keys: {', '.join(known)}.",
+            )
+    return table
+
+
+def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return where the configuration file may be: the user's, then the machine's."""
+    user = base_directory(environ, "XDG_CONFIG_HOME", ".config")
+    return user / "hsm-signer" / "config.toml", Path("/etc/hsm-signer/config.toml")
+
+
+def base_directory(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    """Return a directory of the XDG Base Directory Specification, which says to ignore relative paths.
+
+    Args:
+        default: the directory when the variable is not set, relative to the home directory.
+    """
+    named = Path(environ.get(variable, ""))
+    # A user without a home directory, as in containers, gets /~/…: absolute, and it does not exist.
+    return named if named.is_absolute() else Path("/", os.path.expanduser(f"~/{default}"))
+
+
+def _load_toml(file: Path) -> tuple[Mapping[str, object], Path]:
+    """Return the content of a file, and the file's path without symbolic links."""
+    content, opened = read_trusted(file, "configuration")
+    try:
+        return tomllib.loads(content.decode()), opened
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer with too many digits for Python
+        raise ConfigError(f"{file} is not TOML: {error}.", hint="See the example in the README.") from None
+
+
+def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
+    for key, value in document.items():
+        if key != "profile":
+            name = key if isinstance(value, dict) else "default"
+            raise ConfigError(
+                f"Unknown table or key {key!r} in {file}.",
+                hint=nearest(key, ["profile"]) or f"Profiles are tables of the form [profile.NAME]: [profile.{name}]?",
+            )
+    profiles = document.get("profile", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise ConfigError(f"In {file}, profile is not a table of profiles.", hint="Write [profile.NAME].")
+    return profiles
