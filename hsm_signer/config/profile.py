@@ -25,7 +25,7 @@ from hsm_signer.config.settings import (
 from hsm_signer.config.values import KeySetting, Source, key_file_path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.entra.authority import Cloud
+from hsm_signer.entra.authority import Cloud, implied_tenant
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, Thumbprint
 
@@ -147,10 +147,10 @@ def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profil
 
 
 def require_settings(profile: Profile, *names: str) -> None:
-    """Check that a profile has settings. It needs no tenant if the authority or a token endpoint implies one.
+    """Check that a profile has settings. A token endpoint, or an authority that implies a tenant, replaces the tenant.
 
     Raises:
-        ConfigError: some are missing. The message names all of them.
+        ConfigError: some are missing, and the message names all of them; or the authority is malformed.
     """
     absent = [name for name in names if not _has(profile, name)]
     if absent:
@@ -232,5 +232,7 @@ def _has(profile: Profile, name: str) -> bool:
         case "key":
             return bool(profile.key or profile.key_file)
         case "tenant":
-            return any((profile.tenant, profile.authority, profile.token_endpoint))
+            return bool(
+                profile.tenant or profile.token_endpoint or (profile.authority and implied_tenant(profile.authority))
+            )
     return bool(getattr(profile, name))

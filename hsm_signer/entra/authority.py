@@ -89,6 +89,19 @@ def resolve_endpoint(
     return Endpoint(url, _check_audience(audience, url), origin, name, entra=True)
 
 
+def implied_tenant(authority: str) -> str | None:
+    """Return the tenant that the host of an authority is named after, as with Entra External ID, or None.
+
+    >>> implied_tenant("https://contoso.ciamlogin.com")
+    'contoso.onmicrosoft.com'
+
+    Raises:
+        ConfigError: the authority is malformed or unsafe.
+    """
+    host = urlsplit(_origin(_split_url(_with_scheme(authority), "authority"), "authority")).hostname or ""
+    return f"{host.removesuffix(_CIAM)}.onmicrosoft.com" if host.endswith(_CIAM) else None
+
+
 @dataclass(frozen=True)
 class GraphService:
     """Microsoft Graph, of one cloud.
@@ -219,10 +232,9 @@ _CIAM = ".ciamlogin.com"
 
 
 def _tenant(tenant: str | None, origin: str) -> str:
-    host = urlsplit(origin).hostname or ""
     if not tenant:
-        if host.endswith(_CIAM):
-            return f"{host.removesuffix(_CIAM)}.onmicrosoft.com"
+        if implied := implied_tenant(origin):
+            return implied
         raise ConfigError("No tenant was given.", hint="Give its GUID or domain with --tenant.")
     name = tenant.lower()
     if reason := _SHARED_TENANTS.get(name):

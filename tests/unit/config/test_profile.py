@@ -17,6 +17,7 @@ from hsm_signer.config.profile import (
     Profile,
     load_profile,
     profile_from_arguments,
+    require_settings,
     state_directory,
 )
 from hsm_signer.config.settings import SETTINGS, Setting, missing
@@ -761,3 +762,30 @@ def test_several_missing_settings_have_a_line_each() -> None:
         '--client-id ID   # "Application (client) ID" on the app\'s Overview page',
         "--scope SCOPE    # the API that the token is for, for example https://graph.microsoft.com/.default",
     )
+
+
+@pytest.mark.parametrize(
+    "authority", ["https://login.microsoftonline.com", "login.example.com", "https://ciamlogin.com"]
+)
+def test_an_authority_does_not_replace_the_tenant(authority: str) -> None:
+    profile = profile_from_arguments({"client_id": "a", "authority": authority})
+    with pytest.raises(ConfigError, match="No tenant or key is set") as caught:
+        require_settings(profile, "tenant", "client_id", "key")
+    assert caught.value.commands[0].startswith("--tenant TENANT")
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        pytest.param({"authority": "https://contoso.ciamlogin.com"}, id="an authority that is named after the tenant"),
+        pytest.param({"authority": "contoso.ciamlogin.com"}, id="such an authority without https"),
+        pytest.param({"token_endpoint": "https://login.example.com/token"}, id="a token endpoint"),
+    ],
+)
+def test_a_tenant_is_not_required_where_another_setting_implies_it(instead: dict[str, str]) -> None:
+    require_settings(profile_from_arguments(instead), "tenant")
+
+
+def test_an_authority_that_is_no_url_is_refused_before_a_tenant_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="The authority is not an https URL"):
+        require_settings(profile_from_arguments({"authority": "ftp://login.example.com"}), "tenant")
