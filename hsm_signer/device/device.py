@@ -14,10 +14,9 @@ from pkcs11.types import Session, Slot
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure, explain_login_failure, require_changeable
 from hsm_signer.device.lane import Lane
-from hsm_signer.device.locate import PresentDevice, find_device, flags_after, read_token
+from hsm_signer.device.locate import PresentDevice, find_again, find_device, flags_after, load, read_token
 from hsm_signer.device.match import DeviceInfo, matches_device
-from hsm_signer.device.module import Module, load_module
-from hsm_signer.device.module_search import find_module
+from hsm_signer.device.module import Module
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, accepted, ask, is_current
 from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
 from hsm_signer.device.pin.state import require_pin_tries
@@ -28,7 +27,6 @@ from hsm_signer.errors import (
     CertificateNotFound,
     DeviceError,
     DeviceGone,
-    DeviceNotFound,
     HsmSignerError,
     KeyAmbiguous,
     PinError,
@@ -61,16 +59,15 @@ def open_device(access: KeyAccess, *, recover: bool = True) -> "Device":
         PinError: the login did not succeed; nothing is tried a second time.
         DeviceTimeout: a call into the module did not come back.
     """
-    path = find_module(access.module, access.uri)
-    module = load_module(path, access.module_environment, access.timeout, access.slow)
+    module = load(access)
     logins = _logins_so_far(access)
     module.refresh(access.timeout, access.slow)
-    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
+    found = find_device(module, access)
     if access.writable:
         require_changeable(found.info, found.flags)
     login = _ask_for_login(found, access)
     session = _log_in(module, found, login, access, logins)
-    logger.debug("opened %s through %s", found.info, path)
+    logger.debug("opened %s through %s", found.info, module.path)
     return Device(access, module, found.info, login, session, recover=recover)
 
 
@@ -84,6 +81,7 @@ class Device:
 
     Attributes:
         info: what the device says of itself.
+        module: through which it is reached.
     """
 
     def __init__(
@@ -98,7 +96,7 @@ class Device:
     ) -> None:
         self.info = info
         self._access = access
-        self._module = module
+        self.module = module
         # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
         self._login = accepted(login)
         self._session: Session | None = session
@@ -223,7 +221,7 @@ class Device:
         )
         login, directory = self._login, _recorded_in(self._login, self._access)
         if directory is not None and isinstance(login, Pin):
-            record = PinRecord(directory, self._module.path, self.info)
+            record = PinRecord(directory, self.module.path, self.info)
             record.require_not_refused(self._access.pin, login.identity, accepted=True)
 
     def close(self) -> None:
@@ -238,10 +236,10 @@ class Device:
                 return
             self._closed, self._login = True, None
             session, self._session = self._session, None
-        self._module.release()
-        if session is not None and self._generation == self._module.generation and not self._module.is_busy:
+        self.module.release()
+        if session is not None and self._generation == self.module.generation and not self.module.is_busy:
             with contextlib.suppress(HsmSignerError, pkcs11.PKCS11Error):
-                self._module.call("closing the session", session.close, _CLOSE_TIMEOUT)
+                self.module.call("closing the session", session.close, _CLOSE_TIMEOUT)
 
     def give_up(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
@@ -250,18 +248,18 @@ class Device:
         if isinstance(login, Pin):
             refusal.source_state = login.identity
         if directory is not None and isinstance(login, Pin):
-            record = PinRecord(directory, self._module.path, self.info)
+            record = PinRecord(directory, self.module.path, self.info)
             with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
                 record.refuse(login.identity)
-        if not (self._module.in_use or self._module.is_busy):
+        if not (self.module.in_use or self.module.is_busy):
             # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
             with contextlib.suppress(HsmSignerError):
-                self._module.reinitialize(self._access.timeout)
+                self.module.reinitialize(self._access.timeout)
 
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
         timeout = max(self._access.timeout, at_least)
         try:
-            return self._module.call(doing, lambda: function(session), timeout, self._access.slow)
+            return self.module.call(doing, lambda: function(session), timeout, self._access.slow)
         except pkcs11.PKCS11Error as error:
             raise explain_failure(error, doing, str(self.info)) from error
 
@@ -275,7 +273,7 @@ class Device:
         with self._lock:
             if self._closed:
                 raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
-            if self._session is None or self._generation != self._module.generation:
+            if self._session is None or self._generation != self.module.generation:
                 self._session = self._reopen()
             return self._session
 
@@ -294,20 +292,20 @@ class Device:
         # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
         logins = _logins_so_far(self._access)
-        if self._generation == self._module.generation:
-            self._module.reinitialize(self._access.timeout, self._access.slow)
-        self._generation = self._module.generation
-        found = _find_again(self._module, self.info, self._access)
+        if self._generation == self.module.generation:
+            self.module.reinitialize(self._access.timeout, self._access.slow)
+        self._generation = self.module.generation
+        found = find_again(self.module, self.info, self._access)
         login = self._login
         if not is_current(login, self._access.pin):
             # The PIN was changed, most likely: the old one would be a wrong one.
             login = _ask_for_login(found, self._access)
         try:
-            session = _log_in(self._module, found, login, self._access, logins, ours=1)
+            session = _log_in(self.module, found, login, self._access, logins, ours=1)
         except (PinIncorrect, PinLocked):
             self.close()
             raise
-        self._login, self._generation = accepted(login), self._module.generation
+        self._login, self._generation = accepted(login), self.module.generation
         logger.info("opened %s again", self.info)
         return session
 
@@ -315,12 +313,11 @@ class Device:
 def _ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
     if not found.flags & TokenFlag.LOGIN_REQUIRED:
         return None
-    warning = require_pin_tries(str(found.info), found.flags, allow_last_try=access.allow_last_try)
+    warning = found.require_pin_tries(allow_last_try=access.allow_last_try)
     if warning is not None:
         logger.warning("%s: %s", found.info, warning)
-    pad = bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
     last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
-    request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=pad)
+    request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=found.has_pin_pad)
     if last_try and access.confirm is not None:
         access.confirm(request)
     return ask(access.pin, request)
@@ -356,7 +353,7 @@ def _log_in(
             return found
         # ykcs11 reads the state of the PIN once for each initialisation.
         module.refresh(access.timeout, access.slow, ours=ours)
-        return _find_again(module, found.info, access)
+        return find_again(module, found.info, access)
 
     directory = _recorded_in(login, access)
     if directory is None or not isinstance(login, Pin):
@@ -371,21 +368,6 @@ def _log_in(
         record = PinRecord(directory, module.path, found.info)
         with record.login(access.pin, login.identity, accepted=login.accepted and warning is None):
             return log_in()
-
-
-def _find_again(module: Module, info: DeviceInfo, access: KeyAccess) -> PresentDevice:
-    """Find a device that was there before.
-
-    Raises:
-        DeviceGone: it is not there, or another one is in its place.
-    """
-    try:
-        found = find_device(module, access.uri, access.timeout, access.slow)
-    except DeviceNotFound as error:
-        raise DeviceGone(f"{info} was not found.", hint=f"Plug {info} in again.") from error
-    if found.info.identity != info.identity:
-        raise DeviceGone(f"{info} was not found; {found.info} is in its place.", hint=f"Plug {info} in again.")
-    return found
 
 
 def _recorded_in(login: Login, access: KeyAccess) -> Path | None:

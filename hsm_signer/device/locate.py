@@ -1,84 +1,173 @@
-"""Which devices are there, and the one that a URI means."""
+"""Find the one device that a URI means, and look at it without a login."""
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pkcs11
 from pkcs11 import TokenFlag
-from pkcs11.types import Slot, Token
+from pkcs11.types import Session, Slot, Token
 
-from hsm_signer.device.access import Wait
+from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure
-from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.match import DeviceInfo, select_device
-from hsm_signer.device.module import Module
-from hsm_signer.device.module_search import is_served_by_p11_kit
+from hsm_signer.device.module import Module, load_module
+from hsm_signer.device.module_search import find_module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
 from hsm_signer.device.pcscd import blame_pcscd
+from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound
+
+T = TypeVar("T")
 
 _PAUSE = 0.25
 
 
 @dataclass(frozen=True)
-class PresentDevice:
-    """A device that is there: its slot, what it says of itself, and its flags as they were then."""
-
-    slot: Slot
-    info: DeviceInfo
-    flags: TokenFlag
-
-
-@dataclass(frozen=True)
 class LibraryFacts:
-    """What a module says of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
+    """What a module reports of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
 
     manufacturer: str
     description: str
     version: str
 
 
-def find_device(
-    module: Module, uri: Pkcs11Uri, timeout: float, slow: Slow = log_slow, wait: Wait | None = None
-) -> PresentDevice:
-    """Find the one device `uri` means.
+@dataclass(frozen=True)
+class PresentDevice:
+    """A device that is plugged in.
 
-    Args:
-        slow: shows a person that it takes longer than a moment.
-        wait: called between two looks, until the device is there. None: look once.
+    Attributes:
+        slot: where it is.
+        info: what it reports of itself.
+        flags: its flags when it was found.
+    """
+
+    slot: Slot
+    info: DeviceInfo
+    flags: TokenFlag
+
+    @property
+    def pin(self) -> PinState:
+        """The state of its user PIN."""
+        return pin_state(self.flags)
+
+    @property
+    def has_pin_pad(self) -> bool:
+        """Whether the PIN is entered on the device itself."""
+        return bool(self.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+
+    def require_pin_tries(self, *, allow_last_try: bool) -> str | None:
+        """Return a warning about the next login, or None; raise PinLocked or PinLastTry where it must not be tried."""
+        return require_pin_tries(str(self.info), self.flags, allow_last_try=allow_last_try)
+
+
+def load(access: KeyAccess) -> Module:
+    """Load the module that leads to a key, or return it if this process already has.
+
+    Raises:
+        ModuleLoadError: there is none, or it cannot be loaded.
+        DeviceTimeout: it did not come back.
+    """
+    path = find_module(access.module, access.uri)
+    return load_module(path, access.module_environment, access.timeout, access.slow)
+
+
+def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
+    """Ask a module what it is.
+
+    Raises:
+        DeviceGone, DeviceError: it failed.
+        DeviceTimeout: it did not come back.
+    """
+    doing = "asking for its name"
+    try:
+        return module.call(doing, lambda: describe_library(module), access.timeout, access.slow)
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, doing, f"The module {module.path}") from error
+
+
+def find_device(module: Module, access: KeyAccess) -> PresentDevice:
+    """Find the one device that a URI means. Wait for it where `access` says so. Opens no session.
 
     Raises:
         DeviceNotFound, DeviceAmbiguous: none, or several, match.
         DeviceGone, DeviceError: the module failed.
-        DeviceTimeout: it did not come back within `timeout` seconds.
+        DeviceTimeout: it did not come back.
     """
+    while True:
+        try:
+            return _find_once(module, access)
+        except (DeviceNotFound, DeviceGone) as error:
+            if access.wait is None:
+                raise
+            access.wait(error)
+            # Some modules see only the devices that were there when they were initialised.
+            module.refresh(access.timeout, access.slow)
 
+
+def find_again(module: Module, info: DeviceInfo, access: KeyAccess) -> PresentDevice:
+    """Find a device that was found before, without waiting for it.
+
+    Raises:
+        DeviceGone: it is not plugged in, or another one is in its place.
+    """
+    try:
+        found = _find_once(module, access)
+    except DeviceNotFound as error:
+        raise DeviceGone(f"{info} was not found.", hint=f"Plug {info} in again.") from error
+    if found.info.identity != info.identity:
+        raise DeviceGone(f"{info} was not found; {found.info} is in its place.", hint=f"Plug {info} in again.")
+    return found
+
+
+def browse(access: KeyAccess, doing: str, function: Callable[[Module, Session], T]) -> T:
+    """Run `function` with a session without a login on the one device that a URI means.
+
+    Args:
+        doing: what is done, for messages: "reading its objects".
+        function: makes the calls, on the lane. It sees public objects only, whatever the state of the PIN.
+
+    Raises:
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceGone, DeviceError: the device cannot be read.
+        DeviceTimeout: a call into the module did not come back.
+    """
+    module = load(access)
+    found = find_device(module, access)
+
+    def run() -> T:
+        session = read_token(found.slot).open()
+        try:
+            return function(module, session)
+        finally:
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                session.close()
+
+    try:
+        return module.call(doing, run, access.timeout, access.slow)
+    except pkcs11.PKCS11Error as error:
+        raise explain_failure(error, doing, str(found.info)) from error
+
+
+def _find_once(module: Module, access: KeyAccess) -> PresentDevice:
     def look() -> PresentDevice:
         module.require_initialized()
-        present = present_devices(module, uri)
+        present = present_devices(module, access.uri)
         try:
-            return present[select_device(uri, [found.info for found in present], str(module.path))]
+            return present[select_device(access.uri, [found.info for found in present], str(module.path))]
         except DeviceNotFound as error:
             raise (error if present else blame_pcscd(error)) from None
 
-    while True:
-        try:
-            return module.call("looking for the device", look, timeout, slow)
-        except (DeviceNotFound, DeviceGone) as error:
-            if wait is None:
-                raise
-            wait(error)
-            # Some modules see only the devices that were there when they were initialised.
-            module.refresh(timeout, slow)
+    return module.call("looking for the device", look, access.timeout, access.slow)
 
 
 def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
-    """Return the devices that are there and set up. Runs on the lane.
+    """Return the devices that are plugged in and initialised. Runs on the lane.
 
     Args:
-        origin: by what the module was found.
+        origin: the URI by which the module was found.
 
     Raises:
         DeviceError: the module failed.
@@ -91,10 +180,11 @@ def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
 
 
 def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
-    """Return what PKCS#11 calls tokens: the devices that are there and set up. Runs on the lane.
+    """Return what PKCS#11 calls tokens: the devices that are plugged in and initialised. Runs on the lane.
 
     Args:
-        origin: by what the module was found. Of the devices of p11-kit's proxy, those of the module it names are meant.
+        origin: the URI by which the module was found. Of the devices that p11-kit's proxy shows, only those of the
+            module it names are returned.
     """
     tokens = []
     for slot in module.library.get_slots(token_present=True):
@@ -111,8 +201,8 @@ def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
 def read_token(slot: Slot) -> Token:
     """Return the device in a slot as it describes itself now. Runs on the lane.
 
-    It is asked once more, after a pause, where the answer is CKR_GENERAL_ERROR: while another process logs in, SoftHSM
-    rewrites the device's file, and cannot read it for some milliseconds (measured: 3 to 80, rarely 200).
+    On CKR_GENERAL_ERROR it is asked once more, after a pause: while another process logs in, SoftHSM rewrites the
+    device's file, and cannot read it for some milliseconds (measured: 3 to 80, rarely 200).
     """
     try:
         return slot.get_token()
@@ -127,7 +217,7 @@ def _identity(token: Token) -> tuple[str, ...]:
 
 
 def flags_after(token: Token) -> TokenFlag:
-    """Return the flags of a device after a call that failed, afresh if it still gives them. Runs on the lane."""
+    """Return the flags of a device after a failed call: as they are now, or else as last read. Runs on the lane."""
     try:
         return token.slot.get_token().flags
     except pkcs11.PKCS11Error:
@@ -135,14 +225,14 @@ def flags_after(token: Token) -> TokenFlag:
 
 
 def describe_library(module: Module) -> LibraryFacts:
-    """Return what a module says of itself. Runs on the lane."""
+    """Return what a module reports of itself. Runs on the lane."""
     library = module.library
     version = ".".join(map(str, library.library_version))
     return LibraryFacts(library.manufacturer_id, library.library_description, version)
 
 
 def describe(module: Module, token: Token) -> PresentDevice:
-    """Return what a device says of itself. Runs on the lane."""
+    """Return what a device reports of itself. Runs on the lane."""
     slot = token.slot
     info = DeviceInfo(
         label=token.label,

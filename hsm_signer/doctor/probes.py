@@ -14,9 +14,9 @@ from hsm_signer.credential.operator import certificates_of, key_access, make_ide
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.condition import Condition, load, look
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.facts import mechanism_facts
+from hsm_signer.device.locate import PresentDevice, find_device, load, read_library
 from hsm_signer.device.mechanisms import plan
 from hsm_signer.device.module import Module
 from hsm_signer.device.pcscd import reader_library, require_pcscd
@@ -99,7 +99,9 @@ def configuration(run: Examination) -> tuple[None, Verdict]:
 @_probe("module")
 def module(run: Examination) -> tuple[Module, Verdict]:
     """Load the module."""
-    loaded, library = load(run.value(access))
+    key_options = run.value(access)
+    loaded = load(key_options)
+    library = read_library(loaded, key_options)
     return loaded, ok(f"{loaded.path}: {library.description}, {library.version}, by {library.manufacturer}.")
 
 
@@ -115,25 +117,25 @@ def pcscd(run: Examination) -> tuple[None, Verdict]:
 
 
 @_probe("device")
-def device(run: Examination) -> tuple[Condition, Verdict]:
+def device(run: Examination) -> tuple[PresentDevice, Verdict]:
     """Find the device. Opens no session."""
-    condition = look(run.value(module), run.value(access))
-    return condition, ok(f"{condition.info}.")
+    found = find_device(run.value(module), run.value(access))
+    return found, ok(f"{found.info}.")
 
 
 @_probe("pin")
 def pin(run: Examination) -> tuple[None, Verdict]:
     """Check what the device says of its PIN. When a login would be too dangerous, this fails."""
-    condition = run.value(device)
-    concern = condition.require_pin_tries(allow_last_try=run.value(access).allow_last_try)
+    found = run.value(device)
+    concern = found.require_pin_tries(allow_last_try=run.value(access).allow_last_try)
     if concern is not None:
         return None, warning(concern, "Be sure of the next PIN: devices lock after a few wrong ones.")
-    match condition.pin:
+    match found.pin:
         case PinState.NOT_NEEDED:
             return None, ok("None is needed.")
         case PinState.NOT_SET:
             return None, warning("The device says that none is set.", "Set the user PIN with the device's own tool.")
-    pad = " It is entered on the device's own pad." if condition.pad else ""
+    pad = " It is entered on the device's own pad." if found.has_pin_pad else ""
     return None, ok(f"The device tells of no wrong one since the last login.{pad}")
 
 

@@ -87,11 +87,11 @@ def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: TpmStack) -> Non
     lines = run_apart(
         stack,
         """
-        from hsm_signer.device.condition import load, look
+        from hsm_signer.device.locate import find_device, load
 
         for _ in range(3):
-            module, _ = load(access(KEY))
-            tell(look(module, access(KEY)).pin)
+            module = load(access(KEY))
+            tell(find_device(module, access(KEY)).pin)
             outcome(open_device, access(KEY, "STACK_WRONG_PIN"))
         """,
     )

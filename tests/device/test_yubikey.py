@@ -13,8 +13,8 @@ import pytest
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.condition import load, look
 from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.locate import find_device, load
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.pin.state import PinState
@@ -211,8 +211,8 @@ class TestPinState:
         for _ in range(wrong):
             with contextlib.suppress(PinError):
                 open_device(replace(access_to(yubikey, yubikey.wrong_pin), allow_last_try=True))
-        module, _ = load(access_to(yubikey))
-        assert look(module, access_to(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
+        module = load(access_to(yubikey))
+        assert find_device(module, access_to(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
 
     def test_is_read_afresh_before_a_login(self, yubikey: PivStack) -> None:
         open_device(access_to(yubikey)).close()

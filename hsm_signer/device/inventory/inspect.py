@@ -1,6 +1,5 @@
 """Look through a module, or into one device, and return the facts. Changes nothing."""
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,9 +25,9 @@ from hsm_signer.device.inventory.facts import (
 )
 from hsm_signer.device.locate import (
     PresentDevice,
+    browse,
     describe,
     describe_library,
-    find_device,
     present_devices,
     present_tokens,
     read_token,
@@ -45,7 +44,6 @@ from hsm_signer.device.objects import (
     signing_mechanisms,
 )
 from hsm_signer.device.pcscd import pcscd_complaint
-from hsm_signer.device.pin.state import pin_state
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates
@@ -93,26 +91,11 @@ def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
         PinError: the login did not succeed.
         DeviceTimeout: a call into the module did not come back.
     """
-    path = find_module(access.module, access.uri)
-    if login:
-        with open_device(access) as device:
-            module = load_module(path, access.module_environment, access.timeout, access.slow)
-            return device.call("reading its objects", lambda session: _examine(module, session, access, now))
-    module = load_module(path, access.module_environment, access.timeout, access.slow)
-    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
-
-    def look() -> ModuleFacts:
-        session = read_token(found.slot).open()
-        try:
-            return _examine(module, session, access, now)
-        finally:
-            with contextlib.suppress(pkcs11.PKCS11Error):
-                session.close()
-
-    try:
-        return module.call("reading its objects", look, access.timeout, access.slow)
-    except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "reading its objects", str(found.info)) from error
+    doing = "reading its objects"
+    if not login:
+        return browse(access, doing, lambda module, session: _examine(module, session, access, now))
+    with open_device(access) as device:
+        return device.call(doing, lambda session: _examine(device.module, session, access, now))
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
@@ -130,8 +113,8 @@ def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
     facts = DeviceFacts(
         info=found.info,
         uri=str(uri),
-        pin=pin_state(found.flags),
-        pad=bool(found.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH),
+        pin=found.pin,
+        pad=found.has_pin_pad,
         mechanisms=(),
     )
     try:

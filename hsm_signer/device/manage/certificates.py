@@ -1,20 +1,16 @@
 """The certificates that stand beside a key, with its CKA_ID: reading them, and putting another in their place."""
 
-import contextlib
-
-import pkcs11
 from asn1crypto import x509
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
-from hsm_signer.device.failures import explain_failure
-from hsm_signer.device.locate import find_device, read_token
+from hsm_signer.device.locate import browse
 from hsm_signer.device.manage.keys import delete_certificate, store_certificate
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.module import load_module
-from hsm_signer.device.module_search import find_module
 from hsm_signer.device.stored import certificates_with_id
 from hsm_signer.errors import CertificateExists, KeyUnfit
+
+_LOOKING = "looking up the certificate"
 
 
 def read_certificate(access: KeyAccess) -> bytes:
@@ -29,7 +25,8 @@ def read_certificate(access: KeyAccess) -> bytes:
         PinError: a login was needed, and did not succeed.
     """
     if access.uri.id:
-        public = _public_certificates(access, access.uri.id)
+        key_id = access.uri.id
+        public = browse(access, _LOOKING, lambda module, session: certificates_with_id(session, key_id))
         if len(public) == 1:
             return public.pop()
     # Only the private key tells its id, or the certificate is private: both need the login.
@@ -80,23 +77,4 @@ def replace_certificates(device: Device, key: KeyInfo, der: bytes) -> None:
 
 
 def _certificates_beside(device: Device, key: KeyInfo) -> set[bytes]:
-    return device.call("looking up the certificate", lambda session: certificates_with_id(session, key.id))
-
-
-def _public_certificates(access: KeyAccess, key_id: bytes) -> set[bytes]:
-    """Return what anybody sees, without a login and so whatever the state of the PIN."""
-    module = load_module(find_module(access.module, access.uri), access.module_environment, access.timeout, access.slow)
-    found = find_device(module, access.uri, access.timeout, access.slow, access.wait)
-
-    def look() -> set[bytes]:
-        session = read_token(found.slot).open()
-        try:
-            return certificates_with_id(session, key_id)
-        finally:
-            with contextlib.suppress(pkcs11.PKCS11Error):
-                session.close()
-
-    try:
-        return module.call("looking up the certificate", look, access.timeout, access.slow)
-    except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "looking up the certificate", str(found.info)) from error
+    return device.call(_LOOKING, lambda session: certificates_with_id(session, key.id))
