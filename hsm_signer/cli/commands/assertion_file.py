@@ -19,7 +19,8 @@ from hsm_signer.credential.tokens import Tokens
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import FILE_LIFETIME
-from hsm_signer.service.assertion_file import INTERVAL, AssertionFile, keep
+from hsm_signer.service.assertion_file import INTERVAL, AssertionFile
+from hsm_signer.service.assertion_loop import keep
 from hsm_signer.system.private_file import warn_unless_in_memory
 from hsm_signer.system.systemd import ServiceManager
 
