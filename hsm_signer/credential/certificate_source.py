@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hsm_signer.crypto import PublicKey
 from hsm_signer.errors import CertificateNotFound, CertificateUnusable, KeyLookupError
+from hsm_signer.system.file_state import file_version
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 REREAD = 60.0
@@ -85,9 +86,3 @@ class CertificateFile:
             if not self._certificates:
                 raise
         return self._certificates
-
-
-def file_version(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written or replaced."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -11,7 +11,6 @@ from typing import Any
 
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.certificate_source import file_version
 from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.operator import NOBODY, Operator, open_identity, pin_source
 from hsm_signer.device.pin.pin import Refusal
@@ -32,6 +31,7 @@ from hsm_signer.errors import (
     SignatureInvalid,
 )
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, thumbprints
+from hsm_signer.system.file_state import file_version
 from hsm_signer.system.fork import reset_after_fork
 from hsm_signer.x509.certificate import parse_certificates
 

@@ -1,28 +1,37 @@
-"""When a PIN source may hold another PIN than before, told without keeping anything that is derived from a PIN.
+"""Whether a file may have changed since we last read it.
 
-A state of a source is a string, its identity. The identity of a file is its inode and when that was created and last
-changed (statx(2)), not its name: one file has many. It does not hold the size, which tells how long the PIN is, nor the
-number of the device, which btrfs, overlayfs and tmpfs may get anew with each mount.
+For a certificate or a key file, `file_version` is enough: reading one again costs nothing.
 
-The change time is the one time that no program can set: writing a file moves it, also where the program restores the
-modification time afterwards. So does everything else that changes an inode, and the kernel does not tell which it was.
-Two cases have to be told apart:
+For a PIN, one more try costs more, and what we keep must not be derived from the PIN. `file_identity` is the inode and
+when it was created and last changed (statx(2)), not the name: a file can have many. It has no size, which would show
+the length of the PIN, and no device number, which btrfs, overlayfs and tmpfs may change with each mount.
 
-- `touch` does not change what the file holds, so a refused PIN stays refused. It leaves a mark: it sets the access time
-  to the change time, which neither writing nor a later read does.
-- Whatever else moves the change time (a rewrite, and also chmod, chown, rename) may have changed the PIN, so the source
-  may be tried once more. The same goes for `touch` when another program reads the file before we look.
+No program can set the change time: writing a file moves it, even if the program then restores the modification time.
+So does everything else that changes an inode, and the kernel does not say which it was. `same_state` distinguishes two
+cases:
+
+- `touch` does not change the content, so a refused PIN stays refused. It leaves a mark: it sets the access time to the
+  change time, which neither writing nor a later read does.
+- Anything else that moves the change time (a rewrite, but also chmod, chown, rename) may have changed the PIN, so the
+  source may be tried once more. So may it after `touch`, if another program reads the file before we look.
 """
 
 import os
 import struct
 import sys
+from pathlib import Path
 
 _TOUCHED = ", touched"
 
 
+def file_version(path: Path) -> tuple[int, ...]:
+    """Return a value that changes when the file is written or replaced."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def file_identity(descriptor: int) -> str:
-    """Return which state of a file this is.
+    """Return a string that identifies the state of a file that holds a PIN. It may be stored.
 
     Args:
         descriptor: of the open file; O_PATH is enough.
@@ -34,7 +43,7 @@ def file_identity(descriptor: int) -> str:
 
 
 def same_state(then: str, now: str) -> bool:
-    """Decide whether a source still holds the PIN that it held then, as far as can be told from its identities."""
+    """Return whether a source still holds the same PIN, as far as its identities show."""
     file, changed, _ = now.partition(", changed ")
     return _bare(then) == _bare(now) or (now.endswith(_TOUCHED) and then.startswith(file + changed))
 
@@ -44,9 +53,9 @@ def _bare(identity: str) -> str:
 
 
 def _born(descriptor: int, status: os.stat_result) -> int:
-    """Return when an inode was created, in nanoseconds; 0 where the file system does not tell.
+    """Return when an inode was created, in nanoseconds; 0 where the file system does not say.
 
-    A new file may get the inode number of one that was removed, and then this tells them apart.
+    A new file may get the inode number of a removed one: their creation times differ.
     """
     if sys.platform != "linux":
         return int(getattr(status, "st_birthtime", 0) * 10**9)
