@@ -9,7 +9,7 @@ from pathlib import Path
 from hsm_signer.config.settings import SETTINGS
 from hsm_signer.config.values import Source, nearest
 from hsm_signer.errors import ConfigError
-from hsm_signer.system.private_file import read_trusted
+from hsm_signer.system.trusted_path import read_trusted
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from typing import Any
 
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, OutputError, UriError
-from hsm_signer.system.private_file import read_trusted, write_private
+from hsm_signer.system.private_file import write_private
 from hsm_signer.system.strict_json import parse_json
+from hsm_signer.system.trusted_path import read_trusted
 
 _OF_A_KEY = ("key", "registered", "key_id", "until", "delete")
 _THUMBPRINTS = ("x5t", "x5t#S256")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, ModuleLoadError, UriError
-from hsm_signer.system.private_file import read_trusted, require_trusted_path
+from hsm_signer.system.trusted_path import read_trusted, require_trusted_path
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 from hsm_signer.entra.authority import is_loopback
 from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
 from hsm_signer.errors import ConfigError, NetworkError
-from hsm_signer.system.private_file import require_trusted_path
 from hsm_signer.system.secret import Secret, hidden_locals, revealed
+from hsm_signer.system.trusted_path import require_trusted_path
 from hsm_signer.version import __version__
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.

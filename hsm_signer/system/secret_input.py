@@ -17,7 +17,7 @@ from pathlib import Path
 from hsm_signer.errors import ConfigError
 from hsm_signer.system.environment import inherited_environment
 from hsm_signer.system.file_state import file_identity
-from hsm_signer.system.private_file import require_trusted_path
+from hsm_signer.system.trusted_path import require_trusted_path
 
 LIMIT = 1024
 """Nobody's secret has more bytes. The functions below stop one byte later, so that the caller can tell."""

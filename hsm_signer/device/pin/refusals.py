@@ -30,7 +30,8 @@ from hsm_signer.errors import (
     PinRefusedBefore,
 )
 from hsm_signer.system.file_state import same_state
-from hsm_signer.system.private_file import make_private_directory, replacing
+from hsm_signer.system.private_file import replacing
+from hsm_signer.system.trusted_path import make_private_directory
 
 _LOCK = "lock"
 _POLL = 0.05

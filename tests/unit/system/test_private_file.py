@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
-from hsm_signer.system.private_file import make_private_directory, warn_unless_in_memory, write_private
+from hsm_signer.system.private_file import warn_unless_in_memory, write_private
 
 
 @pytest.fixture
@@ -164,47 +164,6 @@ def test_a_directory_that_others_can_replace_is_refused(tmp_path: Path) -> None:
     directory.parent.chmod(0o777)
     with pytest.raises(ConfigError, match=f"{directory.parent} belongs to user"):
         write_private(directory / "file", lambda: pytest.fail("too early"), mode=0o600)
-
-
-class TestPrivateDirectory:
-    @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-    def test_is_made_for_us_alone_with_all_that_are_missing_above_it(self, tmp_path: Path, umask: int) -> None:
-        before = os.umask(umask)
-        try:
-            made = make_private_directory(tmp_path / "a" / "b" / "c", "state directory")
-        finally:
-            os.umask(before)
-        assert [mode_of(path) for path in (made, made.parent, made.parent.parent)] == [0o700] * 3
-
-    def test_that_exists_is_left_as_it_is(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir(mode=0o755)
-        assert mode_of(make_private_directory(tmp_path / "a", "state directory")) == 0o755
-
-    @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770])
-    @pytest.mark.parametrize("missing", ["", "b", "b/c"])
-    def test_that_others_could_replace_is_refused_and_nothing_is_made(
-        self, tmp_path: Path, mode: int, missing: str
-    ) -> None:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a").chmod(mode)
-        with pytest.raises(ConfigError, match=f"Other users could replace the state directory .* mode 0{mode:o}"):
-            make_private_directory(tmp_path / "a" / missing, "state directory")
-        assert not list((tmp_path / "a").iterdir())
-
-    def test_may_be_made_in_a_sticky_directory(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a").chmod(0o1777)
-        assert mode_of(make_private_directory(tmp_path / "a" / "b", "state directory")) == 0o700
-
-    def test_behind_a_link_is_the_one_it_leads_to(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "link").symlink_to("a")
-        assert make_private_directory(tmp_path / "link" / "b", "state directory") == (tmp_path / "a" / "b").resolve()
-
-    def test_that_cannot_be_made_is_an_operating_system_error(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(OSError, match="Not a directory"):
-            make_private_directory(tmp_path / "file" / "b", "state directory")
 
 
 def in_no_directory(file: Path) -> Path:
