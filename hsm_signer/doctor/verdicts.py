@@ -14,12 +14,10 @@ from urllib.parse import urlsplit
 from hsm_signer.entra.authority import Endpoint
 from hsm_signer.entra.redaction import printable
 from hsm_signer.x509.certificate import Certificate
+from hsm_signer.x509.requirements import RENEWAL_DAYS
 
 if TYPE_CHECKING:
     from hsm_signer.device.objects import Protection
-
-RENEWAL_DAYS = 30
-"""A certificate with fewer days left is warned of."""
 
 AGREEMENT = 5
 """Seconds a clock may differ unremarked: a Date counts whole seconds, and the answer was on its way for a while."""

@@ -57,7 +57,7 @@ class AssertionSpec:
     Attributes:
         client_id: of the app registration; issuer and subject.
         audience: the token endpoint.
-        lifetime: seconds from ``nbf`` to ``exp``, 1 to 86400.
+        lifetime: seconds from ``nbf`` to ``exp``, 1 to `MAXIMUM_LIFETIME`.
         algorithm: RS256 or PS256.
         thumbprint: None lets it follow the algorithm: SHA-1 with RS256, SHA-256 with PS256.
         chain: certificates for ``x5c``, DER, the signing one first; empty leaves the header out.
@@ -71,11 +71,20 @@ class AssertionSpec:
     chain: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.lifetime <= MAXIMUM_LIFETIME:
-            raise ConfigError(
-                f"An assertion cannot live for {self.lifetime} s.",
-                hint=f"Choose 1 to {MAXIMUM_LIFETIME} seconds; {DEFAULT_LIFETIME} is the default.",
-            )
+        check_lifetime(self.lifetime)
+
+
+def check_lifetime(seconds: int) -> None:
+    """Check that an assertion may have this lifetime.
+
+    Raises:
+        ConfigError: it is not 1 to `MAXIMUM_LIFETIME`.
+    """
+    if not 1 <= seconds <= MAXIMUM_LIFETIME:
+        raise ConfigError(
+            f"An assertion cannot live for {seconds} s.",
+            hint=f"Choose 1 to {MAXIMUM_LIFETIME} seconds; {DEFAULT_LIFETIME} is the default.",
+        )
 
 
 def build_assertion(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_signer.errors import ConfigError, JwtError
-from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Jwt, parse_jwt
+from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS, Jwt, check_lifetime, parse_jwt
 from hsm_signer.service.assertion_schedule import Held
 from hsm_signer.system.private_file import write_private
 from hsm_signer.system.secret import hidden_locals
@@ -54,10 +54,7 @@ class AssertionFile:
                 hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s: {FILE_LIFETIME} and {INTERVAL} "
                 "are the defaults.",
             )
-        if self.lifetime > MAXIMUM_LIFETIME:
-            raise ConfigError(
-                f"An assertion cannot live for {self.lifetime} s.", hint=f"{MAXIMUM_LIFETIME} s are accepted at most."
-            )
+        check_lifetime(self.lifetime)
         if self.mode not in _MODES:
             raise ConfigError(
                 f"The mode {self.mode:04o} does not suit an assertion, with which anybody could act as the client.",

@@ -9,6 +9,9 @@ from hsm_signer.x509.certificate import Certificate
 MINIMUM_BITS = 2048
 """Entra refuses RSA keys shorter than this (AADSTS700027)."""
 
+RENEWAL_DAYS = 30
+"""A certificate that expires in fewer days is due to be replaced."""
+
 
 def require_length(public_key: PublicKey, what: str, error: type[KeyLookupError] = KeyUnfit) -> None:
     """Check that a key is long enough for Entra.

@@ -24,6 +24,7 @@ from hsm_signer.x509.certificate import (
     select_certificate,
     to_pem,
 )
+from hsm_signer.x509.issuance import DEFAULT_DAYS, MAXIMUM_DAYS, certificate_request, create_certificate, parse_subject
 from hsm_signer.x509.requirements import require_usable
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def register(app: typer.Typer) -> None:
 def create(
     profile: Profile,
     subject: SubjectOption,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.", metavar="DAYS")] = 365,
+    days: Annotated[
+        int, typer.Option(min=1, max=MAXIMUM_DAYS, help="How long it is valid.", metavar="DAYS")
+    ] = DEFAULT_DAYS,
     algorithm: AlgorithmOption = Algorithm.RS256,
     no_store: Annotated[bool, typer.Option("--no-store", help="Do not store it on the device.")] = False,
     replace: ReplaceOption = False,
@@ -83,7 +86,6 @@ def create(
     Says on stderr how it is registered with the application.
     """
     from hsm_signer.device.manage.certificates import replace_certificates
-    from hsm_signer.x509.issuance import create_certificate, parse_subject
 
     parse_subject(subject)  # before anybody is asked for a PIN
     now = datetime.now(UTC)
@@ -110,7 +112,6 @@ def request(
     output_file: OutputFileOption = None,
 ) -> None:
     """Make a request for a certificate (PKCS#10), signed by the device, for a certification authority. Prints PEM."""
-    from hsm_signer.x509.issuance import certificate_request, parse_subject
 
     parse_subject(subject)  # before anybody is asked for a PIN
     with result_writer(output_file) as write, _open(profile) as device:

@@ -15,6 +15,7 @@ from hsm_signer.cli.terminal import ask, has_terminal
 from hsm_signer.config.profile import Profile
 from hsm_signer.errors import ConfigError, KeyUnfit
 from hsm_signer.system.display import displayable
+from hsm_signer.x509.requirements import MINIMUM_BITS
 
 if TYPE_CHECKING:
     from hsm_signer.device.device import Device
@@ -37,7 +38,7 @@ def generate(
     key_id: Annotated[
         str | None, typer.Option("--id", help="Its CKA_ID. Default: one that is free.", metavar="HEX")
     ] = None,
-    bits: Annotated[int, typer.Option(help="Length: 2048, 3072 or 4096.", metavar="BITS")] = 2048,
+    bits: Annotated[int, typer.Option(help="Length: 2048, 3072 or 4096.", metavar="BITS")] = MINIMUM_BITS,
     always_authenticate: Annotated[
         bool, typer.Option("--always-authenticate", help="Have the key want the PIN with each signature.")
     ] = False,

@@ -18,6 +18,7 @@ from hsm_signer.errors import OutputError
 from hsm_signer.rotation.plan import Step
 from hsm_signer.system.display import displayable
 from hsm_signer.x509.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
+from hsm_signer.x509.requirements import RENEWAL_DAYS
 
 if TYPE_CHECKING:
     from hsm_signer.config.keyfile import KeyFile
@@ -89,7 +90,7 @@ def rotate(
     warn_days: Annotated[
         int,
         _option(help="For --check: how many days before its end a certificate is due.", min=0),
-    ] = 30,
+    ] = RENEWAL_DAYS,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Replace the key without downtime: make the next one, register it, test it, use it, and remove the old one.

@@ -28,8 +28,9 @@ from hsm_signer.errors import (
     KeyUnfit,
     MechanismUnsupported,
 )
+from hsm_signer.x509.requirements import MINIMUM_BITS
 
-SIZES = (2048, 3072, 4096)
+SIZES = (MINIMUM_BITS, 3072, 4096)
 """Bits of the keys that can be made."""
 
 GENERATION_TIMEOUT = 300.0
@@ -72,7 +73,7 @@ class KeySpec:
 
     label: str
     key_id: bytes | None = None
-    bits: int = 2048
+    bits: int = MINIMUM_BITS
     always_authenticate: bool = False
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class KeySpec:
         if self.bits not in SIZES:
             raise ConfigError(
                 f"Keys are made with {', '.join(map(str, SIZES))} bits, not with {self.bits}.",
-                hint="2048 will do for Entra.",
+                hint=f"{MINIMUM_BITS} bits are enough for Entra.",
             )
 
 
