@@ -1,42 +1,55 @@
-"""Options that several commands share, made once from the table of settings."""
+"""Options that several commands share. Those that are settings come from the table of settings."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS, Setting
+from hsm_signer.errors import CertificateNotFound
 
 
 class Output(StrEnum):
-    """For people or for programs."""
+    """Text for people, or JSON for programs."""
 
     TEXT = "text"
     JSON = "json"
 
 
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the result on stdout.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Format of the result on stdout.")]
+
+OutputFileOption = Annotated[
+    Path | None,
+    typer.Option("--output-file", help="Write the result to this file, mode 0600, atomically.", metavar="PATH"),
+]
 
 
-def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some panels, and call it with the profile they add up to.
+def takes_profile(
+    *panels: str, settings: Mapping[str, str] = MappingProxyType({}), **defaults: object
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of settings, and call it with the profile that they add up to.
 
     Args:
-        panels: "Device", "Assertion", "Exchange", "Graph".
-        defaults: where they are not those of `Profile`.
+        panels: whose settings the command takes: "Device", "Assertion", "Exchange", "Graph".
+        settings: names of further settings, with the help for this command.
+        defaults: values of `Profile` fields that are set nowhere.
 
     Returns:
         A decorator for a function whose first parameter is the profile.
     """
-    settings = [setting for setting in SETTINGS.values() if setting.panel in panels]
+    helps = {
+        **{setting.name: setting.help for setting in SETTINGS.values() if setting.panel in panels},
+        **settings,
+    }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
-            given = {setting.name: _given(setting, values.pop(setting.name)) for setting in settings}
+            given = {name: _given(SETTINGS[name], values.pop(name)) for name in helps}
             profile = load_profile(given, config=context.obj.config, name=context.obj.profile, defaults=defaults)
             command(profile, **values)
 
@@ -47,7 +60,7 @@ def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., N
                 for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
                 if name != "profile"
             ),
-            *(_parameter(setting) for setting in settings),
+            *(_parameter(SETTINGS[name], text) for name, text in helps.items()),
         ]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         # typer reads a command's options from its signature.
@@ -58,17 +71,31 @@ def takes_profile(*panels: str, **defaults: object) -> Callable[[Callable[..., N
     return decorate
 
 
+def read_certificate_file(file: Path) -> bytes:
+    """Return the content of a certificate file that an option or argument names.
+
+    Raises:
+        CertificateNotFound: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CertificateNotFound(
+            f"The certificate {file} cannot be read: {error.strerror}.", hint="Check its name and mode."
+        ) from None
+
+
 def _given(setting: Setting, value: object) -> object:
-    """Return what was given for a setting, or None; a flag's absence is not False."""
+    """Return the value of a setting, or None if its option is absent. An absent flag is not False."""
     return (not setting.negated if setting.metavar is None else value) if value else None
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
+def _parameter(setting: Setting, text: str) -> inspect.Parameter:
     names = [name for name in (setting.variable, setting.azure) if name]
     variables = f" \\[env: {', '.join(names)}]" if names else ""
     option = typer.Option(
         setting.option,
-        help=setting.help + variables,
+        help=text + variables,
         metavar=setting.metavar,
         rich_help_panel=setting.panel,
         show_default=False,
@@ -80,9 +107,3 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         default=False if setting.metavar is None else None,
         annotation=Annotated[kind, option],
     )
-
-
-OutputFileOption = Annotated[
-    Path | None,
-    typer.Option("--output-file", help="Write the result to this file, mode 0600, atomically.", metavar="PATH"),
-]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.cli.files import read_certificate_file
 from hsm_signer.cli.operator import access_to_one
-from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, read_certificate_file, takes_profile
 from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
 from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
 from hsm_signer.cli.text.registration import graph_body, registration_steps

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hsm_signer.cli.files import read_certificate_file
-from hsm_signer.cli.options import Output, OutputOption
+from hsm_signer.cli.options import Output, OutputOption, read_certificate_file
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.errors import ConfigError

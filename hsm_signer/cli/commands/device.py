@@ -9,37 +9,27 @@ from hsm_signer.cli.operator import access_to_one, show_slow
 from hsm_signer.cli.options import Output, OutputOption, takes_profile
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.config.profile import Profile, load_profile
+from hsm_signer.config.settings import SETTINGS
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError, PinError
 from hsm_signer.system.display import displayable
+
+_LIST_SETTINGS = {
+    "module": "PKCS#11 module to list as well as those in p11-kit's configuration.",
+    "device_timeout": SETTINGS["device_timeout"].help,
+}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Show modules, devices, keys and certificates.")
-    group.command("list")(list_devices)
+    group.command("list")(takes_profile(settings=_LIST_SETTINGS)(list_devices))
     group.command("show")(takes_profile("Device")(show))
     group.command("forget-pin-failures")(forget_pin_failures)
     app.add_typer(group, name="device")
 
 
-def list_devices(
-    context: typer.Context,
-    module: Annotated[
-        str | None,
-        typer.Option(
-            help="PKCS#11 module to look through, beside those of p11-kit's configuration. \\[env: HSM_SIGNER_MODULE]",
-            metavar="FILE",
-        ),
-    ] = None,
-    device_timeout: Annotated[
-        str | None,
-        typer.Option(
-            help="For one call into a module. Default: 60. \\[env: HSM_SIGNER_DEVICE_TIMEOUT]", metavar="SECONDS"
-        ),
-    ] = None,
-    output: OutputOption = Output.TEXT,
-) -> None:
+def list_devices(profile: Profile, output: OutputOption = Output.TEXT) -> None:
     """List modules and their devices, with what --key takes, the PIN's state and what they can sign. Never logs in.
 
     A module that fails, hangs or crashes is listed with the reason.
@@ -47,7 +37,6 @@ def list_devices(
     from hsm_signer.cli.text.inventory import module_text, plain
     from hsm_signer.device.inventory.survey import known_modules, survey
 
-    profile = _profile(context, module=module, device_timeout=device_timeout)
     modules = known_modules(profile.module)
     if not modules:
         raise ModuleLoadError(
@@ -97,7 +86,7 @@ def forget_pin_failures(
     from hsm_signer.device.match import matches_device
     from hsm_signer.device.pin.refusals import forget_failures
 
-    profile = _profile(context, key=key)
+    profile = load_profile({"key": key}, config=context.obj.config, name=context.obj.profile)
     # Not the keys of the profile: the record may be of another profile's device.
     chosen = profile.key if key else (Pkcs11Uri(),)
     directory = profile.state_directory / "pins"
@@ -114,7 +103,3 @@ def forget_pin_failures(
         print_result("\n".join(f"Forgot the refused PINs of {displayable(device)}." for device in forgotten))
     else:
         print_result(f"There is nothing to forget in {directory}.")
-
-
-def _profile(context: typer.Context, **options: object) -> Profile:
-    return load_profile(options, config=context.obj.config, name=context.obj.profile)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hsm_signer.cli.files import read_certificate_file
-from hsm_signer.cli.options import Output, OutputOption
+from hsm_signer.cli.options import Output, OutputOption, read_certificate_file
 from hsm_signer.cli.output import print_note, print_result
 from hsm_signer.config.values import text_argument
 
