@@ -30,7 +30,8 @@ from hsm_signer.errors import (
     PinLocked,
     SignatureInvalid,
 )
-from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, thumbprints
+from hsm_signer.jwt.assertion import DEFAULT_LIFETIME
+from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.system.file_state import file_version
 from hsm_signer.system.fork import reset_after_fork
 from hsm_signer.x509.certificate import parse_certificates

@@ -40,7 +40,7 @@ from hsm_signer.entra.authority import Endpoint, check_scopes
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
 from hsm_signer.entra.token import request_token, token_form
-from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.secret import Secret
 from hsm_signer.x509.certificate import Certificate
 from hsm_signer.x509.requirements import require_length, require_usable

@@ -16,7 +16,8 @@ from hsm_signer.entra.graph import Graph, Holder, Registration
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError
-from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME, PROOF_LIFETIME, build_proof
+from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME
+from hsm_signer.jwt.proof import PROOF_LIFETIME, build_proof
 from hsm_signer.system.secret import Secret
 
 POLL = 5.0

@@ -46,7 +46,7 @@ from hsm_signer.errors import (
     KeyNotFound,
     KeyUnfit,
 )
-from hsm_signer.jwt.assertion import thumbprints
+from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.rotation.plan import (
     Observed,
     Step,

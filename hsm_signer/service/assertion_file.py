@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_signer.errors import ConfigError, JwtError
-from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS, Jwt, check_lifetime, parse_jwt
+from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS, check_lifetime
+from hsm_signer.jwt.compact import Jwt, parse_jwt
 from hsm_signer.service.assertion_schedule import Held
 from hsm_signer.system.private_file import write_private
 from hsm_signer.system.secret import hidden_locals

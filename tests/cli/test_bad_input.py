@@ -14,7 +14,7 @@ from pathlib import Path
 import pkcs11._pkcs11
 import pytest
 
-from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.compact import parse_jwt
 from tests.cli.conftest import key_uri
 from tests.support.names import CLIENT, TENANT, WRONG_PIN
 from tests.support.program import Program, Settings, assert_explained, options

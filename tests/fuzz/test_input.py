@@ -33,7 +33,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra import http
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.entra.authority import check_scopes, resolve_endpoint, resolve_graph
-from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.jwt.verification import check_assertion
 from hsm_signer.system.display import displayable
 from hsm_signer.x509.certificate import is_attestation, parse_certificates

@@ -14,7 +14,7 @@ from hsm_signer.cli.options import Output, OutputOption, read_certificate_file
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.errors import ConfigError
-from hsm_signer.jwt.assertion import Jwt, parse_jwt
+from hsm_signer.jwt.compact import Jwt, parse_jwt
 from hsm_signer.jwt.verification import check_assertion
 from hsm_signer.system.display import displayable
 from hsm_signer.x509.certificate import parse_certificates

@@ -15,7 +15,7 @@ from hsm_signer.cli.output import result_writer, to_json
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.strict_json import parse_json
 
 _EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"

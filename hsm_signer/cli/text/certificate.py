@@ -5,7 +5,7 @@ from typing import Any
 
 from hsm_signer.cli.output import to_json
 from hsm_signer.cli.text.layout import row, validity_in_words
-from hsm_signer.jwt.assertion import base64url_encode
+from hsm_signer.jwt.compact import base64url_encode
 from hsm_signer.x509.certificate import Certificate, certificate_details, to_pem
 
 ATTESTATION = "attestation: proof that a device generated the key; not for signing in"

@@ -20,7 +20,7 @@ from hsm_signer.errors import (
     CertificateUnusable,
     KeyAmbiguous,
 )
-from hsm_signer.jwt.assertion import parse_jwt
+from hsm_signer.jwt.compact import parse_jwt
 from tests.support.names import AUDIENCE, CLIENT
 
 Issue = Callable[..., bytes]

@@ -14,7 +14,8 @@ from hsm_signer.errors import (
     CertificateUnusable,
     ConfigError,
 )
-from hsm_signer.jwt.assertion import Thumbprint, parse_jwt
+from hsm_signer.jwt.assertion import Thumbprint
+from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 from tests.support.names import AUDIENCE, CLIENT
 

@@ -27,7 +27,7 @@ from hsm_signer.errors import (
     PinIncorrect,
     PinLocked,
 )
-from hsm_signer.jwt.assertion import parse_jwt, thumbprints
+from hsm_signer.jwt.compact import parse_jwt, thumbprints
 from hsm_signer.x509.certificate import Certificate
 from tests.support.names import AUDIENCE, CLIENT
 

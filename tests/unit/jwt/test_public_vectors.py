@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hsm_signer.crypto import Algorithm, PublicKey
-from hsm_signer.jwt.assertion import base64url_decode, parse_jwt
+from hsm_signer.jwt.compact import base64url_decode, parse_jwt
 
 WYCHEPROOF: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "vectors" / "wycheproof_jws.json").read_text(encoding="ascii")
