@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack, cast
 
 from hsm_signer.config.profile import Profile, load_profile, profile_from_arguments, profile_from_environment
 from hsm_signer.credential.operator import Operator
-from hsm_signer.credential.tokens import Tokens, Wanted
+from hsm_signer.credential.tokens import TokenQuery, Tokens
 from hsm_signer.device.pin.pin import PinSource
 from hsm_signer.entra.token import AccessToken
 
@@ -185,8 +185,8 @@ class HsmCredential(Credential):
             ConfigError: the tenant is not allowed.
             HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
         """
-        wanted = self._tokens.wanted(scopes, claims=claims, tenant_id=tenant_id, enable_cae=enable_cae)
-        return as_access_token(self._tokens.get(wanted))
+        query = self._tokens.build_query(scopes, claims=claims, tenant_id=tenant_id, enable_cae=enable_cae)
+        return as_access_token(self._tokens.get(query))
 
     def get_token_info(
         self, *scopes: str, options: "azure.TokenRequestOptions | None" = None
@@ -203,7 +203,7 @@ class HsmCredential(Credential):
         Raises:
             HsmSignerError: as `get_token`.
         """
-        return as_access_token_info(self._tokens.get(wanted_by(self._tokens, scopes, options)))
+        return as_access_token_info(self._tokens.get(query_from_options(self._tokens, scopes, options)))
 
     def assertion(self, context: object = None) -> str:
         """Return a fresh client assertion for other programs to exchange. The device signs once.
@@ -227,10 +227,12 @@ class HsmCredential(Credential):
         self._tokens.close()
 
 
-def wanted_by(tokens: Tokens, scopes: tuple[str, ...], options: "azure.TokenRequestOptions | None") -> Wanted:
+def query_from_options(
+    tokens: Tokens, scopes: tuple[str, ...], options: "azure.TokenRequestOptions | None"
+) -> TokenQuery:
     """Return which token a call of ``get_token_info`` is for."""
     known = options or {}
-    return tokens.wanted(
+    return tokens.build_query(
         scopes,
         claims=known.get("claims"),
         tenant_id=known.get("tenant_id"),

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from hsm_signer.credential.azure import Credential, as_access_token, as_access_token_info, wanted_by
+from hsm_signer.credential.azure import Credential, as_access_token, as_access_token_info, query_from_options
 
 if TYPE_CHECKING:
     from azure.core import credentials as azure
@@ -52,14 +52,16 @@ class AsyncHsmCredential(Credential):
         **kwargs: object,
     ) -> "azure.AccessToken":
         """Return an access token. See `HsmCredential.get_token`."""
-        wanted = self._tokens.wanted(scopes, claims=claims, tenant_id=tenant_id, enable_cae=enable_cae)
-        return as_access_token(await _outcome(self._tokens.begin(wanted)))
+        query = self._tokens.build_query(scopes, claims=claims, tenant_id=tenant_id, enable_cae=enable_cae)
+        return as_access_token(await _outcome(self._tokens.submit(query)))
 
     async def get_token_info(
         self, *scopes: str, options: "azure.TokenRequestOptions | None" = None
     ) -> "azure.AccessTokenInfo":
         """Return an access token and what goes with it. See `HsmCredential.get_token_info`."""
-        return as_access_token_info(await _outcome(self._tokens.begin(wanted_by(self._tokens, scopes, options))))
+        return as_access_token_info(
+            await _outcome(self._tokens.submit(query_from_options(self._tokens, scopes, options)))
+        )
 
     async def assertion(self) -> str:
         """Return a fresh client assertion. See `HsmCredential.assertion`; callbacks that are not awaited need that."""

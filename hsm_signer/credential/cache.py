@@ -97,7 +97,7 @@ class TokenCache:
             self._acquire(key, challenge, acquire, pending)
         return pending.result()
 
-    def begin(
+    def submit(
         self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None
     ) -> "Future[AccessToken]":
         """Do what `get` does, and return at once: what has to be acquired is acquired in a thread of its own."""

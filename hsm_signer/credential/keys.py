@@ -12,7 +12,7 @@ from typing import Any
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import NOBODY, Operator, open_identity, pin_source
+from hsm_signer.credential.operator import UNATTENDED, Operator, open_identity, pin_source
 from hsm_signer.device.pin.pin import Refusal
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 # With several keys, what makes the next one's turn. A refused PIN, a missed touch or a setting never does.
 _NEXT_KEY = (DeviceGone, DeviceNotFound, DeviceTimeout, KeyNotFound, ModuleLoadError, SignatureInvalid)
 
-REST = 30.0
+COOLDOWN = 30.0
 """Seconds for which a key that failed is passed over while another one works."""
 
 
@@ -62,7 +62,7 @@ class Keys:
     def __init__(
         self,
         profile: Profile,
-        operator: Operator = NOBODY,
+        operator: Operator = UNATTENDED,
         *,
         isolated: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
@@ -158,7 +158,7 @@ class Keys:
             try:
                 return self._sign(key, audience, lifetime)
             except _NEXT_KEY as error:
-                key.rests_until = now + REST
+                key.rests_until = now + COOLDOWN
                 logger.warning("%s Trying the next key.", error)
         return self._sign(last, audience, lifetime)
 

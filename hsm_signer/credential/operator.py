@@ -41,13 +41,13 @@ class Operator:
     wait: Callable[[HsmSignerError], None] | None = None
 
 
-NOBODY = Operator()
+UNATTENDED = Operator()
 
 
 def open_identity(
     profile: Profile,
     uri: Pkcs11Uri,
-    operator: Operator = NOBODY,
+    operator: Operator = UNATTENDED,
     *,
     isolated: bool = False,
     replaced: Identity | None = None,
@@ -141,7 +141,7 @@ def make_identity(
     )
 
 
-def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = NOBODY) -> "KeyAccess":
+def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = UNATTENDED) -> "KeyAccess":
     """Return how to get to one key of a profile.
 
     Raises:

@@ -1,9 +1,9 @@
 """The access tokens of a profile: from memory, else from Entra in exchange for a fresh assertion.
 
     with Tokens(profile) as tokens:
-        token = tokens.get(tokens.wanted(("https://graph.microsoft.com/.default",)))
+        token = tokens.get(tokens.build_query(("https://graph.microsoft.com/.default",)))
 
-What is wanted is decided first, without device or network. Nothing is opened before the first assertion is needed.
+A query is checked without device or network. Nothing is opened before the first assertion is needed.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.cache import TokenCache
 from hsm_signer.credential.keys import Keys
-from hsm_signer.credential.operator import NOBODY, Operator
+from hsm_signer.credential.operator import UNATTENDED, Operator
 from hsm_signer.crypto import Algorithm
 from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
 from hsm_signer.entra.token import AccessToken, request_token, token_form
@@ -36,8 +36,8 @@ _CAE_CLAIMS = {"access_token": {"xms_cc": {"values": ["CP1"]}}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """Which token is wanted.
+class TokenQuery:
+    """Which token is needed.
 
     Attributes:
         endpoint: of the tenant it is for.
@@ -78,7 +78,7 @@ class Tokens:
     def __init__(
         self,
         profile: Profile,
-        operator: Operator = NOBODY,
+        operator: Operator = UNATTENDED,
         *,
         additionally_allowed_tenants: Iterable[str] = (),
         isolated: bool = False,
@@ -97,7 +97,7 @@ class Tokens:
         self._cache = TokenCache()
         self._http: HttpClient | None = None
         # The same few are asked for over and over: this is most of what a token in memory would cost.
-        self._decide_once = functools.lru_cache(maxsize=128)(self._decide)
+        self._cached_query = functools.lru_cache(maxsize=128)(self._new_query)
 
     def __enter__(self) -> Self:
         return self
@@ -105,14 +105,14 @@ class Tokens:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wanted(
+    def build_query(
         self,
         scopes: tuple[str, ...],
         *,
         claims: str | None = None,
         tenant_id: str | None = None,
         enable_cae: bool = False,
-    ) -> Wanted:
+    ) -> TokenQuery:
         """Decide which token is asked for.
 
         Args:
@@ -125,20 +125,20 @@ class Tokens:
             ScopeError: there is not exactly one scope, or it is malformed.
             ConfigError: the tenant is not allowed.
         """
-        wanted = self._decide_once(scopes, tenant_id, enable_cae)
-        return wanted if claims is None else dataclasses.replace(wanted, claims=claims)
+        query = self._cached_query(scopes, tenant_id, enable_cae)
+        return query if claims is None else dataclasses.replace(query, claims=claims)
 
-    def get(self, wanted: Wanted) -> AccessToken:
-        """Return the token that is wanted, from memory where there is a good one. The device signs at most once.
+    def get(self, query: TokenQuery) -> AccessToken:
+        """Return the token for a query, from memory where there is a good one. The device signs at most once.
 
         Raises:
             HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
         """
-        return self._cache.get(_unchallenged(wanted), lambda: self._request(wanted), wanted.claims)
+        return self._cache.get(_unchallenged(query), lambda: self._request(query), query.claims)
 
-    def begin(self, wanted: Wanted) -> "Future[AccessToken]":
+    def submit(self, query: TokenQuery) -> "Future[AccessToken]":
         """Do what `get` does, without keeping the caller waiting."""
-        return self._cache.begin(_unchallenged(wanted), lambda: self._request(wanted), wanted.claims)
+        return self._cache.submit(_unchallenged(query), lambda: self._request(query), query.claims)
 
     @hidden_locals()
     def assertion(self) -> str:
@@ -155,9 +155,9 @@ class Tokens:
         """Log out of the device. The next call opens it anew."""
         self.keys.close()
 
-    def _decide(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> Wanted:
+    def _new_query(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> TokenQuery:
         endpoint = self._endpoint_of(tenant_id)
-        return Wanted(endpoint, check_scopes(endpoint, scopes), enable_cae)
+        return TokenQuery(endpoint, check_scopes(endpoint, scopes), enable_cae)
 
     def _endpoint_of(self, tenant: str | None) -> Endpoint:
         own = self.endpoint
@@ -180,15 +180,15 @@ class Tokens:
         return self.keys.assertion(endpoint.audience, self.profile.lifetime)
 
     @hidden_locals()
-    def _request(self, wanted: Wanted) -> AccessToken:
-        claims = _merge_claims(wanted.claims, wanted.enable_cae)
+    def _request(self, query: TokenQuery) -> AccessToken:
+        claims = _merge_claims(query.claims, query.enable_cae)
         form = token_form(
             client_id=self.profile.client_id or "",
-            scope=wanted.scope,
-            assertion=Secret(self._assertion(wanted.endpoint)),
+            scope=query.scope,
+            assertion=Secret(self._assertion(query.endpoint)),
             claims=claims,
         )
-        return request_token(wanted.endpoint, form, self._client())
+        return request_token(query.endpoint, form, self._client())
 
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient
@@ -199,8 +199,8 @@ class Tokens:
         return self._http
 
 
-def _unchallenged(wanted: Wanted) -> Wanted:
-    return wanted if wanted.claims is None else dataclasses.replace(wanted, claims=None)
+def _unchallenged(query: TokenQuery) -> TokenQuery:
+    return query if query.claims is None else dataclasses.replace(query, claims=None)
 
 
 def _for_adfs(profile: Profile) -> Profile:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from hsm_signer.config.keyfile import KeyFile, read_key_file
 from hsm_signer.config.profile import Profile, require_settings
-from hsm_signer.credential.operator import NOBODY, Operator, key_access
+from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
 from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.x509.certificate import parse_certificates
 
@@ -27,7 +27,7 @@ class Due:
     until: int | None = None
 
 
-def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operator = NOBODY) -> Due:
+def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operator = UNATTENDED) -> Due:
     """Tell whether it is time to rotate. Logs in only where the device does not show the certificate without.
 
     Args:

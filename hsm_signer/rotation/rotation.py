@@ -25,7 +25,7 @@ from cryptography import x509
 from hsm_signer.config.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import NOBODY, Operator, certificates_of, key_access, make_identity
+from hsm_signer.credential.operator import UNATTENDED, Operator, certificates_of, key_access, make_identity
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.certificates import replace_certificates
@@ -130,7 +130,7 @@ class Rotation:
         self,
         profile: Profile,
         request: RotationRequest,
-        operator: Operator = NOBODY,
+        operator: Operator = UNATTENDED,
         *,
         report: Report = lambda step, text: None,
         clock: Clock = Clock(),  # noqa: B008  # frozen

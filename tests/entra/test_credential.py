@@ -623,7 +623,7 @@ def refused_number(credential: HsmCredential, scope: str, **options: Any) -> int
 def set_expiry(credential: HsmCredential, expires_on: int) -> None:
     """Let the token that the credential keeps expire then."""
     tokens = credential._tokens
-    wanted = tokens.wanted((GRAPH,))
+    wanted = tokens.build_query((GRAPH,))
     aged = replace(tokens.get(wanted), expires_on=expires_on)
     tokens._cache.get(wanted, lambda: aged, "another expiry")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.config.profile import profile_from_arguments
-from hsm_signer.credential.keys import REST, Keys
+from hsm_signer.credential.keys import COOLDOWN, Keys
 from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
@@ -616,7 +616,7 @@ class TestSeveralKeys:
         faulty.absent(False)
         ring.assertion("audience")
         assert faulty.calls("C_Sign") == 1
-        clock[0] += REST
+        clock[0] += COOLDOWN
         ring.assertion("audience")
         assert faulty.calls("C_Sign") == 2
 

@@ -38,7 +38,7 @@ def test_both_keys_are_registered_and_work_after_the_switch(rotated: Application
     assert len(rotated.registered()) == 2
     assert rotated.token()
     with rotated.time.real(), rotated.tokens(key=rotated.first.uri) as old:
-        assert old.get(old.wanted(("https://graph.microsoft.com/.default",))).token
+        assert old.get(old.build_query(("https://graph.microsoft.com/.default",))).token
 
 
 @pytest.mark.parametrize(

@@ -164,4 +164,4 @@ def test_after_any_run_the_current_key_works(
     except (HsmSignerError, CutOff) as error:
         failure = error
     with Tokens(stage.profile(client, file, lists)) as tokens:
-        assert tokens.get(tokens.wanted((GRAPH,))).token, (taken, failure)
+        assert tokens.get(tokens.build_query((GRAPH,))).token, (taken, failure)

@@ -94,7 +94,7 @@ class Application:
     def token(self) -> str:
         """Get a token as a program does that follows the key file."""
         with self.time.real(), self.tokens() as tokens:
-            return tokens.get(tokens.wanted((GRAPH,))).token
+            return tokens.get(tokens.build_query((GRAPH,))).token
 
     def tokens(self, *, isolated: bool = False, **changes: object) -> Tokens:
         """A program that follows the key file."""

@@ -100,7 +100,7 @@ def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     # Once it is proven, the switch needs no device.
     assert in_use(profile) == (following if step in (Step.PROVE, Step.SWITCH) else before)
     with Tokens(profile) as tokens:
-        assert tokens.get(tokens.wanted((GRAPH,))).token
+        assert tokens.get(tokens.build_query((GRAPH,))).token
     rotate(profile, following, None, yubikey.unplug)
     (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
     assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")

@@ -81,7 +81,7 @@ class TestACredential:
         self, application: Application, program: Program, isolated: bool
     ) -> None:
         with application.tokens(network_timeout=30, isolated=isolated) as tokens:
-            challenged = tokens.wanted((GRAPH,), claims=CHALLENGE)
+            challenged = tokens.build_query((GRAPH,), claims=CHALLENGE)
 
             def ask() -> str:
                 # Past the tokens in memory: each time the device signs.
@@ -111,7 +111,7 @@ class TestACredential:
             application.tokens(network_timeout=30) as follows,
             Tokens(profile_from_arguments(arguments), isolated=isolated) as stays,
         ):
-            challenged = stays.wanted((GRAPH,), claims=CHALLENGE)
+            challenged = stays.build_query((GRAPH,), claims=CHALLENGE)
             with (
                 Busy(lambda: stays.get(challenged).token[:3]) as busy,
                 Busy(lambda: thumbprint(follows.assertion())) as following,

@@ -55,9 +55,9 @@ def token(
     """
     require_settings(profile, "tenant", "client_id", "key", "scope")
     with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
-        wanted = tokens.wanted(profile.scope)
+        query = tokens.build_query(profile.scope)
         with result_writer(output_file) as write:
-            write(_show_token(tokens.get(wanted), output, tokens))
+            write(_show_token(tokens.get(query), output, tokens))
 
 
 def assertion(

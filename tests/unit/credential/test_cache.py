@@ -353,15 +353,15 @@ def test_after_a_shared_acquisition_the_token_is_kept(cache: TokenCache, server:
 
 
 def test_callers_with_the_same_challenge_share_one_acquisition(cache: TokenCache, server: Server, gate: Gate) -> None:
-    first = cache.begin(KEY, gate, "{}")
+    first = cache.submit(KEY, gate, "{}")
     gate.begun.wait()
-    second = cache.begin(KEY, server, "{}")
+    second = cache.submit(KEY, server, "{}")
     gate.succeed(token("shared", START))
     assert ({first.result().token, second.result().token}, server.asked) == ({"shared"}, 0)
 
 
 def test_another_challenge_is_an_acquisition_of_its_own(cache: TokenCache, server: Server, gate: Gate) -> None:
-    slow = cache.begin(KEY, gate, "{}")
+    slow = cache.submit(KEY, gate, "{}")
     other = cache.get(KEY, server, '{"access_token": {}}').token
     gate.succeed(token("slow", START))
     assert (other, slow.result().token) == ("token 1", "slow")
@@ -369,12 +369,12 @@ def test_another_challenge_is_an_acquisition_of_its_own(cache: TokenCache, serve
 
 def test_a_token_that_is_kept_is_there_as_soon_as_it_is_asked_for(cache: TokenCache, server: Server) -> None:
     cache.get(KEY, server)
-    found = cache.begin(KEY, server)
+    found = cache.submit(KEY, server)
     assert (found.done(), found.result().token) == (True, "token 1")
 
 
 def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache, server: Server, gate: Gate) -> None:
-    begun = cache.begin(KEY, gate)
+    begun = cache.submit(KEY, gate)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cache.get, KEY, server)
         gate.succeed(token("shared", START))
@@ -384,7 +384,7 @@ def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache
 
 def test_a_failure_reaches_who_did_not_wait(cache: TokenCache, server: Server) -> None:
     server.failure = PinIncorrect("The device refused the PIN.")
-    assert cache.begin(KEY, server).exception() is server.failure
+    assert cache.submit(KEY, server).exception() is server.failure
 
 
 @pytest.fixture
@@ -400,7 +400,7 @@ def test_without_a_thread_who_does_not_wait_is_told_and_nobody_waits_for_ever(
     cache: TokenCache, server: Server
 ) -> None:
     for _ in range(2):
-        assert "no thread" in str(cache.begin(KEY, server).exception(60)).lower()
+        assert "no thread" in str(cache.submit(KEY, server).exception(60)).lower()
     assert cache.get(KEY, server).token == "token 1"
 
 
@@ -410,7 +410,7 @@ def test_without_a_thread_for_a_renewal_the_last_good_token_is_returned(
 ) -> None:
     cache.get(KEY, server)
     clock.now = START + HOUR - 300
-    assert cache.begin(KEY, server).result(60).token == "token 1"
+    assert cache.submit(KEY, server).result(60).token == "token 1"
 
 
 def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> None:
@@ -422,7 +422,7 @@ def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> N
 def test_a_forked_child_waits_neither_for_a_lock_nor_for_an_acquisition_of_the_parents(
     cache: TokenCache, server: Server, gate: Gate
 ) -> None:
-    begun = cache.begin(KEY, gate)
+    begun = cache.submit(KEY, gate)
     gate.begun.wait()
     # As at a fork, when another thread is about to look.
     cache._lock.acquire()
@@ -564,7 +564,7 @@ class TestRefusal:
     def test_reaches_who_does_not_wait(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
-        found = cache.begin(KEY, server)
+        found = cache.submit(KEY, server)
         assert (found.done(), type(found.exception()), server.asked) == (True, EntraError, 1)
 
     def test_is_remembered_by_a_forked_child(self, cache: TokenCache, server: Server) -> None:
@@ -666,10 +666,10 @@ class TestBound:
         assert cache.get(KEY, server).token == "token 1"
 
     def test_a_pending_acquisition_is_not_dropped(self, cache: TokenCache, server: Server, gate: Gate) -> None:
-        first = cache.begin(KEY, gate)
+        first = cache.submit(KEY, gate)
         for key in range(1000):
             cache.get(key, server)
-        second = cache.begin(KEY, server)
+        second = cache.submit(KEY, server)
         gate.succeed(token("shared", START))
         assert {first.result().token, second.result().token} == {"shared"}
 

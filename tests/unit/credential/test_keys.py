@@ -14,8 +14,8 @@ from hsm_signer import errors
 from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.keys import REST, Keys
-from hsm_signer.credential.operator import NOBODY, Operator
+from hsm_signer.credential.keys import COOLDOWN, Keys
+from hsm_signer.credential.operator import UNATTENDED, Operator
 from hsm_signer.crypto import Signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -54,7 +54,7 @@ class Devices:
         self,
         profile: Profile,
         uri: Pkcs11Uri,
-        operator: Operator = NOBODY,
+        operator: Operator = UNATTENDED,
         *,
         isolated: bool = False,
         replaced: Identity | None = None,
@@ -73,7 +73,7 @@ class Devices:
             now=self._working.now,
         )
 
-    def keys(self, *uris: Pkcs11Uri, operator: Operator = NOBODY, isolated: bool = False) -> Keys:
+    def keys(self, *uris: Pkcs11Uri, operator: Operator = UNATTENDED, isolated: bool = False) -> Keys:
         profile = Profile(client_id=CLIENT, key=uris)
         return Keys(profile, operator, isolated=isolated, monotonic=lambda: self.now)
 
@@ -139,7 +139,7 @@ def test_a_key_that_failed_rests_while_another_one_works(devices: Devices) -> No
 def test_the_preferred_key_is_returned_to_when_it_has_rested(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     keys, seen = devices.keys(OFFICE, HOME), []
-    for devices.now in (0.0, REST - 0.1, REST):
+    for devices.now in (0.0, COOLDOWN - 0.1, COOLDOWN):
         seen.append(signed_by(keys))
         devices.failing = {}
     assert seen == ["Home", "Home", "Office"]
@@ -248,7 +248,7 @@ class TestAKeyFile:
         write_key_file(file, KeyFile(FiledKey(HOME)))
         signed_by(keys)
         with pytest.raises(DeviceError):
-            old.open(Profile(client_id=CLIENT), NOBODY, False)
+            old.open(Profile(client_id=CLIENT), UNATTENDED, False)
         assert devices.opened == ["Office", "Home"]
 
 
