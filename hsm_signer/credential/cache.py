@@ -1,6 +1,6 @@
-"""Tokens in memory: early refresh, one request however many ask, and the last good token while a refresh fails.
+"""Tokens in memory: renewed early, by one request for all callers, and used until they expire if a renewal fails.
 
-A refusal that a repeat would not change is remembered for a while, too: each repeat would cost a signature.
+A refusal that would only be repeated is remembered for a while, because every request costs a signature.
 """
 
 import copy
@@ -20,24 +20,38 @@ from hsm_signer.system.fork import reset_after_fork
 logger = logging.getLogger(__name__)
 
 REFRESH_BEFORE = 300
-"""Seconds before expiry at which a token is renewed, as azure-identity does; a short-lived one at half its life."""
+"""Seconds before expiry at which a token is renewed, as in azure-identity; a short-lived one at half its life."""
 
 RETRY_AFTER = 30
-"""Seconds to leave a good token alone after its renewal failed."""
+"""Seconds after a failed renewal before the next attempt, while the token is valid."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 5, 60
-"""Seconds for which a lasting refusal is raised again without a request: the first, then twice as long each time."""
+"""Seconds that a lasting refusal is raised again without a request: at first, and at most. It doubles each time."""
 
 MAXIMUM = 500
-"""Tokens that are kept, and refusals that are remembered; beyond that, the least recently used is dropped."""
+"""Number of tokens, and of refusals, that are kept; the least recently used is dropped."""
 
 
 @dataclass
-class _Kept:
-    """A token, and when its last renewal failed."""
+class _Entry:
+    """A token, and when its last renewal failed (epoch seconds)."""
 
     token: AccessToken
     failed_at: float | None = None
+
+    def is_valid(self, now: float) -> bool:
+        return now < self.token.expires_on
+
+    def is_due(self, now: float) -> bool:
+        """Return whether to renew the token."""
+        token = self.token
+        if now >= token.expires_on:
+            return True
+        if self.failed_at is not None and now < self.failed_at + RETRY_AFTER:
+            return False
+        # A token whose whole life is shorter than REFRESH_BEFORE is used for half of it: it would always be due.
+        early = min(REFRESH_BEFORE, token.expires_in // 2)
+        return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,12 @@ class _Refusal:
     pause: float
 
     def is_recent(self, now: float, more: float = 0) -> bool:
-        """Return whether the pause, and `more` seconds, are not over. A clock that was set back ends it."""
+        """Return whether the pause plus `more` seconds has not passed. It ends when the clock is set back."""
         return 0 <= now - self.at < self.pause + more
+
+
+_Request = tuple[Hashable, str | None]
+"""The key of a token, and the claims challenge that a new one must answer, or None."""
 
 
 class TokenCache:
@@ -70,135 +88,143 @@ class TokenCache:
         self._now = now
         self._lock = threading.Lock()
         # Least recently used first.
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
-        # By key and challenge.
-        self._refusals: OrderedDict[tuple[Hashable, str | None], _Refusal] = OrderedDict()
-        self._pending: dict[tuple[Hashable, str | None], Future[AccessToken]] = {}
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._refusals: OrderedDict[_Request, _Refusal] = OrderedDict()
+        self._pending: dict[_Request, Future[AccessToken]] = {}
         reset_after_fork(self, TokenCache.reset_after_fork)
 
     def get(self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None) -> AccessToken:
-        """Return the token for `key`, acquiring it when there is none, or it is about to expire.
+        """Return the token for `key`. Acquire one if there is none, or if it expires soon.
 
-        Callers who ask while an acquisition is under way share its outcome, also its failure: a wrong PIN must not be
-        presented once for every thread. A lasting refusal is raised again for a while, and nothing is acquired.
+        Callers that ask during an acquisition share its outcome. They share a failure too: a wrong PIN must not be sent
+        once for every thread. A lasting refusal is raised again for a while without an acquisition.
 
         Args:
             key: what the token is for.
-            acquire: gets a new one; runs in the thread of one of the callers.
-            challenge: why the token that is here will not do; a new one is then acquired, and kept in its place.
+            acquire: gets a new token; runs in the thread of one of the callers.
+            challenge: why the cached token is not accepted; a new one is acquired and replaces it.
 
         Raises:
             HsmSignerError: what `acquire` raised, unless a token that is still valid can be returned instead.
         """
-        if challenge is None and (token := self._fresh(key)) is not None:
-            return token
-        pending, first = self._find(key, challenge)
+        request = key, challenge
+        with self._lock:
+            if (token := self._recall(request)) is not None:
+                return token
+            pending, first = self._join(request)
         if first:
-            self._acquire(key, challenge, acquire, pending)
+            self._acquire(request, acquire, pending)
         return pending.result()
 
     def submit(
         self, key: Hashable, acquire: Callable[[], AccessToken], challenge: str | None = None
     ) -> "Future[AccessToken]":
-        """Do what `get` does, and return at once: what has to be acquired is acquired in a thread of its own."""
-        pending, first = self._find(key, challenge)
+        """Do what `get` does, but return at once: an acquisition runs in a new thread."""
+        request = key, challenge
+        with self._lock:
+            try:
+                token = self._recall(request)
+            except EntraError as error:
+                return _failed(error.with_traceback(None))
+            if token is not None:
+                return _succeeded(token)
+            pending, first = self._join(request)
         if first:
-            arguments = key, challenge, acquire, pending
+            arguments = request, acquire, pending
             thread = threading.Thread(target=self._acquire, args=arguments, name="hsm-signer-token", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
-                # Whoever shares the acquisition would wait forever.
-                self._acquire(key, challenge, _report_no_thread, pending)
+                # Callers that share the acquisition would wait forever.
+                self._acquire(request, _report_no_thread, pending)
         return pending
 
     def reset_after_fork(self) -> None:
-        """Keep the tokens in a forked child, and nothing of what the parent's threads are doing."""
+        """Keep the tokens in a forked child, but not the parent's pending acquisitions."""
         self._lock = threading.Lock()
         self._pending = {}
 
-    def _fresh(self, key: Hashable) -> AccessToken | None:
-        """Return the token that is asked for most often: one that is not due. It costs no future."""
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is None or _is_due(kept, self._now()):
-                return None
-            self._kept.move_to_end(key)
-            return kept.token
+    def _recall(self, request: _Request) -> AccessToken | None:
+        """Return the token that answers a request without an acquisition, or None. Called under the lock.
 
-    def _find(self, key: Hashable, challenge: str | None) -> "tuple[Future[AccessToken], bool]":
-        """Return where the token is or will arrive, and whether this caller is the first, who has to acquire it."""
-        asked = key, challenge
-        with self._lock:
-            now = self._now()
-            pending = self._pending.get(asked)
-            refusal = self._refusals.get(asked)
-            if refusal is not None and not refusal.is_recent(now):
-                refusal = None
-            kept = self._kept.get(key) if challenge is None else None
-            if kept is not None:
-                self._kept.move_to_end(key)
-                if not _is_due(kept, now) or ((pending or refusal) and _is_valid(kept.token, now)):
-                    return _completed(kept.token), False
-            if pending is not None:
-                return pending, False
-            if refusal is not None:
-                self._refusals.move_to_end(asked)
-                return _completed(refusal.error), False
-            pending = self._pending[asked] = Future()
-            return pending, True
+        Raises:
+            EntraError: the same request was refused a moment ago.
+        """
+        key, challenge = request
+        now = self._now()
+        entry = self._entries.get(key) if challenge is None else None
+        if entry is not None:
+            self._entries.move_to_end(key)
+            if not entry.is_due(now):
+                return entry.token
+        is_pending = request in self._pending
+        refusal = self._refusals.get(request)
+        if refusal is not None and not refusal.is_recent(now):
+            refusal = None
+        if entry is not None and entry.is_valid(now) and (is_pending or refusal is not None):
+            return entry.token
+        if refusal is not None and not is_pending:
+            self._refusals.move_to_end(request)
+            # A copy for each caller: raising an error adds to its traceback.
+            raise copy.copy(refusal.error)
+        return None
 
-    def _acquire(
-        self,
-        key: Hashable,
-        challenge: str | None,
-        acquire: Callable[[], AccessToken],
-        pending: "Future[AccessToken]",
-    ) -> None:
-        asked = key, challenge
+    def _join(self, request: _Request) -> "tuple[Future[AccessToken], bool]":
+        """Return the pending token, and whether this caller is the first and must acquire it. Called under the lock."""
+        pending = self._pending.get(request)
+        if pending is not None:
+            return pending, False
+        pending = self._pending[request] = Future()
+        return pending, True
+
+    def _acquire(self, request: _Request, acquire: Callable[[], AccessToken], pending: "Future[AccessToken]") -> None:
+        key, challenge = request
         try:
             token = acquire()
         except BaseException as error:
             with self._lock:
                 now = self._now()
-                self._pending.pop(asked, None)  # none in a child that was forked meanwhile
+                self._pending.pop(request, None)  # missing in a child that was forked meanwhile
                 if isinstance(error, EntraError) and is_lasting(error):
-                    self._remember(asked, error, now)
-                kept = self._kept.get(key) if challenge is None else None
-                if kept is not None:
-                    kept.failed_at = now
-            if isinstance(error, HsmSignerError) and kept is not None and _is_valid(kept.token, now):
-                logger.warning("keeping the last token, which expires at %d: %s", kept.token.expires_on, error)
-                pending.set_result(kept.token)
+                    self._remember(request, error, now)
+                entry = self._entries.get(key) if challenge is None else None
+                if entry is not None:
+                    entry.failed_at = now
+            if isinstance(error, HsmSignerError) and entry is not None and entry.is_valid(now):
+                seconds = entry.token.expires_on - now
+                logger.warning(
+                    "Renewing the token failed; the current one is valid for another %d s: %s", seconds, error
+                )
+                pending.set_result(entry.token)
             elif isinstance(error, Exception):
                 pending.set_exception(error)
             else:
-                # An interrupt is this thread's own; whoever shares the acquisition is told in other words.
+                # Only this thread was interrupted: the callers that share the acquisition get another error.
                 pending.set_exception(HsmSignerError("The request for a token was interrupted.", hint="Try again."))
                 raise
         else:
             with self._lock:
-                self._pending.pop(asked, None)  # none in a child that was forked meanwhile
-                for answered in (asked, (key, None)):
+                self._pending.pop(request, None)  # missing in a child that was forked meanwhile
+                for answered in (request, (key, None)):
                     self._refusals.pop(answered, None)
                 self._keep(key, token, self._now())
             pending.set_result(token)
 
     def _keep(self, key: Hashable, token: AccessToken, now: float) -> None:
-        for old in [old for old, kept in self._kept.items() if not _is_valid(kept.token, now)]:
-            del self._kept[old]
-        self._kept[key] = _Kept(token)
-        self._kept.move_to_end(key)
-        if len(self._kept) > MAXIMUM:
-            self._kept.popitem(last=False)
+        for old in [old for old, entry in self._entries.items() if not entry.is_valid(now)]:
+            del self._entries[old]
+        self._entries[key] = _Entry(token)
+        self._entries.move_to_end(key)
+        if len(self._entries) > MAXIMUM:
+            self._entries.popitem(last=False)
 
-    def _remember(self, asked: tuple[Hashable, str | None], error: EntraError, now: float) -> None:
-        # A while longer than it is raised: a repeat must be known for one.
+    def _remember(self, request: _Request, error: EntraError, now: float) -> None:
+        # Refusals are kept for longer than they are raised, so that a repeated one is recognized.
         for old in [old for old, each in self._refusals.items() if not each.is_recent(now, LONGEST_PAUSE)]:
             del self._refusals[old]
-        last = self._refusals.pop(asked, None)
+        last = self._refusals.pop(request, None)
         pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
-        self._refusals[asked] = _Refusal(copy.copy(error), now, pause)
+        self._refusals[request] = _Refusal(copy.copy(error), now, pause)
         if len(self._refusals) > MAXIMUM:
             self._refusals.popitem(last=False)
 
@@ -210,26 +236,13 @@ def _report_no_thread() -> AccessToken:
     )
 
 
-def _completed(outcome: AccessToken | EntraError) -> "Future[AccessToken]":
-    completed: Future[AccessToken] = Future()
-    if isinstance(outcome, AccessToken):
-        completed.set_result(outcome)
-    else:
-        # Each caller gets an error of its own: raising one adds to its traceback.
-        completed.set_exception(copy.copy(outcome))
-    return completed
+def _succeeded(token: AccessToken) -> "Future[AccessToken]":
+    future: Future[AccessToken] = Future()
+    future.set_result(token)
+    return future
 
 
-def _is_valid(token: AccessToken, now: float) -> bool:
-    return now < token.expires_on
-
-
-def _is_due(kept: _Kept, now: float) -> bool:
-    token = kept.token
-    if now >= token.expires_on:
-        return True
-    if kept.failed_at is not None and now < kept.failed_at + RETRY_AFTER:
-        return False
-    # Half of its life is left to a token that never has REFRESH_BEFORE: else each caller would ask for a new one.
-    early = min(REFRESH_BEFORE, token.expires_in // 2)
-    return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)
+def _failed(error: EntraError) -> "Future[AccessToken]":
+    future: Future[AccessToken] = Future()
+    future.set_exception(error)
+    return future

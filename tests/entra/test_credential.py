@@ -542,7 +542,7 @@ class TestFailure:
         set_expiry(credential, int(time.time()) + 100)
         entra.answer_next(Unavailable(retry_after="60"))
         assert credential.get_token(GRAPH).token == good.token
-        assert "keeping the last token" in caplog.text
+        assert "the current one is valid" in caplog.text
 
     def test_an_expired_token_is_never_returned(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect(network_timeout=5)

@@ -218,7 +218,10 @@ def test_a_failed_renewal_is_logged_without_any_token(
     server.failure = NetworkError("The endpoint is down.")
     seen(cache, server, clock, HOUR - 300)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, f"keeping the last token, which expires at {START + HOUR}: The endpoint is down.")
+        (
+            logging.WARNING,
+            "Renewing the token failed; the current one is valid for another 300 s: The endpoint is down.",
+        )
     ]
 
 
