@@ -23,7 +23,8 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from hsm_signer import HsmCredential
 from hsm_signer.config.profile import profile_from_arguments
-from hsm_signer.credential.operator import open_identity
+from hsm_signer.credential.client import resolve_client
+from hsm_signer.credential.identity import open_identity
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
@@ -191,7 +192,7 @@ def one_process(bench: Bench, bits: int, *, one: float, four: float) -> None:
             "pin_record": False,
         }
     )
-    identity = open_identity(profile, profile.key[0])
+    identity = open_identity(profile, resolve_client(profile), profile.key[0])
     session = pkcs11.lib(str(bench.softhsm.module)).get_token(token_label=LABEL).open()
     handle = session.get_key(object_class=ObjectClass.PRIVATE_KEY, id=key.id)
     assert isinstance(handle, pkcs11.PrivateKey)  # noqa: S101  # for the type checker

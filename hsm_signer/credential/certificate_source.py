@@ -1,24 +1,70 @@
-"""Where the certificate of a key is read: on its device or in a file, and again when it may have been renewed."""
+"""Where the certificate of a key comes from, its device or a file. It is read again when it may have been renewed."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hsm_signer.config.profile import Profile
 from hsm_signer.crypto import PublicKey
 from hsm_signer.errors import CertificateNotFound, CertificateUnusable, KeyLookupError
 from hsm_signer.system.file_state import file_version
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 
+if TYPE_CHECKING:
+    from hsm_signer.device.device import Device
+    from hsm_signer.device.signer import DeviceSigner
+
 REREAD = 60.0
-"""Seconds after which a certificate on a device is read again before it is used: some devices take their time."""
+"""Seconds after which a certificate on a device is read again before it is used. Some devices are slow."""
 
 
-class StoredCertificate:
-    """The certificate on a device, read again now and then: it may be renewed under running services.
+class CertificateSource(ABC):
+    """Returns the certificate of one key."""
+
+    @abstractmethod
+    def chain(self) -> tuple[Certificate, ...]:
+        """Return the key's certificate, then any that lead from it to its issuer.
+
+        Raises:
+            CertificateNotFound, CertificateUnusable, KeyAmbiguous: there is not exactly one that can be read.
+            HsmSignerError: the device failed.
+        """
+
+    def certificate(self) -> Certificate:
+        """Return the key's certificate.
+
+        Raises:
+            HsmSignerError: as `chain`.
+        """
+        return self.chain()[0]
+
+
+def certificates_of(profile: Profile, device: "Device", signer: "DeviceSigner") -> CertificateSource:
+    """Return where the certificate of a key comes from: the profile's file, or the key's device."""
+    return certificate_source(profile, signer.public_key, lambda: device.certificate(signer), str(device.info))
+
+
+def certificate_source(
+    profile: Profile, public_key: PublicKey, read: Callable[[], bytes], device: str
+) -> CertificateSource:
+    """Do the same for a key that may be in another process.
 
     Args:
-        read: returns it, as DER.
-        device: where it is, for messages.
+        read, device: as for `StoredCertificate`.
+    """
+    if profile.certificate is not None:
+        return CertificateFile(profile.certificate, public_key)
+    return StoredCertificate(read, device)
+
+
+class StoredCertificate(CertificateSource):
+    """The certificate on a device. It is read again now and then, because it may be renewed while a service runs.
+
+    Args:
+        read: returns the certificate, DER.
+        device: name of the device, for messages.
         monotonic: seconds on a clock that is never set.
     """
 
@@ -27,62 +73,50 @@ class StoredCertificate:
         self._source = f"The certificate on {device}"
         self._monotonic = monotonic
         self._read_at = 0.0
-        self._certificates: tuple[Certificate, ...] = ()
+        self._chain: tuple[Certificate, ...] = ()
 
-    def __call__(self) -> tuple[Certificate, ...]:
-        """Return it. While it is being replaced there may be none, or two; then it is the one known.
-
-        Raises:
-            CertificateNotFound, CertificateUnusable, KeyAmbiguous: there is not exactly one that can be read.
-            HsmSignerError: the device failed.
-        """
+    def chain(self) -> tuple[Certificate, ...]:
+        """Return the certificate. During a renewal the device may have none or two: then return the last one read."""
         now = self._monotonic()
-        if not self._certificates or now >= self._read_at + REREAD:
+        if not self._chain or now >= self._read_at + REREAD:
             try:
-                self._certificates = tuple(parse_certificates(self._read(), self._source))
+                self._chain = tuple(parse_certificates(self._read(), self._source))
             except KeyLookupError:
-                if not self._certificates:
+                if not self._chain:
                     raise
             self._read_at = now
-        return self._certificates
+        return self._chain
 
 
-class CertificateFile:
-    """The certificates in a file, read again whenever the file changes: they are renewed under running services.
+class CertificateFile(CertificateSource):
+    """The certificates in a file. It is read again when it changes, because it may be renewed while a service runs.
 
     Args:
-        path: PEM or DER; a PEM file may hold a chain.
-        public_key: of the key whose certificate comes first.
+        path: PEM or DER; a PEM file may contain a chain.
+        public_key: of the key; its certificate comes first.
     """
 
     def __init__(self, path: Path, public_key: PublicKey) -> None:
         self._path = path
         self._public_key = public_key
         self._version: tuple[int, ...] = ()
-        self._certificates: tuple[Certificate, ...] = ()
+        self._chain: tuple[Certificate, ...] = ()
 
-    def __call__(self) -> tuple[Certificate, ...]:
-        """Return the key's certificate, then the others.
-
-        A file that cannot be read or parsed while it is being replaced does not displace the certificates known.
-
-        Raises:
-            CertificateNotFound: the file cannot be read.
-            CertificateUnusable: it holds no certificate.
-        """
+    def chain(self) -> tuple[Certificate, ...]:
+        """Return the key's certificate, then the others. If the file cannot be read now, return what was read last."""
         try:
             version = file_version(self._path)
             if version != self._version:
                 found = parse_certificates(self._path.read_bytes(), str(self._path))
-                # Its own first; one of another key is left to `require_usable`, which says so.
-                self._certificates = tuple(sorted(found, key=lambda each: each.public_key != self._public_key))
+                # If all are of other keys, `require_usable` says so.
+                self._chain = tuple(sorted(found, key=lambda each: each.public_key != self._public_key))
                 self._version = version
         except OSError as error:
-            if not self._certificates:
+            if not self._chain:
                 raise CertificateNotFound(
                     f"The certificate {self._path} cannot be read: {error.strerror}.", hint="Check --certificate."
                 ) from None
         except CertificateUnusable:
-            if not self._certificates:
+            if not self._chain:
                 raise
-        return self._certificates
+        return self._chain

@@ -1,78 +1,144 @@
-"""A program's identity: a key that signs, the certificate that vouches for it, and the client id it acts as."""
+"""Everything that a client assertion needs except its audience: the client, its open key, and the certificate."""
 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.certificate_source import CertificateSource, certificate_source, certificates_of
+from hsm_signer.credential.client import Client
+from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
 from hsm_signer.crypto import Algorithm, Signer
-from hsm_signer.errors import MechanismUnsupported, SignatureInvalid
-from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, AssertionSpec, Thumbprint, build_assertion
-from hsm_signer.x509.certificate import Certificate
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateNotFound, KeyNotFound, MechanismUnsupported, SignatureInvalid
+from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, AssertionSpec, build_assertion
 from hsm_signer.x509.requirements import require_usable
+
+if TYPE_CHECKING:
+    from hsm_signer.device.access import KeyAccess
+    from hsm_signer.device.device import Device
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Identity:
-    """All an assertion needs but its audience.
+    """A client with an open key: signs client assertions.
 
     Attributes:
-        client_id: of the app registration.
+        client: issuer and subject of the assertions.
         signer: holds the key.
-        certificates: returns the key's certificate first, then any that lead from it to its issuer.
-        algorithm: None means PS256 where the device can, else RS256.
-        thumbprint: None lets it follow the algorithm.
-        send_chain: send the certificates in ``x5c``.
-        close: lets go of the device.
+        certificates: returns the certificate of the key.
+        close: closes the device.
         now: the clock, epoch seconds.
-        opened: what the device is open through, for another key on it.
+        opened: the open device or worker, so that the next key on the same device can use its login.
     """
 
-    client_id: str
+    client: Client
     signer: Signer
-    certificates: Callable[[], tuple[Certificate, ...]]
-    algorithm: Algorithm | None = Algorithm.RS256
-    thumbprint: Thumbprint | None = None
-    send_chain: bool = False
+    certificates: CertificateSource
     close: Callable[[], None] = lambda: None
     now: Callable[[], float] = time.time
     opened: object = field(default=None, repr=False, compare=False)
-    # Until the device turns out unable to sign what it offers.
+    # Until the device fails to sign with PSS although it offers it.
     _tries_pss: bool = field(default=True, init=False, repr=False, compare=False)
 
     def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
-        """Return a fresh client assertion. The device signs once.
+        """Return a new client assertion. The device signs once.
 
         Args:
             audience: the token endpoint that will read it.
             lifetime: seconds.
 
         Raises:
-            CertificateMismatch, CertificateUnusable: the certificate does not vouch for the key now.
+            CertificateMismatch, CertificateUnusable: the certificate is of another key, or cannot be used now.
             ConfigError: the lifetime is out of range.
             HsmSignerError: whatever the signer raises.
         """
         now = self.now()
-        certificates = self.certificates()
-        require_usable(certificates[0], self.signer.public_key, datetime.fromtimestamp(now, UTC))
+        chain = self.certificates.chain()
+        certificate = chain[0]
+        require_usable(certificate, self.signer.public_key, datetime.fromtimestamp(now, UTC))
         spec = AssertionSpec(
-            client_id=self.client_id,
+            client_id=self.client.client_id,
             audience=audience,
             lifetime=lifetime,
-            algorithm=self.algorithm or Algorithm.PS256,
-            thumbprint=self.thumbprint,
-            chain=tuple(certificate.der for certificate in certificates) if self.send_chain else (),
+            algorithm=self.client.algorithm or Algorithm.PS256,
+            thumbprint=self.client.thumbprint,
+            chain=tuple(each.der for each in chain) if self.client.send_chain else (),
         )
-        if self.algorithm is None:
+        if self.client.algorithm is None:
             if Algorithm.PS256 in self.signer.algorithms and self._tries_pss:
                 try:
-                    return build_assertion(spec, self.signer, certificates[0], now)
+                    return build_assertion(spec, self.signer, certificate, now)
                 except (MechanismUnsupported, SignatureInvalid) as error:
                     # Some devices offer PSS and refuse its parameters, or force a salt of another length.
-                    logger.warning("%s Signing RS256 from now on.", error)
+                    logger.warning("%s Signing with RS256 from now on.", error)
                     self._tries_pss = False
             spec = replace(spec, algorithm=Algorithm.RS256)
-        return build_assertion(spec, self.signer, certificates[0], now)
+        return build_assertion(spec, self.signer, certificate, now)
+
+
+def open_identity(
+    profile: Profile,
+    client: Client,
+    uri: Pkcs11Uri,
+    operator: Operator = UNATTENDED,
+    *,
+    isolated: bool = False,
+    replaced: Identity | None = None,
+) -> Identity:
+    """Open one key of a profile, and return the identity that it gives a client.
+
+    Args:
+        isolated: open the device in a process of its own, which may hang or crash alone.
+        replaced: the identity of the previous key; it is closed. If both keys are on one device, its login or the PIN
+            that was accepted serves the new key too, because the source may give the PIN only once.
+
+    Raises:
+        ConfigError: the profile's PIN source is malformed.
+        DeviceError, DeviceTimeout, PinError, KeyLookupError: the key cannot be used.
+    """
+    access = key_access(profile, uri, operator)
+    return (_open_worker if isolated else _open_device)(profile, client, access, replaced)
+
+
+def _open_device(profile: Profile, client: Client, access: "KeyAccess", replaced: Identity | None) -> Identity:
+    from hsm_signer.device.device import Device, open_device
+
+    if replaced is not None:
+        if isinstance(replaced.opened, Device) and replaced.opened.serves(access):
+            # Some modules do not see what another process has stored until the device is opened again.
+            with suppress(KeyNotFound, CertificateNotFound):
+                return _identity_on(profile, client, replaced.opened, access.uri)
+        # Before the next device is opened: closing the session that logged in ends the login for all sessions.
+        replaced.close()
+    with ExitStack() as undo:
+        identity = _identity_on(profile, client, undo.enter_context(open_device(access)), access.uri)
+        undo.pop_all()
+        return identity
+
+
+def _identity_on(profile: Profile, client: Client, device: "Device", uri: Pkcs11Uri) -> Identity:
+    signer = device.signer(uri)
+    certificates = certificates_of(profile, device, signer)
+    certificates.chain()
+    return Identity(client, signer, certificates, close=device.close, opened=device)
+
+
+def _open_worker(profile: Profile, client: Client, access: "KeyAccess", replaced: Identity | None) -> Identity:
+    from hsm_signer.device.worker.pool import WorkerSigner, open_worker
+
+    before = None
+    if replaced is not None:
+        before = replaced.opened if isinstance(replaced.opened, WorkerSigner) else None
+        replaced.close()
+    with ExitStack() as undo:
+        worker = undo.enter_context(open_worker(access, before=before))
+        certificates = certificate_source(profile, worker.public_key, worker.certificate, worker.device)
+        certificates.chain()
+        return Identity(client, worker, certificates, close=undo.pop_all().close, opened=worker)

@@ -11,8 +11,9 @@ from typing import Any
 
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import UNATTENDED, Operator, open_identity, pin_source
+from hsm_signer.credential.client import Client
+from hsm_signer.credential.identity import Identity, open_identity
+from hsm_signer.credential.operator import UNATTENDED, Operator, pin_source
 from hsm_signer.device.pin.pin import Refusal
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
@@ -53,7 +54,8 @@ class Keys:
     the file says so. Safe to use from several threads.
 
     Args:
-        profile: with a client id and at least one key.
+        profile: with at least one key.
+        client: the client of the assertions.
         operator: who can be asked and told.
         isolated: as for `open_identity`.
         monotonic: seconds on a clock that is never set.
@@ -62,12 +64,14 @@ class Keys:
     def __init__(
         self,
         profile: Profile,
+        client: Client,
         operator: Operator = UNATTENDED,
         *,
         isolated: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._profile = profile
+        self._client = client
         self._operator = operator
         self._isolated = isolated
         self._monotonic = monotonic
@@ -164,7 +168,7 @@ class Keys:
 
     def _sign(self, key: "_Key", audience: str, lifetime: int) -> str:
         try:
-            return key.open(self._profile, self._operator, self._isolated).assertion(audience, lifetime)
+            return key.open(self._profile, self._client, self._operator, self._isolated).assertion(audience, lifetime)
         except (PinIncorrect, PinLocked) as error:
             key.refusal = Refusal(error)
             key.close()
@@ -219,7 +223,7 @@ class _Key:
         self._identity: Identity | None = None
         self._lock = threading.Lock()
 
-    def open(self, profile: Profile, operator: Operator, isolated: bool) -> Identity:
+    def open(self, profile: Profile, client: Client, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
             if self._retired:
                 raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Try again.")
@@ -230,7 +234,7 @@ class _Key:
                     # Another key may be there: `Keys` waits when none is.
                     impatient = replace(operator, wait=None)
                     self._identity = open_identity(
-                        profile, self.uri, impatient, isolated=isolated, replaced=self._replaced
+                        profile, client, self.uri, impatient, isolated=isolated, replaced=self._replaced
                     )
                     self._replaced = None
                 except (PinIncorrect, PinLocked) as error:

@@ -13,15 +13,14 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_signer.config.profile import Profile, require_settings
+from hsm_signer.config.profile import Profile
 from hsm_signer.credential.cache import TokenCache
+from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import Keys
 from hsm_signer.credential.operator import UNATTENDED, Operator
-from hsm_signer.crypto import Algorithm
 from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError
-from hsm_signer.jwt.assertion import Thumbprint
 from hsm_signer.system.secret import Secret, hidden_locals
 from hsm_signer.system.strict_json import parse_json
 
@@ -67,8 +66,7 @@ class Tokens:
         isolated: have a process of its own serve the device, which may hang or crash alone.
 
     Attributes:
-        profile: as it is used.
-        endpoint: of its own tenant.
+        client: the client of the tokens.
         keys: which of the profile's keys signs.
 
     Raises:
@@ -83,17 +81,10 @@ class Tokens:
         additionally_allowed_tenants: Iterable[str] = (),
         isolated: bool = False,
     ) -> None:
-        require_settings(profile, "tenant", "client_id", "key")
-        self.endpoint = resolve_endpoint(
-            tenant=profile.tenant,
-            cloud=profile.cloud,
-            authority=profile.authority,
-            token_endpoint=profile.token_endpoint,
-            audience=profile.audience,
-        )
-        self.profile = _for_adfs(profile) if self.endpoint.tenant == "adfs" else profile
+        self.client = resolve_client(profile, "key")
+        self._profile = profile
         self._allowed = frozenset(tenant.lower() for tenant in additionally_allowed_tenants)
-        self.keys = Keys(self.profile, operator, isolated=isolated)
+        self.keys = Keys(profile, self.client, operator, isolated=isolated)
         self._cache = TokenCache()
         self._http: HttpClient | None = None
         # The same few are asked for over and over: this is most of what a token in memory would cost.
@@ -149,7 +140,7 @@ class Tokens:
             PinError: it wants a PIN that it did not get. A refused PIN is not presented again.
             KeyLookupError: the key or its certificate cannot be used.
         """
-        return self._assertion(self.endpoint)
+        return self._assertion(self.client.endpoint)
 
     def close(self) -> None:
         """Log out of the device. The next call opens it anew."""
@@ -160,7 +151,7 @@ class Tokens:
         return TokenQuery(endpoint, check_scopes(endpoint, scopes), enable_cae)
 
     def _endpoint_of(self, tenant: str | None) -> Endpoint:
-        own = self.endpoint
+        own = self.client.endpoint
         # AD FS has no tenants: like azure-identity, pass over what a service's challenge says of them.
         if tenant is None or own.tenant == "adfs" or (own.tenant is not None and tenant.lower() == own.tenant.lower()):
             return own
@@ -177,13 +168,13 @@ class Tokens:
         return resolve_endpoint(tenant=tenant, authority=own.authority)
 
     def _assertion(self, endpoint: Endpoint) -> str:
-        return self.keys.assertion(endpoint.audience, self.profile.lifetime)
+        return self.keys.assertion(endpoint.audience, self._profile.lifetime)
 
     @hidden_locals()
     def _request(self, query: TokenQuery) -> AccessToken:
         claims = _merge_claims(query.claims, query.enable_cae)
         form = token_form(
-            client_id=self.profile.client_id or "",
+            client_id=self.client.client_id,
             scope=query.scope,
             assertion=Secret(self._assertion(query.endpoint)),
             claims=claims,
@@ -195,21 +186,12 @@ class Tokens:
 
         # It holds no connection: two that are made at the same time do no harm.
         if self._http is None:
-            self._http = HttpClient(timeout=self.profile.network_timeout, ca_bundle=self.profile.ca_bundle)
+            self._http = HttpClient(timeout=self._profile.network_timeout, ca_bundle=self._profile.ca_bundle)
         return self._http
 
 
 def _unchallenged(query: TokenQuery) -> TokenQuery:
     return query if query.claims is None else dataclasses.replace(query, claims=None)
-
-
-def _for_adfs(profile: Profile) -> Profile:
-    """Return the profile AD FS can work with: it knows RS256 with ``x5t`` only."""
-    if profile.algorithm is Algorithm.PS256 or profile.thumbprint is Thumbprint.SHA256:
-        raise ConfigError(
-            "AD FS accepts neither PS256 nor SHA-256 thumbprints.", hint="Use --algorithm RS256 --thumbprint sha1."
-        )
-    return dataclasses.replace(profile, algorithm=Algorithm.RS256)
 
 
 def _merge_claims(claims: str | None, enable_cae: bool) -> str | None:

@@ -6,12 +6,12 @@ decided in `verdicts` where that takes more than a sentence.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import certificates_of, key_access, make_identity
-from hsm_signer.credential.tokens import Tokens
+from hsm_signer.credential.certificate_source import CertificateSource, certificates_of
+from hsm_signer.credential.client import Client, resolve_client
+from hsm_signer.credential.identity import Identity
+from hsm_signer.credential.operator import key_access
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
@@ -36,13 +36,12 @@ from hsm_signer.doctor.verdicts import (
     skipped,
     warning,
 )
-from hsm_signer.entra.authority import Endpoint, check_scopes
+from hsm_signer.entra.authority import check_scopes
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
 from hsm_signer.entra.token import request_token, token_form
 from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.secret import Secret
-from hsm_signer.x509.certificate import Certificate
 from hsm_signer.x509.requirements import require_length, require_usable
 
 _Measure = Callable[[Examination], tuple[T, Verdict]]
@@ -52,27 +51,14 @@ def _probe(name: str, *, network: bool = False) -> Callable[[_Measure[T]], Probe
     return lambda measure: Probe(name, measure, network)
 
 
-@dataclass(frozen=True)
-class Client:
-    """Who asks for tokens, and where.
-
-    Attributes:
-        profile: as it is used: AD FS permits less than Entra.
-        endpoint: the token endpoint.
-    """
-
-    profile: Profile
-    endpoint: Endpoint
-
-
 @_probe("configuration")
 def client(run: Examination) -> tuple[Client, Verdict]:
     """Resolve who the client is and where its tokens come from."""
-    tokens = Tokens(run.profile)
-    endpoint = tokens.endpoint
+    resolved = resolve_client(run.profile, "key")
+    endpoint = resolved.endpoint
     tenant = f" of tenant {endpoint.tenant}" if endpoint.entra else ""
     server = endpoint.authority if endpoint.entra else endpoint.token_endpoint
-    return Client(tokens.profile, endpoint), ok(f"Client {run.profile.client_id}{tenant} at {server}.")
+    return resolved, ok(f"Client {resolved.client_id}{tenant} at {server}.")
 
 
 @_probe("configuration")
@@ -85,7 +71,9 @@ def scope(run: Examination) -> tuple[str, Verdict]:
 @_probe("configuration")
 def access(run: Examination) -> tuple[KeyAccess, Verdict]:
     """Resolve the URI of the first key, and where its PIN comes from."""
-    keys = run.profile.key or run.value(client).profile.key  # `client` reports that there is none
+    keys = run.profile.key
+    if not keys:
+        run.value(client)  # it reports that there is none
     others = f"Of {len(keys)} keys only the first is examined; --key names another." if len(keys) > 1 else ""
     return key_access(run.profile, keys[0], run.operator), ok(others)
 
@@ -175,22 +163,21 @@ def mechanisms(run: Examination) -> tuple[Algorithm, Verdict]:
     signer = run.value(key)
     available = signer.key.mechanisms
     best = Algorithm.PS256 if Algorithm.PS256 in signer.algorithms else Algorithm.RS256
-    profile = run.value(client).profile if run.succeeded(client) else run.profile
-    algorithm = profile.algorithm or best
+    algorithm = (run.value(client) if run.succeeded(client) else run.profile).algorithm or best
     plan(algorithm, available)
     plans = {each.algorithm: f"by {each.name}, {each.work}" for each in mechanism_facts(available) if each.chosen}
     return algorithm, ok("; ".join(f"{each} {plans.get(each, 'is not offered')}" for each in Algorithm) + ".")
 
 
 @_probe("certificate")
-def certificate(run: Examination) -> tuple[Callable[[], tuple[Certificate, ...]], Verdict]:
+def certificate(run: Examination) -> tuple[CertificateSource, Verdict]:
     """Read the certificate, and check that Entra can accept it for this key now."""
     signer = run.value(key)
-    read = certificates_of(run.profile, run.value(login), signer)
-    leaf = read()[0]
+    source = certificates_of(run.profile, run.value(login), signer)
+    leaf = source.certificate()
     now = datetime.fromtimestamp(run.now(), UTC)
     require_usable(leaf, signer.public_key, now)
-    return read, judge_certificate(leaf, now)
+    return source, judge_certificate(leaf, now)
 
 
 @_probe("signature")
@@ -198,8 +185,8 @@ def assertion(run: Examination) -> tuple[Secret, Verdict]:
     """Have the device sign the assertion that is exchanged afterwards."""
     signer, who = run.value(key), run.value(client)
     started = time.monotonic()
-    identity = make_identity(who.profile, signer, run.value(certificate), now=run.now)
-    signed = Secret(identity.assertion(who.endpoint.audience, who.profile.lifetime))
+    identity = Identity(who, signer, run.value(certificate), now=run.now)
+    signed = Secret(identity.assertion(who.endpoint.audience, run.profile.lifetime))
     return signed, _signed(parse_jwt(signed.reveal()).header["alg"], started)
 
 
@@ -222,7 +209,7 @@ def _signed(algorithm: str, started: float) -> Verdict:
 def answer(run: Examination) -> tuple[tuple[HttpResponse, float], Verdict]:
     """Send the server a request that says nothing of us. Returns the answer and when it came, epoch seconds."""
     who = run.value(client)
-    response = _http(who).get(metadata_url(who.endpoint) or who.endpoint.token_endpoint)
+    response = _http(run).get(metadata_url(who.endpoint) or who.endpoint.token_endpoint)
     return (response, run.now()), ok("")
 
 
@@ -263,14 +250,14 @@ def token(run: Examination) -> tuple[None, Verdict]:
             "Give one with --scope, for example https://graph.microsoft.com/.default.",
         )
     who = run.value(client)
-    form = token_form(client_id=who.profile.client_id or "", scope=wanted, assertion=run.value(assertion))
-    obtained = request_token(who.endpoint, form, _http(who), now=run.now)
+    form = token_form(client_id=who.client_id, scope=wanted, assertion=run.value(assertion))
+    obtained = request_token(who.endpoint, form, _http(run), now=run.now)
     minutes = obtained.expires_in // 60
     return None, ok(f"Obtained for {obtained.scope}, good for {minutes} minutes, and not kept.")
 
 
-def _http(who: Client) -> HttpClient:
-    return HttpClient(timeout=who.profile.network_timeout, ca_bundle=who.profile.ca_bundle)
+def _http(run: Examination) -> HttpClient:
+    return HttpClient(timeout=run.profile.network_timeout, ca_bundle=run.profile.ca_bundle)
 
 
 PROBES = (

@@ -7,11 +7,12 @@ something waits until the side that matters has taken notice.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hsm_signer.config.profile import Profile, require_settings
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.identity import Identity
-from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
+from hsm_signer.entra.authority import resolve_graph
 from hsm_signer.entra.graph import Graph, Holder, Registration
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
@@ -48,6 +49,9 @@ class Clock:
 class Registrar:
     """The keys of one application at Entra.
 
+    Attributes:
+        client: the application.
+
     Args:
         profile: says which application, and where Entra is.
         propagation: seconds to wait for Entra to take notice of a change.
@@ -58,26 +62,20 @@ class Registrar:
     """
 
     def __init__(self, profile: Profile, propagation: float, waiting: Callable[[], None], clock: Clock) -> None:
-        require_settings(profile, "tenant", "client_id")
-        self._client_id = profile.client_id or ""
         self._propagation, self._waiting, self._clock = propagation, waiting, clock
-        self._endpoint = resolve_endpoint(
-            tenant=profile.tenant,
-            cloud=profile.cloud,
-            authority=profile.authority,
-            token_endpoint=profile.token_endpoint,
-        )
-        service = resolve_graph(self._endpoint, profile.graph)
+        # An audience of the profile may be that of another server: the tokens for Graph come from Entra.
+        self.client = resolve_client(replace(profile, audience=None))
+        service = resolve_graph(self.client.endpoint, profile.graph)
         self._scope = service.scope
         self._http = HttpClient(timeout=profile.network_timeout, ca_bundle=profile.ca_bundle)
         holder = Holder.SERVICE_PRINCIPAL if profile.service_principal else Holder.APPLICATION
-        self._graph = Graph(service, self._client_id, holder, self._http, self._bearer)
+        self._graph = Graph(service, self.client.client_id, holder, self._http, self._bearer)
         self._token: AccessToken | None = None
 
     def authenticate(self, identity: Identity) -> None:
         """Get a token for Graph, unless there is one that is good for a while."""
         if self._token is None or self._token.expires_on < self._clock.now() + self._propagation + 60:
-            self._token = self._exchange(Secret(identity.assertion(self._endpoint.audience)))
+            self._token = self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))
 
     def listed(self) -> Registration | None:
         """Return what is registered, or None where Graph will not tell: keys can be rolled without being listed."""
@@ -95,7 +93,7 @@ class Registrar:
             The id of its key credential; None where it was registered before, and Graph does not say as what.
         """
         try:
-            return self._graph.add_key(added.certificates()[0].der, self._proof(object_id, prover)).key_id
+            return self._graph.add_key(added.certificates.certificate().der, self._proof(object_id, prover)).key_id
         except EntraError:
             # A run that was cut off may have done it, or the request before this repetition. Graph's errors are not
             # documented so well that they would tell.
@@ -111,7 +109,7 @@ class Registrar:
         """
         # The same assertion each time, for the key may want a touch.
         lifetime = min(max(DEFAULT_LIFETIME, int(self._propagation) + 60), MAXIMUM_LIFETIME)
-        assertion = Secret(identity.assertion(self._endpoint.audience, lifetime))
+        assertion = Secret(identity.assertion(self.client.endpoint.audience, lifetime))
 
         def accepted() -> bool:
             try:
@@ -178,7 +176,7 @@ class Registrar:
             The id of the new key credential, or None where Graph refuses.
         """
         try:
-            return self._graph.add_key(lost.certificates()[0].der, self._proof(object_id, prover)).key_id
+            return self._graph.add_key(lost.certificates.certificate().der, self._proof(object_id, prover)).key_id
         except EntraError:
             return None
 
@@ -193,14 +191,14 @@ class Registrar:
             raise ConfigError(
                 "The object id of the application is needed for the proof, and Graph does not tell it.",
                 hint="Give --object-id. The portal shows it beside the client id; az shows it with: "
-                f"az ad app show --id {self._client_id} --query id",
+                f"az ad app show --id {self.client.client_id} --query id",
             )
         return found
 
     def _is_accepted(self, identity: Identity) -> bool:
         """Whether Entra gives tokens for a key."""
         try:
-            self._exchange(Secret(identity.assertion(self._endpoint.audience)))
+            self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))
         except EntraError as error:
             if error.aadsts != _KEY_UNKNOWN:
                 raise
@@ -221,11 +219,11 @@ class Registrar:
         return True
 
     def _proof(self, object_id: str, prover: Identity) -> Secret:
-        return Secret(build_proof(object_id, prover.signer, prover.certificates()[0], self._clock.now()))
+        return Secret(build_proof(object_id, prover.signer, prover.certificates.certificate(), self._clock.now()))
 
     def _exchange(self, assertion: Secret) -> AccessToken:
-        form = token_form(client_id=self._client_id, scope=self._scope, assertion=assertion)
-        return request_token(self._endpoint, form, self._http, now=self._clock.now)
+        form = token_form(client_id=self.client.client_id, scope=self._scope, assertion=assertion)
+        return request_token(self.client.endpoint, form, self._http, now=self._clock.now)
 
     def _bearer(self) -> Secret:
         if self._token is None:

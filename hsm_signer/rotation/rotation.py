@@ -24,8 +24,9 @@ from cryptography import x509
 
 from hsm_signer.config.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile
+from hsm_signer.credential.certificate_source import certificates_of
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import UNATTENDED, Operator, certificates_of, key_access, make_identity
+from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.certificates import replace_certificates
@@ -295,13 +296,13 @@ class Rotation:
     def _register(self, observed: Observed) -> Observed:
         key, current = _following(observed), self.file.current
         identity, prover = self._identity(key.uri), self._identity(current.uri)
-        certificate = identity.certificates()[0]
+        certificate = identity.certificates.certificate()
         self._registrar.authenticate(prover)
         listed = self._registrar.listed()
         # What was found out is written with the step, and need not be found out again without permission to list.
         object_id = self._object_id(listed)
         if listed is not None:
-            current = _filed(current, prover.certificates()[0], listed.find(prover.certificates()[0]))
+            current = _filed(current, prover.certificates.certificate(), listed.find(prover.certificates.certificate()))
         key_id = None if listed is None else listed.find(certificate)
         if key_id is None:
             try:
@@ -367,7 +368,7 @@ class Rotation:
         listed = self._registrar.listed()
         if listed is None:
             self._remove_unlisted(observed, old, prover)
-        elif key_id := self._listed_credential(old, listed, prover.certificates()[0]):
+        elif key_id := self._listed_credential(old, listed, prover.certificates.certificate()):
             object_id = self._object_id(listed)
             self._registrar.remove(key_id, object_id, prover, lambda: self._retired_identity(old.uri))
         self._report(Step.UNREGISTER, "Entra does not know the old key any more.")
@@ -381,7 +382,7 @@ class Rotation:
 
     def _remove_unlisted(self, observed: Observed, old: FiledKey, prover: Identity) -> None:
         """Remove a retired key's credential where Graph does not say which credential is whose."""
-        current, kept = observed.file.current, prover.certificates()[0]
+        current, kept = observed.file.current, prover.certificates.certificate()
         certificate, identity = self._retired_certificate(old.uri), self._retired_identity(old.uri)
         key_id = self._request.old_key_id or old.key_id
         # The file may be written by hand. An id is certain where this program has noted the certificate with it.
@@ -468,8 +469,8 @@ class Rotation:
         if name not in self._identities:
             signer = self._signer(uri)
             certificates = certificates_of(self._profile, self._device, signer)
-            require_usable(certificates()[0], signer.public_key, self._now)
-            self._identities[name] = make_identity(self._profile, signer, certificates, now=self._clock.now)
+            require_usable(certificates.certificate(), signer.public_key, self._now)
+            self._identities[name] = Identity(self._registrar.client, signer, certificates, now=self._clock.now)
         return self._identities[name]
 
     def _retired_identity(self, uri: Pkcs11Uri) -> Identity | None:
@@ -486,13 +487,13 @@ class Rotation:
         """
         try:
             signer = self._signer(uri)
-            certificate = certificates_of(self._profile, self._device, signer)()[0]
+            certificate = certificates_of(self._profile, self._device, signer).certificate()
         except KeyLookupError:
             return None
         return certificate if certificate.public_key == signer.public_key else None
 
     def _certificate(self, uri: Pkcs11Uri) -> Certificate:
-        return self._identity(uri).certificates()[0]
+        return self._identity(uri).certificates.certificate()
 
     def _object_id(self, listed: Registration | None) -> str:
         return self._registrar.object_id(self._profile.object_id or self.file.object_id, listed)

@@ -1,6 +1,6 @@
 """Keeps a fresh assertion in a file.
 
-    file = AssertionFile(Path("/run/app/assertion"), client_id, tokens.endpoint.audience)
+    file = AssertionFile(Path("/run/app/assertion"), client_id, tokens.client.endpoint.audience)
     keep(file, tokens.assertion, source=tokens.keys)
 
 The loop looks at the file, decides what to do next, does it, and looks again. It remembers the last failure, and for

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pkcs11 import Mechanism, TokenFlag
 
 from hsm_signer.config.profile import profile_from_arguments
+from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import COOLDOWN, Keys
 from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
@@ -220,13 +221,14 @@ class TestPss:
         profile = profile_from_arguments(
             {
                 "client_id": "client",
+                "token_endpoint": "https://login.example.org/token",
                 "key": key.uri,
                 "module": faulty.path,
                 "module_environment": faulty.environment,
                 "algorithm": "auto",
             }
         )
-        keys = Keys(profile, Operator(prompt=Source(softhsm.pin)))
+        keys = Keys(profile, resolve_client(profile), Operator(prompt=Source(softhsm.pin)))
         yield keys
         keys.close()
 
@@ -593,12 +595,13 @@ class TestSeveralKeys:
         profile = profile_from_arguments(
             {
                 "client_id": "client",
+                "token_endpoint": "https://login.example.org/token",
                 "key": [f"{key.uri}?module-path={faulty.path}", f"{key.uri}?module-path={softhsm.module}"],
                 "module_environment": faulty.environment,
                 "pin_source": "env:TEST_PIN",
             }
         )
-        keys = Keys(profile, monotonic=lambda: clock[0])
+        keys = Keys(profile, resolve_client(profile), monotonic=lambda: clock[0])
         yield keys, clock
         keys.close()
 
@@ -711,9 +714,18 @@ class TestInterruptedLogin:
 
         monkeypatch.setenv("TEST_PIN", softhsm.pin)
         faulty.rule("C_Login", rv=Rv.DEVICE_ERROR)
-        arguments = {"module": faulty.path, "module_environment": faulty.environment, "pin_source": "env:TEST_PIN"}
-        profile = profile_from_arguments({"client_id": "client", "key": key.uri, "pin_record": False, **arguments})
-        keys = Keys(profile, Operator(wait=wait))
+        profile = profile_from_arguments(
+            {
+                "client_id": "client",
+                "token_endpoint": "https://login.example.org/token",
+                "key": key.uri,
+                "module": faulty.path,
+                "module_environment": faulty.environment,
+                "pin_source": "env:TEST_PIN",
+                "pin_record": False,
+            }
+        )
+        keys = Keys(profile, resolve_client(profile), Operator(wait=wait))
         with pytest.raises(LoginInterrupted):
             keys.assertion("audience")
         assert faulty.calls("C_Login") == 1
@@ -735,13 +747,14 @@ class TestWaiting:
         profile = profile_from_arguments(
             {
                 "client_id": "client",
+                "token_endpoint": "https://login.example.org/token",
                 "key": key.uri,
                 "module": faulty.path,
                 "module_environment": faulty.environment,
                 "pin_source": "env:TEST_PIN",
             }
         )
-        keys = Keys(profile, Operator(wait=wait))
+        keys = Keys(profile, resolve_client(profile), Operator(wait=wait))
         assert keys.assertion("audience").count(".") == 2
         assert reasons == ["device_not_found"] * 3
         keys.close()

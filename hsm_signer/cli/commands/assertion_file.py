@@ -15,8 +15,8 @@ from hsm_signer.cli.output import print_result
 from hsm_signer.config.profile import Profile
 from hsm_signer.config.settings import missing
 from hsm_signer.config.values import absolute
+from hsm_signer.credential.client import Client
 from hsm_signer.credential.tokens import Tokens
-from hsm_signer.entra.authority import Endpoint
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import FILE_LIFETIME
 from hsm_signer.service.assertion_file import INTERVAL, AssertionFile
@@ -55,16 +55,16 @@ def assertion_file(
     It notifies systemd when the first assertion is written (Type=notify) and while it works (WatchdogSec=).
     """
     with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
-        client_id = tokens.profile.client_id or ""
+        client = tokens.client
         if print_env:
-            variables = _variables(path, client_id, tokens.endpoint)
+            variables = _variables(path, client)
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
             print_result(os.fsencode("".join(lines)))  # for a shell, not for eyes: every octet counts
             return
         file = AssertionFile(
             path,
-            client_id,
-            tokens.endpoint.audience,
+            client.client_id,
+            client.endpoint.audience,
             lifetime=profile.lifetime,
             interval=interval,
             mode=_mode(mode, group),
@@ -78,20 +78,21 @@ def assertion_file(
             manager.tell(STOPPING=1)
 
 
-def _variables(path: Path, client_id: str, endpoint: Endpoint) -> dict[str, str]:
+def _variables(path: Path, client: Client) -> dict[str, str]:
     """Return the variables with which the Azure SDKs find the file, and Terraform's azurerm."""
+    endpoint = client.endpoint
     if endpoint.tenant is None:
         raise missing("tenant")
     file = str(absolute(path, "PATH"))
     return {
         "AZURE_FEDERATED_TOKEN_FILE": file,
         "AZURE_TENANT_ID": endpoint.tenant,
-        "AZURE_CLIENT_ID": client_id,
+        "AZURE_CLIENT_ID": client.client_id,
         "AZURE_AUTHORITY_HOST": endpoint.authority,
         "ARM_USE_OIDC": "true",
         "ARM_OIDC_TOKEN_FILE_PATH": file,
         "ARM_TENANT_ID": endpoint.tenant,
-        "ARM_CLIENT_ID": client_id,
+        "ARM_CLIENT_ID": client.client_id,
     }
 
 

@@ -97,9 +97,9 @@ def _document(token: AccessToken, tokens: Tokens) -> dict[str, Any]:
         "expires_in": max(0, token.expires_on - int(time.time())),
         "expires_on": token.expires_on,
         "scope": token.scope,
-        "tenant": tokens.endpoint.tenant,
-        "client_id": tokens.profile.client_id,
-        "authority": tokens.endpoint.authority,
+        "tenant": tokens.client.endpoint.tenant,
+        "client_id": tokens.client.client_id,
+        "authority": tokens.client.endpoint.authority,
     }
 
 

@@ -21,7 +21,8 @@ from hsm_signer.errors import (
     KeyAmbiguous,
 )
 from hsm_signer.jwt.compact import parse_jwt
-from tests.support.names import AUDIENCE, CLIENT
+from tests.support.names import AUDIENCE
+from tests.unit.credential.conftest import APP
 
 Issue = Callable[..., bytes]
 
@@ -48,24 +49,24 @@ class TestACertificateOnTheDevice:
     def test_that_was_renewed_is_used_after_a_while(self, first: bytes, renewed: bytes) -> None:
         device, clock = Device([first]), [0.0]
         certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
-        seen = [certificates()[0].der]
+        seen = [certificates.certificate().der]
         device.stored = [renewed]
         for clock[0] in (REREAD - 1, REREAD):
-            seen.append(certificates()[0].der)
+            seen.append(certificates.certificate().der)
         assert seen == [first, first, renewed]
         assert device.read == 2
 
     def test_is_the_one_known_while_it_is_being_replaced(self, first: bytes, renewed: bytes) -> None:
         device, clock = Device([first]), [0.0]
         certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
-        certificates()
+        certificates.certificate()
         device.stored = [first, renewed]
         clock[0] = REREAD
-        assert certificates()[0].der == first
+        assert certificates.certificate().der == first
 
     def test_must_be_the_only_one_to_begin_with(self, first: bytes, renewed: bytes) -> None:
         with pytest.raises(KeyAmbiguous):
-            StoredCertificate(Device([first, renewed]).certificate, "the device")()
+            StoredCertificate(Device([first, renewed]).certificate, "the device").certificate()
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_certificate_file_that_is_replaced_is_read_again(
     seen = []
     for content in (first, renewed):
         replace_file(path, pem(content))
-        seen.append(file()[0].der)
+        seen.append(file.certificate().der)
     assert seen == [first, renewed]
 
 
@@ -109,24 +110,24 @@ def test_a_certificate_file_that_is_written_over_is_read_again(
     file: CertificateFile, path: Path, first: bytes, renewed: bytes
 ) -> None:
     path.write_bytes(first)
-    file()
+    file.certificate()
     path.write_bytes(renewed)
     os.utime(path, (0, 0))  # two writes may fall into one tick of the file system's clock
-    assert file()[0].der == renewed
+    assert file.certificate().der == renewed
 
 
 def test_a_certificate_file_that_did_not_change_is_not_read_again(
     file: CertificateFile, path: Path, first: bytes
 ) -> None:
     path.write_bytes(first)
-    assert file() is file()
+    assert file.chain() is file.chain()
 
 
 def test_the_certificates_are_kept_while_their_file_is_gone(file: CertificateFile, path: Path, first: bytes) -> None:
     path.write_bytes(first)
-    file()
+    file.certificate()
     path.unlink()
-    assert file()[0].der == first
+    assert file.certificate().der == first
 
 
 @pytest.mark.parametrize("damage", [b"", b"-----BEGIN CERTIFICATE-----\nMIIC", b"\x30\x82"])
@@ -134,9 +135,9 @@ def test_the_certificates_are_kept_while_their_file_is_damaged(
     file: CertificateFile, path: Path, first: bytes, damage: bytes
 ) -> None:
     path.write_bytes(first)
-    file()
+    file.certificate()
     path.write_bytes(damage)
-    assert file()[0].der == first
+    assert file.certificate().der == first
 
 
 def test_a_file_that_was_damaged_is_read_again_when_it_is_mended(
@@ -144,25 +145,25 @@ def test_a_file_that_was_damaged_is_read_again_when_it_is_mended(
 ) -> None:
     for content in (first, b"damaged", renewed):
         replace_file(path, content)
-        file()
-    assert file()[0].der == renewed
+        file.certificate()
+    assert file.certificate().der == renewed
 
 
 def test_a_file_that_was_never_there_is_named(file: CertificateFile, path: Path) -> None:
     with pytest.raises(CertificateNotFound) as refused:
-        file()
+        file.certificate()
     assert refused.value.message == f"The certificate {path} cannot be read: No such file or directory."
 
 
 def test_a_directory_is_no_certificate_file(tmp_path: Path, signer: Signer) -> None:
     with pytest.raises(CertificateNotFound, match="Is a directory"):
-        CertificateFile(tmp_path, signer.public_key)()
+        CertificateFile(tmp_path, signer.public_key).certificate()
 
 
 def test_a_file_that_was_never_good_is_refused(file: CertificateFile, path: Path) -> None:
     path.write_bytes(b"damaged")
     with pytest.raises(CertificateUnusable, match=r"is not an X\.509 certificate"):
-        file()
+        file.certificate()
 
 
 def test_the_keys_own_certificate_comes_first_and_the_others_keep_their_order(
@@ -170,7 +171,7 @@ def test_the_keys_own_certificate_comes_first_and_the_others_keep_their_order(
 ) -> None:
     root, intermediate = issue(other_key), issue(other_key)
     path.write_bytes(pem(root, intermediate, first))
-    assert [each.der for each in file()] == [first, root, intermediate]
+    assert [each.der for each in file.chain()] == [first, root, intermediate]
 
 
 def test_a_file_without_the_keys_certificate_is_refused_when_it_is_used(
@@ -178,13 +179,13 @@ def test_a_file_without_the_keys_certificate_is_refused_when_it_is_used(
 ) -> None:
     path.write_bytes(issue(other_key))
     with pytest.raises(CertificateMismatch):
-        Identity(CLIENT, signer, file, now=now.timestamp).assertion(AUDIENCE)
+        Identity(APP, signer, file, now=now.timestamp).assertion(AUDIENCE)
 
 
 def test_a_certificate_renewed_under_a_running_service_is_used(
     file: CertificateFile, path: Path, key: rsa.RSAPrivateKey, signer: Signer, issue: Issue, now: datetime
 ) -> None:
-    whose = Identity(CLIENT, signer, file, now=now.timestamp)
+    whose = Identity(APP, signer, file, now=now.timestamp)
     path.write_bytes(issue(key, not_after=now - timedelta(days=1)))
     with pytest.raises(CertificateUnusable, match="expired on"):
         whose.assertion(AUDIENCE)

@@ -1,6 +1,7 @@
-"""An identity signs with its key what it says of itself, and only while its certificate vouches for the key."""
+"""An identity signs assertions for its client, but not without a valid certificate of its key."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,14 +18,15 @@ from hsm_signer.errors import (
 from hsm_signer.jwt.assertion import Thumbprint
 from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.x509.certificate import Certificate, parse_certificates
-from tests.support.names import AUDIENCE, CLIENT
+from tests.support.names import AUDIENCE
+from tests.unit.credential.conftest import APP, CertificatesInMemory
 
 Issue = Callable[..., bytes]
 MakeSigner = Callable[..., Signer]
 
 
 def identity(signer: Signer, *certificates: Certificate, now: datetime, **settings: Any) -> Identity:
-    return Identity(CLIENT, signer, lambda: certificates, now=now.timestamp, **settings)
+    return Identity(replace(APP, **settings), signer, CertificatesInMemory(certificates), now=now.timestamp)
 
 
 def header(assertion: str) -> dict[str, Any]:
@@ -41,12 +43,12 @@ def header(assertion: str) -> dict[str, Any]:
     ],
     ids=["both", "PS256 only", "RS256 only", "neither"],
 )
-def test_auto_is_ps256_where_the_device_can_and_else_rs256(
+def test_auto_is_ps256_if_the_device_supports_it_and_else_rs256(
     key: rsa.RSAPrivateKey, make_signer: MakeSigner, certificate: Certificate, now: datetime,
     able: frozenset[Algorithm], expected: str,
 ) -> None:  # fmt: skip
-    whose = identity(make_signer(key, able), certificate, now=now, algorithm=None)
-    assert header(whose.assertion(AUDIENCE))["alg"] == expected
+    made = identity(make_signer(key, able), certificate, now=now, algorithm=None)
+    assert header(made.assertion(AUDIENCE))["alg"] == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_auto_is_ps256_where_the_device_can_and_else_rs256(
         ({"send_chain": True}, {"alg", "typ", "x5t", "x5c"}),
     ],
 )
-def test_the_header_holds_what_was_chosen(
+def test_the_header_follows_the_settings(
     signer: Signer, certificate: Certificate, now: datetime, settings: dict[str, Any], expected: set[str]
 ) -> None:
     assert set(header(identity(signer, certificate, now=now, **settings).assertion(AUDIENCE))) == expected
@@ -72,16 +74,16 @@ def test_the_whole_chain_is_sent(
     assert len(sent["x5c"]) == 2
 
 
-def test_an_assertion_is_for_the_client_the_audience_and_the_time(
+def test_an_assertion_has_the_client_the_audience_and_the_times(
     signer: Signer, certificate: Certificate, now: datetime
 ) -> None:
     claims = parse_jwt(identity(signer, certificate, now=now).assertion(AUDIENCE, 300)).claims
-    begin = int(now.timestamp())
-    assert (claims["iss"], claims["aud"], claims["nbf"], claims["exp"]) == (CLIENT, AUDIENCE, begin, begin + 300)
+    assert (claims["iss"], claims["aud"]) == (APP.client_id, AUDIENCE)
+    assert (claims["nbf"], claims["exp"]) == (int(now.timestamp()), int(now.timestamp()) + 300)
 
 
-class Untouched:
-    """A signer that must not be asked."""
+class NeverSigns:
+    """A signer that must not sign."""
 
     algorithms = frozenset(Algorithm)
 
@@ -89,15 +91,15 @@ class Untouched:
         self.public_key = public_key
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
-        raise AssertionError("a touch was spent on an assertion nobody accepts")
+        raise AssertionError("the device signed an assertion that nobody accepts")
 
 
 def test_nothing_is_signed_when_the_certificate_has_expired(
     signer: Signer, certificate: Certificate, now: datetime
 ) -> None:
-    whose = identity(Untouched(signer.public_key), certificate, now=now + timedelta(days=400))
+    expired = identity(NeverSigns(signer.public_key), certificate, now=now + timedelta(days=400))
     with pytest.raises(CertificateUnusable, match="expired on"):
-        whose.assertion(AUDIENCE)
+        expired.assertion(AUDIENCE)
 
 
 def test_nothing_is_signed_when_the_certificate_is_of_another_key(
@@ -105,20 +107,20 @@ def test_nothing_is_signed_when_the_certificate_is_of_another_key(
 ) -> None:
     other = parse_certificates(issue(other_key), "test")[0]
     with pytest.raises(CertificateMismatch):
-        identity(Untouched(signer.public_key), other, now=now).assertion(AUDIENCE)
+        identity(NeverSigns(signer.public_key), other, now=now).assertion(AUDIENCE)
 
 
 def test_nothing_is_signed_when_the_lifetime_is_out_of_range(
     signer: Signer, certificate: Certificate, now: datetime
 ) -> None:
     with pytest.raises(ConfigError, match="cannot live"):
-        identity(Untouched(signer.public_key), certificate, now=now).assertion(AUDIENCE, 86401)
+        identity(NeverSigns(signer.public_key), certificate, now=now).assertion(AUDIENCE, 86401)
 
 
-def test_the_clock_of_an_identity_is_the_wall_clock(signer: Signer, key: rsa.RSAPrivateKey, issue: Issue) -> None:
+def test_an_identity_uses_the_wall_clock(signer: Signer, key: rsa.RSAPrivateKey, issue: Issue) -> None:
     moment = datetime.now(UTC)
     current = parse_certificates(
         issue(key, not_before=moment - timedelta(hours=1), not_after=moment + timedelta(hours=1)), "test"
     )
-    claims = parse_jwt(Identity(CLIENT, signer, lambda: tuple(current)).assertion(AUDIENCE)).claims
+    claims = parse_jwt(Identity(APP, signer, CertificatesInMemory(tuple(current))).assertion(AUDIENCE)).claims
     assert 0 <= claims["nbf"] - int(moment.timestamp()) <= 5

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hsm_signer import errors
 from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.config.profile import Profile
+from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.keys import COOLDOWN, Keys
 from hsm_signer.credential.operator import UNATTENDED, Operator
@@ -29,7 +31,8 @@ from hsm_signer.errors import (
 )
 from hsm_signer.jwt.compact import parse_jwt, thumbprints
 from hsm_signer.x509.certificate import Certificate
-from tests.support.names import AUDIENCE, CLIENT
+from tests.support.names import AUDIENCE
+from tests.unit.credential.conftest import APP, CertificatesInMemory
 
 OFFICE, HOME, VAULT = (Pkcs11Uri(token=name) for name in ("Office", "Home", "Vault"))
 NEXT_KEY = {
@@ -53,6 +56,7 @@ class Devices:
     def open(
         self,
         profile: Profile,
+        client: Client,
         uri: Pkcs11Uri,
         operator: Operator = UNATTENDED,
         *,
@@ -66,7 +70,7 @@ class Devices:
         if uri in self.failing:
             raise self.failing[uri](f"{uri.token} failed.")
         return Identity(
-            str(uri.token),
+            replace(APP, client_id=str(uri.token)),
             self._working.signer,
             self._working.certificates,
             close=lambda: self.closed.append(uri.token),
@@ -74,13 +78,12 @@ class Devices:
         )
 
     def keys(self, *uris: Pkcs11Uri, operator: Operator = UNATTENDED, isolated: bool = False) -> Keys:
-        profile = Profile(client_id=CLIENT, key=uris)
-        return Keys(profile, operator, isolated=isolated, monotonic=lambda: self.now)
+        return Keys(Profile(key=uris), APP, operator, isolated=isolated, monotonic=lambda: self.now)
 
 
 @pytest.fixture
 def devices(signer: Signer, certificate: Certificate, now: datetime, monkeypatch: pytest.MonkeyPatch) -> Devices:
-    devices = Devices(Identity(CLIENT, signer, lambda: (certificate,), now=now.timestamp))
+    devices = Devices(Identity(APP, signer, CertificatesInMemory((certificate,)), now=now.timestamp))
     monkeypatch.setattr("hsm_signer.credential.keys.open_identity", devices.open)
     return devices
 
@@ -221,7 +224,7 @@ class TestAKeyFile:
 
     @pytest.fixture
     def keys(self, devices: Devices, file: Path) -> Keys:
-        return Keys(Profile(client_id=CLIENT, key=(OFFICE,), key_file=file), monotonic=lambda: devices.now)
+        return Keys(Profile(key=(OFFICE,), key_file=file), APP, monotonic=lambda: devices.now)
 
     def test_that_names_another_key_is_followed(self, devices: Devices, keys: Keys, file: Path) -> None:
         before = signed_by(keys)
@@ -232,11 +235,11 @@ class TestAKeyFile:
         self, devices: Devices, keys: Keys, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The old key was deleted from the device after the look at the file.
-        def deleted(profile: Profile, uri: Pkcs11Uri, *arguments: Any, **named: Any) -> Identity:
+        def deleted(profile: Profile, client: Client, uri: Pkcs11Uri, *arguments: Any, **named: Any) -> Identity:
             if uri == OFFICE:
                 write_key_file(file, KeyFile(FiledKey(HOME)))
                 raise KeyNotFound("It is gone.")
-            return devices.open(profile, uri, *arguments, **named)
+            return devices.open(profile, client, uri, *arguments, **named)
 
         monkeypatch.setattr("hsm_signer.credential.keys.open_identity", deleted)
         assert signed_by(keys) == "Home"
@@ -248,7 +251,7 @@ class TestAKeyFile:
         write_key_file(file, KeyFile(FiledKey(HOME)))
         signed_by(keys)
         with pytest.raises(DeviceError):
-            old.open(Profile(client_id=CLIENT), UNATTENDED, False)
+            old.open(Profile(), APP, UNATTENDED, False)
         assert devices.opened == ["Office", "Home"]
 
 
@@ -257,7 +260,7 @@ class TestTheKeyInUse:
 
     @staticmethod
     def keys(**files: Path) -> Keys:
-        return Keys(Profile(client_id=CLIENT, key=(OFFICE,), **files))  # type: ignore[arg-type]  # a Path each
+        return Keys(Profile(key=(OFFICE,), **files), APP)  # type: ignore[arg-type]  # a Path each
 
     @pytest.fixture
     def file(self, tmp_path: Path, certificate: Certificate) -> Path:

@@ -12,7 +12,6 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
 )
-from tests.support.names import CLIENT
 
 OFFICE = Pkcs11Uri(token="Office")
 
@@ -44,18 +43,18 @@ WITH_VALUE = Pkcs11Uri(token="Office", pin_value="4711")
 def test_the_pin_comes_from_the_setting_else_the_uri_else_the_prompt(
     setting: str | None, uri: Pkcs11Uri, prompt: Prompt | None, expected: type[object]
 ) -> None:
-    access = key_access(Profile(client_id=CLIENT, key=(uri,), pin_source=setting), uri, Operator(prompt=prompt))
+    access = key_access(Profile(key=(uri,), pin_source=setting), uri, Operator(prompt=prompt))
     assert type(access.pin) is expected
 
 
 def test_a_uri_may_not_name_a_program_that_gives_the_pin() -> None:
     uri = Pkcs11Uri(token="Office", pin_source="command:/bin/pin")
     with pytest.raises(ConfigError, match="may not name a program to run"):
-        key_access(Profile(client_id=CLIENT, key=(uri,)), uri)
+        key_access(Profile(key=(uri,)), uri)
 
 
 def test_the_pin_file_of_a_profile_is_the_one_it_names() -> None:
-    profile = Profile(client_id=CLIENT, key=(OFFICE,), pin_source="file:/etc/hsm-signer/pin")
+    profile = Profile(key=(OFFICE,), pin_source="file:/etc/hsm-signer/pin")
     source = key_access(profile, OFFICE).pin
     assert isinstance(source, FilePin)
     assert source.path == Path("/etc/hsm-signer/pin")
