@@ -30,6 +30,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout
@@ -317,7 +318,7 @@ def thousand_keys(bench: Bench) -> None:
                 device.call("searching", lambda session: list(session.get_objects(template)))
 
             def ours() -> None:
-                device.signer()
+                open_signer(device)
 
             mine, raw = in_turn(ours, theirs, bench.rounds)
     report("one key among 1,000", milliseconds(mine), milliseconds(raw), mine / raw, "at most 1.50")

@@ -43,7 +43,11 @@ class CertificateSource(ABC):
 
 def certificates_of(profile: Profile, device: "Device", signer: "DeviceSigner") -> CertificateSource:
     """Return where the certificate of a key comes from: the profile's file, or the key's device."""
-    return certificate_source(profile, signer.public_key, lambda: device.certificate(signer), str(device.info))
+    from hsm_signer.device.manage.certificates import read_certificate
+
+    return certificate_source(
+        profile, signer.public_key, lambda: read_certificate(device, signer.key.info), str(device.info)
+    )
 
 
 def certificate_source(

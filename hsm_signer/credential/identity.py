@@ -124,7 +124,9 @@ def _open_device(profile: Profile, client: Client, access: "KeyAccess", replaced
 
 
 def _identity_on(profile: Profile, client: Client, device: "Device", uri: Pkcs11Uri) -> Identity:
-    signer = device.signer(uri)
+    from hsm_signer.device.signer import open_signer
+
+    signer = open_signer(device, uri)
     certificates = certificates_of(profile, device, signer)
     certificates.chain()
     return Identity(client, signer, certificates, close=device.close, opened=device)

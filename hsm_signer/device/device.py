@@ -4,36 +4,21 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Self, TypeVar
 
 import pkcs11
-from pkcs11 import PROTECTED_AUTH, TokenFlag
-from pkcs11.types import Session, Slot
+from pkcs11.types import Session
 
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.failures import explain_failure, explain_login_failure, require_changeable
-from hsm_signer.device.lane import Lane
-from hsm_signer.device.locate import PresentDevice, find_again, find_device, flags_after, load, read_token
+from hsm_signer.device.failures import GONE, explain_failure, explain_refusal, require_changeable
+from hsm_signer.device.locate import find_again, find_device, load
+from hsm_signer.device.login import ask_for_login, check_pin_state, count_logins_so_far, log_in, record_of
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module
-from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, accepted, ask, is_current
-from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
-from hsm_signer.device.pin.state import require_pin_tries
-from hsm_signer.device.signer import DeviceSigner
-from hsm_signer.device.stored import certificates_with_id
+from hsm_signer.device.pin.pin import Login, Pin, accepted, is_current
+from hsm_signer.device.pin.refusals import PinRecord, login_turn
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import (
-    CertificateNotFound,
-    DeviceError,
-    DeviceGone,
-    HsmSignerError,
-    KeyAmbiguous,
-    PinError,
-    PinIncorrect,
-    PinLocked,
-    PinUnavailable,
-)
+from hsm_signer.errors import DeviceError, DeviceGone, HsmSignerError, PinError, PinIncorrect, PinLocked
 from hsm_signer.system.fork import OwnerProcess
 from hsm_signer.system.secret import hidden_locals
 
@@ -60,13 +45,13 @@ def open_device(access: KeyAccess, *, recover: bool = True) -> "Device":
         DeviceTimeout: a call into the module did not come back.
     """
     module = load(access)
-    logins = _logins_so_far(access)
+    logins = count_logins_so_far(access)
     module.refresh(access.timeout, access.slow)
     found = find_device(module, access)
     if access.writable:
         require_changeable(found.info, found.flags)
-    login = _ask_for_login(found, access)
-    session = _log_in(module, found, login, access, logins)
+    login = ask_for_login(found, access)
+    session = log_in(module, found, login, access, logins)
     logger.debug("opened %s through %s", found.info, module.path)
     return Device(access, module, found.info, login, session, recover=recover)
 
@@ -129,43 +114,6 @@ class Device:
             == (access.module, theirs.module_path, theirs.module_name)
         )
 
-    def signer(self, uri: Pkcs11Uri | None = None) -> DeviceSigner:
-        """Return the signer for one private key.
-
-        Args:
-            uri: of another key of this device; what it says of the device does not matter. None means the key of the
-                URI that the device was opened by.
-
-        Raises:
-            KeyNotFound, KeyAmbiguous: none, or several, match.
-            KeyUnfit: it is not an RSA key for signing.
-        """
-        return DeviceSigner(self, uri or self.uri)
-
-    def certificate(self, signer: DeviceSigner) -> bytes:
-        """Return the certificate stored beside a key, as DER: the object with the key's CKA_ID that does not attest it.
-
-        Raises:
-            CertificateNotFound: there is none.
-            KeyAmbiguous: there are several, and which one is registered only the operator knows.
-        """
-        found = self.call(
-            "looking up the certificate", lambda session: certificates_with_id(session, signer.key.info.id)
-        )
-        if not found:
-            raise CertificateNotFound(
-                f"{self.info} holds no certificate with the id of the key ({signer.key.info}).",
-                hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (A "
-                "YubiKey's attestation certificate does not count.)",
-            )
-        if len(found) > 1:
-            raise KeyAmbiguous(
-                f"{self.info} holds {len(found)} certificates with the id of the key ({signer.key.info}).",
-                hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE, or keep "
-                "only that one: hsm-signer certificate import FILE --replace",
-            )
-        return found.pop()
-
     @hidden_locals()
     def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True, at_least: float = 0.0) -> T:
         """Run `function` with the session, on the lane; once more with a new session if the first turns out lost.
@@ -194,6 +142,24 @@ class Device:
             logger.warning("%s Looking it up afresh.", error)
         return self._run(doing, function, self._require_session(), at_least)
 
+    def change(self, doing: str, function: Callable[[Session], None]) -> None:
+        """Change something on the device, once: `call` for what must not happen twice.
+
+        Raises:
+            DeviceReadOnly, DeviceError: the device refused, or failed.
+            DeviceGone, PinError, DeviceTimeout: as `call`.
+        """
+
+        def change(session: Session) -> None:
+            try:
+                function(session)
+            except GONE:
+                raise
+            except pkcs11.PKCS11Error as error:
+                raise explain_refusal(error, doing, str(self.info)) from error
+
+        self.call(doing, change, repeat=False)
+
     def login_pin(self) -> Pin | None:
         """Return the PIN that was accepted, for a context-specific login, or None where there was none.
 
@@ -217,11 +183,10 @@ class Device:
                 self._session = None
         self.call(
             "reading the PIN state",
-            lambda session: _check_pin_state(session.token.slot, self.info, self._access),
+            lambda session: check_pin_state(session.token.slot, self.info, self._access),
         )
-        login, directory = self._login, _recorded_in(self._login, self._access)
-        if directory is not None and isinstance(login, Pin):
-            record = PinRecord(directory, self.module.path, self.info)
+        login, record = self._login, self._record()
+        if record is not None and isinstance(login, Pin):
             record.require_not_refused(self._access.pin, login.identity, accepted=True)
 
     def close(self) -> None:
@@ -243,18 +208,20 @@ class Device:
 
     def give_up(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and put that on record."""
-        login, directory = self._login, _recorded_in(self._login, self._access)
+        login, record = self._login, self._record()
         self.close()
         if isinstance(login, Pin):
             refusal.source_state = login.identity
-        if directory is not None and isinstance(login, Pin):
-            record = PinRecord(directory, self.module.path, self.info)
-            with contextlib.suppress(HsmSignerError), login_turn(directory, _CLOSE_TIMEOUT):
-                record.refuse(login.identity)
+            if record is not None:
+                with contextlib.suppress(HsmSignerError), login_turn(record.directory, _CLOSE_TIMEOUT):
+                    record.refuse(login.identity)
         if not (self.module.in_use or self.module.is_busy):
             # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
             with contextlib.suppress(HsmSignerError):
                 self.module.reinitialize(self._access.timeout)
+
+    def _record(self) -> PinRecord | None:
+        return record_of(self._login, self.module, self.info, self._access)
 
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
         timeout = max(self._access.timeout, at_least)
@@ -291,7 +258,7 @@ class Device:
             )
         # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
-        logins = _logins_so_far(self._access)
+        logins = count_logins_so_far(self._access)
         if self._generation == self.module.generation:
             self.module.reinitialize(self._access.timeout, self._access.slow)
         self._generation = self.module.generation
@@ -299,116 +266,12 @@ class Device:
         login = self._login
         if not is_current(login, self._access.pin):
             # The PIN was changed, most likely: the old one would be a wrong one.
-            login = _ask_for_login(found, self._access)
+            login = ask_for_login(found, self._access)
         try:
-            session = _log_in(self.module, found, login, self._access, logins, ours=1)
+            session = log_in(self.module, found, login, self._access, logins, ours=1)
         except (PinIncorrect, PinLocked):
             self.close()
             raise
         self._login, self._generation = accepted(login), self.module.generation
         logger.info("opened %s again", self.info)
         return session
-
-
-def _ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
-    if not found.flags & TokenFlag.LOGIN_REQUIRED:
-        return None
-    warning = found.require_pin_tries(allow_last_try=access.allow_last_try)
-    if warning is not None:
-        logger.warning("%s: %s", found.info, warning)
-    last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
-    request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=found.has_pin_pad)
-    if last_try and access.confirm is not None:
-        access.confirm(request)
-    return ask(access.pin, request)
-
-
-def _log_in(
-    module: Module, found: PresentDevice, login: Login, access: KeyAccess, logins: int, *, ours: int = 0
-) -> Session:
-    """Open a session, logged in. Presents the PIN once, and only if the device's flags, read afresh, allow it.
-
-    Args:
-        logins: what `_logins_so_far` returned before the device was found.
-        ours: as for `Module.refresh`.
-    """
-
-    def check() -> str | None:
-        return module.call(
-            "reading the PIN state",
-            lambda: _check_pin_state(found.slot, found.info, access),
-            access.timeout,
-            access.slow,
-        )
-
-    def log_in() -> Session:
-        try:
-            return module.call("logging in", lambda: _open_session(found, login, access), access.timeout, access.slow)
-        except PinError as error:
-            error.source_state = login.identity if isinstance(login, Pin) else ""
-            raise
-
-    def look_again(before: int) -> PresentDevice:
-        if before == logins:
-            return found
-        # ykcs11 reads the state of the PIN once for each initialisation.
-        module.refresh(access.timeout, access.slow, ours=ours)
-        return find_again(module, found.info, access)
-
-    directory = _recorded_in(login, access)
-    if directory is None or not isinstance(login, Pin):
-        if login is not None:
-            found = look_again(_logins_so_far(access))
-            check()
-        return log_in()
-    Lane.announce("waiting for the login of another process", access.timeout)
-    with login_turn(directory, access.timeout) as before:
-        found = look_again(before)
-        warning = check()
-        record = PinRecord(directory, module.path, found.info)
-        with record.login(access.pin, login.identity, accepted=login.accepted and warning is None):
-            return log_in()
-
-
-def _recorded_in(login: Login, access: KeyAccess) -> Path | None:
-    """Return where a login is recorded: those with a PIN that nobody watches are."""
-    return access.pin_record if isinstance(login, Pin) and not access.pin.attended else None
-
-
-def _logins_so_far(access: KeyAccess) -> int:
-    return 0 if access.pin_record is None else count_logins(access.pin_record)
-
-
-def _check_pin_state(slot: Slot, device: DeviceInfo, access: KeyAccess) -> str | None:
-    try:
-        flags = read_token(slot).flags
-    except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "reading the PIN state", str(device)) from error
-    return require_pin_tries(str(device), flags, allow_last_try=access.allow_last_try)
-
-
-def _open_session(found: PresentDevice, login: Login, access: KeyAccess) -> Session:
-    device = str(found.info)
-    try:
-        token = read_token(found.slot)
-        if login is None:
-            return token.open(rw=access.writable)
-    except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "opening a session", device) from error
-    if isinstance(login, PinPad) and not token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
-        # python-pkcs11 would raise ArgumentsBad, which a login with a PIN that is too short raises as well.
-        raise PinUnavailable(
-            f"{device} has no PIN pad.", hint="Use another --pin-source, for example file:PATH or prompt."
-        )
-    try:
-        # Not by way of a variable: somebody may look at this frame while it runs.
-        return token.open(rw=access.writable, user_pin=PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal())
-    except pkcs11.UserAlreadyLoggedIn:
-        pass
-    except pkcs11.PKCS11Error as error:
-        raise explain_login_failure(error, device, flags_after(token), token.flags) from error
-    try:
-        # The login is the process's: another device object of ours holds it, and its sessions may all use it.
-        return token.open(rw=access.writable)
-    except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, "opening a session", device) from error

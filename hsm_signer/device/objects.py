@@ -133,6 +133,20 @@ def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple
     return [(label_and_id(key), key) for key in search(session, template)]
 
 
+def read_certificates(session: Session, key_id: bytes | None = None) -> list[tuple[Object, bytes]]:
+    """Return the certificates on the device, each with its DER; those with a URL instead are left out.
+
+    Args:
+        key_id: only those with this CKA_ID; None means all.
+    """
+    template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.CERTIFICATE}
+    if key_id is not None:
+        template[Attribute.ID] = key_id
+    found = [(certificate, read_attribute(certificate, Attribute.VALUE)) for certificate in search(session, template)]
+    # PKCS#11 v3.1 section 4.6.3: CKA_VALUE may be absent, or empty, where there is a URL.
+    return [(certificate, bytes(value)) for certificate, value in found if value is not None]
+
+
 def label_and_id(found: Object) -> KeyInfo:
     """Return what tells an object from others of its kind. Runs on the lane."""
     return KeyInfo(

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import pkcs11
 from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.device import Device
 from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role, require_valid_signature
 from hsm_signer.device.locate import flags_after
 from hsm_signer.device.mechanisms import SigningPlan, plan, supported
@@ -16,9 +16,6 @@ from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import KeyNotFound, KeyUnfit, PinIncorrect, PinLocked, PinUnavailable, TouchMissed
 
-if TYPE_CHECKING:
-    from hsm_signer.device.device import Device
-
 logger = logging.getLogger(__name__)
 
 # ykcs11 gives up on a touch after 15 s, OpenSC after 30 s; both then say that nobody is logged in. A login that was
@@ -26,23 +23,40 @@ logger = logging.getLogger(__name__)
 _TOUCH_TIMEOUT = 5.0
 
 
-class DeviceSigner:
-    """Signs with one key of one device. Fills the `Signer` seam.
+def open_signer(device: Device, uri: Pkcs11Uri | None = None) -> "DeviceSigner":
+    """Find a private key on an open device, and return what signs with it.
 
     Args:
-        device: open.
-        uri: of the key.
+        uri: of the key; its attributes of the device are not looked at. None means the URI the device was opened by.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
         KeyUnfit: it is not an RSA key for signing.
+        DeviceError, DeviceTimeout, PinError: as `Device.call`.
+    """
+    wanted = uri or device.uri
+
+    def find(session: Session) -> tuple[Session, SigningKey]:
+        return session, find_signing_key(session, wanted, device.info)
+
+    return DeviceSigner(device, wanted, *device.call("looking up the key", find))
+
+
+class DeviceSigner:
+    """Signs with one key of one device. Implements the `Signer` protocol. Made by `open_signer`.
+
+    Attributes:
+        key: what is known of the private key.
+        public_key: its public half.
+        algorithms: what it can sign.
     """
 
-    def __init__(self, device: "Device", uri: Pkcs11Uri) -> None:
+    def __init__(self, device: Device, uri: Pkcs11Uri, session: Session, key: SigningKey) -> None:
         self._device = device
         self._uri = uri
-        self._session, self.key = device.call("looking up the key", self._find)
-        self.public_key = self.key.public_key
+        self._session = session
+        self.key = key
+        self.public_key = key.public_key
         self.algorithms = supported(self.key.mechanisms)
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:
@@ -89,13 +103,10 @@ class DeviceSigner:
         """
         return self._device.call("reading how the key is guarded", lambda session: read_protection(self.key.handle))
 
-    def _find(self, session: Session) -> tuple[Session, SigningKey]:
-        return session, find_signing_key(session, self._uri, self._device.info)
-
     def _sign(self, session: Session, data: bytes, signing: SigningPlan) -> bytes:
         if session is not self._session:
             # The device was opened again; handles belong to a session.
-            self._session, self.key = self._find(session)
+            self._session, self.key = session, find_signing_key(session, self._uri, self._device.info)
             if self.key.public_key != self.public_key:
                 raise KeyNotFound(
                     f"{self._device.info} is back with another key in place of {self.key.info}.",

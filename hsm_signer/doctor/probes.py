@@ -22,7 +22,7 @@ from hsm_signer.device.module import Module
 from hsm_signer.device.pcscd import reader_library, require_pcscd
 from hsm_signer.device.pin.sources import NO_LOGIN
 from hsm_signer.device.pin.state import PinState
-from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.doctor.examination import Examination, Probe, T
 from hsm_signer.doctor.verdicts import (
     Verdict,
@@ -146,7 +146,7 @@ def login(run: Examination) -> tuple[Device, Verdict]:
 @_probe("key")
 def key(run: Examination) -> tuple[DeviceSigner, Verdict]:
     """Find the private key."""
-    signer = run.value(login).signer()
+    signer = open_signer(run.value(login))
     require_length(signer.public_key, f"The key {signer.key.info}")
     return signer, ok(f"{signer.key.info}, RSA, {signer.public_key.bits} bits.")
 

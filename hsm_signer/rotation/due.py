@@ -6,7 +6,7 @@ from datetime import datetime
 from hsm_signer.config.keyfile import KeyFile, read_key_file
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
-from hsm_signer.device.manage.certificates import read_certificate
+from hsm_signer.device.manage.certificates import read_certificate_by_uri
 from hsm_signer.x509.certificate import parse_certificates
 
 
@@ -41,7 +41,7 @@ def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operato
         DeviceError, DeviceTimeout, PinError: the device cannot be read.
     """
     require_settings(profile, "key")
-    der = read_certificate(key_access(profile, profile.key[0], operator))
+    der = read_certificate_by_uri(key_access(profile, profile.key[0], operator))
     (certificate,) = parse_certificates(der, "The certificate of the current key")
     file = read_key_file(profile.key_file) if profile.key_file else None
     unfinished = file is not None and (file.next is not None or bool(file.retired))

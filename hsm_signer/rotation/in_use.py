@@ -20,9 +20,11 @@ def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner
     Raises:
         CertificateExists: the profile's key file names this key as the current one, and it has a certificate.
     """
+    from hsm_signer.device.manage.certificates import read_certificate
+
     with suppress(CertificateNotFound):
         with suppress(KeyAmbiguous):
-            device.certificate(signer)
+            read_certificate(device, signer.key.info)
         if _is_in_use(profile, device, signer.public_key):
             raise CertificateExists(
                 f"The key {signer.key.info} is in use: {profile.known_key_file} names it. Programs would use the new "
@@ -47,7 +49,9 @@ def require_deletable(profile: Profile, device: "Device", public_key: "PublicKey
 def _is_in_use(profile: Profile, device: "Device", public_key: "PublicKey") -> bool:
     if profile.known_key_file is None or not profile.known_key_file.exists():
         return False
+    from hsm_signer.device.signer import open_signer
+
     current = read_key_file(profile.known_key_file).current.uri
     with suppress(KeyLookupError):
-        return matches_device(current, device.info) and device.signer(current).public_key == public_key
+        return matches_device(current, device.info) and open_signer(device, current).public_key == public_key
     return False

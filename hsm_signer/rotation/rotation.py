@@ -29,11 +29,16 @@ from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.device import Device, open_device
-from hsm_signer.device.manage.certificates import replace_certificates
+from hsm_signer.device.manage.certificates import (
+    certificates_of_key,
+    delete_certificate,
+    read_certificate,
+    replace_certificates,
+)
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, delete_key, key_labels
+from hsm_signer.device.manage.keys import delete_key, key_labels
 from hsm_signer.device.match import matches_device
-from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.graph import Registration, demands_an_authority
 from hsm_signer.errors import (
@@ -242,7 +247,7 @@ class Rotation:
     def _has_certificate(self, key: FiledKey) -> bool:
         signer = self._signer(key.uri)
         try:
-            (found,) = parse_certificates(self._device.certificate(signer), "The next key's certificate")
+            (found,) = parse_certificates(read_certificate(self._device, signer.key.info), "The next key's certificate")
         except (CertificateNotFound, KeyAmbiguous):
             return False
         return found.public_key == signer.public_key and will_do(found, key, self._request.days, self._now)
@@ -462,7 +467,7 @@ class Rotation:
                 f"{uri} is not on {self._device.info}, where the current key is.",
                 hint="Both keys of a rotation must be on the same device. Check --next and the key file.",
             )
-        return self._device.signer(uri)
+        return open_signer(self._device, uri)
 
     def _identity(self, uri: Pkcs11Uri) -> Identity:
         name = str(uri)

@@ -27,8 +27,8 @@ from cryptography.x509.oid import NameOID
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.manage.certificates import store_certificate
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri

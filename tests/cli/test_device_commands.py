@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hsm_signer.cli.text.inventory import module_text, plain
 from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
-from hsm_signer.device.manage.keys import store_certificate
+from hsm_signer.device.manage.certificates import store_certificate
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.testing import SoftHsm

@@ -13,6 +13,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -73,7 +74,7 @@ class TestGenerate:
             Pkcs11Uri.parse(uri), FixedLogin(Pin(PIN), "a test"), vault.module, module_environment=vault.environment
         )
         with open_device(access) as opened:
-            numbers = opened.signer().public_key
+            numbers = open_signer(opened).public_key
         public_key = rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()
         certificate = program.directory / "certificate.der"
         certificate.write_bytes(vault.issue_certificate(public_key))

@@ -34,6 +34,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.entra.authority import resolve_endpoint
@@ -460,7 +461,7 @@ def worker(arguments: Arguments) -> object:
 
 def device(arguments: Arguments) -> object:
     with open_device(access(arguments)) as device:
-        return device.signer().sign(Algorithm.RS256, b"message")
+        return open_signer(device).sign(Algorithm.RS256, b"message")
 
 
 WAYS_IN = [

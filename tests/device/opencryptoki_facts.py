@@ -15,6 +15,7 @@ from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.mechanisms import plan
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, KeyUnfit
 from tests.support.fixtures import Running
@@ -37,7 +38,7 @@ def access_to(stack: Stack) -> KeyAccess:
 
 def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
-        mechanisms = device.signer().key.mechanisms
+        mechanisms = open_signer(device).key.mechanisms
         raw = device.info.library_version < (3, 16)
     assert plan(Algorithm.RS256, mechanisms).mechanism is (Mechanism.RSA_PKCS if raw else Mechanism.SHA256_RSA_PKCS)
     assert plan(Algorithm.PS256, mechanisms).mechanism is Mechanism.SHA256_RSA_PKCS_PSS
@@ -46,7 +47,7 @@ def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: 
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) -> None:
     with open_device(access_to(stack)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         signer.key = replace(signer.key, mechanisms=frozenset({Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS}))
         signature = signer.sign(algorithm, b"x")
     scheme = padding.PKCS1v15() if algorithm is Algorithm.RS256 else padding.PSS(padding.MGF1(hashes.SHA256()), 32)
@@ -58,19 +59,19 @@ def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: 
 
         def make_and_use() -> None:
             made = generate_key(device, KeySpec("always", always_authenticate=True))  # version 3.23 refuses
-            device.signer(Pkcs11Uri.parse(made.uri)).sign(Algorithm.RS256, b"x")  # 3.8 cannot be given the PIN
+            open_signer(device, Pkcs11Uri.parse(made.uri)).sign(Algorithm.RS256, b"x")  # 3.8 cannot be given the PIN
 
         with pytest.raises((DeviceError, KeyUnfit)) as caught:
             make_and_use()
         assert "without --always-authenticate" in str(caught.value.hint)
         # Other keys of the device are as good as before.
-        device.signer().sign(Algorithm.RS256, b"x")
+        open_signer(device).sign(Algorithm.RS256, b"x")
 
 
 def test_a_process_signs_on_when_the_daemon_is_restarted(stack: Stack) -> None:
     lines = """
         with open_device(access(KEY)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             tell("open")
             wait()
             tell(len(signer.sign(Algorithm.RS256, b"x")))

@@ -19,10 +19,18 @@ import hsm_signer
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.inspect import examine
-from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
-from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, find_key
+from hsm_signer.device.manage.certificates import (
+    certificates_of_key,
+    delete_certificate,
+    read_certificate,
+    read_certificate_by_uri,
+    replace_certificates,
+    require_no_certificate,
+)
+from hsm_signer.device.manage.keys import find_key
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import CertificateExists, CertificateNotFound, KeyAmbiguous, KeyUnfit
@@ -54,10 +62,10 @@ class TestOnAYubiKey:
 
     def test_the_certificate_of_a_key_is_its_own(self, yubikey: PivStack) -> None:
         with open_device(access(yubikey)) as device:
-            assert device.certificate(device.signer()) == yubikey.key.certificate
+            assert read_certificate(device, open_signer(device).key.info) == yubikey.key.certificate
 
     def test_it_is_read_without_a_login(self, yubikey: PivStack) -> None:
-        assert read_certificate(access(yubikey)) == yubikey.key.certificate
+        assert read_certificate_by_uri(access(yubikey)) == yubikey.key.certificate
         assert yubikey.presented() == 0
 
     def test_a_worker_reads_it(self, yubikey: PivStack) -> None:
@@ -69,29 +77,29 @@ class TestOnAYubiKey:
             open_device(access(yubikey)) as device,
             pytest.raises(CertificateExists, match="holds 1 certificate with"),
         ):
-            require_no_certificate(device, device.signer().key.info)
+            require_no_certificate(device, open_signer(device).key.info)
 
     @ykcs11
     def test_a_key_that_has_no_other_has_none(self, yubikey: PivStack) -> None:
         yubikey.take_certificates()
         with open_device(access(yubikey)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             require_no_certificate(device, signer.key.info)
             with pytest.raises(CertificateNotFound) as caught:
-                device.certificate(signer)
+                read_certificate(device, signer.key.info)
         assert "attests a key does not count" in str(caught.value.hint)
 
     def test_the_only_key_that_signs_needs_no_id(self, yubikey: PivStack) -> None:
         yubikey.take_9c()
         uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=None)
         with open_device(replace(access(yubikey), uri=uri)) as device:
-            assert device.signer().key.info.id == b"\x01"
+            assert open_signer(device).key.info.id == b"\x01"
 
     @ykcs11
     def test_the_attesting_key_is_no_key_to_sign_with(self, yubikey: PivStack) -> None:
         uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=b"\x19")
         with open_device(replace(access(yubikey), uri=uri)) as device, pytest.raises(KeyUnfit, match="may not sign"):
-            device.signer()
+            open_signer(device)
 
     def test_they_are_shown_as_what_they_are(self, yubikey: PivStack) -> None:
         (shown,) = examine(access(yubikey), datetime.now(UTC), login=True).devices
@@ -206,7 +214,7 @@ class TestOnADeviceThatCanBeWritten:
     def test_a_new_certificate_takes_the_place_of_the_key_s_own(self, attested: Attested, office: SoftHsm) -> None:
         new = office.issue_certificate(attested.key.public_key)
         with open_device(attested.access) as device:
-            info = device.signer().key.info
+            info = open_signer(device).key.info
             replace_certificates(device, info, new)
             assert held(device, info.id) == {new, attested.attestation}
 
@@ -214,13 +222,13 @@ class TestOnADeviceThatCanBeWritten:
         second = office.issue_certificate(attested.key.public_key)
         office.add_certificate(second, attested.key.label, attested.key.id)
         with open_device(attested.access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             with pytest.raises(KeyAmbiguous, match="holds 2 certificates") as caught:
-                device.certificate(signer)
+                read_certificate(device, signer.key.info)
             # What the hint says helps: one stays, and the attestation with it.
             assert "hsm-signer certificate import FILE --replace" in str(caught.value.hint)
             replace_certificates(device, signer.key.info, second)
-            assert device.certificate(signer) == second
+            assert read_certificate(device, signer.key.info) == second
             assert held(device, attested.key.id) == {second, attested.attestation}
 
     def test_the_certificates_deleted_with_a_key_are_its_own(self, attested: Attested) -> None:

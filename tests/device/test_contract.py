@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.manage.certificates import read_certificate
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
@@ -77,7 +79,7 @@ def algorithms(stack: Stack) -> list[Algorithm]:
 
 def test_the_key_is_found_by_each_selector(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
-        info, key = device.info, device.signer().key.info
+        info, key = device.info, open_signer(device).key.info
     whole = Pkcs11Uri(
         token=info.label,
         manufacturer=info.manufacturer,
@@ -95,19 +97,19 @@ def test_the_key_is_found_by_each_selector(stack: Stack) -> None:
     for selector in (Pkcs11Uri(id=key.id), Pkcs11Uri(object=key.label), Pkcs11Uri(object=key.label, id=key.id)):
         uri = replace(whole, object=selector.object, id=selector.id)
         with open_device(replace(access_to(stack), uri=uri)) as device:
-            assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
+            assert open_signer(device).public_key == PublicKey(numbers.n, numbers.e)
 
 
 def test_signatures_are_valid(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         for algorithm in algorithms(stack):
             require_valid(stack.key, algorithm, signer.sign(algorithm, MESSAGE))
 
 
 def test_the_certificate_is_the_key_s(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
-        assert device.certificate(device.signer()) == stack.key.certificate
+        assert read_certificate(device, open_signer(device).key.info) == stack.key.certificate
 
 
 def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) -> None:
@@ -116,7 +118,7 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
         pytest.skip("there is no such key on this device")
     source = CountedPin(stack.pin)
     with open_device(access_to(stack, key, source)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         assert signer.key.always_authenticate
         for algorithm in algorithms(stack):
             require_valid(key, algorithm, signer.sign(algorithm, MESSAGE))
@@ -125,7 +127,7 @@ def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) ->
 
 def test_an_ordinary_key_costs_one_login(stack: Stack, counted: FaultyModule) -> None:
     with open_device(access_to(stack, counted=counted)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         for _ in range(3):
             signer.sign(Algorithm.RS256, MESSAGE)
     assert [(login.right, login.context_specific) for login in counted.logins()] == [(True, False)]
@@ -178,7 +180,7 @@ def test_a_locked_device_says_so(stack: Stack) -> None:
 def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with open_device(access_to(stack, pin=source)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         signer.sign(Algorithm.RS256, MESSAGE)
         stack.unplug()
         stack.plug()
@@ -190,7 +192,7 @@ def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
 @pytest.mark.parametrize("stack", REMOVABLE, indirect=True)
 def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         stack.unplug()
         for _ in range(2):
             with pytest.raises(DeviceGone):
@@ -206,7 +208,7 @@ def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: St
         open_device(access_to(stack))
     stack.plug()
     with open_device(access_to(stack)) as device:
-        device.signer().sign(Algorithm.RS256, MESSAGE)
+        open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
 @not_on_ones_own
@@ -225,7 +227,7 @@ def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
 
 def test_four_threads_get_valid_signatures(stack: Stack) -> None:
     with open_device(access_to(stack)) as device, ThreadPoolExecutor(4) as pool:
-        signer = device.signer()
+        signer = open_signer(device)
         messages = [bytes([number]) * 40 for number in range(40)]
         signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
     for message, signature in zip(messages, signatures, strict=True):
@@ -236,9 +238,10 @@ _FORK = """
 import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import EnvironmentPin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 from tests.support.counted_pin import CountedPin
@@ -246,7 +249,7 @@ from tests.support.counted_pin import CountedPin
 uri, module = sys.argv[1:]
 access = KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module))
 device = open_device(access)
-signer = device.signer()
+signer = open_signer(device)
 for use in (False, True):
     if os.fork() == 0:
         if use:

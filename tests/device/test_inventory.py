@@ -29,6 +29,7 @@ from hsm_signer.device.inventory.survey import ModuleReference, known_modules, s
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.pin.state import PinState
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
@@ -140,7 +141,7 @@ class TestExamine:
         for key in contents.keys:
             if key.problem is None:
                 with open_device(replace(access, uri=Pkcs11Uri.parse(key.uri))) as device:
-                    assert device.signer().key.info.id == key.id
+                    assert open_signer(device).key.info.id == key.id
 
     def test_the_uris_keep_what_leads_to_the_module(self, access: KeyAccess, office: SoftHsm) -> None:
         uri = replace(access.uri, module_path=str(office.module))

@@ -13,8 +13,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
-from hsm_signer.device.manage.certificates import read_certificate, replace_certificates, require_no_certificate
-from hsm_signer.device.manage.keys import store_certificate
+from hsm_signer.device.manage.certificates import (
+    read_certificate,
+    read_certificate_by_uri,
+    replace_certificates,
+    require_no_certificate,
+    store_certificate,
+)
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateExists, DeviceReadOnly, KeyAmbiguous
 from hsm_signer.x509.issuance import certificate_request, create_certificate
@@ -66,7 +72,7 @@ def test_certificates_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> N
     for key in keys(stack):
         source = CountedPin(stack.pin)
         with open_device(access_to(stack, key, source)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             for algorithm in algorithms(stack):
                 der = create_certificate(signer, algorithm, SUBJECT, 365, datetime.now(UTC))
                 certificate = x509.load_der_x509_certificate(der)
@@ -82,7 +88,7 @@ def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
     for key in keys(stack):
         source = CountedPin(stack.pin)
         with open_device(access_to(stack, key, source)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             for algorithm in algorithms(stack):
                 request = x509.load_der_x509_csr(certificate_request(signer, algorithm, SUBJECT))
                 file.write_bytes(request.public_bytes(Encoding.PEM))
@@ -93,7 +99,7 @@ def test_requests_are_verified_by_openssl(stack: Stack, tmp_path: Path) -> None:
 
 def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.pin)
-    assert read_certificate(replace(access_to(stack, pin=source), module=counted.path)) == stack.key.certificate
+    assert read_certificate_by_uri(replace(access_to(stack, pin=source), module=counted.path)) == stack.key.certificate
     assert source.times == 0
     assert counted.logins() == []
     assert counted.calls("C_GetSlotList") > 0
@@ -102,44 +108,44 @@ def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyMo
 def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with open_device(access_to(stack)) as device:
-        info = device.signer().key.info
+        info = open_signer(device).key.info
     by_label = replace(
         access_to(stack, pin=source), uri=replace(Pkcs11Uri.parse(stack.key.uri), id=None, object=info.label)
     )
-    assert read_certificate(by_label) == stack.key.certificate
+    assert read_certificate_by_uri(by_label) == stack.key.certificate
     assert source.times == 1
 
 
 @writable
 def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
     with open_device(replace(access_to(stack), writable=True)) as device:
-        signer = device.signer()
-        old = device.certificate(signer)
+        signer = open_signer(device)
+        old = read_certificate(device, signer.key.info)
         new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
         with pytest.raises(CertificateExists):
             require_no_certificate(device, signer.key.info)
         try:
             replace_certificates(device, signer.key.info, new)
-            assert device.certificate(signer) == new
+            assert read_certificate(device, signer.key.info) == new
         finally:
             replace_certificates(device, signer.key.info, old)
-        assert device.certificate(signer) == old
+        assert read_certificate(device, signer.key.info) == old
 
 
 @writable
 def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack) -> None:
     with open_device(replace(access_to(stack), writable=True)) as device:
-        signer = device.signer()
-        old = device.certificate(signer)
+        signer = open_signer(device)
+        old = read_certificate(device, signer.key.info)
         new = create_certificate(signer, Algorithm.RS256, SUBJECT, 365, datetime.now(UTC))
         subject = x509.load_der_x509_certificate(new).subject.public_bytes()
         info = signer.key.info
         store_certificate(device, new, subject=subject, label=info.label, key_id=info.id)
         try:
             with pytest.raises(KeyAmbiguous):
-                device.certificate(signer)
+                read_certificate(device, signer.key.info)
             replace_certificates(device, info, new)
-            assert device.certificate(signer) == new
+            assert read_certificate(device, signer.key.info) == new
         finally:
             replace_certificates(device, info, old)
 

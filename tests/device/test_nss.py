@@ -37,7 +37,9 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 import hsm_signer.device.module_search
 from hsm_signer.device.inventory.inspect import examine, look_through
+from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.pin.sources import EnvironmentPin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, HsmSignerError, PinIncorrect
 
@@ -115,9 +117,9 @@ def test_signs_and_gives_its_certificate(nss: Nss) -> None:
     signature, certificate = nss.run(
         """
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             print(signer.sign(Algorithm.RS256, message.encode()).hex())
-            print(device.certificate(signer).hex())
+            print(read_certificate(device, signer.key.info).hex())
         """,
         PIN,
     )
@@ -178,7 +180,7 @@ class TestByName:
             for each in (access, named("nss")):
                 try:
                     with open_device(each) as device:
-                        device.signer().sign(Algorithm.RS256, message.encode())
+                        open_signer(device).sign(Algorithm.RS256, message.encode())
                         print(device.info.manufacturer)
                 except DeviceAmbiguous:
                     print("ambiguous")

@@ -16,7 +16,7 @@ from tests.support.stacks.piv_card import AUTHENTICATION, SIGNATURE
 
 SIGN_TWICE = """
     with open_device(access({uri})) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         tell(signer.key.always_authenticate)
         for _ in range(2):
             tell(signer.sign(Algorithm.{algorithm}, b"x").hex())
@@ -237,7 +237,7 @@ class TestSharing:
         (beside,) = (each for each in yubikey.stacks if each.name == other)
         lines = """
             with open_device(access(KEY)) as device:
-                signer = device.signer()
+                signer = open_signer(device)
                 for _ in range(3):
                     tell(signer.sign(Algorithm.RS256, b"x").hex())
                     wait()

@@ -15,18 +15,14 @@ from pkcs11.types import Session
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate, store_certificate
 from hsm_signer.device.manage.generate import SIZES, KeySpec, differences, generate_key
-from hsm_signer.device.manage.keys import (
-    certificates_of_key,
-    delete_certificate,
-    delete_key,
-    find_key,
-    store_certificate,
-)
+from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -114,13 +110,13 @@ class TestGenerate:
         made = generate_key(device, SPEC)
         public_key = rsa.RSAPublicNumbers(made.public_key.exponent, made.public_key.modulus).public_key()
         with open_device(access(stack, made.uri)) as again:
-            signature = again.signer().sign(Algorithm.RS256, MESSAGE)
+            signature = open_signer(again).sign(Algorithm.RS256, MESSAGE)
         public_key.verify(signature, MESSAGE, padding.PKCS1v15(), hashes.SHA256())
 
     def test_another_key_of_the_device_signs_without_a_new_login(self, stack: Stack, device: Device) -> None:
         made = generate_key(device, SPEC)
-        signer = device.signer(Pkcs11Uri.parse(made.uri))
-        assert signer.public_key == made.public_key != device.signer().public_key
+        signer = open_signer(device, Pkcs11Uri.parse(made.uri))
+        assert signer.public_key == made.public_key != open_signer(device).public_key
 
     def test_the_key_is_guarded_and_for_signing(self, device: Device) -> None:
         made = generate_key(device, SPEC)
@@ -173,7 +169,7 @@ class TestGenerate:
     @pytest.mark.parametrize("stack", [name for name in WRITABLE if name != "opencryptoki"], indirect=True)
     def test_a_key_that_is_to_want_the_pin_each_time_does(self, device: Device) -> None:
         made = generate_key(device, replace(SPEC, always_authenticate=True))
-        signer = device.signer(Pkcs11Uri.parse(made.uri))
+        signer = open_signer(device, Pkcs11Uri.parse(made.uri))
         assert signer.key.always_authenticate
         assert made.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
@@ -268,7 +264,7 @@ class TestCertificates:
         assert contents(device) == before
 
     def test_that_are_not_there_cannot_be_deleted(self, device: Device) -> None:
-        der = certify(device.signer().public_key).public_bytes(Encoding.DER)
+        der = certify(open_signer(device).public_key).public_bytes(Encoding.DER)
         with pytest.raises(CertificateNotFound):
             delete_certificate(device, der)
 

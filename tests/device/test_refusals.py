@@ -324,8 +324,8 @@ class TestOnADevice:
         program = """
 import sys
 from pathlib import Path
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (

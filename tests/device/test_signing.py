@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateNotFound,
@@ -67,7 +69,7 @@ class TestLookUp:
     ) -> None:
         with open_device(access_to(f"pkcs11:token=device%20tests;{selector}")) as device:
             numbers = rsa_key(key).public_numbers()
-            assert device.signer().public_key == PublicKey(numbers.n, numbers.e)
+            assert open_signer(device).public_key == PublicKey(numbers.n, numbers.e)
 
     def test_finds_the_device_by_what_it_says_of_itself(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with open_device(access_to("pkcs11:token=device%20tests;id=%01")) as device:
@@ -89,21 +91,21 @@ class TestLookUp:
     ) -> None:
         with open_device(access_to("pkcs11:token=device%20tests;object=third%20key")) as device:
             with pytest.raises(KeyNotFound, match=r"object=first%20key;id=%01.*object=second%20key;id=%02"):
-                device.signer()
+                open_signer(device)
 
     def test_refuses_to_choose_between_keys(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
         with open_device(access_to("pkcs11:token=device%20tests")) as device:
             with pytest.raises(KeyAmbiguous, match=r"2 private keys.*id=%01.*id=%02"):
-                device.signer()
+                open_signer(device)
 
     def test_the_uris_it_offers_work(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
         with open_device(access_to("pkcs11:token=device%20tests")) as device, pytest.raises(KeyAmbiguous) as caught:
-            device.signer()
+            open_signer(device)
         offered = [word.rstrip(".,") for word in caught.value.message.split() if word.startswith("pkcs11:")]
         assert len(offered) == 2
         for uri in offered:
             with open_device(access_to(uri)) as device:
-                device.signer()
+                open_signer(device)
 
     def test_refuses_to_choose_between_devices_of_one_label(self, access_to: AccessTo, tmp_path: Path) -> None:
         with SoftHsm(tmp_path, label="twin") as twins:
@@ -130,7 +132,7 @@ class TestSigning:
         self, algorithm: Algorithm, access_to: AccessTo, key: SoftHsmKey
     ) -> None:
         with open_device(access_to(key.uri)) as device:
-            signature = device.signer().sign(algorithm, MESSAGE)
+            signature = open_signer(device).sign(algorithm, MESSAGE)
         scheme: padding.AsymmetricPadding = padding.PKCS1v15()
         if algorithm is Algorithm.PS256:
             scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
@@ -141,7 +143,7 @@ class TestSigning:
         self, algorithm: Algorithm, access_to: AccessTo, key: SoftHsmKey, tmp_path: Path
     ) -> None:
         with open_device(access_to(key.uri)) as device:
-            (tmp_path / "signature").write_bytes(device.signer().sign(algorithm, MESSAGE))
+            (tmp_path / "signature").write_bytes(open_signer(device).sign(algorithm, MESSAGE))
         (tmp_path / "message").write_bytes(MESSAGE)
         (tmp_path / "key.pem").write_bytes(
             rsa_key(key).public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -168,7 +170,7 @@ class TestSigning:
             "bare RSA": {pkcs11.Mechanism.RSA_X_509},
         }[shape]
         with open_device(access_to(key.uri)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             signer.key = replace(signer.key, mechanisms=signer.key.mechanisms & left)
             signature = signer.sign(algorithm, MESSAGE)
             assert signer.public_key.verify(algorithm, MESSAGE, signature)
@@ -177,14 +179,14 @@ class TestSigning:
         self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
         with open_device(access_to("pkcs11:token=device%20tests;id=%01")) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             signer.public_key = PublicKey(rsa_key(second_key).public_numbers().n, 65537)
             with pytest.raises(SignatureInvalid):
                 signer.sign(Algorithm.RS256, MESSAGE)
 
     def test_four_threads_get_valid_signatures(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with open_device(access_to(key.uri)) as device, ThreadPoolExecutor(4) as pool:
-            signer = device.signer()
+            signer = open_signer(device)
             messages = [bytes([number]) * 40 for number in range(80)]
             signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
         for message, signature in zip(messages, signatures, strict=True):
@@ -196,7 +198,7 @@ class TestSigning:
         softhsm.import_key(ec.generate_private_key(ec.SECP256R1()), "ec key", b"\xec")
         with open_device(access_to("pkcs11:token=device%20tests;object=ec%20key")) as device:
             with pytest.raises(KeyUnfit, match="EC, not RSA"):
-                device.signer()
+                open_signer(device)
 
 
 class TestCertificate:
@@ -204,18 +206,18 @@ class TestCertificate:
         self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
         with open_device(access_to(second_key.uri)) as device:
-            assert device.certificate(device.signer()) == second_key.certificate
+            assert read_certificate(device, open_signer(device).key.info) == second_key.certificate
 
     def test_a_key_without_one_says_so(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         bare = softhsm.add_key("bare key", b"\xba")
         with open_device(access_to(bare.uri)) as device, pytest.raises(CertificateNotFound, match="bare key"):
-            device.certificate(device.signer())
+            read_certificate(device, open_signer(device).key.info)
 
     def test_refuses_to_choose_between_two(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         crowded = softhsm.add_identity("crowded key", b"\xcc")
         softhsm.add_certificate(softhsm.issue_certificate(crowded.public_key), "crowded key", b"\xcc")
         with open_device(access_to(crowded.uri)) as device, pytest.raises(KeyAmbiguous, match="2 certificates"):
-            device.certificate(device.signer())
+            read_certificate(device, open_signer(device).key.info)
 
 
 class TestLogin:
@@ -266,12 +268,12 @@ class TestLogin:
     def test_private_keys_that_are_hidden_without_a_login_say_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with open_device(access_to(key.uri, pin=FixedLogin(None, "none"))) as device:
             with pytest.raises(KeyNotFound, match="it has none") as caught:
-                device.signer()
+                open_signer(device)
         assert "log in" in str(caught.value.hint)
 
     def test_two_devices_of_one_process_share_the_login(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with open_device(access_to(key.uri)), open_device(access_to(key.uri)) as second:
-            second.signer().sign(Algorithm.RS256, MESSAGE)
+            open_signer(second).sign(Algorithm.RS256, MESSAGE)
 
 
 class TestReplaced:
@@ -289,7 +291,7 @@ class TestReplaced:
     ) -> None:
         softhsm, access = replaced
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             shutil.rmtree(softhsm.directory / "tokens")
             (softhsm.directory / "tokens").mkdir()
             softhsm.add_token("replaced")
@@ -301,7 +303,7 @@ class TestReplaced:
     def test_a_key_is_not_taken_for_the_old_one(self, replaced: tuple[SoftHsm, KeyAccess]) -> None:
         softhsm, access = replaced
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             (token,) = (softhsm.directory / "tokens").iterdir()
             for file in token.glob("*.object"):
                 if file.name != "token.object":
@@ -314,7 +316,7 @@ class TestReplaced:
 class TestEnd:
     def test_a_closed_device_says_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         device = open_device(access_to(key.uri))
-        signer = device.signer()
+        signer = open_signer(device)
         device.close()
         device.close()
         with pytest.raises(DeviceError, match="was closed"):
@@ -326,15 +328,16 @@ class TestEnd:
 import os, sys
 from pathlib import Path
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import EnvironmentPin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError
 
 uri, module = sys.argv[1:]
 device = open_device(KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin("TEST_PIN"), Path(module)))
-signer = device.signer()
+signer = open_signer(device)
 child = os.fork()
 if child == 0:
     try:

@@ -16,10 +16,10 @@ from tests.support.stacks.softhsm import SoftHsmStack
 SIGN = """
 for uri in KEY, ALWAYS:
     with open_device(access(uri)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         tell(signer.sign(Algorithm.RS256, b"message").hex())
         tell(signer.key.always_authenticate)
-        tell(device.certificate(signer).hex())
+        tell(read_certificate(device, signer.key.info).hex())
 """
 WRONG_PIN = 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))'
 FLAGS = """
@@ -83,8 +83,8 @@ from pathlib import Path
 
 import pkcs11._pkcs11  # python-pkcs11 would load it later, when it may be out of reach
 
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import NO_LOGIN
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ModuleLoadError

@@ -20,10 +20,10 @@ from tests.support.stacks.tpm import TpmStack
 SIGN = """
 for uri in KEY, ALWAYS:
     with open_device(access(uri)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         tell(signer.sign(Algorithm.RS256, b"message").hex())
         tell(signer.sign(Algorithm.PS256, b"message").hex())
-        tell(device.certificate(signer).hex())
+        tell(read_certificate(device, signer.key.info).hex())
 """
 
 
@@ -139,7 +139,7 @@ def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmS
 
         with open_device(access("pkcs11:token=device%20tests;id=%01")) as device:
             try:
-                device.signer()
+                open_signer(device)
             except KeyNotFound as error:
                 tell(error)
         """,

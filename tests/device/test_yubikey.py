@@ -18,7 +18,7 @@ from hsm_signer.device.locate import find_device, load
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.pin.state import PinState
-from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     DeviceError,
@@ -48,7 +48,7 @@ def access_to(yubikey: PivStack, pin: str | None = None, key: StackKey | None = 
 
 def test_a_missed_touch_is_its_own_error_and_costs_no_pin(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         yubikey.patience(6)
         yubikey.touch(True)
         with pytest.raises(TouchMissed, match="waited for a touch, and none came"):
@@ -67,7 +67,7 @@ def test_somebody_is_told_to_touch_and_not_told_any_more_afterwards(yubikey: Piv
         shown.append("over")
 
     with open_device(replace(access_to(yubikey), slow=slow)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         yubikey.touch(True)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
     assert shown == ["signing", "over"]
@@ -78,12 +78,12 @@ def test_nobody_is_told_to_touch_for_a_signature_that_takes_a_moment(yubikey: Pi
         pytest.fail(f"shown while {what}")
 
     with open_device(replace(access_to(yubikey), slow=slow)) as device:
-        device.signer().sign(Algorithm.RS256, MESSAGE)
+        open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
 def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         yubikey.forget_login()
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
         assert yubikey.presented() == 2
@@ -91,7 +91,7 @@ def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) 
 
 def test_a_card_that_another_process_reset_signs_again(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         yubikey.reset_card()
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
         assert yubikey.presented() == 2
@@ -105,7 +105,7 @@ def test_a_card_pulled_out_while_it_waits_for_a_touch_signs_when_it_is_back(yubi
         yubikey.plug()
 
     with open_device(access_to(yubikey)) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         yubikey.touch(True)
         hand = threading.Thread(target=replug)
         hand.start()
@@ -127,14 +127,14 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
         open_device(access_to(yubikey))
     assert yubikey.presented() == 2
     with open_device(replace(access_to(yubikey), allow_last_try=True)) as device:
-        device.signer().sign(Algorithm.RS256, MESSAGE)
+        open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
 _LOG_IN = """
 import sys
 from pathlib import Path
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
@@ -240,7 +240,7 @@ class TestPinState:
 
     def test_an_old_pin_is_presented_once_after_a_replug(self, yubikey: PivStack) -> None:
         with open_device(access_to(yubikey)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             yubikey.change_pin("111111")
             yubikey.unplug()
             yubikey.plug()
@@ -262,7 +262,7 @@ class TestKeyThatAlwaysAuthenticates:
 
     @pytest.fixture
     def signer(self, device: Device) -> DeviceSigner:
-        return device.signer()
+        return open_signer(device)
 
     @staticmethod
     def sign(signer: DeviceSigner) -> None:

@@ -14,6 +14,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.testing import SoftHsm
@@ -27,7 +28,7 @@ Open = Callable[[KeyAccess], AbstractContextManager[Signer]]
 @contextmanager
 def in_this_process(access: KeyAccess) -> Iterator[Signer]:
     with open_device(access) as device:
-        yield device.signer()
+        yield open_signer(device)
 
 
 @pytest.fixture(params=[in_this_process, open_worker])

@@ -9,6 +9,7 @@ from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.doctor.doctor import examine
 from hsm_signer.doctor.verdicts import Status, Verdict
@@ -111,7 +112,7 @@ def test_a_module_that_somebody_else_initialises_anew_costs_no_second_login(
     access = KeyAccess(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)
     findings = {}
     with open_device(access) as other:
-        signer = other.signer()
+        signer = open_signer(other)
         for name, verdict in examine(profile, Operator(prompt=pin), offline=True):
             findings[name] = verdict
             if name == "key":

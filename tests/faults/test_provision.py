@@ -11,10 +11,12 @@ from pkcs11.types import Session
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.manage.certificates import delete_certificate, read_certificate, store_certificate
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import delete_certificate, delete_key, find_key, store_certificate
+from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     DeviceError,
@@ -218,7 +220,7 @@ class TestCertificate:
         faulty.rule("C_DestroyObject", rv=TOKEN_WRITE_PROTECTED)
         with pytest.raises(DeviceReadOnly, match="refused deleting a certificate"):
             delete_certificate(device, key.certificate)
-        assert device.certificate(device.signer(Pkcs11Uri.parse(key.uri))) == key.certificate
+        assert read_certificate(device, open_signer(device, Pkcs11Uri.parse(key.uri)).key.info) == key.certificate
 
 
 def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(access: KeyAccess, faulty: FaultyModule) -> None:

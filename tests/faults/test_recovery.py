@@ -23,6 +23,7 @@ from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import (
@@ -128,12 +129,12 @@ class TestTokenInfo:
 class TestLostSession:
     @pytest.mark.parametrize("rv", LOST)
     def test_is_opened_again_and_the_signature_made(self, rv: Rv, device: Device, faulty: FaultyModule) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_Sign", rv=rv, times=1)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
     def test_costs_one_more_login_and_no_more(self, device: Device, faulty: FaultyModule) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
         signer.sign(Algorithm.RS256, MESSAGE)
         assert [seen.right for seen in faulty.logins()] == [True, True]
@@ -142,14 +143,14 @@ class TestLostSession:
     def test_twice_in_a_row_is_an_error_after_one_repetition(
         self, rv: Rv, device: Device, faulty: FaultyModule
     ) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_SignInit", rv=rv)
         with pytest.raises(DeviceGone):
             signer.sign(Algorithm.RS256, MESSAGE)
         assert faulty.calls("C_SignInit") == 2
 
     def test_the_module_is_initialised_anew_before_the_login(self, device: Device, faulty: FaultyModule) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.DEVICE_REMOVED, times=1)
         signer.sign(Algorithm.RS256, MESSAGE)
         names = [call.function for call in faulty.log()]
@@ -160,7 +161,7 @@ class TestLostSession:
     def test_a_device_that_is_away_is_named_and_used_again_when_it_is_back(
         self, device: Device, faulty: FaultyModule
     ) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.absent(True)
         for _ in range(3):
             with pytest.raises(DeviceGone) as caught:
@@ -170,7 +171,7 @@ class TestLostSession:
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
     def test_several_threads_open_it_again_once(self, device: Device, faulty: FaultyModule) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.absent(True)
         with pytest.raises(DeviceGone):
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -184,7 +185,7 @@ class TestLostSession:
     ) -> None:
         source = Source(softhsm.pin)
         with open_device(access_to(source)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             with pytest.raises(PinIncorrect):
@@ -207,7 +208,7 @@ class TestSignature:
     def test_that_is_corrupted_is_not_returned_and_not_asked_for_again(
         self, device: Device, faulty: FaultyModule
     ) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_Sign", corrupt=True)
         with pytest.raises(SignatureInvalid):
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -256,7 +257,7 @@ class TestPss:
         assert self.algorithm(keys.assertion("audience")) == "RS256"
 
     def test_asked_for_by_name_names_the_way_out(self, device: Device, faulty: FaultyModule) -> None:
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_SignInit", rv=Rv.MECHANISM_PARAM_INVALID)
         with pytest.raises(MechanismUnsupported) as caught:
             signer.sign(Algorithm.PS256, MESSAGE)
@@ -320,7 +321,7 @@ class TestPinState:
                 return PinPad.PROTECTED
 
         with open_device(access_to(Watching(""))) as device:
-            device.signer().sign(Algorithm.RS256, MESSAGE)
+            open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert pads == [True]
 
     def test_a_device_without_a_pad_says_so_and_nothing_of_a_refused_pin(
@@ -338,7 +339,7 @@ class TestPinState:
         faulty.always_authenticate(True)
         with open_device(access_to(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
             with pytest.raises(PinUnavailable, match="wants a PIN with each signature"):
-                device.signer().sign(Algorithm.RS256, MESSAGE)
+                open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
 class TestPinThatTheModuleKeeps:
@@ -350,7 +351,7 @@ class TestPinThatTheModuleKeeps:
     ) -> None:
         access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_Sign", rv=rv)
             with pytest.raises(error):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -365,7 +366,7 @@ class TestPinThatTheModuleKeeps:
         self, device: Device, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         """It would keep the card's transaction."""
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.PIN_INCORRECT)
         before = faulty.calls("C_Finalize")
         with pytest.raises(PinIncorrect):
@@ -374,7 +375,7 @@ class TestPinThatTheModuleKeeps:
 
     def test_arguments_it_calls_bad_are_no_pin(self, device: Device, faulty: FaultyModule) -> None:
         """As ykcs11 calls a PIN that is too short."""
-        signer = device.signer()
+        signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.ARGUMENTS_BAD, times=1)
         with pytest.raises(DeviceError, match="ArgumentsBad"):
             signer.sign(Algorithm.RS256, MESSAGE)
@@ -388,7 +389,7 @@ class TestAlwaysAuthenticate:
         faulty.always_authenticate(True)
         source = Source(softhsm.pin)
         with open_device(access_to(source)) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             for _ in range(2):
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert source.times == 1
@@ -409,7 +410,7 @@ class TestAlwaysAuthenticate:
     ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_Login", rv=rv)
             with pytest.raises(error):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -423,7 +424,7 @@ class TestAlwaysAuthenticate:
         faulty.always_authenticate(True)
         access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             with pytest.raises(PinIncorrect):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -437,7 +438,7 @@ class TestAlwaysAuthenticate:
         faulty.always_authenticate(True)
         access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
             with pytest.raises(PinLocked):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -450,7 +451,7 @@ class TestAlwaysAuthenticate:
     ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
             faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_REMOVED, skip=1)  # the first is before the login
             with pytest.raises(PinIncorrect):
@@ -460,7 +461,7 @@ class TestAlwaysAuthenticate:
     def test_a_device_that_has_no_such_login_says_so(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_Login", rv=USER_TYPE_INVALID)
             with pytest.raises(KeyUnfit, match="offers no such login"):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -473,7 +474,7 @@ class TestAlwaysAuthenticate:
     ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.flags(set=flag)
             with pytest.raises(error):
                 signer.sign(Algorithm.RS256, MESSAGE)
@@ -485,7 +486,7 @@ class TestAlwaysAuthenticate:
         faulty.always_authenticate(True)
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
         with open_device(replace(access_to(), allow_last_try=True)) as device:
-            device.signer().sign(Algorithm.RS256, MESSAGE)
+            open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
     def test_a_device_lost_after_the_login_costs_one_more_and_one_for_the_signature(
@@ -493,13 +494,13 @@ class TestAlwaysAuthenticate:
     ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
             signer.sign(Algorithm.RS256, MESSAGE)
         assert [seen.context_specific for seen in faulty.logins()] == [False, False, True]
 
     def test_an_ordinary_key_has_no_context_login(self, device: Device, faulty: FaultyModule) -> None:
-        device.signer().sign(Algorithm.RS256, MESSAGE)
+        open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert [seen.context_specific for seen in faulty.logins()] == [False]
 
 
@@ -675,7 +676,7 @@ class TestInterruptedLogin:
         self, guarded: KeyAccess, faulty: FaultyModule
     ) -> None:
         with open_device(guarded) as device:
-            signer = device.signer()
+            signer = open_signer(device)
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
             faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, times=3)
             failures = 0

@@ -12,10 +12,11 @@ from joserfc.util import urlsafe_b64decode
 from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device
-from hsm_signer.device.manage.certificates import replace_certificates
+from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate, replace_certificates
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, delete_key, find_key
+from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.match import KeyInfo
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
 from hsm_signer.rotation.plan import Step
@@ -93,7 +94,7 @@ def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(applica
     spec = KeySpec("careful", b"\x03", always_authenticate=True)
     with application.device() as device:
         made = generate_key(device, spec)
-        signer = device.signer(Pkcs11Uri.parse(made.uri))
+        signer = open_signer(device, Pkcs11Uri.parse(made.uri))
         certificate = create_certificate(signer, Algorithm.RS256, "CN=careful", 30, datetime.now(UTC))
         replace_certificates(device, made.info, certificate)
     application.entra.register(CLIENT, certificate, tenant=TENANT)

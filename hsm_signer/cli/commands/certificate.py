@@ -85,11 +85,12 @@ def create(
     Says on stderr how it is registered with the application.
     """
     from hsm_signer.device.manage.certificates import replace_certificates
+    from hsm_signer.device.signer import open_signer
 
     parse_subject(subject)  # before anybody is asked for a PIN
     now = datetime.now(UTC)
     with result_writer(output_file) as write, _open(profile, writable=not no_store) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         if not no_store:
             _require_replaceable(profile, device, signer, replace=replace, force=force)
         der = create_certificate(signer, algorithm, subject, days, now)
@@ -111,10 +112,11 @@ def request(
     output_file: OutputFileOption = None,
 ) -> None:
     """Make a request for a certificate (PKCS#10), signed by the device, for a certification authority. Prints PEM."""
+    from hsm_signer.device.signer import open_signer
 
     parse_subject(subject)  # before anybody is asked for a PIN
     with result_writer(output_file) as write, _open(profile) as device:
-        pem = to_pem(certificate_request(device.signer(), algorithm, subject), "CERTIFICATE REQUEST")
+        pem = to_pem(certificate_request(open_signer(device), algorithm, subject), "CERTIFICATE REQUEST")
         write(to_json({"pem": pem.decode("ascii")}) if output is Output.JSON else pem)
 
 
@@ -129,11 +131,12 @@ def import_(
 ) -> None:
     """Store the certificate that an authority has issued for the key beside it. Of a chain, only that one."""
     from hsm_signer.device.manage.certificates import replace_certificates
+    from hsm_signer.device.signer import open_signer
 
     found = parse_certificates(read_certificate_file(file), str(file))
     now = datetime.now(UTC)
     with _open(profile, writable=True) as device:
-        signer = device.signer()
+        signer = open_signer(device)
         certificate = select_certificate(found, signer.public_key, str(file))
         if certificate.is_attestation:
             raise CertificateUnusable(
@@ -221,9 +224,9 @@ def _open(profile: Profile, *, writable: bool = False) -> "Device":
 
 
 def _stored(profile: Profile) -> Certificate:
-    from hsm_signer.device.manage.certificates import read_certificate
+    from hsm_signer.device.manage.certificates import read_certificate_by_uri
 
-    return parse_certificates(read_certificate(access_to_one(profile)), "The certificate on the device")[0]
+    return parse_certificates(read_certificate_by_uri(access_to_one(profile)), "The certificate on the device")[0]
 
 
 def _warn_of_another(profile: Profile) -> None:

@@ -101,7 +101,9 @@ def delete(
     What will be deleted is shown on the terminal, and the label of the key must be typed.
     """
     from hsm_signer.device.device import open_device
-    from hsm_signer.device.manage.keys import certificates_of_key, delete_certificate, delete_key, find_key
+    from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate
+    from hsm_signer.device.manage.keys import delete_key, find_key
+    from hsm_signer.device.signer import open_signer
     from hsm_signer.rotation.in_use import require_deletable
 
     access = access_to_one(profile)
@@ -117,7 +119,7 @@ def delete(
     with open_device(replace(access, writable=True)) as device:
         key = find_key(device, access.uri)
         with suppress(KeyUnfit):  # one that cannot sign for us is not in use
-            require_deletable(profile, device, device.signer(key.selector).public_key)
+            require_deletable(profile, device, open_signer(device, key.selector).public_key)
         certificates = certificates_of_key(device, key)
         condemned = certificates if certificate else []
         if not yes:

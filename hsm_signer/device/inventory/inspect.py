@@ -36,10 +36,11 @@ from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
 from hsm_signer.device.module import Module, load_module
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.objects import (
+    label_and_id,
     private_keys,
     read_attribute,
+    read_certificates,
     read_protection,
-    search,
     signing_key,
     signing_mechanisms,
 )
@@ -174,34 +175,24 @@ def _key(
 def _certificates(
     session: Session, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
 ) -> list[CertificateFacts]:
-    facts = []
-    for found in search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE}):
-        value = read_attribute(found, Attribute.VALUE)
-        if value is not None:  # PKCS#11 v3.1 section 4.6.3: there may be a URL instead
-            label, key_id = (
-                read_attribute(found, Attribute.LABEL) or "",
-                bytes(read_attribute(found, Attribute.ID) or b""),
-            )
-            facts.append(certificate_facts(bytes(value), label, key_id, keys, now))
-    return facts
+    return [certificate_facts(der, label_and_id(found), keys, now) for found, der in read_certificates(session)]
 
 
 def certificate_facts(
-    der: bytes, label: str, key_id: bytes, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
+    der: bytes, info: KeyInfo, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
 ) -> CertificateFacts:
     """Judge a certificate beside the private keys of its device; pure.
 
     Args:
         der: the certificate.
-        label: CKA_LABEL.
-        key_id: CKA_ID.
+        info: its CKA_LABEL and CKA_ID.
         keys: each with its public half, or None where that is unknown or unfit.
         now: the time, timezone-aware.
     """
-    beside = [public_key for key, public_key in keys if key_id and key.id == key_id]
+    beside = [public_key for key, public_key in keys if info.id and key.id == info.id]
     facts = CertificateFacts(
-        label=label,
-        id=key_id,
+        label=info.label,
+        id=info.id,
         subject=None,
         not_before=None,
         not_after=None,
@@ -217,7 +208,7 @@ def certificate_facts(
         return replace(facts, problem=Problem.of(error))
     # One key may stand there under several ids: rather the one whose id this is.
     certified = sorted(
-        (key.id != key_id, key.uri) for key, public_key in keys if public_key and public_key == certificate.public_key
+        (key.id != info.id, key.uri) for key, public_key in keys if public_key and public_key == certificate.public_key
     )
     return replace(
         facts,

@@ -1,22 +1,55 @@
-"""The certificates that stand beside a key, with its CKA_ID: reading them, and putting another in their place."""
+"""The certificates of keys on a device: reading, storing, replacing and deleting them.
+
+A certificate belongs to the key that has its CKA_ID. Attestation certificates, with which a device proves that it
+generated a key, are never among them: they are not for signing in, and must not be deleted. ykcs11 takes an order to
+delete one for an order to delete the key's own certificate.
+"""
 
 from asn1crypto import x509
+from pkcs11 import Attribute, ObjectClass
+from pkcs11.constants import CertificateType
+from pkcs11.types import Object, Session
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.locate import browse
-from hsm_signer.device.manage.keys import delete_certificate, store_certificate
 from hsm_signer.device.match import KeyInfo
-from hsm_signer.device.stored import certificates_with_id
-from hsm_signer.errors import CertificateExists, KeyUnfit
+from hsm_signer.device.objects import read_certificates
+from hsm_signer.device.signer import open_signer
+from hsm_signer.errors import CertificateExists, CertificateNotFound, CertificateUnusable, KeyAmbiguous, KeyUnfit
+from hsm_signer.x509.certificate import Certificate, is_attestation, parse_certificates
 
 _LOOKING = "looking up the certificate"
 
 
-def read_certificate(access: KeyAccess) -> bytes:
-    """Return the certificate stored beside a key, as DER; without a login where the device shows it.
+def read_certificate(device: Device, key: KeyInfo) -> bytes:
+    """Return the certificate of a key, as DER.
 
-    A URI with an id is taken at its word: whether there is such a private key only a login tells.
+    Raises:
+        CertificateNotFound: there is none.
+        KeyAmbiguous: there are several, and which one is registered only the operator knows.
+        DeviceError, DeviceTimeout: the device cannot be read.
+    """
+    found = _read_all(device, key)
+    if not found:
+        raise CertificateNotFound(
+            f"{device.info} holds no certificate with the id of the key ({key}).",
+            hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (A "
+            "YubiKey's attestation certificate does not count.)",
+        )
+    if len(found) > 1:
+        raise KeyAmbiguous(
+            f"{device.info} holds {len(found)} certificates with the id of the key ({key}).",
+            hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE, or keep "
+            "only that one: hsm-signer certificate import FILE --replace",
+        )
+    return found.pop()
+
+
+def read_certificate_by_uri(access: KeyAccess) -> bytes:
+    """Return the certificate of the key that a URI means, as DER; without a login where the device shows it.
+
+    When the URI has an id, nothing checks that there is such a private key: that would need the login.
 
     Raises:
         CertificateNotFound, KeyAmbiguous: there is none, or there are several.
@@ -24,14 +57,29 @@ def read_certificate(access: KeyAccess) -> bytes:
         ModuleLoadError, DeviceError, DeviceTimeout: the device cannot be read.
         PinError: a login was needed, and did not succeed.
     """
-    if access.uri.id:
-        key_id = access.uri.id
-        public = browse(access, _LOOKING, lambda module, session: certificates_with_id(session, key_id))
+    key_id = access.uri.id
+    if key_id:
+        public = browse(access, _LOOKING, lambda module, session: _with_id(session, key_id))
         if len(public) == 1:
             return public.pop()
-    # Only the private key tells its id, or the certificate is private: both need the login.
+    # The id is an attribute of the private key, or the certificate is private: both need the login.
     with open_device(access) as device:
-        return device.certificate(device.signer())
+        return read_certificate(device, open_signer(device).key.info)
+
+
+def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
+    """Return the certificates on the device that certify a key and do not attest it, whatever their ids.
+
+    Raises:
+        KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
+        DeviceError, DeviceTimeout: the device failed.
+    """
+    try:
+        public_key = open_signer(device, key.selector).public_key
+    except KeyUnfit:
+        return []
+    stored = device.call("reading its certificates", lambda session: [der for _, der in _stored(session)])
+    return [each for der in dict.fromkeys(stored) for each in _parsed(der) if each.public_key == public_key]
 
 
 def require_no_certificate(device: Device, key: KeyInfo) -> None:
@@ -46,13 +94,43 @@ def require_no_certificate(device: Device, key: KeyInfo) -> None:
             f"The key {key} on {device.info} has no id, by which a certificate would be found.",
             hint="Keep the certificate in a file (--no-store --output-file FILE), and name it with --certificate.",
         )
-    beside = _certificates_beside(device, key)
+    beside = _read_all(device, key)
     if beside:
         raise CertificateExists(
             f"{device.info} holds {len(beside)} certificate{'s' if len(beside) != 1 else ''} with the id of the key "
             f"({key}) already.",
             hint="See it with certificate show. With --replace it is deleted, once the new one is stored.",
         )
+
+
+def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str, key_id: bytes) -> None:
+    """Store an X.509 certificate.
+
+    Args:
+        device: opened writable.
+        der: the certificate.
+        subject: DER of its subject name; PKCS#11 v3.1 section 4.6.3 wants it apart.
+        label: CKA_LABEL.
+        key_id: CKA_ID of the key it certifies.
+
+    Raises:
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+    """
+
+    def store(session: Session) -> None:
+        session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.CERTIFICATE,
+                Attribute.CERTIFICATE_TYPE: CertificateType.X_509,
+                Attribute.TOKEN: True,
+                Attribute.ID: key_id,
+                Attribute.LABEL: label,
+                Attribute.SUBJECT: subject,
+                Attribute.VALUE: der,
+            }
+        )
+
+    device.change("storing a certificate", store)
 
 
 def replace_certificates(device: Device, key: KeyInfo, der: bytes) -> None:
@@ -67,14 +145,55 @@ def replace_certificates(device: Device, key: KeyInfo, der: bytes) -> None:
     Raises:
         DeviceError, DeviceTimeout: the device did not do it.
     """
-    if der not in _certificates_beside(device, key):
+    if der not in _read_all(device, key):
         # PKCS#11 v3.1 section 4.6.3: CKA_SUBJECT is the DER of the subject.
         subject = x509.Certificate.load(der).subject.dump()
         store_certificate(device, der, subject=subject, label=key.label, key_id=key.id)
     # Looked up again: some devices have room for one, which the new one has taken.
-    for old in _certificates_beside(device, key) - {der}:
+    for old in _read_all(device, key) - {der}:
         delete_certificate(device, old)
 
 
-def _certificates_beside(device: Device, key: KeyInfo) -> set[bytes]:
-    return device.call(_LOOKING, lambda session: certificates_with_id(session, key.id))
+def delete_certificate(device: Device, der: bytes) -> None:
+    """Delete a certificate, wherever on the device it stands.
+
+    Args:
+        device: opened writable.
+        der: the certificate.
+
+    Raises:
+        CertificateNotFound: it is not on the device, or attests a key.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+    """
+
+    def delete(session: Session) -> None:
+        stored = [found for found, value in _stored(session) if value == der]
+        if not stored:
+            raise CertificateNotFound(
+                f"{device.info} does not hold the certificate that was to be deleted.",
+                hint="See what it holds with device show.",
+            )
+        for found in stored:
+            found.destroy()
+
+    device.change("deleting a certificate", delete)
+
+
+def _read_all(device: Device, key: KeyInfo) -> set[bytes]:
+    return device.call(_LOOKING, lambda session: _with_id(session, key.id))
+
+
+def _with_id(session: Session, key_id: bytes) -> set[bytes]:
+    return {der for _, der in _stored(session, key_id)} if key_id else set()
+
+
+def _stored(session: Session, key_id: bytes | None = None) -> list[tuple[Object, bytes]]:
+    found = read_certificates(session, key_id)
+    return [(certificate, der) for certificate, der in found if der and not is_attestation(der)]
+
+
+def _parsed(der: bytes) -> list[Certificate]:
+    try:
+        return parse_certificates(der, "It")[:1]
+    except CertificateUnusable:
+        return []

@@ -18,6 +18,7 @@ from hsm_signer.device.failures import GONE, explain_refusal
 from hsm_signer.device.manage.keys import delete_key
 from hsm_signer.device.match import DeviceInfo, KeyInfo
 from hsm_signer.device.objects import Protection, private_keys, search
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
@@ -215,7 +216,7 @@ def _destroy(session: Session, key: KeyInfo) -> None:
 def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
     """Return the key as the device now tells of it; where it is not what was asked for, delete it and raise."""
     try:
-        signer = device.signer(key.selector)
+        signer = open_signer(device, key.selector)
     except KeyUnfit as error:
         wrong = [error.message]
     else:

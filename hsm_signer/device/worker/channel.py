@@ -83,7 +83,9 @@ class ReadCertificate:
     doing: ClassVar[str] = "looking up the certificate"
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        return device.certificate(signer)
+        from hsm_signer.device.manage.certificates import read_certificate
+
+        return read_certificate(device, signer.key.info)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def _serve(channel: Channel) -> None:
     from hsm_signer.device.access import KeyAccess
     from hsm_signer.device.device import open_device
     from hsm_signer.device.lane import Lane
+    from hsm_signer.device.signer import open_signer
 
     calls = _Calls(channel)
     Lane.watchman = calls
@@ -55,7 +56,7 @@ def _serve(channel: Channel) -> None:
     try:
         # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
         device = open_device(access, recover=False)
-        signer = device.signer()
+        signer = open_signer(device)
         always = signer.key.always_authenticate
         channel.send(Opened(signer.public_key, signer.algorithms, str(device.info), always))
     except Exception as error:

@@ -46,7 +46,7 @@ def open_worker(access: "KeyAccess", *, workers: int = 1, before: "WorkerSigner 
         before: of another key. Where it is on the same device, the PIN that was accepted serves this one, too.
 
     Raises:
-        HsmSignerError: as `open_device` and `Device.signer`.
+        HsmSignerError: as `open_device` and `open_signer`.
     """
     return WorkerSigner(access, workers, before)
 

@@ -66,7 +66,7 @@ class WorkerProcess:
             log_in: what to log in with, or an error why not to.
 
         Raises:
-            HsmSignerError: as `open_device` and `Device.signer`, or of `log_in`.
+            HsmSignerError: as `open_device` and `open_signer`, or of `log_in`.
         """
         source: PinSource = access.pin
         message = Open(

@@ -13,9 +13,11 @@ import os
 from pathlib import Path
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.device import open_device
 from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.device import open_device
+from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.pin.sources import EnvironmentPin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
 

@@ -23,11 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.manage.certificates import store_certificate
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import store_certificate
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.x509.issuance import create_certificate
 
@@ -142,7 +143,7 @@ class OpenCryptokiStack:
         pin = FixedLogin(Pin(self.pin), "the PIN of the test token")
         with open_device(KeyAccess(uri, pin, self.module, writable=True)) as device:
             numbers = generate_key(device, KeySpec(label, key_id)).public_key
-            der = create_certificate(device.signer(), Algorithm.RS256, f"CN={label}", 30, datetime.now(UTC))
+            der = create_certificate(open_signer(device), Algorithm.RS256, f"CN={label}", 30, datetime.now(UTC))
             subject = x509.load_der_x509_certificate(der).subject.public_bytes()
             store_certificate(device, der, subject=subject, label=label, key_id=key_id)
         public_key = rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()

@@ -13,9 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.module_search import find_module
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import parse_pin_source
+from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 
 from . import StackKey
@@ -43,8 +45,8 @@ class OwnStack:
         self.wrong_pin = ""
         self.locks = True
         with open_device(KeyAccess(parsed, source, self.module)) as device:
-            signer = device.signer()
-            certificate = device.certificate(signer)
+            signer = open_signer(device)
+            certificate = read_certificate(device, signer.key.info)
             self.has_pss = Algorithm.PS256 in signer.algorithms
             key_info = signer.key.info
             label = device.info.label
