@@ -30,13 +30,14 @@ _CLOSE_TIMEOUT = 2.0
 
 
 @hidden_locals()
-def open_device(access: KeyAccess, *, recover: bool = True) -> "Device":
+def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = None) -> "Device":
     """Find the one device `access` means and log in to it.
 
     The PIN is asked for in the caller's thread, once, and only after the device was found and says that a try is safe.
 
     Args:
         recover: open a lost session again, with one more login. Without it there is one login, whatever happens.
+        lane: as for `load_module`.
 
     Raises:
         ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to talk to.
@@ -44,7 +45,7 @@ def open_device(access: KeyAccess, *, recover: bool = True) -> "Device":
         PinError: the login did not succeed; nothing is tried a second time.
         DeviceTimeout: a call into the module did not come back.
     """
-    module = load(access)
+    module = load(access, lane)
     logins = count_logins_so_far(access)
     module.refresh(access.timeout, access.slow)
     found = find_device(module, access)

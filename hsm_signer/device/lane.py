@@ -11,10 +11,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from hsm_signer.errors import DeviceTimeout
+from hsm_signer.errors import DeviceError, DeviceTimeout
 
 T = TypeVar("T")
 
@@ -41,9 +42,10 @@ def log_slow(what: str) -> Iterator[None]:
 
 
 class _Job(Generic[T]):
-    """A call: waiting for its turn, or, since `started` on the monotonic clock, inside the module.
+    """A call that waits for its turn or, since `started` on the monotonic clock, runs inside the module.
 
-    It is abandoned when its caller was interrupted, by Ctrl-C say, and nobody waits for it any more.
+    Attributes:
+        abandoned: its caller was interrupted, by Ctrl-C say, and nobody waits for it any more.
     """
 
     def __init__(self, what: str, function: Callable[[], T], timeout: float) -> None:
@@ -51,51 +53,28 @@ class _Job(Generic[T]):
         self.timeout = timeout
         self.started: float | None = None
         self.abandoned = False
+        self.outcome: Future[T] = Future()
         self._function = function
-        self._outcome: Callable[[], T] | None = None
-        # A bare lock, held until there is an outcome: lighter than a Future, and each signature waits for one.
-        self._pending = threading.Lock()
-        self._pending.acquire()
 
     def run(self) -> None:
         self.started = time.monotonic()
         try:
             result = self._function()
         except BaseException as error:
-            self.fail(error)
+            self.outcome.set_exception(error)
         else:
-            self._end(lambda: result)
-
-    def fail(self, error: BaseException) -> None:
-        def outcome() -> T:
-            raise error
-
-        self._end(outcome)
+            self.outcome.set_result(result)
 
     def wait(self, seconds: float) -> bool:
         """Return whether there is an outcome within that time."""
-        if not self._pending.acquire(timeout=max(seconds, 0)):
-            return False
-        self._pending.release()
-        return True
-
-    def result(self) -> T:
-        """Return what the function returned, or raise what it raised."""
-        assert self._outcome is not None  # noqa: S101  # there is one, for it was waited for
-        return self._outcome()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is an outcome."""
-        return self._outcome is not None
+        with suppress(TimeoutError):
+            self.outcome.exception(max(seconds, 0))  # returns what the function raised, also a TimeoutError
+            return True
+        return False
 
     def left(self) -> float:
         """Seconds until it must be back; all of them while it has not begun."""
         return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
-
-    def _end(self, outcome: Callable[[], T]) -> None:
-        self._outcome = outcome
-        self._pending.release()
 
 
 class Lane:
@@ -104,13 +83,9 @@ class Lane:
     A call that overruns its deadline closes the lane: what the module is doing is unknown, so nothing further is
     sent, and every later call fails at once.
 
-    Attributes:
-        watchman: of all lanes of the process: told before each call what it does and how many seconds it may take. He
-            ends the process when it takes longer, so that calls need no thread and are made where they are asked for.
-            Usually None.
+    Args:
+        module: what to call the module in messages.
     """
-
-    watchman: ClassVar[Callable[[str, float], None] | None] = None
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -128,14 +103,12 @@ class Lane:
             what: what the call does, for messages: "signing".
             function: makes the calls into the module.
             timeout: seconds the call may take, counted from its turn, not from the wait for it.
-            slow: entered in the caller's thread when the call takes longer than a moment, and left when it is over.
+            slow: entered in the caller's thread when the call takes longer than a moment, and left when it ends.
 
         Raises:
             DeviceTimeout: this call, or one before it, did not come back in time.
+            DeviceError: the system could not start the lane's thread.
         """
-        if Lane.watchman is not None:
-            Lane.watchman(what, timeout)
-            return function()
         job = _Job(what, function, timeout)
         self._submit(job)
         try:
@@ -144,21 +117,18 @@ class Lane:
             with slow(what):
                 return self._result(job)
         except BaseException:
-            # Without effect on one that has begun: only its own end frees the module.
+            # Without effect on one that has started: only its own end frees the module.
             job.abandoned = True
             raise
 
-    @staticmethod
-    def announce(what: str, seconds: float) -> None:
-        """Tell the watchman how long something may take that is no call."""
-        if Lane.watchman is not None:
-            Lane.watchman(what, seconds)
+    def announce(self, what: str, seconds: float) -> None:
+        """Say that something other than a call starts, and how long it may take. Only a worker's parent needs that."""
 
     @property
     def is_busy(self) -> bool:
         """Whether a call is still inside the module: one that overran, or whose caller was interrupted."""
         current = self._current
-        return current is not None and not current.is_over
+        return current is not None and not current.outcome.done()
 
     def end(self) -> None:
         """Let the thread end, once it is back from the module. No call may follow."""
@@ -169,21 +139,23 @@ class Lane:
     def _submit(self, job: _Job[Any]) -> None:
         with self._lock:
             if self._overrun is not None:
-                raise self._timed_out(f"An earlier call into the module, {self._overrun}, did not come back in time")
+                raise self._closed_by(self._overrun)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"lane {self._module}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"lane {self._module}", daemon=True)
+                with explain_thread_failure():
+                    thread.start()
+                self._thread = thread
             self._jobs.put(job)
 
     def _result(self, job: _Job[T]) -> T:
         asked = time.monotonic()
         while True:
-            # Before its turn it waits for another call, which has a deadline of its own; unless nobody minds that one.
+            # Before its turn it waits for another call, which has its own deadline, unless its caller was interrupted.
             current = job if job.started is not None else self._current or job
             orphan = current is not job and current.abandoned
             left = asked + job.timeout - time.monotonic() if orphan else current.left()
             if job.wait(left):
-                return job.result()
+                return job.outcome.result()
             if current.started is None or current is not self._current:
                 continue
             if orphan:
@@ -193,13 +165,16 @@ class Lane:
                 raise self._timed_out(f"The module did not come back from {current.what} within {current.timeout:g} s")
 
     def _close(self, overrun: _Job[Any]) -> None:
-        """Send nothing further, and let those who wait for their turn know."""
+        """Send nothing further, and fail the calls that wait for their turn."""
         with self._lock:
             self._overrun = overrun.what
-            while not self._jobs.empty():
-                what = f"An earlier call into the module, {overrun.what}, did not come back in time"
-                if job := self._jobs.get():
-                    job.fail(self._timed_out(what))
+            with suppress(queue.Empty):
+                while True:
+                    if job := self._jobs.get_nowait():
+                        job.outcome.set_exception(self._closed_by(overrun.what))
+
+    def _closed_by(self, overrun: str) -> DeviceTimeout:
+        return self._timed_out(f"An earlier call into the module, {overrun}, did not come back in time")
 
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(
@@ -210,7 +185,26 @@ class Lane:
 
     def _run(self) -> None:
         while job := self._jobs.get():
-            if self._overrun is None and not job.abandoned:
+            if self._overrun is not None:  # since this thread took the call from the queue
+                job.outcome.set_exception(self._closed_by(self._overrun))
+            elif not job.abandoned:
                 self._current = job
                 job.run()
                 self._current = None
+
+
+@contextmanager
+def explain_thread_failure() -> Iterator[None]:
+    """Explain why a thread that talks to a device could not be started inside the `with`.
+
+    Raises:
+        DeviceError: the system allows no other thread.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(
+            f"No thread could be started to talk to the device: {error}.",
+            hint="Check the limits on processes and threads (ulimit -u; TasksMax= in a systemd unit) and the memory "
+            "left.",
+        ) from None

@@ -12,6 +12,7 @@ from pkcs11.types import Session, Slot, Token
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.lane import Lane
 from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, load_module
 from hsm_signer.device.module_search import find_module, is_served_by_p11_kit
@@ -64,15 +65,18 @@ class PresentDevice:
         return require_pin_tries(str(self.info), self.flags, allow_last_try=allow_last_try)
 
 
-def load(access: KeyAccess) -> Module:
+def load(access: KeyAccess, lane: Lane | None = None) -> Module:
     """Load the module that leads to a key, or return it if this process already has.
+
+    Args:
+        lane: as for `load_module`.
 
     Raises:
         ModuleLoadError: there is none, or it cannot be loaded.
         DeviceTimeout: it did not come back.
     """
     path = find_module(access.module, access.uri)
-    return load_module(path, access.module_environment, access.timeout, access.slow)
+    return load_module(path, access.module_environment, access.timeout, access.slow, lane)
 
 
 def read_library(module: Module, access: KeyAccess) -> LibraryFacts:

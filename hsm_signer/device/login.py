@@ -9,7 +9,6 @@ from pkcs11.types import Session, Slot
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure, explain_login_failure
-from hsm_signer.device.lane import Lane
 from hsm_signer.device.locate import PresentDevice, find_again, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module
@@ -84,7 +83,7 @@ def log_in(
         found = look_again(count_logins_so_far(access))
         _check(module, found, access)
         return _open(module, found, login, access)
-    Lane.announce("waiting for the login of another process", access.timeout)
+    module.announce("waiting for the login of another process", access.timeout)
     with login_turn(record.directory, access.timeout) as before:
         found = look_again(before)
         warning = _check(module, found, access)

@@ -31,11 +31,11 @@ class Module:
 
     library: "Library"
 
-    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, environment: Mapping[str, str], lane: Lane) -> None:
         self.path = path
         self.generation = 0
         self._owner = OwnerProcess()
-        self._lane = Lane(str(path))
+        self._lane = lane
         self._users = 0
         self._counting = threading.Lock()
         self._is_fresh = True
@@ -59,6 +59,10 @@ class Module:
     def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
         """Run `function`, which may call into the module, on the lane. See `Lane.call`."""
         return self._lane.call(what, function, timeout, slow)
+
+    def announce(self, what: str, seconds: float) -> None:
+        """Say that something other than a call starts. See `Lane.announce`."""
+        self._lane.announce(what, seconds)
 
     def acquire(self) -> None:
         """Count one more user."""
@@ -180,7 +184,13 @@ class _Modules:
 _modules = _Modules()
 
 
-def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow) -> Module:
+def load_module(
+    path: Path,
+    environment: Mapping[str, str],
+    timeout: float,
+    slow: Slow = log_slow,
+    lane: Lane | None = None,
+) -> Module:
     """Load a module, or return it if this process already has.
 
     Args:
@@ -188,6 +198,7 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow
         environment: variables the module reads when it is initialised, such as SOFTHSM2_CONF.
         timeout: seconds.
         slow: shows a person that it takes longer than a moment.
+        lane: for its calls; None for a thread of its own.
 
     Raises:
         ModuleLoadError: it is no file, no library, no PKCS#11 module, or refuses to initialise.
@@ -205,7 +216,9 @@ def load_module(path: Path, environment: Mapping[str, str], timeout: float, slow
                 "or fork before the first use.",
             )
         if module is None:
-            module = _modules.loaded[name] = _loaded(name, Module(path, environment), timeout, slow)
+            module = _modules.loaded[name] = _loaded(
+                name, Module(path, environment, lane or Lane(str(path))), timeout, slow
+            )
         else:
             module.adopt(environment, timeout, slow)
         return module

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -90,6 +91,18 @@ def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: 
 def test_an_error_of_the_source_arrives_where_it_was_asked(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(PinUnavailable, match="nothing there"):
         open_worker(access_to(key.uri, pin=Asked(PinUnavailable("nothing there"))))
+
+
+def test_without_a_thread_none_is_started_and_the_error_has_a_hint(
+    access_to: AccessTo, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(DeviceError, match="can't start new thread") as failed:
+        open_worker(access_to(key.uri))
+    assert "ulimit -u" in str(failed.value.hint)
 
 
 def test_one_whose_opening_is_interrupted_ends(access_to: AccessTo, key: SoftHsmKey) -> None:

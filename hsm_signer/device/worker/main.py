@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
+from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.pin.pin import Login, PinRequest
 from hsm_signer.device.worker.channel import (
     Calling,
@@ -23,6 +25,8 @@ from hsm_signer.device.worker.channel import (
 from hsm_signer.device.worker.child import parent_channel
 from hsm_signer.errors import DeviceError, HsmSignerError
 
+T = TypeVar("T")
+
 
 def main() -> NoReturn:
     """Serve one parent until it is gone."""
@@ -36,11 +40,9 @@ def main() -> NoReturn:
 def _serve(channel: Channel) -> None:
     from hsm_signer.device.access import KeyAccess
     from hsm_signer.device.device import open_device
-    from hsm_signer.device.lane import Lane
     from hsm_signer.device.signer import open_signer
 
-    calls = _Calls(channel)
-    Lane.watchman = calls
+    lane = _AnnouncedLane(channel)
     request: Open = channel.receive()
     logging.basicConfig(level=request.log_level, handlers=[_ParentLog(channel)])
     access = KeyAccess(
@@ -55,7 +57,7 @@ def _serve(channel: Channel) -> None:
     )
     try:
         # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
-        device = open_device(access, recover=False)
+        device = open_device(access, recover=False, lane=lane)
         signer = open_signer(device)
         always = signer.key.always_authenticate
         channel.send(Opened(signer.public_key, signer.algorithms, str(device.info), always))
@@ -64,7 +66,7 @@ def _serve(channel: Channel) -> None:
         return
     while True:
         wanted: Request = channel.receive()
-        calls.expected = True
+        lane.is_expected = True
         try:
             channel.send(Done(wanted.perform(device, signer)))
         except EOFError:
@@ -79,16 +81,25 @@ def _ours(error: Exception) -> HsmSignerError:
     return DeviceError(f"The worker that serves the device failed ({type(error).__name__}).", hint="This is a bug.")
 
 
-class _Calls:
-    """Announces each call into the module but the one that a request begins with."""
+class _AnnouncedLane(Lane):
+    """Makes each call on the thread that asks for it, and announces it: the parent kills this process if it overruns.
+
+    Attributes:
+        is_expected: whether the parent expects the next call without an announcement: the first of its own request.
+    """
 
     def __init__(self, channel: Channel) -> None:
-        self.expected = False
+        super().__init__("the module of this worker")
+        self.is_expected = False
         self._channel = channel
 
-    def __call__(self, what: str, seconds: float) -> None:
-        if self.expected:
-            self.expected = False
+    def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
+        self.announce(what, timeout)
+        return function()
+
+    def announce(self, what: str, seconds: float) -> None:
+        if self.is_expected:
+            self.is_expected = False
         else:
             self._channel.send(Calling(what, seconds))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.failures import require_valid_signature
+from hsm_signer.device.lane import explain_thread_failure
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
 from hsm_signer.device.worker.channel import ReadCertificate, Request, Sign
 from hsm_signer.device.worker.process import Unsent, WorkerProcess
@@ -214,7 +215,9 @@ class WorkerSigner:
         with self._starting:
             if self._refusal is not None and self._refusal.stands(self._access.pin):
                 raise copy.copy(self._refusal.error)
-            worker = self._starter.submit(WorkerProcess, self._access).result()
+            with explain_thread_failure():
+                starting = self._starter.submit(WorkerProcess, self._access)
+            worker = starting.result()
             try:
                 worker.open(self._access, self._log_in)
             except (PinIncorrect, PinLocked) as error:

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from hsm_signer.device.lane import Lane
-from hsm_signer.errors import DeviceTimeout
+from hsm_signer.errors import DeviceError, DeviceTimeout
 
 MODULE = "/usr/lib/libvendor.so"
 LONG, SHORT = 60.0, 0.05
@@ -44,6 +44,10 @@ def stuck() -> Iterator[Stuck]:
     call = Stuck()
     yield call
     call.let_out()
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def interrupt_main() -> None:
@@ -136,6 +140,30 @@ def test_after_a_call_that_overran_nothing_more_is_sent_even_when_it_has_come_ba
             lane.call("signing", lambda: sent.append("signing"), LONG)
         stuck.let_out()
     assert (sent, thread.is_alive()) == ([], True)
+
+
+def test_a_call_whose_turn_comes_just_as_the_lane_is_closed_fails(lane: Lane, stuck: Stuck) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(lane.call, "logging in", stuck, LONG)
+        stuck.entered.wait()
+        second = pool.submit(lane.call, "signing", lambda: "sent", LONG)
+        while lane._jobs.empty():
+            pass
+        lane._overrun = "logging in"  # without what else closing does
+        stuck.let_out()
+        with pytest.raises(DeviceTimeout, match="An earlier call into the module, logging in, did not come back"):
+            second.result(LONG)
+
+
+def test_without_a_thread_a_call_fails_with_a_hint_and_the_next_one_tries_again(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(DeviceError, match="can't start new thread") as failed:
+            lane.call("signing", lambda: "sent", LONG)
+    assert "ulimit -u" in str(failed.value.hint)
+    assert lane.call("signing", lambda: "sent", LONG) == "sent"
 
 
 def test_waiting_for_another_call_does_not_count_as_the_calls_own_time(lane: Lane, stuck: Stuck) -> None:
