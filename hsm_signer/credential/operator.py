@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.device.lane import Slow, log_slow
+from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.pin import Pin, PinRequest, PinSource
-from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk, parse_pin_source
+from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, HsmSignerError
 

@@ -15,8 +15,9 @@ from hsm_signer.device.locate import find_again, find_device, load
 from hsm_signer.device.login import ask_for_login, check_pin_state, count_logins_so_far, log_in, record_of
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module
+from hsm_signer.device.pin.login_lock import login_turn
 from hsm_signer.device.pin.pin import Login, Pin, accepted, is_current
-from hsm_signer.device.pin.refusals import PinRecord, login_turn
+from hsm_signer.device.pin.refusals import PinRecord
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, DeviceGone, HsmSignerError, PinError, PinIncorrect, PinLocked
 from hsm_signer.system.fork import OwnerProcess

@@ -16,7 +16,7 @@ class Secret:
     """A string that shows itself only to `reveal`: not a str, because reporters show those without asking their repr.
 
     Args:
-        text: an assertion, a proof, a token.
+        text: an assertion, a proof, a token, a PIN.
     """
 
     __slots__ = ("_text",)
@@ -29,7 +29,7 @@ class Secret:
         return self._text
 
     def __repr__(self) -> str:
-        return "<Secret>"
+        return f"<{type(self).__name__}>"
 
 
 def revealed(values: Mapping[str, Any]) -> dict[str, Any]:

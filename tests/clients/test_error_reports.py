@@ -32,8 +32,8 @@ from hsm_signer.credential.httpx_auth import BearerAuth
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
+from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin.sources import parse_pin_source
 from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker

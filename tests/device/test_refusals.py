@@ -15,16 +15,9 @@ import pytest
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.login_lock import count_logins, login_turn
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin.refusals import (
-    Attempt,
-    Outcome,
-    PinRecord,
-    count_logins,
-    forget_failures,
-    login_turn,
-    next_attempt,
-)
+from hsm_signer.device.pin.refusals import PinRecord, forget_failures
 from hsm_signer.device.pin.sources import FilePin, FixedLogin
 from hsm_signer.errors import (
     ConfigError,
@@ -59,35 +52,6 @@ def attempt(
     with record.login(source, source.identity, accepted=accepted):
         if error is not None:
             raise error
-
-
-def begun(times: int, at: float = 100.0) -> Attempt:
-    return Attempt(Outcome.BEGUN, times, at)
-
-
-class TestDecision:
-    @pytest.mark.parametrize("accepted", [False, True])
-    @pytest.mark.parametrize("times", [0, 1])
-    def test_the_first_login_and_one_more_after_an_unknown_outcome_are_allowed(
-        self, times: int, accepted: bool
-    ) -> None:
-        assert next_attempt(begun(times), accepted=accepted, now=100) == begun(times + 1)
-
-    @pytest.mark.parametrize("times", [2, 3, 20])
-    def test_none_after_two_unknown_outcomes(self, times: int) -> None:
-        assert next_attempt(begun(times), accepted=False, now=1e9) is None
-
-    @pytest.mark.parametrize("accepted", [False, True])
-    def test_none_after_a_refusal(self, accepted: bool) -> None:
-        assert next_attempt(Attempt(Outcome.REFUSED, 1, 0.0), accepted=accepted, now=1e9) is None
-
-    @pytest.mark.parametrize(("times", "pause"), [(2, 1), (3, 2), (4, 4), (10, 256), (11, 300), (5000, 300)])
-    def test_an_accepted_pin_is_tried_again_after_a_pause_that_grows(self, times: int, pause: float) -> None:
-        assert next_attempt(begun(times), accepted=True, now=100 + pause - 0.1) is None
-        assert next_attempt(begun(times), accepted=True, now=100 + pause) == begun(times + 1, 100 + pause)
-
-    def test_a_clock_that_was_set_back_does_not_prolong_the_pause(self) -> None:
-        assert next_attempt(begun(9), accepted=True, now=99) == begun(10, 99)
 
 
 class TestRecord:

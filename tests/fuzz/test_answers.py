@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hsm_signer.cli.output import to_json
 from hsm_signer.credential.httpx_auth import find_claims_challenge
 from hsm_signer.device.inventory.facts import ModuleFacts
-from hsm_signer.device.worker import channel, wire
+from hsm_signer.device.worker import messages, wire
 from hsm_signer.doctor.verdicts import judge_metadata
 from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
 from hsm_signer.entra.graph import Graph, Holder
@@ -115,15 +115,15 @@ def test_challenges_of_an_api(header: str) -> None:
 
 
 MESSAGES: tuple[Any, ...] = (
-    channel.Sign,
-    channel.ReadCertificate,
-    channel.Calling,
-    channel.Logged,
-    channel.PinWanted,
-    channel.PinGiven,
-    channel.Opened,
-    channel.Done,
-    channel.Failed,
+    messages.Sign,
+    messages.ReadCertificate,
+    messages.Calling,
+    messages.Logged,
+    messages.PinWanted,
+    messages.PinGiven,
+    messages.Opened,
+    messages.Done,
+    messages.Failed,
     ModuleFacts,
 )
 FIELDS: dict[str, Any] = {

@@ -27,8 +27,9 @@ from hsm_signer.config.settings import SETTINGS
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device import module_search
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.refusals import PinRecord, forget_failures
-from hsm_signer.device.pin.sources import FixedLogin, parse_pin_source
+from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra import http
 from hsm_signer.entra.aadsts import lookup, parse_code

@@ -8,17 +8,15 @@ import hmac
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NoReturn, Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 from hsm_signer.errors import PinError, PinUnavailable
 from hsm_signer.system.file_state import same_state
+from hsm_signer.system.secret import Secret
 
 
-class Pin:
-    """A PIN that shows itself only to `reveal`.
-
-    It cannot be pickled, so that it goes to no other process by accident. Two are compared in constant time, by their
-    texts.
+class Pin(Secret):
+    """A PIN. It cannot be pickled, so that it goes to no other process by accident. Two compare in constant time.
 
     Args:
         identity: which state of its source it was read from: see `PinSource.identity`. Left empty, `ask` fills it in.
@@ -28,7 +26,7 @@ class Pin:
         PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
     """
 
-    __slots__ = ("_text", "accepted", "identity")
+    __slots__ = ("accepted", "identity")
 
     def __init__(self, text: str, identity: str = "", accepted: bool = False) -> None:
         if not text:
@@ -40,16 +38,9 @@ class Pin:
                 "The PIN holds a NUL character, or is not UTF-8 text.",
                 hint="Put the PIN into its source, and nothing else. Nothing was sent to the device.",
             )
-        self._text = text
+        super().__init__(text)
         self.identity = identity
         self.accepted = accepted
-
-    def reveal(self) -> str:
-        """Return the text, to be handed to the device and nowhere else."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "<Pin>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pin) and hmac.compare_digest(self._text.encode(), other._text.encode())
@@ -76,14 +67,12 @@ class PinRequest:
 
     Args:
         device: what to call the device before a person, for example `YubiKey PIV #1234 (Office)`.
-        reason: `login`, or `signature` for a key that wants the PIN for each (CKA_ALWAYS_AUTHENTICATE).
         warning: what the person must know first, for example that a wrong PIN was entered before.
         last_try: whether a wrong PIN now locks the device.
         pad: whether the device has a PIN pad of its own.
     """
 
     device: str
-    reason: Literal["login", "signature"] = "login"
     warning: str | None = None
     last_try: bool = False
     pad: bool = False

@@ -5,21 +5,19 @@ says so. TPMs set no flags before they lock; for them this is the only guard. No
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.attempts import Attempt, Outcome, next_attempt
+from hsm_signer.device.pin.login_lock import record_failure
 from hsm_signer.device.pin.pin import PinSource
 from hsm_signer.device.worker import wire
 from hsm_signer.errors import (
-    ConfigError,
     DeviceTimeout,
     HsmSignerError,
     LoginInterrupted,
@@ -31,63 +29,8 @@ from hsm_signer.errors import (
 )
 from hsm_signer.system.file_state import same_state
 from hsm_signer.system.private_file import replacing
-from hsm_signer.system.trusted_path import make_private_directory
-
-_LOCK = "lock"
-_POLL = 0.05
-_TRIES = 2
-_LONGEST_PAUSE = 300.0
-
-
-class Outcome(StrEnum):
-    """What became of the last login with a source's PIN, where it was not accepted."""
-
-    BEGUN = "begun"
-    """Its end was not seen, or says nothing about the PIN: power cut, kill, a device that failed."""
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A login with a source's PIN that was not accepted.
-
-    Attributes:
-        times: how many were begun in a row.
-        at: when the last one was begun, epoch seconds.
-    """
-
-    outcome: Outcome
-    times: int
-    at: float
-
-    @property
-    def pause(self) -> float:
-        """Seconds to let pass before an accepted PIN is presented again."""
-        return min(_LONGEST_PAUSE, 2.0 ** (min(self.times, 20) - _TRIES))
-
 
 _NONE_YET = Attempt(Outcome.BEGUN, 0, 0.0)
-
-
-def next_attempt(last: Attempt, *, accepted: bool, now: float) -> Attempt | None:
-    """Decide whether a source's PIN may be presented, from what became of it the last time.
-
-    A PIN of which nothing is known gets one more try when the first had no known outcome, and no third: both may have
-    been wrong ones, which the device has counted. One that was accepted before is not in doubt, and a device that fails
-    now and then must not end a program for good. It gets more tries, at growing intervals: somebody may have changed
-    the PIN on the device, and the module may report the refusal as a failure.
-
-    Args:
-        accepted: whether the device has accepted the PIN before, and counts no wrong one since.
-        now: epoch seconds.
-
-    Returns:
-        What to write down before it is presented, or None when it may not be, or not yet.
-    """
-    waits = accepted and 0 <= now - last.at < last.pause
-    if last.outcome is Outcome.REFUSED or (last.times >= _TRIES and (waits or not accepted)):
-        return None
-    return Attempt(Outcome.BEGUN, last.times + 1, now)
 
 
 @dataclass(frozen=True)
@@ -215,7 +158,7 @@ class PinRecord:
         except FileNotFoundError:
             return _Stored(module_identity(self.module), self.device, {})
         except OSError as error:
-            raise _cannot_be_kept(self.directory, error) from None
+            raise record_failure(self.directory, error) from None
         except wire.Malformed:
             raise PinError(
                 f"The record of refused PINs {path} is damaged, so it cannot say that a login is safe.",
@@ -231,7 +174,7 @@ class PinRecord:
                 with replacing(path) as file:
                     file.write(json.dumps(asdict(stored), indent=2).encode())
         except OSError as error:
-            raise _cannot_be_kept(self.directory, error) from None
+            raise record_failure(self.directory, error) from None
 
     def _outcome_unknown(self, source: PinSource, last: Attempt, accepted: bool) -> HsmSignerError:
         if accepted:
@@ -258,69 +201,6 @@ class PinRecord:
             hint="Correct the PIN at its source. If that is not a file, also run: hsm-signer device "
             "forget-pin-failures",
         )
-
-
-@contextlib.contextmanager
-def login_turn(directory: Path, timeout: float) -> Iterator[int]:
-    """Wait until no other unattended login is under way, and let the others wait meanwhile.
-
-    There is one lock for all devices, for two names may mean one device, and the flags of a device can only be relied
-    on while nobody else sends it a PIN.
-
-    Args:
-        directory: where records are kept.
-        timeout: seconds to wait.
-
-    Yields:
-        What `count_logins` returned until now.
-
-    Raises:
-        ConfigError: another user could replace the directory.
-        PinError: the record cannot be kept.
-        DeviceTimeout: another login did not end.
-    """
-    try:
-        make_private_directory(directory, "state directory")
-        file = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except ConfigError as error:
-        hint = f"{error.hint} Or choose another directory with XDG_STATE_HOME, or use --no-pin-record."
-        raise ConfigError(error.message, hint=hint) from None
-    except OSError as error:
-        raise _cannot_be_kept(directory, error) from None
-    try:
-        _lock(file, timeout)
-        before = count_logins(directory)
-        _write_count(directory, file, before + 1)
-        try:
-            yield before
-        finally:
-            # For those who have looked at the device since the turn began.
-            _write_count(directory, file, before + 2)
-    finally:
-        os.close(file)
-
-
-def count_logins(directory: Path) -> int:
-    """Return how often a turn began or ended: if one has since a device was found, its flags may have changed."""
-    try:
-        return int((directory / _LOCK).read_bytes())
-    except (OSError, ValueError):
-        return 0
-
-
-def _write_count(directory: Path, file: int, count: int) -> None:
-    try:
-        os.pwrite(file, str(count).encode(), 0)
-    except OSError as error:
-        raise _cannot_be_kept(directory, error) from None
-
-
-def _cannot_be_kept(directory: Path, error: OSError) -> PinError:
-    return PinError(
-        f"The record of refused PINs cannot be kept in {directory}: {error.strerror}. Without it, repeated "
-        "unattended logins with a wrong PIN could lock the device.",
-        hint="Make the directory writable (StateDirectory= in a systemd unit), or use --no-pin-record.",
-    )
 
 
 def module_identity(path: Path) -> str:
@@ -360,19 +240,3 @@ def _recorded_device(path: Path) -> DeviceInfo | None:
 
 def _read(path: Path) -> _Stored:
     return wire.read(_Stored, wire.parse(path.read_bytes()))
-
-
-def _lock(file: int, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise DeviceTimeout(
-                    f"Another process has been logging in to a device for {timeout:g} s.",
-                    hint="See whether it waits for a touch or hangs.",
-                ) from None
-            time.sleep(_POLL)
-        else:
-            return

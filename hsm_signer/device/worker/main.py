@@ -8,9 +8,10 @@ from typing import NoReturn, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.pin.pin import Login, PinRequest
-from hsm_signer.device.worker.channel import (
+from hsm_signer.device.worker.channel import Channel
+from hsm_signer.device.worker.child import parent_channel
+from hsm_signer.device.worker.messages import (
     Calling,
-    Channel,
     Done,
     Failed,
     Logged,
@@ -22,7 +23,6 @@ from hsm_signer.device.worker.channel import (
     Request,
     Sign,
 )
-from hsm_signer.device.worker.child import parent_channel
 from hsm_signer.errors import DeviceError, HsmSignerError
 
 T = TypeVar("T")

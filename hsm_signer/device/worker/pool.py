@@ -16,7 +16,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.failures import require_valid_signature
 from hsm_signer.device.lane import explain_thread_failure
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
-from hsm_signer.device.worker.channel import ReadCertificate, Request, Sign
+from hsm_signer.device.worker.messages import ReadCertificate, Request, Sign
 from hsm_signer.device.worker.process import Unsent, WorkerProcess
 from hsm_signer.errors import (
     DeviceError,

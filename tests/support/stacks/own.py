@@ -15,8 +15,8 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.module_search import find_module
+from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.pin import Pin, PinRequest
-from hsm_signer.device.pin.sources import parse_pin_source
 from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import (
     NO_LOGIN,
@@ -22,7 +23,6 @@ from hsm_signer.device.pin.sources import (
     FixedLogin,
     NobodyToAsk,
     SystemdCredentialPin,
-    parse_pin_source,
 )
 from hsm_signer.errors import ConfigError, HsmSignerError, PinUnavailable
 from hsm_signer.system.secret_input import LIMIT

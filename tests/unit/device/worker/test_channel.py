@@ -33,9 +33,9 @@ from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin, PinPad, PinRequest
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.device.worker.channel import (
+from hsm_signer.device.worker.channel import Channel
+from hsm_signer.device.worker.messages import (
     Calling,
-    Channel,
     Done,
     Failed,
     Logged,
@@ -92,7 +92,7 @@ def test_every_error_of_the_tree_arrives_whole(error: HsmSignerError) -> None:
         Calling("signing", 0.5),
         Calling("signing", 60),
         Logged("hsm_signer.device", 10, "text"),
-        PinWanted(PinRequest("device", "signature", warning="careful", last_try=True, pad=True)),
+        PinWanted(PinRequest("device", warning="careful", last_try=True, pad=True)),
         Opened(KEY, frozenset(Algorithm), "device", True),
         Done(bytes(range(256))),
         PinGiven(Pin("é 4711", "file", accepted=True)),
