@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from hsm_signer.cli.output import to_json
 from hsm_signer.credential.httpx_auth import find_claims_challenge
+from hsm_signer.device import wire
 from hsm_signer.device.inventory.facts import ModuleFacts
-from hsm_signer.device.worker import messages, wire
+from hsm_signer.device.worker import messages
 from hsm_signer.doctor.verdicts import judge_metadata
 from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
 from hsm_signer.entra.graph import Graph, Holder

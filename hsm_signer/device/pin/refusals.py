@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hsm_signer.device import wire
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.attempts import Attempt, Outcome, next_attempt
 from hsm_signer.device.pin.login_lock import record_failure
 from hsm_signer.device.pin.pin import PinSource
-from hsm_signer.device.worker import wire
 from hsm_signer.errors import (
     DeviceTimeout,
     HsmSignerError,

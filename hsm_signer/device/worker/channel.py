@@ -6,9 +6,9 @@ import struct
 import time
 from typing import Any
 
+from hsm_signer.device import wire
 from hsm_signer.device.lane import MOMENT, Slow
-from hsm_signer.device.worker import wire
-from hsm_signer.device.worker.wire import Malformed
+from hsm_signer.device.wire import Malformed
 from hsm_signer.errors import DeviceError
 
 _LENGTH = struct.Struct("!I")

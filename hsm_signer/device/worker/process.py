@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.pin.pin import Login, PinRequest, PinSource
+from hsm_signer.device.wire import Malformed
 from hsm_signer.device.worker.child import ChildProcess
 from hsm_signer.device.worker.messages import Calling, Done, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
-from hsm_signer.device.worker.wire import Malformed
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin, PinPad, PinRequest
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.device.wire import Malformed
 from hsm_signer.device.worker.channel import Channel
 from hsm_signer.device.worker.messages import (
     Calling,
@@ -46,7 +47,6 @@ from hsm_signer.device.worker.messages import (
     ReadCertificate,
     Sign,
 )
-from hsm_signer.device.worker.wire import Malformed
 from hsm_signer.errors import DeviceError, EntraError, HsmSignerError, UriError
 
 FROM_WORKER = Calling, Logged, PinWanted, Opened, Done, Failed

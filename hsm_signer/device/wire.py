@@ -20,9 +20,9 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from hsm_signer import errors
 from hsm_signer.crypto import PublicKey
-from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
+from hsm_signer.system.secret import Secret
 
 T = TypeVar("T")
 
@@ -114,14 +114,17 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
         return dict
     if issubclass(kind, tuple | frozenset):
         return lambda value: [_plain(item) for item in value]
-    if issubclass(kind, Pin):
-        return lambda pin: {"text": pin.reveal(), "identity": pin.identity, "accepted": pin.accepted}
     for known, (write, _) in _STRINGS.items():
         if issubclass(kind, known):
             return write
     names = list(_parameters(kind))
     if issubclass(kind, HsmSignerError):
         return lambda error: [error.code, {name: getattr(error, name) for name in names}]
+    if issubclass(kind, Secret):
+        return lambda value: {
+            "text": value.reveal(),
+            **{name: getattr(value, name) for name in names if name != "text"},
+        }
     return lambda value: {name: _plain(getattr(value, name)) for name in names}
 
 
