@@ -11,6 +11,7 @@ from pkcs11.types import Session
 
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import GONE, explain_failure, explain_refusal, require_changeable
+from hsm_signer.device.lane import Lane
 from hsm_signer.device.locate import find_again, find_device, load
 from hsm_signer.device.login import ask_for_login, check_pin_state, count_logins_so_far, log_in, record_of
 from hsm_signer.device.match import DeviceInfo, matches_device

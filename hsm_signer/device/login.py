@@ -12,8 +12,9 @@ from hsm_signer.device.failures import explain_failure, explain_login_failure
 from hsm_signer.device.locate import PresentDevice, find_again, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module
+from hsm_signer.device.pin.login_lock import count_logins, login_turn
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, ask
-from hsm_signer.device.pin.refusals import PinRecord, count_logins, login_turn
+from hsm_signer.device.pin.refusals import PinRecord
 from hsm_signer.device.pin.state import require_pin_tries
 from hsm_signer.errors import PinError, PinUnavailable
 
