@@ -87,7 +87,7 @@ class TestOnAYubiKey:
             require_no_certificate(device, signer.key.info)
             with pytest.raises(CertificateNotFound) as caught:
                 read_certificate(device, signer.key.info)
-        assert "attests a key does not count" in str(caught.value.hint)
+        assert "attestation certificate does not count" in str(caught.value.hint)
 
     def test_the_only_key_that_signs_needs_no_id(self, yubikey: PivStack) -> None:
         yubikey.take_9c()
