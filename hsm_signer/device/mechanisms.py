@@ -39,7 +39,7 @@ class SigningPlan:
     prepare: Callable[[bytes, int], bytes]
 
 
-def plan(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> SigningPlan:
+def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> SigningPlan:
     """Choose how a device with `mechanisms` signs `algorithm`.
 
     Args:

@@ -10,7 +10,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device
 from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role, require_valid_signature
 from hsm_signer.device.locate import flags_after
-from hsm_signer.device.mechanisms import SigningPlan, plan, supported
+from hsm_signer.device.mechanisms import SigningPlan, plan_signing, supported
 from hsm_signer.device.objects import Protection, SigningKey, find_signing_key, read_protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
@@ -80,7 +80,7 @@ class DeviceSigner:
             TouchMissed: the device waited for a touch in vain.
             DeviceError, DeviceTimeout: the call failed, or did not come back.
         """
-        signing = plan(algorithm, self.key.mechanisms)
+        signing = plan_signing(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
         if self.key.always_authenticate:
             # The PIN was right at the login; since then it may have been changed, and others have used up the tries.

@@ -17,7 +17,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.facts import mechanism_facts
 from hsm_signer.device.locate import PresentDevice, find_device, load, read_library
-from hsm_signer.device.mechanisms import plan
+from hsm_signer.device.mechanisms import plan_signing
 from hsm_signer.device.module import Module
 from hsm_signer.device.pcscd import reader_library, require_pcscd
 from hsm_signer.device.pin.sources import NO_LOGIN
@@ -164,7 +164,7 @@ def mechanisms(run: Examination) -> tuple[Algorithm, Verdict]:
     available = signer.key.mechanisms
     best = Algorithm.PS256 if Algorithm.PS256 in signer.algorithms else Algorithm.RS256
     algorithm = (run.value(client) if run.succeeded(client) else run.profile).algorithm or best
-    plan(algorithm, available)
+    plan_signing(algorithm, available)
     plans = {each.algorithm: f"by {each.name}, {each.work}" for each in mechanism_facts(available) if each.chosen}
     return algorithm, ok("; ".join(f"{each} {plans.get(each, 'is not offered')}" for each in Algorithm) + ".")
 

@@ -16,6 +16,7 @@ from hsm_signer.cli.text.inventory import module_text, plain
 from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
 from hsm_signer.device.manage.certificates import store_certificate
 from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
@@ -323,7 +324,8 @@ def test_a_pin_pad_is_told() -> None:
 
 
 def key(sensitive: bool | None, extractable: bool | None, never: bool | None, local: bool | None) -> KeyFacts:
-    return KeyFacts("pkcs11:id=%01", "k", b"\x01", "RSA", 2048, sensitive, extractable, never, local, True, None)
+    protection = Protection(sensitive, extractable, never, local, always_authenticate=True)
+    return KeyFacts("pkcs11:id=%01", "k", b"\x01", "RSA", 2048, protection, problem=None)
 
 
 @pytest.mark.parametrize(

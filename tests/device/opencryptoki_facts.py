@@ -12,7 +12,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.mechanisms import plan
+from hsm_signer.device.mechanisms import plan_signing
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.signer import open_signer
@@ -40,8 +40,10 @@ def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: 
     with open_device(access_to(stack)) as device:
         mechanisms = open_signer(device).key.mechanisms
         raw = device.info.library_version < (3, 16)
-    assert plan(Algorithm.RS256, mechanisms).mechanism is (Mechanism.RSA_PKCS if raw else Mechanism.SHA256_RSA_PKCS)
-    assert plan(Algorithm.PS256, mechanisms).mechanism is Mechanism.SHA256_RSA_PKCS_PSS
+    assert plan_signing(Algorithm.RS256, mechanisms).mechanism is (
+        Mechanism.RSA_PKCS if raw else Mechanism.SHA256_RSA_PKCS
+    )
+    assert plan_signing(Algorithm.PS256, mechanisms).mechanism is Mechanism.SHA256_RSA_PKCS_PSS
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)

@@ -26,6 +26,7 @@ from hsm_signer.device.inventory.facts import (
 )
 from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
 from hsm_signer.device.pin.state import PinState
@@ -153,8 +154,8 @@ class TestExamine:
     def test_tells_a_key_made_on_the_device_from_one_that_was_not(self, contents: Contents) -> None:
         made, brought = key_of(contents, "good"), key_of(contents, "imported")
         assert (made.kind, made.bits) == ("RSA", 2048)
-        assert (made.sensitive, made.extractable, made.never_extractable, made.local) == (True, False, True, True)
-        assert (brought.never_extractable, brought.local) == (False, False)
+        assert made.protection == Protection(True, False, True, True, always_authenticate=False)
+        assert (brought.protection.never_extractable, brought.protection.local) == (False, False)
 
     @pytest.mark.parametrize(("label", "reason"), [("elliptic", "type EC"), ("short", "1024 bits")])
     def test_says_why_a_key_cannot_sign_for_us(self, contents: Contents, label: str, reason: str) -> None:
@@ -247,7 +248,7 @@ class TestPinRules:
 def test_a_key_that_always_authenticates_says_so(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.always_authenticate(True)
     contents = contents_of(examine(replace(access, module=faulty.path), NOW, login=True))
-    assert key_of(contents, "good").always_authenticate
+    assert key_of(contents, "good").protection.always_authenticate
 
 
 class TestSurvey:

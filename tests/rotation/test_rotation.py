@@ -101,7 +101,7 @@ def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(applica
     write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri.parse(made.uri))))
     application.rotate()
     following = [key for key in application.on_device().keys if key.label.startswith("careful-")]
-    assert [key.always_authenticate for key in following] == [True]
+    assert [key.protection.always_authenticate for key in following] == [True]
 
 
 def test_a_proof_that_graph_refuses_leaves_the_current_key_in_use(application: Application) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from hsm_signer.cli.text.certificate import ATTESTATION
 from hsm_signer.cli.text.layout import heading, row, validity_in_words
 from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.state import PinState
 
 
@@ -24,7 +25,12 @@ def module_text(module: ModuleFacts) -> str:
 def plain(facts: object) -> object:
     """Return facts as dictionaries, lists, texts and numbers: octets in hexadecimal, times as RFC 3339 writes them."""
     if is_dataclass(facts):
-        return {field.name: plain(getattr(facts, field.name)) for field in fields(facts)}
+        members: dict[str, object] = {}
+        for field in fields(facts):
+            value = getattr(facts, field.name)
+            # How a key is guarded is not apart from what else is known of it.
+            members |= vars(value) if isinstance(value, Protection) else {field.name: plain(value)}
+        return members
     match facts:
         case tuple():
             return [plain(item) for item in facts]
@@ -104,13 +110,13 @@ def _key(key: KeyFacts) -> Iterator[str]:
     kind = " ".join(part for part in (key.kind, bits) if part)
     yield from heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
     yield from row(6, "uri", key.uri)
-    yield from row(6, "guarded", ", ".join(_protection(key)))
+    yield from row(6, "guarded", ", ".join(_protection(key.protection)))
     yield from _problem(6, key.problem)
 
 
-def _protection(key: KeyFacts) -> Iterator[str]:
-    yield {True: "sensitive", False: "NOT SENSITIVE", None: "sensitive or not is not told"}[key.sensitive]
-    match key.extractable, key.never_extractable:
+def _protection(protection: Protection) -> Iterator[str]:
+    yield {True: "sensitive", False: "NOT SENSITIVE", None: "sensitive or not is not told"}[protection.sensitive]
+    match protection.extractable, protection.never_extractable:
         case True, _:
             yield "EXTRACTABLE"
         case _, True:
@@ -120,8 +126,8 @@ def _protection(key: KeyFacts) -> Iterator[str]:
         case _:
             yield "extractable or not is not told"
     origin = {True: "made on the device", False: "not made on the device: copies may exist", None: "origin not told"}
-    yield origin[key.local]
-    if key.always_authenticate:
+    yield origin[protection.local]
+    if protection.always_authenticate:
         yield "wants the PIN with each signature"
 
 

@@ -13,7 +13,8 @@ from pkcs11 import Mechanism
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.locate import LibraryFacts
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.mechanisms import plan, supported
+from hsm_signer.device.mechanisms import plan_signing, supported
+from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.errors import HsmSignerError
 
@@ -57,11 +58,7 @@ class KeyFacts:
         uri: what ``--key`` takes.
         kind: "RSA".
         bits: of the modulus.
-        sensitive: CKA_SENSITIVE: it is never shown in clear.
-        extractable: CKA_EXTRACTABLE: it can leave the device.
-        never_extractable: CKA_NEVER_EXTRACTABLE: it never could.
-        local: CKA_LOCAL: it was made on the device.
-        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
+        protection: how the device guards it.
         problem: why it cannot sign for us, or None.
     """
 
@@ -70,11 +67,7 @@ class KeyFacts:
     id: bytes
     kind: str | None
     bits: int | None
-    sensitive: bool | None
-    extractable: bool | None
-    never_extractable: bool | None
-    local: bool | None
-    always_authenticate: bool | None
+    protection: Protection
     problem: Problem | None
 
 
@@ -162,7 +155,7 @@ def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, 
     """
     return tuple(
         MechanismFacts(
-            f"CKM_{mechanism.name}", algorithm, work, chosen=mechanism is plan(algorithm, mechanisms).mechanism
+            f"CKM_{mechanism.name}", algorithm, work, chosen=mechanism is plan_signing(algorithm, mechanisms).mechanism
         )
         for algorithm in Algorithm
         for mechanism, work in _WORK.items()

@@ -166,7 +166,7 @@ def _key(
         id=info.id,
         kind=None if kind is None else str(getattr(kind, "name", kind)),
         bits=public_key.bits if public_key else None,
-        **vars(read_protection(handle)),
+        protection=read_protection(handle),
         problem=problem,
     )
     return facts, public_key

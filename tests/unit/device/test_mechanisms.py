@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pkcs11 import MGF, Mechanism
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.mechanisms import USED, SigningPlan, plan, supported
+from hsm_signer.device.mechanisms import USED, SigningPlan, plan_signing, supported
 from hsm_signer.errors import MechanismUnsupported
 
 BEST_FIRST = {
@@ -77,7 +77,7 @@ def test_the_keys_of_these_tests_are_as_long_as_they_should_be(bits: int) -> Non
 @pytest.mark.parametrize("bits", LENGTHS)
 def test_every_plan_gives_a_signature_that_verifies(bits: int, algorithm: Algorithm, mechanism: Mechanism) -> None:
     key, message = key_of(bits), b"header.claims"
-    verify(key, algorithm, sign_as_device(key, plan(algorithm, {mechanism}), message), message)
+    verify(key, algorithm, sign_as_device(key, plan_signing(algorithm, {mechanism}), message), message)
 
 
 @pytest.mark.parametrize("bits", [2048, 2049])
@@ -86,29 +86,29 @@ def test_every_plan_gives_a_signature_that_verifies(bits: int, algorithm: Algori
 def test_a_block_padded_on_the_host_verifies_whatever_the_message(bits: int, message: bytes) -> None:
     key = key_of(bits)
     for algorithm in Algorithm:
-        verify(key, algorithm, sign_as_device(key, plan(algorithm, {Mechanism.RSA_X_509}), message), message)
+        verify(key, algorithm, sign_as_device(key, plan_signing(algorithm, {Mechanism.RSA_X_509}), message), message)
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 @given(bits=st.integers(2048, 4200))
 def test_a_block_padded_on_the_host_is_as_long_as_the_modulus_and_below_it(algorithm: Algorithm, bits: int) -> None:
-    block = plan(algorithm, {Mechanism.RSA_X_509}).prepare(b"message", bits)
+    block = plan_signing(algorithm, {Mechanism.RSA_X_509}).prepare(b"message", bits)
     assert (len(block), int.from_bytes(block, "big") >> (bits - 1)) == ((bits + 7) // 8, 0)
 
 
 def test_a_pss_block_has_a_fresh_salt_each_time() -> None:
-    signing = plan(Algorithm.PS256, {Mechanism.RSA_X_509})
+    signing = plan_signing(Algorithm.PS256, {Mechanism.RSA_X_509})
     assert signing.prepare(b"message", 2048) != signing.prepare(b"message", 2048)
 
 
 @pytest.mark.parametrize("mechanism", [Mechanism.SHA256_RSA_PKCS, Mechanism.SHA256_RSA_PKCS_PSS])
 def test_a_device_that_hashes_is_given_the_message_itself(mechanism: Mechanism) -> None:
     algorithm = next(algorithm for algorithm, best in PLANS if best is mechanism)
-    assert plan(algorithm, {mechanism}).prepare(b"message", 2048) == b"message"
+    assert plan_signing(algorithm, {mechanism}).prepare(b"message", 2048) == b"message"
 
 
 def test_raw_pss_is_given_the_digest_alone() -> None:
-    signing = plan(Algorithm.PS256, {Mechanism.RSA_PKCS_PSS})
+    signing = plan_signing(Algorithm.PS256, {Mechanism.RSA_PKCS_PSS})
     assert signing.prepare(b"message", 2048) == hashlib.sha256(b"message").digest()
 
 
@@ -117,21 +117,21 @@ def test_pss_is_always_asked_for_with_its_parameters_and_nothing_else_has_any(
     algorithm: Algorithm, mechanism: Mechanism
 ) -> None:
     expected = (Mechanism.SHA256, MGF.SHA256, 32) if mechanism.name.endswith("PSS") else None
-    assert plan(algorithm, {mechanism}).parameters == expected
+    assert plan_signing(algorithm, {mechanism}).parameters == expected
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_the_plan_that_leaves_most_to_the_device_is_chosen(algorithm: Algorithm) -> None:
     best_first = BEST_FIRST[algorithm]
     offers = [offer for size in (1, 2, 3) for offer in combinations(best_first, size)]
-    chosen = [plan(algorithm, UNRELATED.union(offer)).mechanism for offer in offers]
+    chosen = [plan_signing(algorithm, UNRELATED.union(offer)).mechanism for offer in offers]
     assert chosen == [min(offer, key=best_first.index) for offer in offers]
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_a_device_without_a_fitting_mechanism_is_refused_by_the_names_it_lacks(algorithm: Algorithm) -> None:
     with pytest.raises(MechanismUnsupported) as refused:
-        plan(algorithm, UNRELATED)
+        plan_signing(algorithm, UNRELATED)
     names = ", ".join(f"CKM_{mechanism.name}" for mechanism in BEST_FIRST[algorithm])
     assert refused.value.message == f"The device cannot sign {algorithm}: it offers none of {names}."
 
@@ -140,7 +140,7 @@ def test_only_for_ps256_there_is_another_algorithm_to_turn_to() -> None:
     hints = {}
     for algorithm in Algorithm:
         with pytest.raises(MechanismUnsupported) as refused:
-            plan(algorithm, UNRELATED)
+            plan_signing(algorithm, UNRELATED)
         hints[algorithm] = refused.value.hint
     assert hints == {Algorithm.RS256: None, Algorithm.PS256: "Use --algorithm RS256, or auto."}
 

@@ -126,7 +126,7 @@ MECHANISM = MechanismFacts("CKM_RSA_PKCS", Algorithm.RS256, "hashed by the host"
 PROTECTED = Protection(True, False, None, None, True)
 CONTENTS = Contents(
     hidden=True,
-    keys=(KeyFacts("pkcs11:id=%01", "key", b"\x01", "RSA", 2048, **vars(PROTECTED), problem=None),),
+    keys=(KeyFacts("pkcs11:id=%01", "key", b"\x01", "RSA", 2048, PROTECTED, problem=None),),
     certificates=(
         CertificateFacts("", b"", None, None, None, None, b"\x00", b"\xff", None, PROBLEM),
         CertificateFacts("", b"", "CN=app", MOMENT, MOMENT, -1, b"\x00", b"\xff", "pkcs11:id=%01", None),
