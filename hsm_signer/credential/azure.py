@@ -14,8 +14,8 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Self, TypedDict, Unpack, cast
 
 from hsm_signer.config.profile import Profile, load_profile, profile_from_arguments, profile_from_environment
-from hsm_signer.credential.operator import Operator
 from hsm_signer.credential.tokens import TokenQuery, Tokens
+from hsm_signer.device.access import Operator
 from hsm_signer.device.pin.pin import PinSource
 from hsm_signer.entra.token import AccessToken
 

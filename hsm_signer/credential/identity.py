@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import CertificateSource, certificate_source, certificates_of
 from hsm_signer.credential.client import Client
-from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
+from hsm_signer.credential.operator import key_access
 from hsm_signer.crypto import Algorithm, Signer
+from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateNotFound, KeyNotFound, MechanismUnsupported, SignatureInvalid
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, AssertionSpec, build_assertion

@@ -1,52 +1,21 @@
-"""The operator, who may be asked for a PIN, and how a profile and an operator lead to a key."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+"""From a profile, and the operator who can be asked for a PIN, to what opens a key."""
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.device.lane import Slow, log_slow
+from hsm_signer.device.access import UNATTENDED, KeyAccess, Operator
 from hsm_signer.device.pin.parse import parse_pin_source
-from hsm_signer.device.pin.pin import Pin, PinRequest, PinSource
+from hsm_signer.device.pin.pin import Pin, PinSource
 from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, HsmSignerError
-
-if TYPE_CHECKING:
-    from hsm_signer.device.access import KeyAccess
+from hsm_signer.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Operator:
-    """How to reach the person at the terminal, if there is one.
-
-    Attributes:
-        prompt: asks for the PIN if no other source is set.
-        confirm: asks whether to use the last PIN try.
-        slow: shows that a call into the device takes long, perhaps because the device waits for a touch.
-        wait: called with the reason while there is no device; returns when it is time to look again. None: do not
-            wait for a device.
-    """
-
-    prompt: PinSource | None = None
-    confirm: Callable[[PinRequest], None] | None = None
-    slow: Slow = log_slow
-    wait: Callable[[HsmSignerError], None] | None = None
-
-
-UNATTENDED = Operator()
-"""Nobody can be asked."""
-
-
-def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = UNATTENDED) -> "KeyAccess":
+def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = UNATTENDED) -> KeyAccess:
     """Return how to open one key of a profile.
 
     Raises:
         ConfigError: the PIN source is malformed.
         PinUnavailable: the PIN source is the prompt, and nobody can be asked.
     """
-    from hsm_signer.device.access import KeyAccess
-
     return KeyAccess(
         uri=uri,
         pin=pin_source(profile, uri, operator.prompt),
@@ -55,9 +24,7 @@ def key_access(profile: Profile, uri: Pkcs11Uri, operator: Operator = UNATTENDED
         timeout=profile.device_timeout,
         allow_last_try=profile.allow_last_try,
         pin_record=profile.state_directory / "pins" if profile.pin_record else None,
-        confirm=operator.confirm,
-        slow=operator.slow,
-        wait=operator.wait,
+        operator=operator,
     )
 
 

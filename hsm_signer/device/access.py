@@ -1,36 +1,51 @@
-"""A key, and how to get to it."""
+"""How to get to a key: which one it is, how its device is opened, and the person who can be asked."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.pin.pin import PinRequest, PinSource
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
 
-Wait: TypeAlias = Callable[[HsmSignerError], None]
-"""Told why there is no device yet; returns when it is time to look again."""
+
+@dataclass(frozen=True)
+class Operator:
+    """How to reach the person at the terminal, if there is one.
+
+    Attributes:
+        prompt: asks for the PIN if no other source is set.
+        confirm: asks whether to use the last PIN try; raises PinLastTry if not.
+        slow: shows that a call into the device takes long, perhaps because the device waits for a touch.
+        wait: called with the reason while there is no device; returns when it is time to look again. None: do not
+            wait for a device.
+    """
+
+    prompt: PinSource | None = None
+    confirm: Callable[[PinRequest], None] | None = None
+    slow: Slow = log_slow
+    wait: Callable[[HsmSignerError], None] | None = None
+
+
+UNATTENDED = Operator()
+"""Nobody can be asked."""
 
 
 @dataclass(frozen=True)
 class KeyAccess:
-    """Where a key is, and how to get to it.
+    """Which key to use, and how to open its device.
 
     Attributes:
-        uri: the device and the key in it.
-        pin: asked for a PIN when the device wants a login.
+        uri: the device, and the key on it.
+        pin: asked for the PIN when the device requires a login.
         module: the PKCS#11 module, or None to find it as `find_module` does.
         module_environment: variables set before the module loads.
         timeout: seconds one call into the device may take.
-        allow_last_try: log in although one PIN try is left.
+        allow_last_try: log in even if a wrong PIN would lock the device. `operator` is still asked.
         writable: open a session that may change the device.
         pin_record: the directory of the record of refused PINs, or None to keep none.
-        confirm: asks a person whether the last try may be taken, where `allow_last_try` says so already; raises
-            PinLastTry when not. None: nobody is asked.
-        slow: shows a person that a call takes longer than a moment, perhaps because it waits for a touch.
-        wait: told why there is no device yet; returns when it is time to look again. None: do not wait for one.
+        operator: the person who is asked, and is shown what takes long.
     """
 
     uri: Pkcs11Uri
@@ -41,6 +56,4 @@ class KeyAccess:
     allow_last_try: bool = False
     writable: bool = False
     pin_record: Path | None = None
-    confirm: Callable[[PinRequest], None] | None = None
-    slow: Slow = log_slow
-    wait: Wait | None = None
+    operator: Operator = UNATTENDED

@@ -49,7 +49,7 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
     """
     module = load(access, lane)
     logins = count_logins_so_far(access)
-    module.refresh(access.timeout, access.slow)
+    module.refresh(access.timeout, access.operator.slow)
     found = find_device(module, access)
     if access.writable:
         require_changeable(found.info, found.flags)
@@ -229,7 +229,7 @@ class Device:
     def _run(self, doing: str, function: Callable[[Session], T], session: Session, at_least: float) -> T:
         timeout = max(self._access.timeout, at_least)
         try:
-            return self.module.call(doing, lambda: function(session), timeout, self._access.slow)
+            return self.module.call(doing, lambda: function(session), timeout, self._access.operator.slow)
         except pkcs11.PKCS11Error as error:
             raise explain_failure(error, doing, str(self.info)) from error
 
@@ -263,7 +263,7 @@ class Device:
         # looked the device up afresh. Another device of this module that did so already has done it for this one.
         logins = count_logins_so_far(self._access)
         if self._generation == self.module.generation:
-            self.module.reinitialize(self._access.timeout, self._access.slow)
+            self.module.reinitialize(self._access.timeout, self._access.operator.slow)
         self._generation = self.module.generation
         found = find_again(self.module, self.info, self._access)
         login = self._login

@@ -76,7 +76,7 @@ def load(access: KeyAccess, lane: Lane | None = None) -> Module:
         DeviceTimeout: it did not come back.
     """
     path = find_module(access.module, access.uri)
-    return load_module(path, access.module_environment, access.timeout, access.slow, lane)
+    return load_module(path, access.module_environment, access.timeout, access.operator.slow, lane)
 
 
 def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
@@ -88,7 +88,7 @@ def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
     """
     doing = "asking for its name"
     try:
-        return module.call(doing, lambda: describe_library(module), access.timeout, access.slow)
+        return module.call(doing, lambda: describe_library(module), access.timeout, access.operator.slow)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, doing, f"The module {module.path}") from error
 
@@ -105,11 +105,11 @@ def find_device(module: Module, access: KeyAccess) -> PresentDevice:
         try:
             return _find_once(module, access)
         except (DeviceNotFound, DeviceGone) as error:
-            if access.wait is None:
+            if access.operator.wait is None:
                 raise
-            access.wait(error)
+            access.operator.wait(error)
             # Some modules see only the devices that were there when they were initialised.
-            module.refresh(access.timeout, access.slow)
+            module.refresh(access.timeout, access.operator.slow)
 
 
 def find_again(module: Module, info: DeviceInfo, access: KeyAccess) -> PresentDevice:
@@ -150,7 +150,7 @@ def browse(access: KeyAccess, doing: str, function: Callable[[Module, Session], 
                 session.close()
 
     try:
-        return module.call(doing, run, access.timeout, access.slow)
+        return module.call(doing, run, access.timeout, access.operator.slow)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, doing, str(found.info)) from error
 
@@ -164,7 +164,7 @@ def _find_once(module: Module, access: KeyAccess) -> PresentDevice:
         except DeviceNotFound as error:
             raise (error if present else blame_pcscd(error)) from None
 
-    return module.call("looking for the device", look, access.timeout, access.slow)
+    return module.call("looking for the device", look, access.timeout, access.operator.slow)
 
 
 def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:

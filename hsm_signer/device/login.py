@@ -35,8 +35,8 @@ def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
         logger.warning("%s: %s", found.info, warning)
     last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
     request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=found.has_pin_pad)
-    if last_try and access.confirm is not None:
-        access.confirm(request)
+    if last_try and access.operator.confirm is not None:
+        access.operator.confirm(request)
     return ask(access.pin, request)
 
 
@@ -74,7 +74,7 @@ def log_in(
         if before == logins:
             return found
         # ykcs11 reads the state of the PIN once for each initialisation.
-        module.refresh(access.timeout, access.slow, ours=ours)
+        module.refresh(access.timeout, access.operator.slow, ours=ours)
         return find_again(module, found.info, access)
 
     record = record_of(login, module, found.info, access)
@@ -115,13 +115,15 @@ def _check(module: Module, found: PresentDevice, access: KeyAccess) -> str | Non
         "reading the PIN state",
         lambda: check_pin_state(found.slot, found.info, access),
         access.timeout,
-        access.slow,
+        access.operator.slow,
     )
 
 
 def _open(module: Module, found: PresentDevice, login: Login, access: KeyAccess) -> Session:
     try:
-        return module.call("logging in", lambda: _open_session(found, login, access), access.timeout, access.slow)
+        return module.call(
+            "logging in", lambda: _open_session(found, login, access), access.timeout, access.operator.slow
+        )
     except PinError as error:
         error.source_state = login.identity if isinstance(login, Pin) else ""
         raise

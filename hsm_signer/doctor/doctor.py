@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import UNATTENDED, Operator
+from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.doctor.examination import Examination
 from hsm_signer.doctor.probes import PROBES
 from hsm_signer.doctor.verdicts import Verdict

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import Operator
+from hsm_signer.device.access import Operator
 from hsm_signer.doctor.verdicts import Status, Verdict, failed, skipped
 from hsm_signer.errors import EntraError, HsmSignerError
 

@@ -100,7 +100,7 @@ def pcscd(run: Examination) -> tuple[None, Verdict]:
     library = reader_library()
     if library is None:
         return None, skipped("The module uses no smart-card readers.")
-    socket = loaded.call("asking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.slow)
+    socket = loaded.call("asking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.operator.slow)
     return None, ok(f"It answers at {socket}, and lets this user in.")
 
 

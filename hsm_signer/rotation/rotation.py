@@ -26,8 +26,9 @@ from hsm_signer.config.keyfile import FiledKey, KeyFile, lock_key_file, read_key
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import certificates_of
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import UNATTENDED, Operator, key_access
+from hsm_signer.credential.operator import key_access
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.certificates import (
     certificates_of_key,

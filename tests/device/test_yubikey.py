@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.locate import find_device, load
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
@@ -66,7 +66,7 @@ def test_somebody_is_told_to_touch_and_not_told_any_more_afterwards(yubikey: Piv
         yield
         shown.append("over")
 
-    with open_device(replace(access_to(yubikey), slow=slow)) as device:
+    with open_device(replace(access_to(yubikey), operator=Operator(slow=slow))) as device:
         signer = open_signer(device)
         yubikey.touch(True)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
@@ -77,7 +77,7 @@ def test_nobody_is_told_to_touch_for_a_signature_that_takes_a_moment(yubikey: Pi
     def slow(what: str) -> contextlib.AbstractContextManager[None]:
         pytest.fail(f"shown while {what}")
 
-    with open_device(replace(access_to(yubikey), slow=slow)) as device:
+    with open_device(replace(access_to(yubikey), operator=Operator(slow=slow))) as device:
         open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 

@@ -18,8 +18,7 @@ from pkcs11.types import Session
 from pkcs11.util.rsa import encode_rsa_public_key
 
 from hsm_signer.config.profile import Profile, profile_from_arguments
-from hsm_signer.credential.operator import Operator
-from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.sources import FixedLogin

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.crypto import Algorithm, Signer
-from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
@@ -81,7 +81,7 @@ def test_a_call_that_hangs_is_shown_until_it_is_over(
 ) -> None:
     shown = Shown(faulty, what)
     faulty.rule(call, hang=float("inf"))
-    with opened(replace(access, slow=shown)) as signer:
+    with opened(replace(access, operator=Operator(slow=shown))) as signer:
         signer.sign(Algorithm.RS256, MESSAGE)
     assert shown.log.index(f"end {what}") == shown.log.index(f"begin {what}") + 1
 
@@ -91,7 +91,7 @@ def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
 ) -> None:
     faulty.always_authenticate(True)
     shown = Shown(faulty, "signing")
-    with opened(replace(access, slow=shown)) as signer:
+    with opened(replace(access, operator=Operator(slow=shown))) as signer:
         faulty.rule("C_Sign", hang=float("inf"))
         with contextlib.suppress(Exception):  # clearing the rule makes the key an ordinary one
             signer.sign(Algorithm.RS256, MESSAGE)

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from hsm_signer.config.profile import Profile, profile_from_arguments
-from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import open_device
 from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri

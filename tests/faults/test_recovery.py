@@ -16,9 +16,8 @@ from pkcs11 import Mechanism, TokenFlag
 from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import COOLDOWN, Keys
-from hsm_signer.credential.operator import Operator
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.access import KeyAccess
+from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
@@ -570,7 +569,7 @@ class TestWorker:
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
         source = Source(softhsm.pin)
         with pytest.raises(PinLastTry, match="Nobody wants to"):
-            open_worker(replace(access_to(source), allow_last_try=True, confirm=confirm))
+            open_worker(replace(access_to(source), allow_last_try=True, operator=Operator(confirm=confirm)))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
     def test_a_pin_refused_on_the_way_back_stops_all_workers(self, access_to: AccessTo, faulty: FaultyModule) -> None:

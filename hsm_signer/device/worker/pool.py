@@ -234,8 +234,8 @@ class WorkerSigner:
 
     def _log_in(self, request: PinRequest) -> Login:
         """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
-        if request.last_try and self._access.confirm is not None:
-            self._access.confirm(request)
+        if request.last_try and self._access.operator.confirm is not None:
+            self._access.operator.confirm(request)
         same = self._accepted and self._accepted_by == request.device
         if not same or not is_current(self._login, self._access.pin):
             self._accepted = False

@@ -51,7 +51,7 @@ class WorkerProcess:
         messages = Calling, Logged, PinWanted, Opened, Done, Failed
         self._child = ChildProcess("hsm_signer.device.worker.main", access.module_environment, *messages)
         self._timeout = access.timeout
-        self._slow = access.slow
+        self._slow = access.operator.slow
         self.login = None
 
     @property

@@ -17,8 +17,8 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.keys import COOLDOWN, Keys
-from hsm_signer.credential.operator import UNATTENDED, Operator
 from hsm_signer.crypto import Signer
+from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     DeviceError,

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import Operator, key_access
+from hsm_signer.credential.operator import key_access
+from hsm_signer.device.access import Operator
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import EnvironmentPin, FilePin, FixedLogin, NobodyToAsk
 from hsm_signer.device.uri import Pkcs11Uri

@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import Operator
+from hsm_signer.device.access import Operator
 from hsm_signer.doctor.examination import Examination, Probe
 from hsm_signer.doctor.verdicts import Status, Verdict, failed, ok
 from hsm_signer.errors import DeviceNotFound, EntraError
