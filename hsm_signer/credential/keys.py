@@ -15,7 +15,7 @@ from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity, open_identity
 from hsm_signer.credential.operator import pin_source
 from hsm_signer.device.access import UNATTENDED, Operator
-from hsm_signer.device.pin.pin import Refusal
+from hsm_signer.device.pin.pin import PinRefusal
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     CertificateUnusable,
@@ -171,7 +171,7 @@ class Keys:
         try:
             return key.open(self._profile, self._client, self._operator, self._isolated).assertion(audience, lifetime)
         except (PinIncorrect, PinLocked) as error:
-            key.refusal = Refusal(error)
+            key.refusal = PinRefusal(error)
             key.close()
             raise
 
@@ -215,7 +215,7 @@ _inherited: list[Identity | None] = []
 class _Key:
     """One key, and what has become of it so far."""
 
-    def __init__(self, uri: Pkcs11Uri, refusal: Refusal | None = None, replaced: Identity | None = None) -> None:
+    def __init__(self, uri: Pkcs11Uri, refusal: PinRefusal | None = None, replaced: Identity | None = None) -> None:
         self.uri = uri
         self.rests_until = 0.0
         self.refusal = refusal
@@ -228,7 +228,7 @@ class _Key:
         with self._lock:
             if self._retired:
                 raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Try again.")
-            if self.refusal is not None and self.refusal.stands(pin_source(profile, self.uri, operator.prompt)):
+            if self.refusal is not None and self.refusal.still_applies(pin_source(profile, self.uri, operator.prompt)):
                 raise copy.copy(self.refusal.error)
             if self._identity is None:
                 try:
@@ -240,7 +240,7 @@ class _Key:
                     self._replaced = None
                 except (PinIncorrect, PinLocked) as error:
                     # Under the lock: whoever waits for it must not present the PIN again.
-                    self.refusal = Refusal(error)
+                    self.refusal = PinRefusal(error)
                     raise
             return self._identity
 

@@ -4,7 +4,7 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.device.access import UNATTENDED, KeyAccess, Operator
 from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.pin import Pin, PinSource
-from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
+from hsm_signer.device.pin.sources import FixedLogin, NoPinSource
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError
 
@@ -47,4 +47,4 @@ def pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> Pi
         return parse_pin_source(uri.pin_source, prompt=prompt)
     if uri.pin_value is not None:
         return FixedLogin(Pin(uri.pin_value), "the pin-value of the URI")
-    return prompt or NobodyToAsk()
+    return prompt or NoPinSource()

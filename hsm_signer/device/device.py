@@ -16,8 +16,8 @@ from hsm_signer.device.locate import find_again, find_device, load
 from hsm_signer.device.login import ask_for_login, check_pin_state, count_logins_so_far, log_in, record_of
 from hsm_signer.device.match import DeviceInfo, matches_device
 from hsm_signer.device.module import Module
-from hsm_signer.device.pin.login_lock import login_turn
-from hsm_signer.device.pin.pin import Login, Pin, accepted, is_current
+from hsm_signer.device.pin.login_lock import login_lock
+from hsm_signer.device.pin.pin import Login, Pin, is_up_to_date, mark_accepted
 from hsm_signer.device.pin.refusals import PinRecord
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, DeviceGone, HsmSignerError, PinError, PinIncorrect, PinLocked
@@ -86,7 +86,7 @@ class Device:
         self._access = access
         self.module = module
         # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
-        self._login = accepted(login)
+        self._login = mark_accepted(login)
         self._session: Session | None = session
         self._generation = module.generation
         self._recover = recover
@@ -182,7 +182,7 @@ class Device:
         """
 
         with self._lock:
-            if self._recover and not is_current(self._login, self._access.pin):
+            if self._recover and not is_up_to_date(self._login, self._access.pin):
                 self._session = None
         self.call(
             "reading the PIN state",
@@ -216,8 +216,8 @@ class Device:
         if isinstance(login, Pin):
             refusal.source_state = login.identity
             if record is not None:
-                with contextlib.suppress(HsmSignerError), login_turn(record.directory, _CLOSE_TIMEOUT):
-                    record.refuse(login.identity)
+                with contextlib.suppress(HsmSignerError), login_lock(record.directory, _CLOSE_TIMEOUT):
+                    record.add_refusal(login.identity)
         if not (self.module.in_use or self.module.is_busy):
             # ykcs11 2.7 would keep the card from every other program: it leaves its PC/SC transaction open.
             with contextlib.suppress(HsmSignerError):
@@ -267,7 +267,7 @@ class Device:
         self._generation = self.module.generation
         found = find_again(self.module, self.info, self._access)
         login = self._login
-        if not is_current(login, self._access.pin):
+        if not is_up_to_date(login, self._access.pin):
             # The PIN was changed, most likely: the old one would be a wrong one.
             login = ask_for_login(found, self._access)
         try:
@@ -275,6 +275,6 @@ class Device:
         except (PinIncorrect, PinLocked):
             self.close()
             raise
-        self._login, self._generation = accepted(login), self.module.generation
+        self._login, self._generation = mark_accepted(login), self.module.generation
         logger.info("opened %s again", self.info)
         return session

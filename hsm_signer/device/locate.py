@@ -17,7 +17,7 @@ from hsm_signer.device.match import DeviceInfo, select_device
 from hsm_signer.device.module import Module, load_module
 from hsm_signer.device.module_search import find_module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
-from hsm_signer.device.pcscd import blame_pcscd
+from hsm_signer.device.pcscd import add_pcscd_problem
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound
@@ -162,7 +162,7 @@ def _find_once(module: Module, access: KeyAccess) -> PresentDevice:
         try:
             return present[select_device(access.uri, [found.info for found in present], str(module.path))]
         except DeviceNotFound as error:
-            raise (error if present else blame_pcscd(error)) from None
+            raise (error if present else add_pcscd_problem(error)) from None
 
     return module.call("looking for the device", look, access.timeout, access.operator.slow)
 
@@ -180,7 +180,7 @@ def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
         return [describe(module, token) for token in present_tokens(module, origin)]
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "looking for devices", f"The module {module.path}")
-        raise blame_pcscd(failure) from error
+        raise add_pcscd_problem(failure) from error
 
 
 def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:

@@ -12,7 +12,7 @@ from hsm_signer.device.failures import explain_failure, explain_login_failure
 from hsm_signer.device.locate import PresentDevice, find_again, flags_after, read_token
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module import Module
-from hsm_signer.device.pin.login_lock import count_logins, login_turn
+from hsm_signer.device.pin.login_lock import count_logins, login_lock
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, ask
 from hsm_signer.device.pin.refusals import PinRecord
 from hsm_signer.device.pin.state import require_pin_tries
@@ -85,7 +85,7 @@ def log_in(
         _check(module, found, access)
         return _open(module, found, login, access)
     module.announce("waiting for the login of another process", access.timeout)
-    with login_turn(record.directory, access.timeout) as before:
+    with login_lock(record.directory, access.timeout) as before:
         found = look_again(before)
         warning = _check(module, found, access)
         record = replace(record, device=found.info)

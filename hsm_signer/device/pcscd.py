@@ -71,7 +71,7 @@ def require_pcscd(library: Path) -> str:
     )
 
 
-def pcscd_complaint() -> DeviceError | None:
+def pcscd_problem() -> DeviceError | None:
     """Return why a module in this process cannot reach its readers, or None. Runs on the lane.
 
     A module does not say so itself: where pcscd refuses the user, OpenSC shows no slots, and ykcs11 fails.
@@ -85,9 +85,9 @@ def pcscd_complaint() -> DeviceError | None:
     return None
 
 
-def blame_pcscd(error: E) -> E:
+def add_pcscd_problem(error: E) -> E:
     """Return the error of a module that finds no device, with pcscd's part in it where it has one. Runs on the lane."""
-    complaint = pcscd_complaint()
+    complaint = pcscd_problem()
     if complaint is None:
         return error
     # Another module of this process may be the one that uses the readers: both hints stand.

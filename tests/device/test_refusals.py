@@ -15,7 +15,7 @@ import pytest
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.match import DeviceInfo
-from hsm_signer.device.pin.login_lock import count_logins, login_turn
+from hsm_signer.device.pin.login_lock import count_logins, login_lock
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.pin.refusals import PinRecord, forget_failures
 from hsm_signer.device.pin.sources import FilePin, FixedLogin
@@ -212,22 +212,22 @@ class TestRecord:
     def test_a_state_directory_that_cannot_be_made_says_why_it_is_needed(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(PinError, match="could lock the device") as caught:
-            with login_turn(tmp_path / "file" / "pins", 5):
+            with login_lock(tmp_path / "file" / "pins", 5):
                 pytest.fail("it cannot be recorded")
         assert "--no-pin-record" in str(caught.value.hint)
 
     def test_a_second_process_waits_for_the_first_only_so_long(self, tmp_path: Path) -> None:
-        with login_turn(tmp_path, 5), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
-            with login_turn(tmp_path, 0.1):
+        with login_lock(tmp_path, 5), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
+            with login_lock(tmp_path, 0.1):
                 pytest.fail("two logins at once")
 
     def test_each_turn_is_counted_for_those_who_waited(self, tmp_path: Path) -> None:
-        with login_turn(tmp_path, 5) as before:
+        with login_lock(tmp_path, 5) as before:
             assert before == 0
             assert count_logins(tmp_path) == 1
-        with contextlib.suppress(PinIncorrect), login_turn(tmp_path, 5):
+        with contextlib.suppress(PinIncorrect), login_lock(tmp_path, 5):
             raise PinIncorrect("no")
-        with login_turn(tmp_path, 5) as before:
+        with login_lock(tmp_path, 5) as before:
             assert before == 4
 
 

@@ -16,7 +16,7 @@ from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.locate import find_device, load
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
-from hsm_signer.device.pin.sources import FixedLogin, NobodyToAsk
+from hsm_signer.device.pin.sources import FixedLogin, NoPinSource
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.device.uri import Pkcs11Uri
@@ -235,7 +235,7 @@ class TestPinState:
     def test_nobody_tries_the_pin_that_cards_are_delivered_with(self, yubikey: PivStack) -> None:
         assert yubikey.pin == "123456"
         with pytest.raises(PinUnavailable):
-            open_device(replace(access_to(yubikey), pin=NobodyToAsk()))
+            open_device(replace(access_to(yubikey), pin=NoPinSource()))
         assert yubikey.presented() == 0
 
     def test_an_old_pin_is_presented_once_after_a_replug(self, yubikey: PivStack) -> None:

@@ -44,8 +44,8 @@ __attribute__((constructor)) static void take_over(void) {
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
 OPENED_DEVICE = {"algorithms": ["RS256"], "device": "a device", "always_authenticate": False}
 OPENED = ["Opened", {"public_key": f"{KEY.n:x}:{KEY.e:x}", **OPENED_DEVICE}]
-PIN_WANTED = [
-    "PinWanted",
+ASK_FOR_PIN = [
+    "AskForPin",
     {"request": {"device": "a device", "warning": None, "last_try": False, "pad": False}},
 ]
 CALLING = ["Calling", {"what": "signing", "seconds": 0.01}]
@@ -159,12 +159,12 @@ def test_a_call_may_not_take_longer_than_the_device_timeout(access_to: AccessTo)
 
 def test_the_pin_is_given_once(access_to: AccessTo, source: Source) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
-        open_worker(access_to(framed(PIN_WANTED, PIN_WANTED)))
+        open_worker(access_to(framed(ASK_FOR_PIN, ASK_FOR_PIN)))
     assert source.times == 1
 
 
 def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: Source) -> None:
-    with open_worker(access_to(framed(OPENED, PIN_WANTED))) as signer:
+    with open_worker(access_to(framed(OPENED, ASK_FOR_PIN))) as signer:
         with pytest.raises(DeviceGone, match="sent an invalid answer"):
             signer.sign(Algorithm.RS256, b"header.claims")
     assert source.times == 0

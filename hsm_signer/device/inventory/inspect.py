@@ -44,7 +44,7 @@ from hsm_signer.device.objects import (
     signing_key,
     signing_mechanisms,
 )
-from hsm_signer.device.pcscd import pcscd_complaint
+from hsm_signer.device.pcscd import pcscd_problem
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates
@@ -67,7 +67,7 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         facts = replace(facts, path=str(module.path))
         facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
         devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
-        if not devices and (complaint := module.call("asking pcscd", pcscd_complaint, timeout)) is not None:
+        if not devices and (complaint := module.call("asking pcscd", pcscd_problem, timeout)) is not None:
             raise complaint
         return replace(facts, devices=devices)
     except pkcs11.PKCS11Error as error:

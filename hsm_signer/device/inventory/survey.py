@@ -76,7 +76,7 @@ def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: fl
     try:
         with contextlib.suppress(OSError):
             child.channel.send(LookThrough(module.path, module.name, timeout), timeout)
-        facts: ModuleFacts = child.channel.receive_patiently(deadline, "looking for devices", slow)
+        facts: ModuleFacts = child.channel.receive_with_cue(deadline, "looking for devices", slow)
         return facts
     except TimeoutError:
         raise DeviceTimeout(
@@ -85,7 +85,7 @@ def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: fl
         ) from None
     except EOFError:
         raise DeviceError(
-            f"{module.path} ended the process it was loaded into ({child.ending()}).",
+            f"{module.path} ended the process it was loaded into ({child.describe_exit()}).",
             hint="Look for an update of the vendor's library; the other modules are not affected.",
         ) from None
     except Malformed:

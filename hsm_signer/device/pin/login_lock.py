@@ -15,7 +15,7 @@ _POLL = 0.05
 
 
 @contextlib.contextmanager
-def login_turn(directory: Path, timeout: float) -> Iterator[int]:
+def login_lock(directory: Path, timeout: float) -> Iterator[int]:
     """Wait until no other unattended login is under way, and let the others wait meanwhile.
 
     There is one lock for all devices, for two names may mean one device, and the flags of a device can only be relied

@@ -120,17 +120,17 @@ def ask(source: PinSource, request: PinRequest) -> Login:
     return Pin(login.reveal(), before, login.accepted) if isinstance(login, Pin) and not login.identity else login
 
 
-def is_current(login: Login, source: PinSource) -> bool:
+def is_up_to_date(login: Login, source: PinSource) -> bool:
     """Decide whether a source still gives the PIN that it gave, as far as can be seen."""
     return not isinstance(login, Pin) or same_state(login.identity, source.identity)
 
 
-def accepted(login: Login) -> Login:
+def mark_accepted(login: Login) -> Login:
     """Return a login as one that the device has accepted."""
     return Pin(login.reveal(), login.identity, accepted=True) if isinstance(login, Pin) else login
 
 
-class Refusal:
+class PinRefusal:
     """A device's refusal of a PIN, as it is remembered in this process.
 
     Args:
@@ -141,7 +141,7 @@ class Refusal:
         self.error = error
         self._state = error.source_state
 
-    def stands(self, source: PinSource) -> bool:
+    def still_applies(self, source: PinSource) -> bool:
         """Decide whether the source may still hold the refused PIN."""
         if not self._state:
             return True

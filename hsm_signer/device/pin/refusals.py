@@ -75,7 +75,7 @@ class PinRecord:
 
     @contextlib.contextmanager
     def login(self, source: PinSource, identity: str, *, accepted: bool = False) -> Iterator[None]:
-        """Guard one login with a PIN, which happens inside the `with`. Needs `login_turn`.
+        """Guard one login with a PIN, which happens inside the `with`. Needs `login_lock`.
 
         Args:
             source: of the PIN, for messages.
@@ -98,7 +98,7 @@ class PinRecord:
         try:
             yield
         except (PinIncorrect, PinLocked):
-            self.refuse(identity)
+            self.add_refusal(identity)
             raise
         except (LoginInterrupted, DeviceTimeout):
             raise
@@ -108,8 +108,8 @@ class PinRecord:
             raise
         self._store(before.having(identity, None))
 
-    def refuse(self, identity: str) -> None:
-        """Write down that the device has refused a PIN. Needs `login_turn`.
+    def add_refusal(self, identity: str) -> None:
+        """Write down that the device has refused a PIN. Needs `login_lock`.
 
         Raises:
             PinError: the record cannot be kept.

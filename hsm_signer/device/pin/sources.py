@@ -62,7 +62,7 @@ PROTECTED = FixedLogin(PinPad.PROTECTED, "the device's own PIN pad")
 NO_LOGIN = FixedLogin(None, "no PIN (none)")
 
 
-class NobodyToAsk:
+class NoPinSource:
     """Where no source was named and there is no prompt: the device's own pad, or an error."""
 
     description: ClassVar[str] = "nobody"

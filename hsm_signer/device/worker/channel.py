@@ -73,7 +73,7 @@ class Channel:
                 return wire.read(self._kinds[name], fields)
         raise Malformed
 
-    def receive_patiently(self, deadline: float, doing: str, slow: Slow) -> Any:
+    def receive_with_cue(self, deadline: float, doing: str, slow: Slow) -> Any:
         """Return the next message as `receive` does, and show a person what takes longer than a moment.
 
         Args:

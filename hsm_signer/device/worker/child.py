@@ -77,7 +77,7 @@ class ChildProcess:
         """Whether the process has not ended."""
         return self._process.poll() is None
 
-    def ending(self) -> str:
+    def describe_exit(self) -> str:
         """Say how a process ended that has closed its end of the channel: "by signal SIGSEGV", "with status 1"."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)

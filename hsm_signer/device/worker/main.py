@@ -11,14 +11,14 @@ from hsm_signer.device.pin.pin import Login, PinRequest
 from hsm_signer.device.worker.channel import Channel
 from hsm_signer.device.worker.child import parent_channel
 from hsm_signer.device.worker.messages import (
+    AskForPin,
     Calling,
     Done,
     Failed,
     Logged,
     Open,
     Opened,
-    PinGiven,
-    PinWanted,
+    PinAnswer,
     ReadCertificate,
     Request,
     Sign,
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 def main() -> NoReturn:
     """Serve one parent until it is gone."""
-    channel = parent_channel(Open, PinGiven, Sign, ReadCertificate)
+    channel = parent_channel(Open, PinAnswer, Sign, ReadCertificate)
     with contextlib.suppress(EOFError, OSError):
         _serve(channel)
     # Finalizers call C_Finalize, which can hang.
@@ -124,6 +124,6 @@ class _ParentPin:
         self.attended = attended
 
     def __call__(self, request: PinRequest) -> Login:
-        self._channel.send(PinWanted(request))
-        given: PinGiven = self._channel.receive()
+        self._channel.send(AskForPin(request))
+        given: PinAnswer = self._channel.receive()
         return given.login

@@ -93,14 +93,14 @@ class Logged:
 
 
 @dataclass(frozen=True)
-class PinWanted:
+class AskForPin:
     """Worker to parent: the device is about to be logged in to."""
 
     request: PinRequest
 
 
 @dataclass(frozen=True)
-class PinGiven:
+class PinAnswer:
     """Parent to worker: what to log in with."""
 
     login: Login

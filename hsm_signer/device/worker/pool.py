@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.failures import require_valid_signature
 from hsm_signer.device.lane import explain_thread_failure
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest, Refusal, accepted, ask, is_current
+from hsm_signer.device.pin.pin import Login, Pin, PinRefusal, PinRequest, ask, is_up_to_date, mark_accepted
 from hsm_signer.device.worker.messages import ReadCertificate, Request, Sign
-from hsm_signer.device.worker.process import Unsent, WorkerProcess
+from hsm_signer.device.worker.process import WorkerGone, WorkerProcess
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -76,7 +76,7 @@ class WorkerSigner:
         self._accepted_by = ""
         if before is not None:
             self._login, self._accepted, self._accepted_by = before._login, before._accepted, before._accepted_by
-        self._refusal: Refusal | None = None
+        self._refusal: PinRefusal | None = None
         self._closed = False
         # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG); this one outlives them.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="hsm-signer-workers")
@@ -124,24 +124,24 @@ class WorkerSigner:
         with self._places:
             try:
                 return self._attempt(request)
-            except _Stale as stale:
+            except _DeviceLost as lost:
                 # Some modules never recover in a process that saw the device go. A new one is a fresh look-up.
-                logger.warning("%s Starting another worker.", stale.error)
+                logger.warning("%s Starting another worker.", lost.error)
             try:
                 return self._attempt(request)
-            except _Stale as stale:
-                raise stale.error from None
+            except _DeviceLost as lost:
+                raise lost.error from None
 
     def _attempt(self, request: Request) -> bytes:
         idle = self._take_idle()
-        if idle is not None and idle.opened.always_authenticate and not is_current(idle.login, self._access.pin):
+        if idle is not None and idle.opened.always_authenticate and not is_up_to_date(idle.login, self._access.pin):
             # It would present the PIN that it logged in with, which the source does not hold any more.
             idle.kill()
             idle = None
         worker = idle or self._start_another()
         try:
             result = worker.perform(request)
-        except Unsent:
+        except WorkerGone:
             if worker is not idle:
                 raise worker.died() from None
             # It died while it was idle, and nothing was asked of it.
@@ -151,7 +151,7 @@ class WorkerSigner:
             answered = worker.is_alive
             worker.kill()
             if answered:
-                raise _Stale(error) from None
+                raise _DeviceLost(error) from None
             raise
         except (PinIncorrect, PinLocked) as error:
             self._refuse(error, worker.login)
@@ -213,7 +213,7 @@ class WorkerSigner:
     def _start(self) -> "WorkerProcess":
         """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
         with self._starting:
-            if self._refusal is not None and self._refusal.stands(self._access.pin):
+            if self._refusal is not None and self._refusal.still_applies(self._access.pin):
                 raise copy.copy(self._refusal.error)
             with explain_thread_failure():
                 starting = self._starter.submit(WorkerProcess, self._access)
@@ -223,27 +223,27 @@ class WorkerSigner:
             except (PinIncorrect, PinLocked) as error:
                 self._refuse(error, worker.login)
                 raise
-            self._accepted, self._login = True, accepted(self._login)
+            self._accepted, self._login = True, mark_accepted(self._login)
             self._accepted_by = worker.opened.device
             return worker
 
     def _refuse(self, error: PinError, login: Login) -> None:
         """Start no other worker until the source has changed."""
         error.source_state = login.identity if isinstance(login, Pin) else ""
-        self._accepted, self._refusal = False, Refusal(error)
+        self._accepted, self._refusal = False, PinRefusal(error)
 
     def _log_in(self, request: PinRequest) -> Login:
         """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
         if request.last_try and self._access.operator.confirm is not None:
             self._access.operator.confirm(request)
         same = self._accepted and self._accepted_by == request.device
-        if not same or not is_current(self._login, self._access.pin):
+        if not same or not is_up_to_date(self._login, self._access.pin):
             self._accepted = False
             self._login = ask(self._access.pin, request)
         return self._login
 
 
-class _Stale(Exception):
+class _DeviceLost(Exception):
     """A live worker says that its device is gone."""
 
     def __init__(self, error: DeviceGone) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hsm_signer.device.pin.pin import Login, PinRequest, PinSource
 from hsm_signer.device.wire import Malformed
 from hsm_signer.device.worker.child import ChildProcess
-from hsm_signer.device.worker.messages import Calling, Done, Failed, Logged, Open, Opened, PinGiven, PinWanted, Request
+from hsm_signer.device.worker.messages import AskForPin, Calling, Done, Failed, Logged, Open, Opened, PinAnswer, Request
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MOST_SIGNS = 1000
 """Messages before an answer. Ours sends some ten, and with -v some tens."""
 
 
-class Unsent(Exception):
+class WorkerGone(Exception):
     """A worker was dead before it was asked for anything."""
 
 
@@ -48,7 +48,7 @@ class WorkerProcess:
     login: Login
 
     def __init__(self, access: "KeyAccess") -> None:
-        messages = Calling, Logged, PinWanted, Opened, Done, Failed
+        messages = Calling, Logged, AskForPin, Opened, Done, Failed
         self._child = ChildProcess("hsm_signer.device.worker.main", access.module_environment, *messages)
         self._timeout = access.timeout
         self._slow = access.operator.slow
@@ -82,9 +82,9 @@ class WorkerProcess:
             log_level=logger.getEffectiveLevel(),
         )
 
-        def give_pin(request: PinRequest) -> PinGiven:
+        def give_pin(request: PinRequest) -> PinAnswer:
             self.login = log_in(request)
-            return PinGiven(self.login)
+            return PinAnswer(self.login)
 
         try:
             self._send(message)
@@ -97,14 +97,14 @@ class WorkerProcess:
         """Have it do something, and return its answer.
 
         Raises:
-            Unsent: it is dead, and was before.
+            WorkerGone: it is dead, and was before.
             DeviceTimeout, DeviceGone: it gave no sign of life, died on the way, or what it sent is no answer.
             HsmSignerError: what it says itself.
         """
         try:
             self._child.channel.send(request, self._timeout)
         except OSError:
-            raise Unsent from None
+            raise WorkerGone from None
         return self._receive(Done, request.doing, self._timeout + _GRACE).result
 
     def kill(self) -> None:
@@ -122,7 +122,7 @@ class WorkerProcess:
         kind: type[A],
         doing: str,
         seconds: float,
-        give_pin: Callable[[PinRequest], PinGiven] | None = None,
+        give_pin: Callable[[PinRequest], PinAnswer] | None = None,
     ) -> A:
         """Return the answer, of that kind. Asked for it, give the PIN once.
 
@@ -133,7 +133,7 @@ class WorkerProcess:
         deadline = time.monotonic() + seconds
         for _ in range(_MOST_SIGNS):
             try:
-                message = self._child.channel.receive_patiently(deadline, doing, self._slow)
+                message = self._child.channel.receive_with_cue(deadline, doing, self._slow)
             except TimeoutError:
                 self.kill()
                 raise DeviceTimeout(
@@ -154,7 +154,7 @@ class WorkerProcess:
                     deadline = time.monotonic() + min(seconds, self._timeout) + _GRACE
                 case Logged(name, level, text):
                     logging.getLogger(name if name in sys.modules else __name__).log(level, "%s", text)
-                case PinWanted(request) if give_pin is not None:
+                case AskForPin(request) if give_pin is not None:
                     self._send(give_pin(request))
                     give_pin = None
                     deadline = time.monotonic() + _START
@@ -168,7 +168,7 @@ class WorkerProcess:
 
     def died(self) -> DeviceGone:
         """Return the error that says how it died."""
-        how = self._child.ending()
+        how = self._child.describe_exit()
         self.kill()
         return DeviceGone(
             f"The worker that serves the device died {how}.",

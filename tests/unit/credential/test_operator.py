@@ -8,7 +8,7 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.credential.operator import key_access
 from hsm_signer.device.access import Operator
 from hsm_signer.device.pin.pin import Pin, PinRequest
-from hsm_signer.device.pin.sources import EnvironmentPin, FilePin, FixedLogin, NobodyToAsk
+from hsm_signer.device.pin.sources import EnvironmentPin, FilePin, FixedLogin, NoPinSource
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import (
     ConfigError,
@@ -38,7 +38,7 @@ WITH_VALUE = Pkcs11Uri(token="Office", pin_value="4711")
         (None, WITH_SOURCE, Prompt(), EnvironmentPin),
         (None, WITH_VALUE, Prompt(), FixedLogin),
         (None, OFFICE, Prompt(), Prompt),
-        (None, OFFICE, None, NobodyToAsk),
+        (None, OFFICE, None, NoPinSource),
     ],
 )
 def test_the_pin_comes_from_the_setting_else_the_uri_else_the_prompt(

@@ -21,7 +21,7 @@ from hsm_signer.device.pin.sources import (
     EnvironmentPin,
     FilePin,
     FixedLogin,
-    NobodyToAsk,
+    NoPinSource,
     SystemdCredentialPin,
 )
 from hsm_signer.errors import ConfigError, HsmSignerError, PinUnavailable
@@ -365,5 +365,5 @@ def test_a_pin_known_beforehand_is_given_and_does_not_show() -> None:
 
 def test_where_nobody_can_be_asked_the_device_that_wants_a_pin_is_named_with_the_sources_there_are() -> None:
     with pytest.raises(PinUnavailable, match="Test card wants a PIN, and no PIN source was named") as refused:
-        NobodyToAsk()(REQUEST)
+        NoPinSource()(REQUEST)
     assert "env:NAME" in str(refused.value.hint)

@@ -36,21 +36,21 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.wire import Malformed
 from hsm_signer.device.worker.channel import Channel
 from hsm_signer.device.worker.messages import (
+    AskForPin,
     Calling,
     Done,
     Failed,
     Logged,
     Open,
     Opened,
-    PinGiven,
-    PinWanted,
+    PinAnswer,
     ReadCertificate,
     Sign,
 )
 from hsm_signer.errors import DeviceError, EntraError, HsmSignerError, UriError
 
-FROM_WORKER = Calling, Logged, PinWanted, Opened, Done, Failed
-TO_WORKER = Open, PinGiven, Sign, ReadCertificate
+FROM_WORKER = Calling, Logged, AskForPin, Opened, Done, Failed
+TO_WORKER = Open, PinAnswer, Sign, ReadCertificate
 MOMENT = datetime(2025, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 KEY = PublicKey((1 << 16383) + 1, 65537)
 
@@ -92,12 +92,12 @@ def test_every_error_of_the_tree_arrives_whole(error: HsmSignerError) -> None:
         Calling("signing", 0.5),
         Calling("signing", 60),
         Logged("hsm_signer.device", 10, "text"),
-        PinWanted(PinRequest("device", warning="careful", last_try=True, pad=True)),
+        AskForPin(PinRequest("device", warning="careful", last_try=True, pad=True)),
         Opened(KEY, frozenset(Algorithm), "device", True),
         Done(bytes(range(256))),
-        PinGiven(Pin("é 4711", "file", accepted=True)),
-        PinGiven(PinPad.PROTECTED),
-        PinGiven(None),
+        PinAnswer(Pin("é 4711", "file", accepted=True)),
+        PinAnswer(PinPad.PROTECTED),
+        PinAnswer(None),
         Sign(Algorithm.PS256, b""),
         ReadCertificate(),
         LookThrough(Path("/x/\udcff.so"), None, 60.0),
@@ -185,7 +185,7 @@ NO_MESSAGES = {
         for what, message in {
             "of a kind that does not exist": ["exec", {}],
             "of a kind that is not a string": [["Opened"], {}],
-            "of a kind for the other direction": ["PinGiven", {"login": None}],
+            "of a kind for the other direction": ["PinAnswer", {"login": None}],
             "without fields": ["Opened"],
             "with an array of fields": ["Calling", [1]],
             "a field too few": ["Calling", {"what": ""}],
@@ -203,7 +203,7 @@ NO_MESSAGES = {
             "an error with other fields": ["Failed", {"error": ["pin_error", {"message": "", "args": []}]}],
             "an error without a code": ["Failed", {"error": {"message": "", "hint": None}}],
             "a reason that does not exist": [
-                "PinWanted",
+                "AskForPin",
                 {"request": {"device": "", "reason": "fun", "warning": None, "last_try": False, "pad": False}},
             ],
         }.items()
@@ -244,12 +244,12 @@ def test_bytes_at_random_never_arrive(data: bytes) -> None:
 
 
 def test_a_pin_arrives_with_what_is_known_of_it() -> None:
-    pin = received(PinGiven(Pin("4711", "inode 1", accepted=True)), PinGiven).login
+    pin = received(PinAnswer(Pin("4711", "inode 1", accepted=True)), PinAnswer).login
     assert (pin.reveal(), pin.identity, pin.accepted) == ("4711", "inode 1", True)
 
 
 def test_no_message_shows_a_pin() -> None:
-    assert "4711" not in repr(PinGiven(Pin("4711", "file")))
+    assert "4711" not in repr(PinAnswer(Pin("4711", "file")))
 
 
 @pytest.mark.parametrize("path", sorted(Path(hsm_signer.__file__).parent.rglob("*.py")), ids=str)
