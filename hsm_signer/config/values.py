@@ -148,7 +148,8 @@ def one_of(choices: type[E]) -> Callable[[object, Source], E]:
             if choice.value.lower() == text.lower():
                 return choice
         raise ConfigError(
-            f"{source.name} is {text!r}; it must be one of {', '.join(choices)}.", hint=nearest(text, list(choices))
+            f"{source.name} is {text!r}; it must be one of {', '.join(choices)}.",
+            hint=nearest(text, list(choices)) or "Use one of these values, or leave it out for the default.",
         )
 
     return read
@@ -299,8 +300,7 @@ def _uri(text: str, source: Source) -> Pkcs11Uri:
     try:
         uri = Pkcs11Uri.parse(text)
     except UriError as error:
-        hint = error.hint or "It looks like pkcs11:token=Office;id=%01 (RFC 7512)."
-        raise UriError(f"{source.name}: {error.message}", hint=hint, position=error.position) from None
+        raise UriError(f"{source.name}: {error.message}", hint=error.hint, position=error.position) from None
     if uri.pin_value is not None:
         if source.is_argument:
             raise ConfigError(

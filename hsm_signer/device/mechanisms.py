@@ -55,7 +55,9 @@ def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> Sig
     names = ", ".join(f"CKM_{candidate.mechanism.name}" for candidate in candidates)
     raise MechanismUnsupported(
         f"The device cannot sign {algorithm}: it offers none of {names}.",
-        hint="Use --algorithm RS256, or auto." if algorithm is Algorithm.PS256 else None,
+        hint="Use --algorithm RS256, or auto."
+        if algorithm is Algorithm.PS256
+        else "Use --algorithm auto, which tries PS256. If that fails too, use another device.",
     )
 
 

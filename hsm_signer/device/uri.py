@@ -69,7 +69,7 @@ class Pkcs11Uri:
             UriError: with the position; the message quotes no value.
         """
         if text[: len(_SCHEME)].lower() != _SCHEME:  # RFC 3986 section 3.1: any case
-            raise _malformed(text, 0, f"it must begin with {_SCHEME}")
+            raise _malformed(text, 0, f"it must begin with {_SCHEME}", hint=_EXAMPLE)
         path_end = text.find("?") if "?" in text else len(text)
         path, vendor_path = _PATH.parse(text, len(_SCHEME), path_end)
         query, vendor_query = _QUERY.parse(text, path_end + 1, len(text))
@@ -147,15 +147,16 @@ class _Component(NamedTuple):
 
     def _check_name(self, text: str, position: int, name: str, *, found: bool) -> None:
         if not name:
-            raise _malformed(text, position, "an attribute's name was expected")
+            raise _malformed(text, position, "an attribute's name was expected", hint=_EXAMPLE)
         if not found:
-            raise _malformed(text, position, "the attribute that begins here has no =")
+            raise _malformed(text, position, "the attribute that begins here has no =", hint=_EXAMPLE)
         allowed = _NAME.match(name)
         if (length := allowed.end() if allowed else 0) < len(name):
-            raise _malformed(text, position + length, "this character cannot be part of an attribute's name")
+            problem = "this character cannot be part of an attribute's name"
+            raise _malformed(text, position + length, problem, hint=_EXAMPLE)
         if name in _STANDARD and name not in self.attributes:
             where = "before" if name in _PATH.attributes else "behind"
-            raise _malformed(text, position, f"{name} belongs {where} the question mark")
+            raise _malformed(text, position, f"{name} belongs {where} the question mark", hint="Move it there.")
         if name not in _STANDARD and not name.startswith(_VENDOR):
             # The name is not shown: a stray & makes a name of half a PIN.
             hint = _right_name(name, self.attributes)
@@ -180,7 +181,7 @@ class _Component(NamedTuple):
             )
         typed = _typed(name, raw.decode())
         if typed is None:
-            raise _malformed(text, position, f"{name} must be {_EXPECTED[name]}")
+            raise _malformed(text, position, f"{name} must be {_EXPECTED[name]}", hint="Correct it, or leave it out.")
         return typed
 
     def format(self, uri: Pkcs11Uri, vendor: VendorAttributes) -> str:
@@ -317,6 +318,6 @@ def _first_invalid(raw: bytes) -> int | None:
     return None
 
 
-def _malformed(text: str, position: int, what: str, *, hint: str | None = None) -> UriError:
+def _malformed(text: str, position: int, what: str, *, hint: str) -> UriError:
     where = f"at character {position + 1}" if position < len(text) else "at its end"
     return UriError(f"The PKCS#11 URI is malformed {where}: {what}.", hint=hint, position=position)

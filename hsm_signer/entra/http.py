@@ -199,7 +199,11 @@ class _Attempt:
         except TooMuch:
             return Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", WRONG_SERVER, retry=False)
         except (httpx.InvalidURL, UnicodeError):
-            return Failure(f"The address of {host}, or of a proxy before it, is not a valid one.", retry=False)
+            return Failure(
+                f"The address of {host}, or of a proxy before it, is not a valid one.",
+                "Check --authority, --token-endpoint and the variable HTTPS_PROXY.",
+                retry=False,
+            )
 
 
 _RETRIES = 3

@@ -63,7 +63,7 @@ class Failure:
     """Why an attempt brought no answer, in sentences that hold nothing of the request."""
 
     message: str
-    hint: str | None = None
+    hint: str
     retry: bool = True
     retry_after: float | None = None
 

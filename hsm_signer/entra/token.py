@@ -156,7 +156,7 @@ def _refusal(
     description = _first_line(document.get("error_description"), assertion)
     return EntraError(
         f"{host} refused the request: {error}" + (f": {description}" if description else "."),
-        hint=_RFC_6749_HINTS.get(error) if number is None else _hint(number, response, now),
+        hint=_RFC_6749_HINTS.get(error, _OTHER_HINT) if number is None else _hint(number, response, now),
         error=error,
         aadsts=number,
         correlation_id=identifier(document.get("correlation_id")) or request_id,
@@ -179,6 +179,7 @@ _RFC_6749_HINTS = {
     "unauthorized_client": "Ask whoever runs the server to allow this client the client_credentials grant.",
     "unsupported_grant_type": "The server must support client_credentials; check --token-endpoint.",
 }
+_OTHER_HINT = "Ask the operator of the server what this error means."
 
 
 def _hint(number: int, response: "HttpResponse", now: float) -> str:

@@ -26,7 +26,7 @@ LIMIT = 1024
 class Unreadable(Exception):
     """Why there are no bytes, as the end of a sentence, and what to do."""
 
-    def __init__(self, reason: str, *, hint: str | None = None) -> None:
+    def __init__(self, reason: str, *, hint: str | None) -> None:
         super().__init__(reason)
         self.hint = hint
 
@@ -87,7 +87,7 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise Unreadable(str(error.strerror)) from error
+        raise Unreadable(str(error.strerror), hint=f"Check the name and mode of {path}.") from error
 
 
 def _require_trusted(path: Path, what: str) -> None:
@@ -154,7 +154,7 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
             start_new_session=True,  # a group of its own to be killed by; no terminal that could stop it
         )
     except OSError as error:
-        raise Unreadable(str(error.strerror)) from error
+        raise Unreadable(str(error.strerror), hint=f"Check the name and mode of {argv[0]}.") from error
     try:
         raw = _read_all(process.stdout.fileno(), deadline) if process.stdout else b""
         status = 0 if len(raw) > LIMIT else process.wait(max(0, deadline - time.monotonic()))

@@ -119,20 +119,100 @@ def test_a_uri_without_a_place_to_blame_has_no_position() -> None:
     assert UriError("Malformed.").position is None
 
 
-def _made_without_a_hint() -> list[str]:
-    package = Path(errors.__file__).parent
-    families = {name for name, value in vars(errors).items() if isinstance(value, type)} | {
-        "UsageError",
-        "InternalError",
-    }
-    return [
-        f"{path.relative_to(package)}:{node.lineno} {node.func.id}"
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in families
-        if not any(keyword.arg == "hint" for keyword in node.keywords)
-    ]
+PACKAGE = Path(errors.__file__).parent
+MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+FUNCTIONS = [node for module in MODULES.values() for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
 
 
-def test_every_error_says_what_to_do() -> None:
-    assert _made_without_a_hint() == []
+def _name(node: ast.expr) -> str:
+    """Return the last part of a name: of ``ConfigError`` and of ``errors.ConfigError``."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _takes_hint(node: ast.AST) -> bool:
+    """Return whether a function, or making an object of a class, takes a hint to hand it on."""
+    if isinstance(node, ast.ClassDef):
+        return any(_takes_hint(member) for member in node.body)
+    return isinstance(node, ast.FunctionDef) and any(argument.arg == "hint" for argument in node.args.kwonlyargs)
+
+
+def _helpers(module: ast.Module) -> set[str]:
+    definitions = (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return {node.name for node in definitions if _takes_hint(node)} - {"__init__"}
+
+
+KIND_NAMES = {kind.__name__ for kind in KINDS}
+PUBLIC_HELPERS = {name for module in MODULES.values() for name in _helpers(module) if not name.startswith("_")}
+
+
+def _may_be_nothing(hint: ast.expr) -> bool:
+    """Return whether an expression may give no hint. An error's own hint, and a parameter, are checked elsewhere."""
+    match hint:
+        case ast.Constant(value=value):
+            return not value
+        case ast.IfExp(body=body, orelse=other):
+            return _may_be_nothing(body) or _may_be_nothing(other)
+        case ast.BoolOp(op=ast.Or(), values=values):
+            return _may_be_nothing(values[-1])
+        case ast.Call(func=ast.Attribute(attr="get"), args=[_]):
+            return True
+        case ast.Call(func=function):
+            returned = [each.returns for each in FUNCTIONS if each.name == _name(function)]
+            return any(each is not None and "None" in ast.unparse(each) for each in returned)
+    return False
+
+
+def _made_without_a_hint(module: ast.Module) -> list[int]:
+    """Return the lines where an error is made that does not say what to do."""
+    makers = KIND_NAMES | PUBLIC_HELPERS | _helpers(module)
+    lines = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call):
+            hints = [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
+            made = _name(node.func) in makers or (isinstance(node.func, ast.Call) and _name(node.func.func) == "type")
+            if any(map(_may_be_nothing, hints)) or (made and not hints):
+                lines.append(node.lineno)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(_name(target) == "hint" for target in targets) and _may_be_nothing(node.value):
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path != "errors.py"])
+def test_every_error_says_what_to_do(path: str) -> None:
+    assert _made_without_a_hint(MODULES[path]) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ConfigError('x')",
+        "raise errors.ConfigError('x')",
+        "raise UriError('x', position=0)",
+        "raise UriError('x', hint=None)",
+        "raise DeviceError('x', hint='')",
+        "raise DeviceError('x', hint='Wait.' if y else None)",
+        "raise DeviceError('x', hint=HINTS.get(y))",
+        "raise DeviceError('x', hint=nearest(y, z))",
+        "hint = None\nraise DeviceError('x', hint=hint)",
+        "def _malformed(what, *, hint): ...\nraise _malformed('x')",
+        "raise Unreadable('x')",
+        "raise type(error)('x')",
+    ],
+)
+def test_an_error_that_does_not_say_what_to_do_is_found(code: str) -> None:
+    assert len(_made_without_a_hint(ast.parse(code))) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ConfigError('x', hint='Set y.')",
+        "raise DeviceError('x', hint=HINTS.get(y, 'Wait.'))",
+        "raise DeviceError('x', hint=nearest(y, z) or 'Use one of these.')",
+        "raise DeviceError('x', hint=error.hint)",
+    ],
+)
+def test_an_error_that_says_what_to_do_is_not_found(code: str) -> None:
+    assert _made_without_a_hint(ast.parse(code)) == []

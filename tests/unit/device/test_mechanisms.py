@@ -136,13 +136,11 @@ def test_a_device_without_a_fitting_mechanism_is_refused_by_the_names_it_lacks(a
     assert refused.value.message == f"The device cannot sign {algorithm}: it offers none of {names}."
 
 
-def test_only_for_ps256_there_is_another_algorithm_to_turn_to() -> None:
-    hints = {}
-    for algorithm in Algorithm:
-        with pytest.raises(MechanismUnsupported) as refused:
-            plan_signing(algorithm, UNRELATED)
-        hints[algorithm] = refused.value.hint
-    assert hints == {Algorithm.RS256: None, Algorithm.PS256: "Use --algorithm RS256, or auto."}
+@pytest.mark.parametrize(("algorithm", "other"), [(Algorithm.RS256, "auto"), (Algorithm.PS256, "RS256")])
+def test_the_hint_names_another_algorithm(algorithm: Algorithm, other: str) -> None:
+    with pytest.raises(MechanismUnsupported) as refused:
+        plan_signing(algorithm, UNRELATED)
+    assert f"--algorithm {other}" in (refused.value.hint or "")
 
 
 @pytest.mark.parametrize(
