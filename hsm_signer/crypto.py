@@ -1,4 +1,4 @@
-"""What it means to sign and to verify: the algorithms, the public key, and the seam a signer fills."""
+"""Algorithms, public keys, and the interface of anything that signs."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,21 +19,21 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An RSA public key. Two are equal when modulus and exponent are."""
+    """An RSA public key. Two are equal if modulus and exponent are."""
 
     modulus: int
     exponent: int
 
     @property
     def bits(self) -> int:
-        """Length of the modulus."""
+        """Length of the modulus in bits."""
         return self.modulus.bit_length()
 
     def verify(self, algorithm: Algorithm, message: bytes, signature: bytes) -> bool:
-        """Tell whether `signature` over `message` is this key's, by `algorithm` (RFC 7518 sections 3.3 and 3.5)."""
+        """Return whether `signature` over `message` is valid (RFC 7518 sections 3.3 and 3.5)."""
         try:
             self._rsa.verify(signature, message, _PADDING[algorithm], _SHA256)
-        except (InvalidSignature, ValueError, OverflowError):  # the latter two: these numbers are no RSA key
+        except (InvalidSignature, ValueError, OverflowError):  # the last two: not an RSA key
             return False
         return True
 
@@ -43,16 +43,16 @@ class PublicKey:
 
 
 class Signer(Protocol):
-    """Whatever holds a private key and signs with it."""
+    """Holds a private key and signs with it."""
 
     @property
     def public_key(self) -> PublicKey:
-        """The public half of the key."""
+        """The public key."""
         ...
 
     @property
     def algorithms(self) -> frozenset[Algorithm]:
-        """What `sign` can do."""
+        """The algorithms that `sign` supports."""
         ...
 
     def sign(self, algorithm: Algorithm, message: bytes) -> bytes:

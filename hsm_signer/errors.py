@@ -1,23 +1,23 @@
 """One error tree. Every failure has a stable code, an exit status, and room for a hint.
 
-A message names what was looked for and what was found instead; the hint says what to do. Neither ever holds a PIN,
-a token or an assertion. Errors survive pickling, for programs that hand them from one process to another.
+A message says what was looked for and what was found instead; the hint says what to do. Neither ever holds a PIN,
+a token or an assertion. Errors can be pickled, for programs that pass them from one process to another.
 
-Statuses are the contract of the command line: a service manager restarts on some and not on others.
+Scripts rely on the exit statuses: a service manager restarts the command on some and not on others.
 """
 
 from typing import ClassVar
 
 
 class HsmSignerError(Exception):
-    """Any failure this package can explain.
+    """Any failure that this package can explain.
 
     Args:
-        message: one sentence that says what was looked for and what was found.
-        hint: one sentence that says how to mend it, or None where the message says it all.
+        message: what was looked for and what was found, in one or two sentences.
+        hint: how to fix it, in one or two sentences, or None if the message says that.
 
     Attributes:
-        commands: to type for that, where the hint ends with a colon; each is shown on a line of its own.
+        commands: the commands to type, if the hint ends with a colon; each is shown on its own line.
     """
 
     code: ClassVar[str] = "error"
@@ -41,7 +41,7 @@ class UriError(ConfigError):
     """A PKCS#11 URI does not follow RFC 7512.
 
     Args:
-        position: index of the first offending character, from 0, or None when the URI as a whole is at fault.
+        position: index of the first invalid character, from 0, or None if the whole URI is invalid.
     """
 
     code = "uri_error"
@@ -52,26 +52,26 @@ class UriError(ConfigError):
 
 
 class ScopeError(ConfigError, ValueError):
-    """No token can be asked for by these scopes. A ValueError too, which the Azure SDKs raise for such."""
+    """These scopes cannot be requested. Also a ValueError, as in the Azure SDKs."""
 
     code = "scope_error"
 
 
 class JwtError(ConfigError):
-    """Text that should be a compact JWT is not one."""
+    """A string is not a compact JWT."""
 
     code = "jwt_malformed"
 
 
 class DeviceError(HsmSignerError):
-    """The device or its module failed in a way no narrower class describes."""
+    """The device or its module failed, and no subclass describes how."""
 
     code = "device_error"
     exit_status = 3
 
 
 class ModuleLoadError(DeviceError):
-    """No PKCS#11 module was found, or the one named cannot be loaded."""
+    """No PKCS#11 module was found, or the module cannot be loaded."""
 
     code = "module_load_error"
 
@@ -89,37 +89,37 @@ class DeviceAmbiguous(DeviceError):
 
 
 class DeviceGone(DeviceError):
-    """The device was there and is not any more, or its session was lost."""
+    """The device was removed, or its session was lost."""
 
     code = "device_gone"
 
 
 class LoginInterrupted(DeviceGone):
-    """The device failed during a login, and nobody can tell whether it checked the PIN."""
+    """The device failed during a login. It is unknown whether it checked the PIN."""
 
     code = "login_interrupted"
 
 
 class DeviceReadOnly(DeviceError):
-    """The device cannot be changed with what the user's PIN allows."""
+    """The device does not let the user's PIN change it."""
 
     code = "device_read_only"
 
 
 class MechanismUnsupported(DeviceError):
-    """The device offers no mechanism for the algorithm asked for."""
+    """The device has no mechanism for the requested algorithm."""
 
     code = "mechanism_unsupported"
 
 
 class TouchMissed(DeviceError):
-    """The device waited for a touch, and none came."""
+    """The device waited for a touch, and nobody touched it in time."""
 
     code = "touch_missed"
 
 
 class SignatureInvalid(DeviceError):
-    """The device returned a signature that its own public key does not verify."""
+    """The device returned a signature that does not verify with the public key."""
 
     code = "signature_invalid"
 
@@ -132,10 +132,10 @@ class DeviceTimeout(HsmSignerError):
 
 
 class PinError(HsmSignerError):
-    """The PIN stands between us and the key. Never retried.
+    """The device refused the PIN, or there is none that can be sent. Nothing is retried.
 
     Attributes:
-        source_state: of a PIN that a device refused, the state of the source that it was read from; else empty.
+        source_state: if the device refused a PIN, the state of the source that it was read from; else empty.
     """
 
     code = "pin_error"
@@ -144,7 +144,7 @@ class PinError(HsmSignerError):
 
 
 class PinIncorrect(PinError):
-    """The device refused the PIN."""
+    """The device said that the PIN is wrong."""
 
     code = "pin_incorrect"
 
@@ -162,25 +162,25 @@ class PinLastTry(PinError):
 
 
 class PinRefusedBefore(PinError):
-    """The record says that the device has refused this PIN. It was not presented again."""
+    """The device has refused this PIN before, according to our record. It was not sent again."""
 
     code = "pin_refused_before"
 
 
 class PinOutcomeUnknown(PinError):
-    """The record says that logins with this PIN ended without a result. It was not sent again."""
+    """Earlier logins with this PIN ended without a result, according to our record. It was not sent again."""
 
     code = "pin_outcome_unknown"
 
 
 class PinUnavailable(PinError):
-    """The source could not give a PIN."""
+    """The PIN could not be read from its source."""
 
     code = "pin_unavailable"
 
 
 class KeyLookupError(HsmSignerError):
-    """The key or its certificate cannot be used as asked."""
+    """The key or its certificate does not exist, or cannot be used."""
 
     code = "key_error"
     exit_status = 5
@@ -199,13 +199,13 @@ class KeyAmbiguous(KeyLookupError):
 
 
 class KeyExists(KeyLookupError):
-    """The label or the id of a key to be made is taken."""
+    """Another key already has the label or the id of the new key."""
 
     code = "key_exists"
 
 
 class KeyUnfit(KeyLookupError):
-    """The key cannot sign what Entra accepts, or is not what was asked for."""
+    """The key cannot sign what Entra accepts, or is not as it was requested."""
 
     code = "key_unfit"
 
@@ -217,25 +217,25 @@ class CertificateNotFound(KeyLookupError):
 
 
 class CertificateExists(KeyLookupError):
-    """The key has a certificate already, and nobody allowed to replace it."""
+    """The key already has a certificate, and nobody allowed to replace it."""
 
     code = "certificate_exists"
 
 
 class CertificateMismatch(KeyLookupError):
-    """Certificate and key do not share the public key."""
+    """The certificate is for another key."""
 
     code = "certificate_mismatch"
 
 
 class CertificateUnusable(KeyLookupError):
-    """The certificate is malformed, outside its validity, or not for digital signatures."""
+    """The certificate is malformed, expired, not yet valid, or not for digital signatures."""
 
     code = "certificate_unusable"
 
 
 class NetworkError(HsmSignerError):
-    """The token endpoint could not be reached, or stayed unwell after the retries, or answered no sense."""
+    """The server could not be reached, was still unavailable after the retries, or sent an invalid answer."""
 
     code = "network_error"
     exit_status = 6
@@ -247,7 +247,7 @@ class EntraError(HsmSignerError):
     Args:
         error: the OAuth error code, for example ``invalid_client`` (RFC 6749 section 5.2).
         aadsts: the number behind ``AADSTS``, from ``error_codes``, or None.
-        correlation_id: what Microsoft's support asks for.
+        correlation_id: identifies the request; Microsoft's support asks for it.
         trace_id: likewise.
     """
 
@@ -272,7 +272,7 @@ class EntraError(HsmSignerError):
 
 
 class OutputError(HsmSignerError):
-    """The result could not be written. Nothing was left half-written."""
+    """The result could not be written. No file is left half-written."""
 
     code = "output_error"
     exit_status = 74

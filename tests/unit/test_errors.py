@@ -1,4 +1,4 @@
-"""The error tree: a code for each class, the documented exit status, and nothing lost between processes."""
+"""The error tree: each class has its code and the documented exit status, and nothing is lost between processes."""
 
 import ast
 import copy
@@ -38,7 +38,7 @@ def tree(kind: type[HsmSignerError]) -> list[type[HsmSignerError]]:
     return [kind, *(each for child in kind.__subclasses__() for each in tree(child))]
 
 
-# A test may have made classes of its own.
+# A test may have defined more classes.
 KINDS = [kind for kind in tree(HsmSignerError) if kind.__module__.startswith("hsm_signer.")]
 
 
@@ -48,12 +48,12 @@ def test_every_class_of_the_module_is_in_the_tree() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_class_has_a_code_of_its_own(kind: type[HsmSignerError]) -> None:
+def test_no_two_classes_have_the_same_code(kind: type[HsmSignerError]) -> None:
     assert [other for other in KINDS if other.code == kind.code] == [kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_code_is_a_word_that_programs_can_compare(kind: type[HsmSignerError]) -> None:
+def test_a_code_is_words_in_lower_case_joined_by_underscores(kind: type[HsmSignerError]) -> None:
     assert re.fullmatch("[a-z]+(_[a-z]+)*", kind.code)
 
 
@@ -65,24 +65,24 @@ def test_every_class_belongs_to_one_family_and_has_its_exit_status(kind: type[Hs
 
 @pytest.mark.parametrize(("family", "members"), FAMILY.items())
 def test_a_family_has_its_members_and_no_others(family: type[HsmSignerError], members: str) -> None:
-    # What the command line adds is its own.
+    # The command line adds classes that are not listed here.
     found = {kind.__name__ for kind in tree(family) if kind.__module__ == errors.__name__}
     assert found == {family.__name__, *members.split()}
 
 
-def test_what_nobody_explained_is_a_bug_of_ours() -> None:
+def test_an_error_of_no_family_exits_like_an_internal_error() -> None:
     assert HsmSignerError.exit_status == 70
 
 
 def state(error: HsmSignerError) -> tuple[object, ...]:
-    """All that can be seen of an error; two of them are never equal themselves."""
+    """Everything that can be seen of an error. Two errors are never equal themselves."""
     return type(error), str(error), error.args, vars(error), error.code, error.exit_status
 
 
 EXAMPLES = [
     *(kind("What was found.", hint="What to do.") for kind in KINDS),
     *(kind("What was found.") for kind in KINDS),
-    UriError("Malformed.", hint="Mend it.", position=0),
+    UriError("Malformed.", hint="Fix it.", position=0),
     EntraError(
         "Refused.",
         hint="Upload it.",
@@ -105,7 +105,7 @@ def test_an_error_survives_copying(error: HsmSignerError) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_says_its_message_and_keeps_the_hint_apart(kind: type[HsmSignerError]) -> None:
+def test_an_error_prints_as_its_message_and_keeps_the_hint_separate(kind: type[HsmSignerError]) -> None:
     error = kind("What was found.", hint="What to do.")
     assert (str(error), error.message, error.hint) == ("What was found.", "What was found.", "What to do.")
 
@@ -115,7 +115,7 @@ def test_what_was_not_given_is_none() -> None:
     assert (error.hint, error.error, error.aadsts, error.correlation_id, error.trace_id) == (None,) * 5
 
 
-def test_a_uri_without_a_place_to_blame_has_no_position() -> None:
+def test_an_error_about_a_whole_uri_has_no_position() -> None:
     assert UriError("Malformed.").position is None
 
 
