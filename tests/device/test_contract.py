@@ -147,8 +147,7 @@ def test_a_wrong_pin_is_presented_once(stack: Stack, counted: FaultyModule) -> N
 def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(
     stack: Stack, counted: FaultyModule, tmp_path: Path
 ) -> None:
-    source = CountedPin(stack.wrong_pin)
-    source.attended = False
+    source = CountedPin(stack.wrong_pin, attended=False)
     access = replace(access_to(stack, pin=source, counted=counted), pin_record=tmp_path)
     with pytest.raises(PinIncorrect):
         open_device(access)

@@ -16,7 +16,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.login_lock import count_logins, login_lock
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.refusals import PinRecord, forget_failures
 from hsm_signer.device.pin.sources import FilePin, FixedLogin
 from hsm_signer.errors import (
@@ -31,6 +31,7 @@ from hsm_signer.errors import (
     PinRefusedBefore,
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.counted_pin import CountedPin
 
 from .conftest import AccessTo
 
@@ -292,17 +293,7 @@ from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import open_device
 from hsm_signer.device.pin.sources import FilePin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import (
-    ConfigError,
-    DeviceGone,
-    DeviceTimeout,
-    LoginInterrupted,
-    PinError,
-    PinIncorrect,
-    PinLocked,
-    PinOutcomeUnknown,
-    PinRefusedBefore,
-)
+from hsm_signer.errors import PinError
 
 uri, module, pin, record = sys.argv[1:]
 try:
@@ -404,14 +395,7 @@ except PinError as error:
         open_device(access).close()
 
     def test_a_person_at_the_prompt_needs_no_record(self, guarded: Callable[[str], KeyAccess], tmp_path: Path) -> None:
-        class Person:
-            description = identity = "a person"
-            attended = True
-
-            def __call__(self, request: PinRequest) -> Login:
-                return Pin("not-the-pin")
-
-        access = replace(guarded(""), pin=Person())
+        access = replace(guarded(""), pin=CountedPin("not-the-pin"))
         for _ in range(2):
             with pytest.raises(PinIncorrect):
                 open_device(access)

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceError, DeviceGone, KeyNotFound, PinIncorrect, PinUnavailable
+from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.counted_pin import CountedPin
 from tests.support.processes import wait_until_gone, workers_of_this_process
 
 from .conftest import AccessTo
@@ -25,28 +26,9 @@ from .conftest import AccessTo
 MESSAGE = b"header.claims"
 
 
-class Asked:
-    """Gives a PIN, or an error, and counts how often it was asked."""
-
-    description = identity = "a test"
-    attended = True
-
-    def __init__(self, answer: Pin | BaseException) -> None:
-        self.answer = answer
-        self.times = 0
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.times += 1
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
-
-
 @pytest.fixture
-def right(access_to: AccessTo, key: SoftHsmKey) -> Asked:
-    pin = access_to(key.uri).pin(PinRequest("test"))
-    assert isinstance(pin, Pin)
-    return Asked(pin)
+def right(softhsm: SoftHsm) -> CountedPin:
+    return CountedPin(softhsm.pin)
 
 
 def test_signatures_verify(access_to: AccessTo, key: SoftHsmKey) -> None:
@@ -58,7 +40,7 @@ def test_signatures_verify(access_to: AccessTo, key: SoftHsmKey) -> None:
 
 
 def test_several_sign_side_by_side_after_one_question_for_the_pin(
-    access_to: AccessTo, key: SoftHsmKey, right: Asked
+    access_to: AccessTo, key: SoftHsmKey, right: CountedPin
 ) -> None:
     with open_worker(access_to(key.uri, pin=right), workers=3) as signer, ThreadPoolExecutor(6) as pool:
         signatures = list(pool.map(lambda number: signer.sign(Algorithm.PS256, bytes([number])), range(60)))
@@ -68,7 +50,7 @@ def test_several_sign_side_by_side_after_one_question_for_the_pin(
 
 
 def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
-    access_to: AccessTo, key: SoftHsmKey, right: Asked
+    access_to: AccessTo, key: SoftHsmKey, right: CountedPin
 ) -> None:
     with open_worker(access_to(key.uri, pin=right)) as signer:
         (worker,) = workers_of_this_process()
@@ -81,7 +63,7 @@ def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
 
 
 def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: AccessTo, key: SoftHsmKey) -> None:
-    wrong = Asked(Pin("not-the-pin"))
+    wrong = CountedPin("not-the-pin")
     with pytest.raises(PinIncorrect):
         open_worker(access_to(key.uri, pin=wrong))
     assert wrong.times == 1
@@ -90,7 +72,7 @@ def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: 
 
 def test_an_error_of_the_source_arrives_where_it_was_asked(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(PinUnavailable, match="nothing there"):
-        open_worker(access_to(key.uri, pin=Asked(PinUnavailable("nothing there"))))
+        open_worker(access_to(key.uri, pin=CountedPin(PinUnavailable("nothing there"))))
 
 
 def test_without_a_thread_none_is_started_and_the_error_has_a_hint(
@@ -107,7 +89,7 @@ def test_without_a_thread_none_is_started_and_the_error_has_a_hint(
 
 def test_one_whose_opening_is_interrupted_ends(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(KeyboardInterrupt):
-        open_worker(access_to(key.uri, pin=Asked(KeyboardInterrupt())))
+        open_worker(access_to(key.uri, pin=CountedPin(KeyboardInterrupt())))
     assert workers_of_this_process() == []
 
 
@@ -126,7 +108,7 @@ def test_it_ends_when_closed(access_to: AccessTo, key: SoftHsmKey) -> None:
         signer.sign(Algorithm.RS256, MESSAGE)
 
 
-def test_it_dies_with_its_parent(access_to: AccessTo, key: SoftHsmKey, right: Asked) -> None:
+def test_it_dies_with_its_parent(access_to: AccessTo, key: SoftHsmKey, softhsm: SoftHsm) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
@@ -142,10 +124,9 @@ print(*children, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     access = access_to(key.uri)
-    assert isinstance(right.answer, Pin)
     done = subprocess.run(
         [sys.executable, "-c", program, key.uri, str(access.module)],
-        env={**os.environ, **access.module_environment, "TEST_PIN": right.answer.reveal()},
+        env={**os.environ, **access.module_environment, "TEST_PIN": softhsm.pin},
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,

@@ -24,11 +24,11 @@ from joserfc.jwk import KeySet, RSAKey
 from hsm_signer import AsyncHsmCredential, HsmCredential
 from hsm_signer.credential.azure import Options, Settings
 from hsm_signer.credential.cache import TokenCache
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable, ScopeError
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.entra.answers import Refused, Unavailable
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.counted_pin import CountedPin
 from tests.support.names import CLIENT, GRAPH, OTHER_TENANT, TENANT, VAULT
 from tests.support.processes import workers_of_this_process
 
@@ -60,21 +60,6 @@ def _forget_requests(entra: EntraEmulator) -> None:
     entra.requests.clear()
 
 
-class CountingPin:
-    """Gives one PIN and counts how often it was asked."""
-
-    description = identity = "a test"
-    attended = False
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.asked = 0
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.asked += 1
-        return Pin(self.text)
-
-
 Connect = Callable[..., HsmCredential]
 
 
@@ -84,7 +69,7 @@ def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iter
     made: list[HsmCredential] = []
 
     def connect(
-        *, tenant: str = TENANT, key: str | list[str] = hsm_key.uri, pin: CountingPin | None = None, **settings: object
+        *, tenant: str = TENANT, key: str | list[str] = hsm_key.uri, pin: CountedPin | None = None, **settings: object
     ) -> HsmCredential:
         defaults: Settings = {
             "module": softhsm.module,
@@ -93,7 +78,7 @@ def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iter
             "ca_bundle": str(entra.ca_file),
         }
         merged: Settings = {**defaults, **settings}  # type: ignore[typeddict-item]  # checked at run time
-        credential = HsmCredential(tenant, CLIENT, key, prompt=pin or CountingPin(softhsm.pin), **merged)
+        credential = HsmCredential(tenant, CLIENT, key, prompt=pin or CountedPin(softhsm.pin, attended=False), **merged)
         made.append(credential)
         return credential
 
@@ -267,25 +252,25 @@ class TestIsolated:
         assert header["x5t"] == base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
 
     def test_the_pin_is_asked_for_here_and_once(self, connect: Connect, softhsm: SoftHsm) -> None:
-        pin = CountingPin(softhsm.pin)
+        pin = CountedPin(softhsm.pin, attended=False)
         credential = connect(isolated=True, pin=pin)
         for _ in range(3):
             credential.assertion()
-        assert pin.asked == 1
+        assert pin.times == 1
 
     def test_a_refused_pin_is_presented_once(self, connect: Connect) -> None:
-        pin = CountingPin("not-the-pin")
+        pin = CountedPin("not-the-pin", attended=False)
         credential = connect(isolated=True, pin=pin)
         for _ in range(3):
             with pytest.raises(PinIncorrect):
                 credential.assertion()
-        assert pin.asked == 1
+        assert pin.times == 1
 
     def test_warnings_of_that_process_are_logged_by_this_one(
         self, connect: Connect, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(PinIncorrect):
-            connect(isolated=True, pin=CountingPin("not-the-pin"), pin_record=False).assertion()
+            connect(isolated=True, pin=CountedPin("not-the-pin", attended=False), pin_record=False).assertion()
         caplog.clear()
         connect(isolated=True).assertion()
         assert "A wrong PIN was entered since the last login" in caplog.text
@@ -475,16 +460,16 @@ class TestAssertion:
 
 class TestFailure:
     def test_a_refused_pin_is_presented_once_over_all_resources(self, connect: Connect, entra: EntraEmulator) -> None:
-        pin = CountingPin("not-the-pin")
+        pin = CountedPin("not-the-pin", attended=False)
         credential = connect(pin=pin)
         for scope in (GRAPH, VAULT, GRAPH):
             with pytest.raises(PinIncorrect):
                 credential.get_token(scope)
-        assert pin.asked == 1
+        assert pin.times == 1
         assert entra.requests == []
 
     def test_a_refused_pin_is_presented_once_by_twenty_threads(self, connect: Connect) -> None:
-        pin = CountingPin("not-the-pin")
+        pin = CountedPin("not-the-pin", attended=False)
         credential = connect(pin=pin)
 
         def attempt(number: int) -> bool:
@@ -496,7 +481,7 @@ class TestFailure:
 
         with ThreadPoolExecutor(20) as pool:
             assert all(pool.map(attempt, range(20)))
-        assert pin.asked == 1
+        assert pin.times == 1
 
     def test_without_anybody_to_ask_says_which_sources_there_are(
         self, softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator

@@ -20,7 +20,7 @@ from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin.pin import Login, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
 from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
@@ -44,26 +44,13 @@ from hsm_signer.errors import (
 )
 from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule, Rv
 
 MESSAGE = b"header.claims"
 LOST = [Rv.DEVICE_REMOVED, Rv.DEVICE_ERROR, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR]
 USER_TYPE_INVALID = 0x103  # PKCS#11 v3.1 section 6.1; what openCryptoki answers to CKU_CONTEXT_SPECIFIC
 FOR_EVER = float("inf")
-
-
-class Source:
-    """Gives a PIN and counts how often it was asked."""
-
-    def __init__(self, text: str, *, attended: bool = True) -> None:
-        self.description = self.identity = "a test"
-        self.attended = attended
-        self.times = 0
-        self._text = text
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.times += 1
-        return Pin(self._text)
 
 
 AccessTo = Callable[..., KeyAccess]
@@ -74,7 +61,7 @@ def access_to(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Access
     def access_to(pin: PinSource | None = None, *, timeout: float = 10, record: Path | None = None) -> KeyAccess:
         return KeyAccess(
             uri=Pkcs11Uri.parse(key.uri),
-            pin=pin or Source(softhsm.pin),
+            pin=pin or CountedPin(softhsm.pin),
             module=Path(faulty.path),
             module_environment=faulty.environment,
             timeout=timeout,
@@ -182,7 +169,7 @@ class TestLostSession:
     def test_a_right_pin_refused_after_a_replug_is_not_presented_again(
         self, access_to: AccessTo, softhsm: SoftHsm, faulty: FaultyModule
     ) -> None:
-        source = Source(softhsm.pin)
+        source = CountedPin(softhsm.pin)
         with open_device(access_to(source)) as device:
             signer = open_signer(device)
             faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
@@ -228,7 +215,7 @@ class TestPss:
                 "algorithm": "auto",
             }
         )
-        keys = Keys(profile, resolve_client(profile), Operator(prompt=Source(softhsm.pin)))
+        keys = Keys(profile, resolve_client(profile), Operator(prompt=CountedPin(softhsm.pin)))
         yield keys
         keys.close()
 
@@ -266,7 +253,7 @@ class TestPss:
 class TestPinState:
     def test_a_locked_pin_is_not_presented(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
-        source = Source("1234")
+        source = CountedPin("1234")
         with pytest.raises(PinLocked):
             open_device(access_to(source))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
@@ -284,7 +271,7 @@ class TestPinState:
     def test_the_flags_are_read_afresh_after_the_pin_was_asked_for(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
-        class Slow(Source):
+        class Slow(CountedPin):
             def __call__(self, request: PinRequest) -> Login:
                 # While somebody types here, another program locks the card.
                 faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
@@ -300,7 +287,7 @@ class TestPinState:
         faulty.flags(set=TokenFlag.USER_PIN_COUNT_LOW)
         warnings = []
 
-        class Watching(Source):
+        class Watching(CountedPin):
             def __call__(self, request: PinRequest) -> Login:
                 warnings.append(request.warning)
                 return super().__call__(request)
@@ -314,7 +301,7 @@ class TestPinState:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         pads = []
 
-        class Watching(Source):
+        class Watching(CountedPin):
             def __call__(self, request: PinRequest) -> Login:
                 pads.append(request.pad)
                 return PinPad.PROTECTED
@@ -348,7 +335,7 @@ class TestPinThatTheModuleKeeps:
     def test_refused_closes_the_device_and_goes_on_record(
         self, rv: Rv, error: type[PinError], access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
-        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        access = access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
             signer = open_signer(device)
             faulty.rule("C_Sign", rv=rv)
@@ -386,7 +373,7 @@ class TestAlwaysAuthenticate:
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.always_authenticate(True)
-        source = Source(softhsm.pin)
+        source = CountedPin(softhsm.pin)
         with open_device(access_to(source)) as device:
             signer = open_signer(device)
             for _ in range(2):
@@ -421,7 +408,7 @@ class TestAlwaysAuthenticate:
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
-        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        access = access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
             signer = open_signer(device)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
@@ -435,7 +422,7 @@ class TestAlwaysAuthenticate:
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
-        access = access_to(Source(softhsm.pin, attended=False), record=tmp_path)
+        access = access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path)
         with open_device(access) as device:
             signer = open_signer(device)
             faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
@@ -523,7 +510,7 @@ class TestWorker:
     def test_a_crash_costs_the_request_in_flight_and_asks_for_no_pin(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
-        source = Source(softhsm.pin)
+        source = CountedPin(softhsm.pin)
         with open_worker(access_to(source)) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             with pytest.raises(DeviceGone, match="SIGSEGV"):
@@ -567,7 +554,7 @@ class TestWorker:
             raise PinLastTry("Nobody wants to.")
 
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
-        source = Source(softhsm.pin)
+        source = CountedPin(softhsm.pin)
         with pytest.raises(PinLastTry, match="Nobody wants to"):
             open_worker(replace(access_to(source), allow_last_try=True, operator=Operator(confirm=confirm)))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
@@ -639,7 +626,7 @@ class TestInterruptedLogin:
     @pytest.fixture
     def guarded(self, access_to: AccessTo, softhsm: SoftHsm, tmp_path: Path) -> KeyAccess:
         """The right PIN, from where nobody watches."""
-        return access_to(Source(softhsm.pin, attended=False), record=tmp_path / "pins")
+        return access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path / "pins")
 
     @pytest.mark.parametrize(
         "rv", [Rv.DEVICE_ERROR, Rv.DEVICE_REMOVED, Rv.GENERAL_ERROR, Rv.FUNCTION_FAILED, 0x80000001]
@@ -664,7 +651,7 @@ class TestInterruptedLogin:
 
     def test_whose_refusal_the_device_has_counted_is_one(self, guarded: KeyAccess, faulty: FaultyModule) -> None:
         open_device(guarded).close()  # SoftHSM then counts from nothing
-        wrong = replace(guarded, pin=Source("not-the-pin", attended=False))
+        wrong = replace(guarded, pin=CountedPin("not-the-pin", attended=False))
         faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, after_forward=True)
         with pytest.raises(PinIncorrect):
             open_device(wrong)
@@ -783,7 +770,7 @@ def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
             faulty.rule(call, rv=rv, times=1, skip=skip)
         access = KeyAccess(
             uri=Pkcs11Uri.parse(key.uri),
-            pin=Source("not-the-pin", attended=False),
+            pin=CountedPin("not-the-pin", attended=False),
             module=Path(faulty.path),
             module_environment=faulty.environment,
             pin_record=record,

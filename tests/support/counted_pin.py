@@ -4,15 +4,20 @@ from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 
 
 class CountedPin:
-    """Gives a PIN, and counts how often it was asked."""
+    """Gives a PIN, or raises an error, and counts how often it was asked.
 
-    description = identity = "a test"
-    attended = True
+    Attributes:
+        times: how often.
+    """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, answer: str | BaseException, *, attended: bool = True) -> None:
+        self.description = self.identity = "a test"
+        self.attended = attended
         self.times = 0
-        self._text = text
+        self._answer = answer
 
     def __call__(self, request: PinRequest) -> Login:
         self.times += 1
-        return Pin(self._text)
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return Pin(self._answer)
