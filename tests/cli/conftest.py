@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
-from tests.support.faulty_module.control import FaultyModule
 from tests.support.names import CLIENT, PIN, TENANT
 from tests.support.program import Program, Settings, options, program_with
 from tests.support.terminal import Terminal
@@ -98,13 +97,6 @@ def _no_wrong_pin_is_left(tmp_path_factory: pytest.TempPathFactory, softhsm: Sof
 @pytest.fixture
 def program(tmp_path: Path, softhsm: SoftHsm) -> Program:
     return _program(tmp_path, softhsm)
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    """The module of `softhsm` behind the one that counts and fails."""
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 @pytest.fixture

@@ -87,22 +87,3 @@ def test_every_command_that_opens_a_device_can_wait_for_it(
         faulty.absent(False)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-
-
-def test_the_cue_to_touch_appears_on_a_terminal_and_is_taken_away(
-    program: Program, signing: Settings, faulty: FaultyModule, terminal: Terminal
-) -> None:
-    faulty.rule("C_Sign", hang=1.5, times=1)
-    with program.start(*arguments(signing, faulty), stderr=terminal.program_side) as process:
-        terminal.wait_for("Touch the device")
-        stdout, _ = process.communicate(timeout=60)
-    terminal.wait_for("\r\x1b[K")
-    assert stdout.count(".") == 2
-
-
-def test_no_cue_is_written_where_there_is_no_terminal(
-    program: Program, signing: Settings, faulty: FaultyModule
-) -> None:
-    faulty.rule("C_Sign", hang=1.5, times=1)
-    result = program(*arguments(signing, faulty))
-    assert (result.status, result.stderr) == (0, "")

@@ -1,12 +1,12 @@
 """Our own processes show their memory to nobody, and what they start sees no PIN. Other programs stay as they are."""
 
 import resource
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.c_library import compile_library
 from tests.support.names import PIN
 from tests.support.program import Program, Settings, options
 
@@ -53,11 +53,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="session")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("look")
-    source, library = directory / "look.c", directory / "look.so"
-    source.write_text(SOURCE)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
-    return library
+    return compile_library(SOURCE, tmp_path_factory.mktemp("look"))
 
 
 @pytest.fixture

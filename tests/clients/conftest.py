@@ -35,13 +35,6 @@ def key(softhsm: SoftHsm) -> SoftHsmKey:
 
 
 @pytest.fixture
-def faulty(softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[FaultyModule]:
-    """The device's module, which counts calls."""
-    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
-        yield faulty
-
-
-@pytest.fixture
 def entra(key: SoftHsmKey) -> Iterator[EntraEmulator]:
     assert key.certificate is not None
     with EntraEmulator() as entra:

@@ -1,7 +1,6 @@
 """What there is: facts that are right, URIs that work, and a bad module that costs only its own entry."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,6 +33,7 @@ from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, PinIncorrect, PinLocked
 from hsm_signer.testing import SoftHsm
+from tests.support.c_library import compile_library
 from tests.support.faulty_module.control import FaultyModule, Rv
 from tests.support.ordinary_user import be_ordinary_user, make_site
 
@@ -342,12 +342,11 @@ class TestSurvey:
         assert facts.problem.code == "module_load_error"
 
     def test_what_a_module_prints_is_not_taken_for_facts(self, tmp_path: Path) -> None:
-        source, library = tmp_path / "chatty.c", tmp_path / "chatty.so"
-        source.write_text(
+        library = compile_library(
             "#include <stdio.h>\n"
-            '__attribute__((constructor)) static void talk(void) { puts("Welcome!"); fflush(stdout); }\n'
+            '__attribute__((constructor)) static void talk(void) { puts("Welcome!"); fflush(stdout); }\n',
+            tmp_path,
         )
-        subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
         facts = survey(ModuleReference(library), {}, SECONDS)
         assert facts.problem is not None
         assert "C_GetFunctionList is missing" in facts.problem.message

@@ -20,13 +20,14 @@ from pkcs11.util.rsa import encode_rsa_public_key
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import open_device
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest
+from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.doctor.doctor import examine
 from hsm_signer.doctor.verdicts import Status, Verdict
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.names import CLIENT, GRAPH, PIN, TENANT, WRONG_PIN
 
@@ -62,31 +63,10 @@ def all_after(probe: str) -> dict[str, str]:
     return unexamined(*names[names.index(probe) + 1 : names.index("clock")], "token", because=probe)
 
 
-class CountingPin:
-    """Gives one PIN and counts how often it was asked."""
-
-    description = identity = "a test"
-    attended = True
-
-    def __init__(self, text: str = PIN) -> None:
-        self.text = text
-        self.asked = 0
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.asked += 1
-        return Pin(self.text)
-
-
 @pytest.fixture(scope="module")
 def softhsm() -> Iterator[SoftHsm]:
     with SoftHsm(label="doctor tests", pin=PIN) as softhsm:
         yield softhsm
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=PIN) as faulty:
-        yield faulty
 
 
 def certify(softhsm: SoftHsm, key: SoftHsmKey, *, days: float, public_key: rsa.RSAPublicKey | None = None) -> bytes:
@@ -155,13 +135,13 @@ def run(settings: dict[str, object]) -> Examine:
 
     def run(
         *,
-        pin: CountingPin | None = None,
+        pin: CountedPin | None = None,
         offline: bool = False,
         now: Callable[[], float] = time.time,
         **changes: object,
     ) -> Findings:
         profile = profile_from_arguments({**settings, **changes})
-        return dict(examine(profile, Operator(prompt=pin or CountingPin()), offline=offline, now=now))
+        return dict(examine(profile, Operator(prompt=pin or CountedPin(PIN)), offline=offline, now=now))
 
     return run
 
@@ -187,20 +167,20 @@ class TestAllIsWell:
         assert [name for name, verdict in findings.items() if verdict.status is Status.OK and verdict.fix] == []
 
     def test_there_is_one_login_and_one_signature(self, run: Examine, faulty: FaultyModule) -> None:
-        pin = CountingPin()
+        pin = CountedPin(PIN)
         assert outcome(run(module=faulty.path, pin=pin)) == FINE
-        assert (faulty.calls("C_Login"), faulty.calls("C_Sign"), pin.asked) == (1, 1, 1)
+        assert (faulty.calls("C_Login"), faulty.calls("C_Sign"), pin.times) == (1, 1, 1)
 
     def test_a_key_that_always_authenticates_is_given_the_pin_once_more_and_asks_nobody(
         self, run: Examine, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
-        pin = CountingPin()
+        pin = CountedPin(PIN)
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == FINE
         assert "wants the PIN with each signature" in findings["protection"].detail
         assert [login.context_specific for login in faulty.logins()] == [False, True]
-        assert (faulty.calls("C_Sign"), pin.asked) == (1, 1)
+        assert (faulty.calls("C_Sign"), pin.times) == (1, 1)
 
     def test_the_token_is_asked_for_once(self, run: Examine, entra: EntraEmulator) -> None:
         run()
@@ -214,7 +194,7 @@ class TestAllIsWell:
         self, settings: dict[str, object], faulty: FaultyModule
     ) -> None:
         profile = profile_from_arguments({**settings, "module": faulty.path})
-        with closing(examine(profile, Operator(prompt=CountingPin()))) as examination:
+        with closing(examine(profile, Operator(prompt=CountedPin(PIN)))) as examination:
             assert next(verdict for name, verdict in examination if name == "login").status is Status.OK
         assert faulty.calls("C_CloseSession") == faulty.calls("C_OpenSession") == 1
 
@@ -300,10 +280,10 @@ class TestModuleAndDevice:
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
     def test_a_pin_that_must_not_be_tried(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
         faulty.flags(set=flag)
-        pin = CountingPin()
+        pin = CountedPin(PIN)
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == {**FINE, "pin": "failed", **all_after("pin")}
-        assert (pin.asked, faulty.logins()) == (0, [])
+        assert (pin.times, faulty.logins()) == (0, [])
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_COUNT_LOW])
     def test_a_pin_of_which_to_be_sure(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
@@ -326,11 +306,11 @@ class TestModuleAndDevice:
         assert "without a login" in findings["login"].detail
 
     def test_a_wrong_pin_is_presented_once(self, run: Examine, faulty: FaultyModule) -> None:
-        pin = CountingPin(WRONG_PIN)
+        pin = CountedPin(WRONG_PIN)
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
         assert [login.right for login in faulty.logins()] == [False]
-        assert pin.asked == 1
+        assert pin.times == 1
         assert WRONG_PIN not in repr(findings)
         # SoftHSM remembers it until a right one comes.
         assert outcome(run()) == {**FINE, "pin": "warning"}
@@ -341,11 +321,8 @@ class TestModuleAndDevice:
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
 
     def test_an_error_nobody_foresaw_is_a_finding_that_quotes_nothing(self, settings: dict[str, object]) -> None:
-        class Broken(CountingPin):
-            def __call__(self, request: PinRequest) -> Login:
-                raise ZeroDivisionError(f"the PIN is {PIN}")
-
-        findings = dict(examine(profile_from_arguments(settings), Operator(prompt=Broken())))
+        broken = CountedPin(ZeroDivisionError(f"the PIN is {PIN}"))
+        findings = dict(examine(profile_from_arguments(settings), Operator(prompt=broken)))
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
         assert "ZeroDivisionError" in findings["login"].detail
         assert PIN not in repr(findings)

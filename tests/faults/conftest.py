@@ -92,15 +92,9 @@ def softhsm() -> Iterator[SoftHsm]:
         yield softhsm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def key(softhsm: SoftHsm) -> SoftHsmKey:
     return softhsm.add_identity("key", b"\x01")
-
-
-@pytest.fixture
-def faulty(softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[FaultyModule]:
-    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
-        yield faulty
 
 
 @pytest.fixture

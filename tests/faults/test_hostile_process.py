@@ -3,7 +3,6 @@
 import json
 import pickle
 import struct
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.inventory.survey import ModuleReference, survey
-from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid
+from tests.support.c_library import compile_library
+from tests.support.counted_pin import CountedPin
 
 # As soon as it is loaded, it says to its parent what is in the file beside it, and then nothing more.
 SOURCE = r"""
@@ -51,20 +51,6 @@ ASK_FOR_PIN = [
 CALLING = ["Calling", {"what": "signing", "seconds": 0.01}]
 
 
-class Source:
-    """Gives a PIN and counts how often it was asked."""
-
-    description = identity = "a test"
-    attended = True
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def __call__(self, request: PinRequest) -> Login:
-        self.times += 1
-        return Pin("secret")
-
-
 class Touch:
     """Unpickled, it makes a file."""
 
@@ -85,23 +71,19 @@ def frame(data: bytes) -> bytes:
 
 @pytest.fixture(scope="session")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("hostile")
-    source, library = directory / "hostile.c", directory / "hostile.so"
-    source.write_text(SOURCE)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
-    return library
+    return compile_library(SOURCE, tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture
-def source() -> Source:
-    return Source()
+def source() -> CountedPin:
+    return CountedPin("secret")
 
 
 AccessTo = Callable[[bytes], KeyAccess]
 
 
 @pytest.fixture
-def access_to(module: Path, source: Source, tmp_path: Path) -> AccessTo:
+def access_to(module: Path, source: CountedPin, tmp_path: Path) -> AccessTo:
     """Return access to a key in the module, which then sends these bytes."""
 
     def access_to(said: bytes) -> KeyAccess:
@@ -117,7 +99,7 @@ def access_to(module: Path, source: Source, tmp_path: Path) -> AccessTo:
     return access_to
 
 
-def test_a_pickle_from_the_worker_runs_nothing(access_to: AccessTo, source: Source, tmp_path: Path) -> None:
+def test_a_pickle_from_the_worker_runs_nothing(access_to: AccessTo, source: CountedPin, tmp_path: Path) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer") as caught:
         open_worker(access_to(frame(pickle.dumps(Touch(tmp_path / "taken over")))))
     assert caught.value.hint
@@ -157,13 +139,13 @@ def test_a_call_may_not_take_longer_than_the_device_timeout(access_to: AccessTo)
         open_worker(replace(access_to(framed(["Calling", {"what": "signing", "seconds": 1e9}])), timeout=0.5))
 
 
-def test_the_pin_is_given_once(access_to: AccessTo, source: Source) -> None:
+def test_the_pin_is_given_once(access_to: AccessTo, source: CountedPin) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(ASK_FOR_PIN, ASK_FOR_PIN)))
     assert source.times == 1
 
 
-def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: Source) -> None:
+def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: CountedPin) -> None:
     with open_worker(access_to(framed(OPENED, ASK_FOR_PIN))) as signer:
         with pytest.raises(DeviceGone, match="sent an invalid answer"):
             signer.sign(Algorithm.RS256, b"header.claims")

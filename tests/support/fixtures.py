@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import pytest
 
+from hsm_signer.testing import SoftHsm
 from tests.support.application import Application, running_application
+from tests.support.faulty_module.control import FaultyModule
 from tests.support.listener import Listener
 from tests.support.names import PIN
 from tests.support.stacks import Stack
@@ -57,6 +59,13 @@ def yubikey(request: pytest.FixtureRequest, running: Running) -> Iterator[PivSta
     stack.reset()
     yield stack
     stack.reset()
+
+
+@pytest.fixture
+def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
+    """The module of the folder's `softhsm` behind the one that counts and fails."""
+    with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
+        yield faulty
 
 
 @pytest.fixture
