@@ -13,7 +13,7 @@ import pytest
 from tests.support.stacks.opencryptoki import command, why_not
 
 HERE = Path(__file__).parent
-SUITES = ("test_contract", "test_issuance", "test_provision", "test_doctor_on_devices", "opencryptoki_facts")
+SUITES = ("test_contract", "test_issuance", "test_manage", "test_doctor_on_devices", "opencryptoki_facts")
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-"""A card is pulled out and put back while its key is replaced: from slot 9a to slot 9c, and programs use both."""
+"""The key of a card is replaced, from slot 9a to slot 9c, also while the card is pulled out and put back."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_ke
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceGone, DeviceNotFound
+from hsm_signer.errors import DeviceGone, DeviceNotFound, DeviceReadOnly
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.rotation import Rotation, RotationRequest
 from hsm_signer.testing import EntraEmulator
@@ -53,7 +53,9 @@ def following(yubikey: PivStack) -> Pkcs11Uri:
     return Pkcs11Uri.parse(yubikey.always_authenticate_key.uri)
 
 
-def rotate(profile: Profile, following: Pkcs11Uri, at: Step | None, act: Callable[[], None]) -> list[Step]:
+def rotate(
+    profile: Profile, following: Pkcs11Uri, at: Step | None = None, act: Callable[[], None] = lambda: None
+) -> list[Step]:
     """Rotate, do something right after a step, and return the steps that were taken."""
     taken: list[Step] = []
 
@@ -74,6 +76,23 @@ def key_file(profile: Profile) -> Path:
 
 def in_use(profile: Profile) -> Pkcs11Uri:
     return read_key_file(key_file(profile)).current.uri
+
+
+def test_a_key_that_was_made_on_the_card_takes_over(
+    yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri
+) -> None:
+    assert rotate(profile, following) == STEPS
+    assert in_use(profile) == following
+    (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
+    assert held.key_id == read_key_file(key_file(profile)).current.key_id
+
+
+def test_no_key_is_made_on_the_card_and_the_tool_that_does_is_named(yubikey: PivStack, profile: Profile) -> None:
+    with Rotation(profile, RotationRequest()) as rotation, pytest.raises(DeviceReadOnly) as caught:
+        rotation.run()
+    assert caught.value.hint is not None
+    assert "ykman" in caught.value.hint
+    assert read_key_file(key_file(profile)).next is None
 
 
 @pytest.mark.parametrize("step", STEPS[:-2])
@@ -101,7 +120,7 @@ def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert in_use(profile) == (following if step in (Step.PROVE, Step.SWITCH) else before)
     with Tokens(profile) as tokens:
         assert tokens.get(tokens.build_query((GRAPH,))).token
-    rotate(profile, following, None, yubikey.unplug)
+    rotate(profile, following)
     (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
     assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")
 

@@ -96,7 +96,7 @@ def device(stack: Stack) -> Iterator[Device]:
 
 def certify(public_key: PublicKey) -> x509.Certificate:
     key = rsa.RSAPublicNumbers(public_key.exponent, public_key.modulus).public_key()
-    return make_certificate(key, issuer=(common_name("provision test"), rsa.generate_private_key(65537, 2048)))
+    return make_certificate(key, issuer=(common_name("issuer"), rsa.generate_private_key(65537, 2048)))
 
 
 def store(device: Device, certificate: x509.Certificate, key_id: bytes) -> bytes:
