@@ -4,8 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from hsm_signer.errors import (
 )
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.counted_pin import CountedPin
+from tests.support.login_process import start_login
 
 from .conftest import AccessTo
 
@@ -286,26 +285,11 @@ class TestOnADevice:
         self, guarded: Callable[[str], KeyAccess], key: SoftHsmKey
     ) -> None:
         access = guarded("not-the-pin")
-        program = """
-import sys
-from pathlib import Path
-from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.device import open_device
-from hsm_signer.device.pin.sources import FilePin
-from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import PinError
-
-uri, module, pin, record = sys.argv[1:]
-try:
-    open_device(KeyAccess(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
-except PinError as error:
-    print(error.code)
-"""
         assert isinstance(access.pin, FilePin)
-        command = [sys.executable, "-c", program, key.uri, str(access.module)]
-        command += [str(access.pin.path), str(access.pin_record)]
-        environment = {**os.environ, **access.module_environment}
-        processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(10)]
+        assert access.module is not None
+        assert access.pin_record is not None
+        module, environment, pin, record = access.module, access.module_environment, access.pin.path, access.pin_record
+        processes = [start_login(key.uri, module, environment, pin=pin, record=record) for _ in range(10)]
         outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
         assert outcomes == ["pin_incorrect"] + ["pin_refused_before"] * 9
 

@@ -1,9 +1,6 @@
 """What a smart card does that other devices do not: wait for a touch, and share its login with others."""
 
 import contextlib
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +28,7 @@ from hsm_signer.errors import (
     TouchMissed,
 )
 from tests.support.fixtures import Running
+from tests.support.login_process import start_login
 from tests.support.stacks import StackKey
 from tests.support.stacks.piv import PivStack
 
@@ -130,23 +128,6 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
         open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
-_LOG_IN = """
-import sys
-from pathlib import Path
-from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.device import open_device
-from hsm_signer.device.pin.sources import FilePin
-from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import HsmSignerError
-
-uri, module, pin, record = sys.argv[1:]
-try:
-    open_device(KeyAccess(Pkcs11Uri.parse(uri), FilePin(Path(pin)), Path(module), pin_record=Path(record)))
-except HsmSignerError as error:
-    print(error.code)
-"""
-
-
 def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
     yubikey: PivStack, running: Running, tmp_path: Path
 ) -> None:
@@ -157,9 +138,8 @@ def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
         module.symlink_to(stack.module)
         pin.write_text(f"65432{number}")
         pin.chmod(0o600)
-        command = [sys.executable, "-c", _LOG_IN, stack.key.uri, str(module), str(pin), str(tmp_path / "pins")]
-        environment = {**os.environ, **stack.environment}
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        login = start_login(stack.key.uri, module, stack.environment, pin=pin, record=tmp_path / "pins")
+        processes.append(login)
     outcomes = [process.communicate(timeout=100)[0].strip() for process in processes]
     # A card that others reset may be gone for a moment, which costs no PIN.
     assert set(outcomes) - {"device_gone", "device_not_found"} == {"pin_incorrect", "pin_last_try"}
@@ -180,12 +160,10 @@ def test_somebody_at_the_prompt_does_not_take_the_last_try_that_others_left_mean
                 file = tmp_path / f"pin{number}"
                 file.write_text(f"65432{number}")
                 file.chmod(0o600)
-                command = [sys.executable, "-c", _LOG_IN, yubikey.key.uri, str(yubikey.module), str(file)]
-                environment = {**os.environ, **yubikey.environment}
-                done = subprocess.run(
-                    [*command, str(tmp_path / "pins")], env=environment, capture_output=True, text=True
+                login = start_login(
+                    yubikey.key.uri, yubikey.module, yubikey.environment, pin=file, record=tmp_path / "pins"
                 )
-                assert done.stdout == "pin_incorrect\n"
+                assert login.communicate()[0] == "pin_incorrect\n"
             return Pin(yubikey.wrong_pin)
 
     with pytest.raises(PinLastTry):
