@@ -26,7 +26,7 @@ _THUMBPRINTS = ("x5t", "x5t#S256")
 
 
 @dataclass(frozen=True)
-class FiledKey:
+class KeyEntry:
     """A key, and what became of its certificate at Entra.
 
     Attributes:
@@ -59,9 +59,9 @@ class KeyFile:
         object_id: of the application, once it was found out.
     """
 
-    current: FiledKey
-    next: FiledKey | None = None
-    retired: tuple[FiledKey, ...] = ()
+    current: KeyEntry
+    next: KeyEntry | None = None
+    retired: tuple[KeyEntry, ...] = ()
     object_id: str | None = None
 
 
@@ -137,8 +137,8 @@ def lock_key_file(path: Path) -> int:
     return descriptor
 
 
-def _filed_key(entry: Mapping[str, Any], directory: Path) -> FiledKey:
-    return FiledKey(
+def _filed_key(entry: Mapping[str, Any], directory: Path) -> KeyEntry:
+    return KeyEntry(
         Pkcs11Uri.parse(entry["key"]).beside(directory),
         _optional(bool, entry, "registered", True),
         _optional(str, entry, "key_id"),
@@ -158,7 +158,7 @@ def _optional(kind: type, entry: Mapping[str, Any], name: str, default: Any = No
     return value
 
 
-def _document(key: FiledKey) -> dict[str, Any]:
+def _document(key: KeyEntry) -> dict[str, Any]:
     document: dict[str, Any] = {"key": str(key.uri)}
     if not key.registered:
         document["registered"] = False

@@ -45,7 +45,7 @@ class Profile:
         network_timeout: seconds for one exchange, retries included.
         pin_record: keep the record of refused PINs when nobody watches a login.
         state_directory: where that is kept.
-        known_key_file: the key file that the profile names, also where another key was given for this run.
+        configured_key_file: the key file that the profile names, also where another key was given for this run.
         command: the program, with the options that chose this profile; for commands in hints.
         device_options: the options that were given to find the device; likewise.
     """
@@ -78,7 +78,7 @@ class Profile:
     wait: bool = False
     pin_record: bool = True
     state_directory: Path = Path()
-    known_key_file: Path | None = None
+    configured_key_file: Path | None = None
     command: tuple[str, ...] = ("hsm-signer",)
     device_options: tuple[str, ...] = ()
 
@@ -209,7 +209,7 @@ def _profile(
         **values,
         key=key.uris if key.file is None else _current_key(key.file),
         key_file=key.file,
-        known_key_file=_known_key_file(find),
+        configured_key_file=_configured_key_file(find),
     )
 
 
@@ -218,7 +218,7 @@ def _current_key(file: Path) -> tuple[Pkcs11Uri, ...]:
     return (read_key_file(file).current.uri,) if os.path.exists(file) else ()
 
 
-def _known_key_file(find: Callable[[Setting], Iterator[_Found]]) -> Path | None:
+def _configured_key_file(find: Callable[[Setting], Iterator[_Found]]) -> Path | None:
     for value, source in find(SETTINGS["key"]):
         # A value that does not win may be malformed.
         with contextlib.suppress(ConfigError):

@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
     isolated: bool
 
 
-class Settings(TypedDict, total=False):
+class ProfileKeywords(TypedDict, total=False):
     """The settings of a profile, as keywords; they mean what the command line's options of the same names mean."""
 
     module: str | Path
@@ -68,7 +68,7 @@ class Credential:
         client_id: of the app registration.
         key: PKCS#11 URI, or several in order of preference.
         prompt, additionally_allowed_tenants, isolated: see `Options`.
-        settings: see `Settings`.
+        settings: see `ProfileKeywords`.
 
     Raises:
         ConfigError: a setting is missing, malformed, or contradicts another.
@@ -85,7 +85,7 @@ class Credential:
         prompt: PinSource | None = None,
         additionally_allowed_tenants: Sequence[str] = (),
         isolated: bool = False,
-        **settings: Unpack[Settings],
+        **settings: Unpack[ProfileKeywords],
     ) -> None:
         profile = profile_from_arguments({"tenant": tenant_id, "client_id": client_id, "key": key, **settings})
         self._tokens = _tokens(profile, prompt, additionally_allowed_tenants, isolated)

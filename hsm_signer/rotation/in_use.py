@@ -27,8 +27,8 @@ def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner
             read_certificate(device, signer.key.info)
         if _is_in_use(profile, device, signer.public_key):
             raise CertificateExists(
-                f"The key {signer.key.info} is in use: {profile.known_key_file} names it. Programs would use the new "
-                "certificate at once, and Entra would refuse them until it is registered.",
+                f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the "
+                "new certificate at once, and Entra would refuse them until it is registered.",
                 hint="To store the certificate of another key, name that key with --key. To replace this one: --force.",
             )
 
@@ -41,17 +41,17 @@ def require_deletable(profile: Profile, device: "Device", public_key: "PublicKey
     """
     if _is_in_use(profile, device, public_key):
         raise ConfigError(
-            f"The key is in use: {profile.known_key_file} names it.",
+            f"The key is in use: {profile.configured_key_file} names it.",
             hint="Name the key to delete with --key. To delete this one, remove the key file first.",
         )
 
 
 def _is_in_use(profile: Profile, device: "Device", public_key: "PublicKey") -> bool:
-    if profile.known_key_file is None or not profile.known_key_file.exists():
+    if profile.configured_key_file is None or not profile.configured_key_file.exists():
         return False
     from hsm_signer.device.signer import open_signer
 
-    current = read_key_file(profile.known_key_file).current.uri
+    current = read_key_file(profile.configured_key_file).current.uri
     with suppress(KeyLookupError):
         return matches_device(current, device.info) and open_signer(device, current).public_key == public_key
     return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile
+from hsm_signer.config.keyfile import KeyEntry, KeyFile
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS
@@ -76,7 +76,7 @@ class Observed:
     now: float = 0
     grace: float = 0
 
-    def is_current(self, key: FiledKey) -> bool:
+    def is_current(self, key: KeyEntry) -> bool:
         """Return whether a key of the file is the current key."""
         current = self.file.current.uri
         return key.uri == current or (key.uri in self.keys and self.keys[key.uri] == self.keys.get(current))
@@ -107,14 +107,14 @@ def next_step(observed: Observed) -> Step | None:
     return Step.WAIT if retired else None
 
 
-def retired_key(step: Step, observed: Observed) -> FiledKey:
+def retired_key(step: Step, observed: Observed) -> KeyEntry:
     """Return the retired key that a step is about."""
     if step is Step.FORGET:
         return next(filter(observed.is_current, observed.file.retired))
     return next(_whose_time_is_over(observed))
 
 
-def _whose_time_is_over(observed: Observed) -> Iterator[FiledKey]:
+def _whose_time_is_over(observed: Observed) -> Iterator[KeyEntry]:
     return (key for key in observed.file.retired if not key.registered or (key.until or 0) <= observed.now)
 
 
@@ -143,16 +143,16 @@ def with_times(file: KeyFile, now: float, grace: float) -> KeyFile:
     )
 
 
-def after(step: Step, observed: Observed, key: FiledKey | None = None) -> Observed:
+def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observed:
     """Return what is known once a step was done.
 
     Args:
         key: for NAME the next key, for REGISTER the same with what Entra calls it; None for a prediction.
     """
     file = observed.file
-    following = file.next or FiledKey(_NOT_NAMED_YET, registered=False)
+    following = file.next or KeyEntry(_NOT_NAMED_YET, registered=False)
 
-    def with_retired(change: Callable[[FiledKey], tuple[FiledKey, ...]]) -> Observed:
+    def with_retired(change: Callable[[KeyEntry], tuple[KeyEntry, ...]]) -> Observed:
         """Return what is known once the retired key that the step is about was replaced by others."""
         about = retired_key(step, observed)
         changed = tuple(new for each in file.retired for new in (change(each) if each is about else (each,)))
@@ -206,7 +206,7 @@ def beside(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
     return replace(uri, **{name: getattr(current, name) for name in left_out})
 
 
-def will_do(certificate: Certificate, key: FiledKey, days: int, now: datetime) -> bool:
+def will_do(certificate: Certificate, key: KeyEntry, days: int, now: datetime) -> bool:
     """Tell whether the certificate beside the next key is one to go on with.
 
     Args:

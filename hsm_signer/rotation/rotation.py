@@ -22,7 +22,7 @@ from typing import Self
 
 from cryptography import x509
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, lock_key_file, read_key_file, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, lock_key_file, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import certificates_of
 from hsm_signer.credential.identity import Identity
@@ -207,7 +207,7 @@ class Rotation:
         if following is not None and not (file.next and file.next.registered):
             following = beside(following, file.current.uri)
             if file.next is not None:  # begun, and not yet registered
-                file = replace(file, next=FiledKey(following, registered=False))
+                file = replace(file, next=KeyEntry(following, registered=False))
             else:
                 named = not self._is_current(following)
                 if not named and not unfinished:
@@ -245,7 +245,7 @@ class Rotation:
             raise _not_another(following.uri)
         return replace(observed, has_certificate=observed.has_key and self._has_certificate(following))
 
-    def _has_certificate(self, key: FiledKey) -> bool:
+    def _has_certificate(self, key: KeyEntry) -> bool:
         signer = self._signer(key.uri)
         try:
             (found,) = parse_certificates(read_certificate(self._device, signer.key.info), "The next key's certificate")
@@ -261,7 +261,7 @@ class Rotation:
             label = self._signer(current).key.info.label
             label = next_label(label, key_labels(self._device), self._now.strftime("%Y%m%d"))
             uri = replace(current, object=label, id=secrets.token_bytes(4))
-        observed = self._look(after(Step.NAME, observed, FiledKey(uri, registered=False)))
+        observed = self._look(after(Step.NAME, observed, KeyEntry(uri, registered=False)))
         self._report(Step.NAME, f"The next key is {uri.object or uri}.")
         return observed
 
@@ -380,13 +380,13 @@ class Rotation:
         self._report(Step.UNREGISTER, "Entra does not know the old key any more.")
         return self._look(after(Step.UNREGISTER, observed))
 
-    def _listed_credential(self, old: FiledKey, listed: Registration, kept: Certificate) -> str | None:
+    def _listed_credential(self, old: KeyEntry, listed: Registration, kept: Certificate) -> str | None:
         """Return the id of a retired key's credential, which is never the current key's, whatever the file says."""
         certificate = self._retired_certificate(old.uri)
         key_id = (listed.find(certificate) if certificate else None) or self._request.old_key_id or old.key_id
         return key_id if key_id in listed.key_ids - {listed.find(kept)} else None
 
-    def _remove_unlisted(self, observed: Observed, old: FiledKey, prover: Identity) -> None:
+    def _remove_unlisted(self, observed: Observed, old: KeyEntry, prover: Identity) -> None:
         """Remove a retired key's credential where Graph does not say which credential is whose."""
         current, kept = observed.file.current, prover.certificates.certificate()
         certificate, identity = self._retired_certificate(old.uri), self._retired_identity(old.uri)
@@ -410,7 +410,7 @@ class Rotation:
             mistake = f"The credential {key_id} belonged to the current key, and was registered again at once"
             raise self._credential_unknown(f"{mistake}. The old key's is not known", old)
 
-    def _credential_unknown(self, what: str, old: FiledKey) -> ConfigError:
+    def _credential_unknown(self, what: str, old: KeyEntry) -> ConfigError:
         return ConfigError(
             f"{what}, and Graph does not list credentials ({old.uri}).",
             hint=f"Find it with: az ad app credential list --cert --id {self._profile.client_id}  "
@@ -546,17 +546,17 @@ def require_key_file(profile: Profile) -> Path:
     return profile.key_file
 
 
-def _following(observed: Observed) -> FiledKey:
+def _following(observed: Observed) -> KeyEntry:
     assert observed.file.next is not None  # noqa: S101  # the plan sees to it
     return observed.file.next
 
 
-def _filed(key: FiledKey, certificate: Certificate, key_id: str | None) -> FiledKey:
+def _filed(key: KeyEntry, certificate: Certificate, key_id: str | None) -> KeyEntry:
     """Return a key that is registered, with its credential and the certificate that this is known to be of."""
     return replace(key, registered=True, key_id=key_id, thumbprints=thumbprints(certificate))
 
 
-def _noted(key: FiledKey, certificate: Certificate) -> FiledKey:
+def _noted(key: KeyEntry, certificate: Certificate) -> KeyEntry:
     """Return a key with the certificate that it has by now, for programs that look whether theirs is still in use."""
     if key.thumbprints == thumbprints(certificate) or (key.key_id is not None and not key.thumbprints):
         return key
@@ -578,4 +578,4 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
             f"The key file {path} does not exist, so it is not known which key is in use.",
             hint="Begin with: rotate --current URI",
         )
-    return KeyFile(FiledKey(current))
+    return KeyFile(KeyEntry(current))

@@ -22,7 +22,7 @@ from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
 from hsm_signer import AsyncHsmCredential, HsmCredential
-from hsm_signer.credential.azure import Options, Settings
+from hsm_signer.credential.azure import Options, ProfileKeywords
 from hsm_signer.credential.cache import TokenCache
 from hsm_signer.errors import ConfigError, EntraError, NetworkError, PinIncorrect, PinUnavailable, ScopeError
 from hsm_signer.testing import EntraEmulator, SoftHsm
@@ -71,13 +71,13 @@ def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iter
     def connect(
         *, tenant: str = TENANT, key: str | list[str] = hsm_key.uri, pin: CountedPin | None = None, **settings: object
     ) -> HsmCredential:
-        defaults: Settings = {
+        defaults: ProfileKeywords = {
             "module": softhsm.module,
             "module_environment": softhsm.environment,
             "authority": entra.authority,
             "ca_bundle": str(entra.ca_file),
         }
-        merged: Settings = {**defaults, **settings}  # type: ignore[typeddict-item]  # checked at run time
+        merged: ProfileKeywords = {**defaults, **settings}  # type: ignore[typeddict-item]  # checked at run time
         credential = HsmCredential(tenant, CLIENT, key, prompt=pin or CountedPin(softhsm.pin, attended=False), **merged)
         made.append(credential)
         return credential

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from pkcs11 import KeyType
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, write_key_file
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, KeyNotFound, KeyUnfit
 from hsm_signer.rotation.plan import Step
@@ -39,7 +39,7 @@ def test_the_current_key_is_not_taken_for_the_next_one(application: Application,
 
 @pytest.mark.parametrize("registered", [True, False])
 def test_a_next_key_in_the_file_that_is_the_current_one_is_refused(application: Application, registered: bool) -> None:
-    again = FiledKey(parsed("pkcs11:token=rolling;object=app"), registered=registered)
+    again = KeyEntry(parsed("pkcs11:token=rolling;object=app"), registered=registered)
     write_key_file(application.key_file, replace(application.file, next=again))
     before = application.seen()
     with pytest.raises(ConfigError, match="is the current key"):
@@ -52,7 +52,7 @@ def test_a_next_key_in_the_file_that_is_the_current_one_is_refused(application: 
 def test_a_retired_key_that_is_the_current_one_is_dropped_from_the_file_and_nothing_else(
     application: Application, spelling: str, registered: bool
 ) -> None:
-    again = FiledKey(parsed(spelling), registered=registered, key_id=application.file.current.key_id)
+    again = KeyEntry(parsed(spelling), registered=registered, key_id=application.file.current.key_id)
     write_key_file(application.key_file, replace(application.file, retired=(again,)))
     before = application.seen()
     assert application.rotate() == [Step.FORGET]
@@ -79,7 +79,7 @@ def test_a_retired_key_is_gone_back_to_when_it_is_named_as_the_next_one(applicat
     old = application.file.current.uri
     application.rotate(delete_old=False)
     new = application.file.current.uri
-    retired = replace(application.file, retired=(FiledKey(Pkcs11Uri(token="rolling", id=b"\x01"), registered=False),))
+    retired = replace(application.file, retired=(KeyEntry(Pkcs11Uri(token="rolling", id=b"\x01"), registered=False),))
     write_key_file(application.key_file, retired)
     taken = application.rotate(following=old)
     assert taken[:2] == [Step.NAME, Step.REGISTER]
@@ -106,7 +106,7 @@ class TestACredential:
 
     def test_that_is_the_current_keys_stays_whatever_key_it_stands_beside(self, application: Application) -> None:
         other = application.softhsm.add_identity("other", b"\x02")
-        mistaken = FiledKey(parsed(other.uri), key_id=application.file.current.key_id)
+        mistaken = KeyEntry(parsed(other.uri), key_id=application.file.current.key_id)
         write_key_file(application.key_file, replace(application.file, retired=(mistaken,)))
         before = application.registered()
         application.rotate()
@@ -115,7 +115,7 @@ class TestACredential:
 
     def test_that_is_the_current_keys_is_asked_for_again_where_graph_does_not_tell(self, reticent: Application) -> None:
         other = reticent.softhsm.add_identity("other", b"\x02")
-        mistaken = FiledKey(parsed(other.uri), key_id=reticent.file.current.key_id)
+        mistaken = KeyEntry(parsed(other.uri), key_id=reticent.file.current.key_id)
         write_key_file(reticent.key_file, replace(reticent.file, retired=(mistaken,)))
         with pytest.raises(ConfigError) as caught:
             reticent.rotate()
@@ -133,7 +133,7 @@ class TestACredential:
         current = replace(reticent.file.current, key_id=others)
         write_key_file(
             reticent.key_file,
-            replace(reticent.file, current=current, retired=(FiledKey(parsed(other.uri), key_id=ours),)),
+            replace(reticent.file, current=current, retired=(KeyEntry(parsed(other.uri), key_id=ours),)),
         )
         with pytest.raises(ConfigError, match="registered again at once") as caught:
             reticent.rotate()
@@ -145,7 +145,7 @@ class TestACredential:
     def test_that_nothing_shows_to_be_the_old_keys_is_not_removed(self, reticent: Application) -> None:
         (ours,) = (each.key_id for each in reticent.entra.key_credentials(CLIENT, tenant=TENANT))
         current = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
-        gone = FiledKey(Pkcs11Uri(token="rolling", object="gone"), key_id=ours)
+        gone = KeyEntry(Pkcs11Uri(token="rolling", object="gone"), key_id=ours)
         write_key_file(reticent.key_file, replace(reticent.file, current=current, retired=(gone,)))
         with pytest.raises(ConfigError, match="Nothing shows"):
             reticent.rotate()
@@ -156,21 +156,21 @@ class TestAnId:
     """Devices let two keys have one id, by which their certificates are found."""
 
     @pytest.fixture
-    def twin(self, application: Application) -> FiledKey:
+    def twin(self, application: Application) -> KeyEntry:
         """Another key with the current key's id, beside which the current key's certificate stands."""
         named = {"id": b"\x01", "label": "twin", "store": True}
         with application.device() as device:
             device.call("making a key", lambda session: session.generate_keypair(KeyType.RSA, 2048, **named))
-        return FiledKey(Pkcs11Uri(token="rolling", object="twin", id=b"\x01"))
+        return KeyEntry(Pkcs11Uri(token="rolling", object="twin", id=b"\x01"))
 
     def test_that_a_retired_key_shares_leaves_the_current_keys_certificate_alone(
-        self, application: Application, twin: FiledKey
+        self, application: Application, twin: KeyEntry
     ) -> None:
         write_key_file(application.key_file, replace(application.file, retired=(twin,)))
         application.rotate()
         assert application.is_tidy()
 
-    def test_that_the_next_key_shares_is_refused(self, application: Application, twin: FiledKey) -> None:
+    def test_that_the_next_key_shares_is_refused(self, application: Application, twin: KeyEntry) -> None:
         with pytest.raises(KeyUnfit, match="has the id of the current one"):
             application.rotate(following=twin.uri)
         assert len(application.on_device().certificates) == 1
@@ -186,13 +186,13 @@ class TestAUri:
 
     def test_of_a_retired_key_on_another_device_deletes_nothing_here(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
-        elsewhere = FiledKey(replace(parsed(made.uri), token="elsewhere"), registered=False)
+        elsewhere = KeyEntry(replace(parsed(made.uri), token="elsewhere"), registered=False)
         write_key_file(application.key_file, replace(application.file, retired=(elsewhere,)))
         application.rotate()
         assert len(application.on_device().keys) == 2
 
     def test_that_means_the_only_key_still_means_it_beside_another(self, application: Application) -> None:
-        write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri(token="rolling"))))
+        write_key_file(application.key_file, KeyFile(KeyEntry(Pkcs11Uri(token="rolling"))))
         application.entra.answer_next_graph(Slow(0), GraphRefusal("Request_BadRequest", "Not now.", 400))
         with pytest.raises(EntraError):
             application.rotate()
@@ -213,7 +213,7 @@ def test_no_key_is_deleted_before_the_current_one_has_worked(application: Applic
     # Somebody has named a key that Entra does not know, and called the one that works retired.
     works = replace(application.file.current, registered=registered)
     unknown = application.softhsm.add_identity("unknown", b"\x02")
-    write_key_file(application.key_file, KeyFile(FiledKey(parsed(unknown.uri)), retired=(works,)))
+    write_key_file(application.key_file, KeyFile(KeyEntry(parsed(unknown.uri)), retired=(works,)))
     before = application.seen()
     with pytest.raises(EntraError):
         application.rotate()

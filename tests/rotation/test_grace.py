@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from hsm_signer.config.keyfile import FiledKey, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, write_key_file
 from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError
@@ -107,7 +107,7 @@ def test_a_retired_key_that_somebody_has_written_down_stays_for_the_time_from_wh
     other = application.softhsm.add_identity("other", b"\x02")
     assert other.certificate
     application.entra.register(CLIENT, other.certificate, tenant=TENANT)
-    retired = FiledKey(Pkcs11Uri.parse(other.uri))
+    retired = KeyEntry(Pkcs11Uri.parse(other.uri))
     write_key_file(application.key_file, replace(application.file, retired=(retired,)))
     application.time.ago = 70 * MINUTE
     assert application.rotate(DEFAULT) == [Step.WAIT]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
@@ -142,9 +142,9 @@ def test_after_any_run_the_current_key_works(
         if key.public_key == held.public_key
     }
 
-    def filed(key: Written) -> FiledKey:
+    def filed(key: Written) -> KeyEntry:
         credential = None if key.credential is None else ids.get(key.credential, str(uuid.uuid4()))
-        return FiledKey(key.uri, key.registered, credential)
+        return KeyEntry(key.uri, key.registered, credential)
 
     file = tmp_path / "key.json"
     coming = None if following is None else filed(following)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from joserfc.util import urlsafe_b64decode
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, write_key_file
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device
 from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate, replace_certificates
@@ -80,7 +80,7 @@ def test_a_service_principals_own_keys_are_rolled_in_the_same_way(application: A
     assert first.certificate is not None
     entra = application.entra
     entra.register(CLIENT, first.certificate, tenant=TENANT, service_principal=True)
-    write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri))))
+    write_key_file(application.key_file, KeyFile(KeyEntry(Pkcs11Uri.parse(first.uri))))
     principal = entra.service_principal_id(CLIENT, tenant=TENANT)
     before = application.registered()
     with Rotation(application.profile(service_principal=True, object_id=principal), RotationRequest()) as rotation:
@@ -98,7 +98,7 @@ def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(applica
         certificate = create_certificate(signer, Algorithm.RS256, "CN=careful", 30, datetime.now(UTC))
         replace_certificates(device, made.info, certificate)
     application.entra.register(CLIENT, certificate, tenant=TENANT)
-    write_key_file(application.key_file, KeyFile(FiledKey(Pkcs11Uri.parse(made.uri))))
+    write_key_file(application.key_file, KeyFile(KeyEntry(Pkcs11Uri.parse(made.uri))))
     application.rotate()
     following = [key for key in application.on_device().keys if key.label.startswith("careful-")]
     assert [key.protection.always_authenticate for key in following] == [True]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.operator import key_access
 from hsm_signer.credential.tokens import Tokens
@@ -186,5 +186,5 @@ def running_application(directory: Path, *, forbid_listing: bool = False) -> Ite
         entra.register(CLIENT, certificate, tenant=TENANT)
         file = directory / "key.json"
         (credential,) = entra.key_credentials(CLIENT, tenant=TENANT)
-        write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
+        write_key_file(file, KeyFile(KeyEntry(Pkcs11Uri.parse(first.uri), key_id=credential.key_id)))
         yield Application(entra, softhsm, file, first, clock)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
@@ -31,7 +31,7 @@ def entra(yubikey: PivStack) -> Iterator[EntraEmulator]:
 @pytest.fixture
 def profile(yubikey: PivStack, entra: EntraEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setenv("DEVICE_PIN", yubikey.pin)
-    write_key_file(tmp_path / "key.json", KeyFile(FiledKey(Pkcs11Uri.parse(yubikey.key.uri))))
+    write_key_file(tmp_path / "key.json", KeyFile(KeyEntry(Pkcs11Uri.parse(yubikey.key.uri))))
     return profile_from_arguments(
         {
             "tenant": TENANT,

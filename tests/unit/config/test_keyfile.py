@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile, read_key_file, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import load_profile, profile_from_arguments
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, OutputError
@@ -16,7 +16,7 @@ from hsm_signer.errors import ConfigError, OutputError
 KEY = "pkcs11:token=Office;id=%01"
 
 filed = st.builds(
-    FiledKey,
+    KeyEntry,
     st.builds(Pkcs11Uri, token=st.none() | st.text(min_size=1), id=st.binary(min_size=1)),
     st.booleans(),
     st.none() | st.uuids().map(str),
@@ -43,12 +43,12 @@ def test_a_key_file_is_read_as_it_was_written(file: Path, content: KeyFile) -> N
 def test_a_key_file_written_by_hand_says_only_which_key(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
     file.write_text(json.dumps({"key": KEY}))
-    assert read_key_file(file) == KeyFile(FiledKey(Pkcs11Uri.parse(KEY)))
+    assert read_key_file(file) == KeyFile(KeyEntry(Pkcs11Uri.parse(KEY)))
 
 
 def test_a_key_file_is_for_all_to_read_and_its_owners_to_write(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
-    write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(KEY))))
+    write_key_file(file, KeyFile(KeyEntry(Pkcs11Uri.parse(KEY))))
     assert file.stat().st_mode & 0o777 == 0o644
     assert [each.name for each in tmp_path.iterdir()] == ["key.json"]
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_key_file_is_refused_with_the_reason(tmp_path: Path, t
 
 def test_a_key_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
-    write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse(KEY))))
+    write_key_file(file, KeyFile(KeyEntry(Pkcs11Uri.parse(KEY))))
     file.chmod(0o620)
     with pytest.raises(ConfigError, match=r"Other users could replace the key file .* has mode 0620"):
         read_key_file(file)
@@ -105,7 +105,7 @@ def test_a_key_file_holds_no_pin_and_the_refusal_does_not_show_it(tmp_path: Path
 
 
 def test_a_profile_follows_a_key_file_beside_it(tmp_path: Path) -> None:
-    write_key_file(tmp_path / "key.json", KeyFile(FiledKey(Pkcs11Uri.parse(KEY))))
+    write_key_file(tmp_path / "key.json", KeyFile(KeyEntry(Pkcs11Uri.parse(KEY))))
     config = tmp_path / "config.toml"
     config.write_text('[profile.default]\nkey = "file:key.json"\n')
     profile = load_profile({}, config=config, environ={})
@@ -137,8 +137,8 @@ def test_a_profile_with_a_uri_has_no_key_file() -> None:
 
 def test_what_was_there_stays_when_a_key_file_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("k" * 250)  # so long that no file beside it can have a longer name
-    before = KeyFile(FiledKey(Pkcs11Uri.parse(KEY)))
+    before = KeyFile(KeyEntry(Pkcs11Uri.parse(KEY)))
     file.write_text(json.dumps({"key": KEY}))
     with pytest.raises(OutputError, match="cannot be written"):
-        write_key_file(file, KeyFile(FiledKey(Pkcs11Uri.parse("pkcs11:token=Other"))))
+        write_key_file(file, KeyFile(KeyEntry(Pkcs11Uri.parse("pkcs11:token=Other"))))
     assert read_key_file(file) == before

@@ -189,7 +189,7 @@ def test_every_setting_has_the_names_that_are_documented() -> None:
 
 
 def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> None:
-    places = {"key_file", "known_key_file", "state_directory", "command", "device_options"}
+    places = {"key_file", "configured_key_file", "state_directory", "command", "device_options"}
     assert set(SETTINGS) == {field.name for field in fields(Profile)} - places
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hsm_signer import errors
-from hsm_signer.config.keyfile import FiledKey, KeyFile, write_key_file
+from hsm_signer.config.keyfile import KeyEntry, KeyFile, write_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity
@@ -219,7 +219,7 @@ class TestAKeyFile:
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
-        write_key_file(tmp_path / "key.json", KeyFile(FiledKey(OFFICE)))
+        write_key_file(tmp_path / "key.json", KeyFile(KeyEntry(OFFICE)))
         return tmp_path / "key.json"
 
     @pytest.fixture
@@ -228,7 +228,7 @@ class TestAKeyFile:
 
     def test_that_names_another_key_is_followed(self, devices: Devices, keys: Keys, file: Path) -> None:
         before = signed_by(keys)
-        write_key_file(file, KeyFile(FiledKey(HOME)))
+        write_key_file(file, KeyFile(KeyEntry(HOME)))
         assert (before, signed_by(keys), devices.closed) == ("Office", "Home", ["Office"])
 
     def test_that_changes_while_the_old_key_fails_is_followed_at_once(
@@ -237,7 +237,7 @@ class TestAKeyFile:
         # The old key was deleted from the device after the look at the file.
         def deleted(profile: Profile, client: Client, uri: Pkcs11Uri, *arguments: Any, **named: Any) -> Identity:
             if uri == OFFICE:
-                write_key_file(file, KeyFile(FiledKey(HOME)))
+                write_key_file(file, KeyFile(KeyEntry(HOME)))
                 raise KeyNotFound("It is gone.")
             return devices.open(profile, client, uri, *arguments, **named)
 
@@ -248,7 +248,7 @@ class TestAKeyFile:
         # Another thread had chosen the old key before this one went over to the new one, and opens it only now.
         signed_by(keys)
         (old,) = keys._keys
-        write_key_file(file, KeyFile(FiledKey(HOME)))
+        write_key_file(file, KeyFile(KeyEntry(HOME)))
         signed_by(keys)
         with pytest.raises(DeviceError):
             old.open(Profile(), APP, UNATTENDED, False)
@@ -264,7 +264,7 @@ class TestTheKeyInUse:
 
     @pytest.fixture
     def file(self, tmp_path: Path, certificate: Certificate) -> Path:
-        recorded = FiledKey(OFFICE, thumbprints=thumbprints(certificate))
+        recorded = KeyEntry(OFFICE, thumbprints=thumbprints(certificate))
         write_key_file(tmp_path / "key.json", KeyFile(recorded))
         return tmp_path / "key.json"
 
@@ -285,7 +285,7 @@ class TestTheKeyInUse:
     @pytest.mark.parametrize("content", ["by hand", "damaged", "gone"])
     def test_is_told_by_the_age_of_a_key_file_that_does_not_say(self, file: Path, content: str) -> None:
         if content == "by hand":
-            write_key_file(file, KeyFile(FiledKey(OFFICE)))
+            write_key_file(file, KeyFile(KeyEntry(OFFICE)))
         elif content == "damaged":
             file.write_text("{")
         else:
@@ -297,7 +297,7 @@ class TestTheKeyInUse:
     def test_may_have_changed_with_a_file_that_was_moved_into_place(self, file: Path) -> None:
         written = time.time() - 60
         another = file.with_name("another.json")
-        write_key_file(another, KeyFile(FiledKey(HOME)))
+        write_key_file(another, KeyFile(KeyEntry(HOME)))
         os.utime(another, (0, 0))
         another.replace(file)
         assert not self.keys(key_file=file).is_current({"x5t": "any"}, written)
@@ -309,7 +309,7 @@ class TestTheKeyInUse:
     @pytest.mark.parametrize(
         "change",
         [
-            pytest.param(lambda file: write_key_file(file, KeyFile(FiledKey(HOME))), id="replaced"),
+            pytest.param(lambda file: write_key_file(file, KeyFile(KeyEntry(HOME))), id="replaced"),
             pytest.param(lambda file: file.write_text("{"), id="written over"),
             pytest.param(lambda file: file.unlink(), id="removed"),
         ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_signer.config.keyfile import FiledKey, KeyFile
+from hsm_signer.config.keyfile import KeyEntry, KeyFile
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.rotation.plan import (
@@ -25,8 +25,8 @@ from hsm_signer.rotation.plan import (
 )
 from hsm_signer.x509.certificate import Certificate
 
-OLD = FiledKey(Pkcs11Uri(token="t", id=b"old"), key_id="1")
-NEW = FiledKey(Pkcs11Uri(token="t", id=b"new"), registered=False)
+OLD = KeyEntry(Pkcs11Uri(token="t", id=b"old"), key_id="1")
+NEW = KeyEntry(Pkcs11Uri(token="t", id=b"new"), registered=False)
 REGISTERED = replace(NEW, registered=True, key_id="2")
 
 WHOLE = [
@@ -42,7 +42,7 @@ WHOLE = [
 NOW, GRACE = 1_750_000_000, 4200
 
 filed = st.builds(
-    FiledKey,
+    KeyEntry,
     st.binary(min_size=1, max_size=4).map(lambda key_id: Pkcs11Uri(token="t", id=key_id)),
     st.booleans(),
     st.none() | st.just("id"),
@@ -173,7 +173,7 @@ def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotatio
     ],
 )
 def test_the_time_that_is_written_counts_and_without_one_it_begins_now(
-    key: FiledKey, grace: int, until: int | None
+    key: KeyEntry, grace: int, until: int | None
 ) -> None:
     assert with_times(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
 
@@ -201,7 +201,7 @@ SPELLINGS = {
         Pkcs11Uri(token="t", object=name, id=name.encode()),
     )
 }
-spelled = st.builds(FiledKey, st.sampled_from([*SPELLINGS]), st.booleans())
+spelled = st.builds(KeyEntry, st.sampled_from([*SPELLINGS]), st.booleans())
 files = st.builds(KeyFile, current=spelled, next=st.none() | spelled, retired=st.lists(spelled, max_size=3).map(tuple))
 NUMBERS = {name: number for number, name in enumerate(("one", "two", "three", "made"), 1)}
 
@@ -228,7 +228,7 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
             case Step.NAME:
                 following = named or Pkcs11Uri(object="made")
                 names.setdefault(following, "made")
-                observed = after(step, observed, FiledKey(following, registered=False))
+                observed = after(step, observed, KeyEntry(following, registered=False))
                 continue
             case Step.GENERATE if observed.file.next and names[observed.file.next.uri] != "made":
                 break  # there is no such key, and the run ends
@@ -298,5 +298,5 @@ def test_a_certificate_that_is_registered_will_do_whatever_is_asked_for_by_now(
 
 
 @pytest.mark.parametrize("filed", [NEW, REGISTERED])
-def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: FiledKey) -> None:
+def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: KeyEntry) -> None:
     assert not will_do(certificate, filed, 365, now + timedelta(days=200))
