@@ -1,9 +1,9 @@
-"""The key file: which key a program uses today, in a file that `rotate` replaces while programs read it.
+"""The key file: it names the key that programs use. `rotate` replaces it while programs read it.
 
     {"key": "pkcs11:token=Office;id=%01"}
 
-is one, and is how to begin by hand. What else stands in it is a rotation under way: the key that is to come, and those
-that have had their day. A profile follows it with ``key = "file:PATH"``.
+is a complete key file, and enough to start by hand. During a rotation it also names the next key and the retired ones.
+A profile uses it with ``key = "file:PATH"``.
 """
 
 import fcntl
@@ -21,23 +21,23 @@ from hsm_signer.system.private_file import write_private
 from hsm_signer.system.strict_json import parse_json
 from hsm_signer.system.trusted_path import read_trusted
 
-_OF_A_KEY = ("key", "registered", "key_id", "until", "delete")
+_MEMBERS = ("key", "registered", "key_id", "until", "delete")
 _THUMBPRINTS = ("x5t", "x5t#S256")
 
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """A key, and what became of its certificate at Entra.
+    """One key, and the state of its certificate at Entra.
 
     Attributes:
-        uri: of the key.
-        registered: whether Entra knows its certificate.
-        key_id: of the key credential, by which it is removed; None where it is not known.
-        thumbprints: of the certificate that `key_id` is the credential of, as `thumbprints` returns them; empty where
-            nobody has compared the two, as in a file written by hand.
-        until: of a retired key, epoch seconds: until when somebody may hold an assertion that it signed, so that it
-            must stay registered; None where that is not known.
-        delete: of a retired key: whether it is to be deleted from the device at the end.
+        uri: where the key is.
+        registered: whether its certificate is registered.
+        key_id: ID of its key credential, which removes the certificate; None if not known.
+        thumbprints: of the certificate that `key_id` belongs to, as `thumbprints` returns them; empty if the two have
+            not been compared, as in a file written by hand.
+        until: for a retired key, epoch seconds: until then programs may hold an assertion that it signed, so it must
+            stay registered; None if not known.
+        delete: for a retired key: whether to delete it from the device at the end.
     """
 
     uri: Pkcs11Uri
@@ -50,13 +50,13 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """What a key file says.
+    """The content of a key file.
 
     Attributes:
-        current: the key to use.
-        next: the one that is to follow it.
-        retired: those that are to be taken away, the oldest first.
-        object_id: of the application, once it was found out.
+        current: the key that programs use.
+        next: the key that will replace it.
+        retired: earlier keys that are not removed yet, the oldest first.
+        object_id: of the application, once it is known.
     """
 
     current: KeyEntry
@@ -69,39 +69,39 @@ def read_key_file(path: Path) -> KeyFile:
     """Read a key file. A relative PIN file in a URI is relative to the key file.
 
     Raises:
-        ConfigError: it cannot be read, is not one, or others can write it.
+        ConfigError: it cannot be read, is malformed, contains a PIN, or other users can change it.
     """
     text, opened = read_trusted(path, "key file")
     directory = opened.parent
     try:
         document = parse_json(text)
-        if unknown := document.keys() - {*_OF_A_KEY, *_THUMBPRINTS, "object_id", "next", "retired"}:
-            raise _damaged(path, f"it has an unknown member {min(unknown)!r}")
-        following = document.get("next")
+        if unknown := document.keys() - {*_MEMBERS, *_THUMBPRINTS, "object_id", "next", "retired"}:
+            raise _malformed(path, f"unknown member {min(unknown)!r}")
+        next_entry = document.get("next")
         content = KeyFile(
-            current=_filed_key(document, directory),
-            next=None if following is None else _filed_key(following, directory),
-            retired=tuple(_filed_key(entry, directory) for entry in document.get("retired", ())),
+            current=_key_entry(document, directory),
+            next=None if next_entry is None else _key_entry(next_entry, directory),
+            retired=tuple(_key_entry(entry, directory) for entry in document.get("retired", ())),
             object_id=_optional(str, document, "object_id"),
         )
     except UriError as error:
-        raise _damaged(path, error.message.rstrip(".")) from None
+        raise _malformed(path, error.message.rstrip(".")) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise _damaged(path, "it is not the JSON that it should be") from None
+        raise _malformed(path, "it is not JSON, or a value has the wrong type") from None
     if any(key is not None and key.uri.pin_value for key in (content.current, content.next, *content.retired)):
         raise ConfigError(
-            f"The key file {path} holds a PIN (pin-value), and everybody may read it.",
-            hint="Take it out, and use --pin-source. Then change the PIN.",
+            f"The key file {path} contains a PIN (pin-value), and every user can read the file.",
+            hint="Remove the PIN from it, and use --pin-source. Then change the PIN.",
         )
     return content
 
 
 def write_key_file(path: Path, content: KeyFile) -> None:
-    """Replace a key file.
+    """Write or replace a key file, atomically.
 
     Raises:
-        ConfigError: others can write in its directory.
-        OutputError: it cannot be written. What was there before is unchanged.
+        ConfigError: other users can write in its directory.
+        OutputError: it cannot be written. An earlier file is unchanged.
     """
     document = _document(content.current)
     if content.object_id is not None:
@@ -111,33 +111,37 @@ def write_key_file(path: Path, content: KeyFile) -> None:
     if content.retired:
         document["retired"] = [_document(key) for key in content.retired]
     text = json.dumps(document, indent=2) + "\n"
-    # For all to read, as a profile is: programs that use the key are often other users than the one who rotates it.
+    # Every user may read it, like a profile: the programs that use the key often run as other users than rotate.
     write_private(path, lambda: text, mode=0o644)
 
 
 def lock_key_file(path: Path) -> int:
-    """Return a descriptor that holds the lock of a key file, for one rotation at a time, until it is closed.
+    """Lock a key file, so that only one rotation runs at a time.
+
+    Returns:
+        A descriptor, which holds the lock until it is closed.
 
     Raises:
-        ConfigError: another process holds it.
-        OutputError: there cannot be one.
+        ConfigError: another process holds the lock.
+        OutputError: the lock file cannot be created.
     """
     try:
         lock = path.with_name(f".{path.name}.lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be replaced: {error.strerror}.", hint="Its directory must be there, and yours to write in."
+            f"{path} cannot be replaced: {error.strerror}.",
+            hint="Its directory must exist, and you must be able to write in it.",
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(f"Another rotate is at work on {path}.", hint="Wait for its end.") from None
+        raise ConfigError(f"Another rotate is running for {path}.", hint="Wait until it ends.") from None
     return descriptor
 
 
-def _filed_key(entry: Mapping[str, Any], directory: Path) -> KeyEntry:
+def _key_entry(entry: Mapping[str, Any], directory: Path) -> KeyEntry:
     return KeyEntry(
         Pkcs11Uri.parse(entry["key"]).beside(directory),
         _optional(bool, entry, "registered", True),
@@ -149,12 +153,12 @@ def _filed_key(entry: Mapping[str, Any], directory: Path) -> KeyEntry:
 
 
 def _optional(kind: type, entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """Return a member, which must be of that type where there is one; raise TypeError or ValueError when it is not."""
+    """Return a member or its default. Raise TypeError or ValueError if it has another type, or is not valid Unicode."""
     value = entry.get(name, default)
     if value is not default and not isinstance(value, kind):
         raise TypeError
     if isinstance(value, str):
-        value.encode()  # raises UnicodeEncodeError for half a character
+        value.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
     return value
 
 
@@ -173,15 +177,15 @@ def _document(key: KeyEntry) -> dict[str, Any]:
 
 
 def _epoch_seconds(text: str) -> int:
-    """Read a time with its zone (RFC 3339); raise ValueError or TypeError where it is none."""
+    """Read a time with a zone (RFC 3339). Raise ValueError or TypeError for anything else."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("a time without a zone")
     return int(moment.timestamp())
 
 
-def _damaged(path: Path, reason: str) -> ConfigError:
+def _malformed(path: Path, reason: str) -> ConfigError:
     return ConfigError(
-        f"{path} is no key file: {reason}.",
-        hint='It begins as {"key": "pkcs11:token=Office;id=%01"}, and rotate keeps it.',
+        f"{path} is not a valid key file: {reason}.",
+        hint='The shortest key file is {"key": "pkcs11:token=Office;id=%01"}; rotate adds to it.',
     )

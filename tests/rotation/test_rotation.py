@@ -237,7 +237,7 @@ def test_a_credential_that_somebody_else_has_removed_is_no_obstacle(reticent: Ap
 def test_two_rotations_do_not_run_at_once(application: Application) -> None:
     with (application.key_file.parent / ".key.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="Another rotate is at work"):
+        with pytest.raises(ConfigError, match="Another rotate is running"):
             application.rotate()
 
 
