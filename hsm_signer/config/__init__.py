@@ -1,1 +1,1 @@
-"""Settings from options, variables and TOML; the profile; the key file."""
+"""Settings: read from options, variables and a TOML file into a `Profile`; and the key file."""

@@ -49,7 +49,7 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
         if wanted:
             raise ConfigError(
                 f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
-                hint="Write one, or name it with --config.",
+                hint="Create one of these files, or name another with --config.",
             )
         return ProfileTable()
     document, opened = _load_toml(file)

@@ -32,22 +32,22 @@ from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, Thumbprint
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything one run needs to know. None and empty mean: not set.
+    """The values of all settings, for one run. None and empty mean not set.
 
     Attributes:
-        key: where the key is; several name devices in order of preference.
-        key_file: the file that says so, and which `rotate` replaces; None where the profile does.
-        pin_source: as `parse_pin_source` reads it.
-        algorithm: None means PS256 where the device can, else RS256.
+        key: URIs of the keys, the preferred one first.
+        key_file: the key file that `key` was read from; None if the setting has URIs.
+        pin_source: a text for `parse_pin_source`.
+        algorithm: None means PS256 if the device can, else RS256.
         lifetime: of an assertion, seconds.
-        grace: seconds for which `rotate` leaves an old certificate registered; None lets the lifetime say.
+        grace: seconds for which `rotate` leaves an old certificate registered; None derives them from the lifetime.
         device_timeout: seconds for one call into the device.
-        network_timeout: seconds for one exchange, retries included.
-        pin_record: keep the record of refused PINs when nobody watches a login.
-        state_directory: where that is kept.
-        configured_key_file: the key file that the profile names, also where another key was given for this run.
-        command: the program, with the options that chose this profile; for commands in hints.
-        device_options: the options that were given to find the device; likewise.
+        network_timeout: seconds for one request, including retries.
+        pin_record: whether unattended logins record refused PINs.
+        state_directory: where that record is.
+        configured_key_file: the key file that is configured, even if --key names another key for this run.
+        command: the program and the options that chose this profile, for commands in hints.
+        device_options: the options that chose the device, for the same commands.
     """
 
     tenant: str | None = None
@@ -83,7 +83,7 @@ class Profile:
     device_options: tuple[str, ...] = ()
 
     def command_line(self, *words: str) -> str:
-        """Return a command that finds the same device as this run, as a shell takes it."""
+        """Return a command that uses the same profile and device as this run, quoted for a shell."""
         return shlex.join([*self.command, *words, *self.device_options])
 
 

@@ -1,6 +1,6 @@
-"""What is commonly given wrong: the status says who must act, the text says what is wrong and how to mend it.
+"""Common mistakes: the exit status says who must act, the message what is wrong and how to fix it.
 
-`assert_explained` looks at each twice, as a person and as a program sees it.
+`assert_explained` checks each twice: the text for people, and the JSON for programs.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.cli.conftest import key_uri
 from tests.support.names import CLIENT, TENANT, WRONG_PIN
 from tests.support.program import Program, Settings, assert_explained, options
 
-# A token of its own: SoftHSM remembers a refused PIN, and would warn whoever logs in next.
+# A separate device: SoftHSM remembers a refused PIN, and would warn at the next login of another test.
 SPARE, WRONG = "pkcs11:token=spare", {"DEVICE_PIN": WRONG_PIN}
 
 
@@ -29,13 +29,13 @@ def test_a_missing_module(program: Program, signing: Settings) -> None:
     assert "/nowhere/module.so" in result.stderr
 
 
-def test_a_module_name_that_nobody_has(program: Program, signing: Settings) -> None:
+def test_a_module_name_that_does_not_exist(program: Program, signing: Settings) -> None:
     result = program("assertion", *options(signing, module=None, key="pkcs11:token=office?module-name=nobody"))
     assert_explained(result, 3, "module_load_error")
     assert "nobody" in result.stderr
 
 
-def test_a_wrong_module_that_is_some_other_library(program: Program, signing: Settings) -> None:
+def test_a_module_that_is_another_library(program: Program, signing: Settings) -> None:
     # python-pkcs11's own extension: certainly there, loadable, and no module. The checkout may belong to another user.
     module = shutil.copy(pkcs11._pkcs11.__file__, program.directory / "library.so")
     result = program("assertion", *options(signing, module=str(module)))
@@ -44,7 +44,7 @@ def test_a_wrong_module_that_is_some_other_library(program: Program, signing: Se
 
 
 @pytest.mark.parametrize("content", [b"#!/bin/sh\n", b"\x7fELF and not much more"])
-def test_a_file_that_is_no_module(program: Program, signing: Settings, content: bytes) -> None:
+def test_a_module_that_is_not_a_library(program: Program, signing: Settings, content: bytes) -> None:
     file = program.directory / "module.so"
     file.write_bytes(content)
     assert_explained(program("assertion", *options(signing, module=str(file))), 3, "module_load_error")
@@ -129,7 +129,7 @@ def test_a_pin_that_was_refused_before(program: Program, signing: Settings) -> N
     assert_explained(first.again(), 4, "pin_refused_before")
 
 
-def test_no_pin_and_nobody_to_ask(program: Program, signing: Settings) -> None:
+def test_no_pin_source_and_no_terminal(program: Program, signing: Settings) -> None:
     result = program("assertion", *options(signing, pin_source=None))
     assert_explained(result, 4, "pin_unavailable")
     assert "--pin-source" in result.stderr
@@ -280,7 +280,7 @@ def test_a_program_named_by_a_uri_is_refused_also_beside_another_pin_source(
     assert not (program.directory / "started").exists()
 
 
-def test_all_settings_that_are_missing_are_named_at_once(program: Program) -> None:
+def test_all_missing_settings_are_named_at_once(program: Program) -> None:
     result = program("token")
     assert_explained(result, 2, "config_error")
     message, hint, *lines = result.stderr.splitlines()

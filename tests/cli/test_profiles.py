@@ -1,4 +1,4 @@
-"""Profiles, variables and options: which one wins, and which file is believed."""
+"""Profiles, variables and options: which one wins, and which file is trusted."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def write(file: Path, text: str) -> Path:
 
 @pytest.fixture
 def office(program: Program, softhsm: SoftHsm, good: SoftHsmKey, certificate: Path) -> str:
-    """A profile that holds all that `assertion` needs; its files lie beside it."""
+    """A profile with everything that `assertion` needs, and its files in the same directory."""
     directory = program.directory / "office"
     write(directory / "pin", PIN + "\n")
     (directory / "good.der").write_bytes(certificate.read_bytes())
@@ -54,7 +54,7 @@ def test_a_profile_works_from_any_directory_with_relative_paths_in_its_uri_and_e
     profile = profile.replace(str(softhsm.configuration), "softhsm2.conf")
     (program.directory / "office" / "softhsm2.conf").write_text(softhsm.configuration.read_text())
     file = write(program.directory / "office" / "config.toml", f"[profile.default]{profile}")
-    # What lies in the directory of the caller is not what the profile means.
+    # A file of that name in the current directory is ignored.
     write(program.directory / "pin", "not the PIN\n")
     result = program("--config", str(file), "assertion", environment=NO_SOFTHSM)
     assert (result.status, result.stderr) == (0, "")
@@ -134,12 +134,12 @@ def test_an_unknown_profile_is_refused_with_the_nearest_right_name(program: Prog
 
 
 @pytest.mark.parametrize("text", ["[profile.default", "tenant = 'x'", "[profile.default]\ncloud = 'pubic'"])
-def test_a_file_that_says_something_else_is_refused(program: Program, text: str) -> None:
+def test_a_malformed_configuration_file_is_refused(program: Program, text: str) -> None:
     write(program.home / ".config/hsm-signer/config.toml", text)
     assert_explained(program("assertion"), 2, "config_error")
 
 
-def test_a_configuration_that_was_named_must_be_there(program: Program) -> None:
+def test_a_configuration_file_that_is_named_must_exist(program: Program) -> None:
     assert_explained(program("--config", "nowhere.toml", "assertion"), 2, "config_error")
 
 

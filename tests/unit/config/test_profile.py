@@ -1,4 +1,4 @@
-"""Settings come from where they should, the nearest wins, and every mistake is named with its cure."""
+"""Settings are read from the right place, in the right order, and every mistake is reported with its fix."""
 
 import json
 import logging
@@ -60,8 +60,8 @@ NAMES = {
     "wait": ("--wait", None, None),
 }
 
-# For each setting what may be found, nearest first, and what becomes of it: option, variable, profile, AZURE variable.
-# A place that a setting does not have is left out; of two neighbours none says the same.
+# For each setting a value in each place, the place that wins first, and the value in the profile. Places that a setting
+# does not have are left out. Neighbouring values differ.
 FOUND: dict[str, dict[str, tuple[Any, Any]]] = {
     "tenant": {"option": ("a", "a"), "variable": ("b", "b"), "profile": ("c", "c"), "azure": ("d", "d")},
     "client_id": {"option": ("a", "a"), "variable": ("b", "b"), "profile": ("c", "c"), "azure": ("d", "d")},
@@ -163,7 +163,7 @@ def toml(value: object) -> str:
 
 
 def load(write: Write, name: str, places: Mapping[str, object]) -> Any:
-    """Load a profile where a setting has these values, by place, and return what the setting became."""
+    """Load a profile with these values of one setting, by place, and return the setting's value in the profile."""
     setting, environ = SETTINGS[name], {}
     if setting.variable and "variable" in places:
         environ[setting.variable] = str(places["variable"])
@@ -209,7 +209,7 @@ def test_the_tables_of_these_tests_have_every_place_that_a_setting_has() -> None
 
 
 @pytest.mark.parametrize(("name", "place"), EACH)
-def test_a_setting_is_taken_from_the_nearest_place_that_has_it(write: Write, name: str, place: str) -> None:
+def test_the_first_place_that_has_a_setting_wins(write: Write, name: str, place: str) -> None:
     places = list(FOUND[name])
     nearest = places[places.index(place) :]
     given_there = {each: FOUND[name][each][0] for each in nearest}
@@ -217,12 +217,12 @@ def test_a_setting_is_taken_from_the_nearest_place_that_has_it(write: Write, nam
 
 
 @pytest.mark.parametrize("name", list(FOUND))
-def test_a_setting_that_nobody_gave_has_its_default(write: Write, name: str) -> None:
+def test_a_setting_that_is_not_set_has_its_default(write: Write, name: str) -> None:
     assert load(write, name, {}) == getattr(Profile(), name)
 
 
 @pytest.mark.parametrize("setting", WITH_VARIABLE, ids=lambda setting: setting.name)
-def test_an_empty_variable_is_not_set(write: Write, setting: Setting) -> None:
+def test_an_empty_variable_is_ignored(write: Write, setting: Setting) -> None:
     raw, expected = FOUND[setting.name]["profile"]
     assert load(write, setting.name, {"variable": "", "profile": raw}) == expected
 
@@ -334,7 +334,7 @@ def test_state_is_kept_where_systemd_says_else_in_the_home(
     assert state_directory(environ) == Path(expected)
 
 
-def test_a_user_without_a_home_directory_has_no_files_in_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_directory_no_file_is_in_the_current_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(number: int) -> None:
         raise KeyError(number)
 
@@ -343,7 +343,7 @@ def test_a_user_without_a_home_directory_has_no_files_in_the_current_one(monkeyp
     assert all(path.is_absolute() for path in (state_directory({}), *default_config_files({})))
 
 
-def test_a_place_that_cannot_be_looked_at_is_passed_over() -> None:
+def test_a_configuration_file_in_an_unreadable_place_is_ignored() -> None:
     # Too long a name stands for every other reason: root may look everywhere.
     assert load_profile({}, environ={"XDG_CONFIG_HOME": "/" + "x" * 5000}).client_id is None
 
@@ -359,7 +359,7 @@ def test_any_other_relative_path_is_relative_to_the_current_directory(write: Wri
     assert load(write, name, {place: "sub/file"}).absolute() == Path("sub/file").absolute()
 
 
-def test_a_relative_module_in_a_directory_that_was_deleted_is_an_error_of_its_own(
+def test_a_relative_module_in_a_deleted_directory_is_refused(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"
@@ -370,7 +370,7 @@ def test_a_relative_module_in_a_directory_that_was_deleted_is_an_error_of_its_ow
         load(write, "module", {"option": "./file"})
 
 
-def test_a_relative_configuration_does_not_make_paths_depend_on_later_directories(
+def test_paths_in_a_relative_configuration_file_are_absolute(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write('[profile.default]\nmodule = "a.so"\n')
@@ -400,7 +400,7 @@ def test_a_pin_file_named_in_a_profile_is_relative_to_the_profile(
     assert load(write, "pin_source", {place: source}) == expected.format(directory=tmp_path)
 
 
-def test_a_pin_source_that_names_no_file_is_left_for_the_reader_of_pin_sources_to_refuse(write: Write) -> None:
+def test_a_pin_source_without_a_file_name_is_unchanged(write: Write) -> None:
     assert load(write, "pin_source", {"profile": "file:"}) == "file:"
 
 
@@ -414,7 +414,7 @@ def test_a_pin_file_in_a_uri_of_a_profile_is_relative_to_the_profile(
 
 @pytest.mark.parametrize("place", ["option", "variable", "profile"])
 @pytest.mark.parametrize("path", ["m.so", "../m.so", ""])
-def test_a_module_path_that_is_relative_is_refused_wherever_it_stands(write: Write, place: str, path: str) -> None:
+def test_a_relative_module_path_in_a_uri_is_refused(write: Write, place: str, path: str) -> None:
     with pytest.raises(UriError, match="module-path must be an absolute path"):
         load(write, "key", {place: f"pkcs11:token=a?module-path={path}"})
 
@@ -445,12 +445,12 @@ def test_the_home_directory_may_be_written_as_a_tilde(write: Write, monkeypatch:
     assert places == [Path("/home/somebody/app.pem")] * 3
 
 
-def test_the_home_of_a_user_nobody_knows_is_an_ordinary_name(write: Write, tmp_path: Path) -> None:
+def test_the_home_directory_of_an_unknown_user_is_an_ordinary_name(write: Write, tmp_path: Path) -> None:
     assert load(write, "certificate", {"profile": "~no-such-user/x"}) == tmp_path / "~no-such-user" / "x"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644, 0o755])
-def test_a_file_that_others_may_only_read_is_used(write: Write, mode: int) -> None:
+def test_a_file_that_others_can_only_read_is_used(write: Write, mode: int) -> None:
     config = write(TWO)
     config.chmod(mode)
     assert load_profile({}, config=config, environ={}).client_id == "first"
@@ -475,7 +475,7 @@ def test_a_file_that_others_can_write_is_refused_behind_a_link(write: Write, tmp
     assert f" {config} belongs to user" in refused({}, config=link).message
 
 
-def test_a_file_of_somebody_else_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_user_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write(TWO)
     if os.geteuid() == 0:
         os.chown(config, 4711, -1)
@@ -494,17 +494,17 @@ def test_relative_paths_are_relative_to_the_file_that_was_read_and_not_to_a_link
     assert load_profile({}, config=link, environ={}).module == config.resolve().parent / "m.so"
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_configuration_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
     error = refused({}, config=tmp_path / "absent.toml")
     assert error.message == f"The configuration {tmp_path / 'absent.toml'} cannot be read: No such file or directory."
 
 
-def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_configuration_file(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     assert "is not a regular file" in refused({}, config=tmp_path).message
 
 
-def test_a_profile_without_any_file_is_refused_with_the_places_looked_at(tmp_path: Path) -> None:
+def test_a_profile_without_a_configuration_file_is_refused_with_the_paths_that_were_tried(tmp_path: Path) -> None:
     error = refused({}, name="prod", environ={"XDG_CONFIG_HOME": str(tmp_path)})
     assert error.message == (
         f"There is no configuration for profile 'prod': looked for {tmp_path}/hsm-signer/config.toml, "
@@ -513,13 +513,15 @@ def test_a_profile_without_any_file_is_refused_with_the_places_looked_at(tmp_pat
 
 
 @pytest.mark.parametrize(("name", "hint"), [("prd", "Did you mean prod?"), ("xyz", "Add a table [profile.xyz].")])
-def test_a_missing_profile_is_refused_with_those_there_and_the_nearest(write: Write, name: str, hint: str) -> None:
+def test_a_missing_profile_is_refused_with_the_existing_and_the_nearest_names(
+    write: Write, name: str, hint: str
+) -> None:
     config = write(TWO)
     error = refused({}, config=config, name=name)
     assert (error.message, error.hint) == (f"{config} has no profile {name!r}; it has default, prod.", hint)
 
 
-def test_the_profile_default_need_not_be_there(write: Write) -> None:
+def test_the_default_profile_need_not_exist(write: Write) -> None:
     config = write('[profile.prod]\nclient_id = "a"\n')
     assert load_profile({}, config=config, environ={}).client_id is None
 
@@ -543,12 +545,12 @@ def test_a_file_without_any_profile_is_refused(write: Write, text: str) -> None:
         f"a = {'{b = ' * 900}1{'}' * 900}",
     ],
 )
-def test_damaged_toml_is_refused_by_the_name_of_the_file(write: Write, text: str) -> None:
+def test_malformed_toml_is_refused_and_the_file_named(write: Write, text: str) -> None:
     config = write(text)
     assert refused({}, config=config).message.startswith(f"{config} is not TOML: ")
 
 
-def test_a_file_that_is_not_utf_8_is_refused_by_its_name(write: Write) -> None:
+def test_a_file_that_is_not_utf_8_is_refused_and_named(write: Write) -> None:
     config = write("")
     config.write_bytes(b'[profile.default]\nclient_id = "\xff"\n')
     assert refused({}, config=config).message.startswith(f"{config} is not TOML: ")
@@ -565,7 +567,7 @@ def test_a_file_that_is_not_utf_8_is_refused_by_its_name(write: Write) -> None:
         ('[[profile]]\ntenant = "x"', "In {}, profile is not a table of profiles.", "Write [profile.NAME]."),
     ],
 )
-def test_a_common_mistake_in_the_form_of_a_file_is_named_with_its_cure(
+def test_a_common_mistake_in_a_configuration_file_is_named_with_its_fix(
     write: Write, text: str, message: str, hint: str
 ) -> None:
     config = write(text)
@@ -593,18 +595,18 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(write: Write, key: str,
     assert str(error.hint).startswith(hint)
 
 
-def test_a_key_for_a_single_run_only_is_unknown_in_a_profile(write: Write) -> None:
+def test_a_setting_for_a_single_run_is_unknown_in_a_profile(write: Write) -> None:
     assert (
         "Unknown key 'allow_last_try'" in refused({}, config=write("[profile.default]\nallow_last_try = true")).message
     )
 
 
-def test_only_the_profile_that_is_used_is_judged(write: Write) -> None:
+def test_only_the_profile_in_use_is_checked(write: Write) -> None:
     config = write('[profile.default]\nclient_id = "a"\n[profile.other]\nxyz = 1\n')
     assert load_profile({}, config=config, environ={}).client_id == "a"
 
 
-def test_no_key_of_a_profile_holds_a_pin(write: Write) -> None:
+def test_a_pin_in_a_profile_is_refused_and_not_shown(write: Write) -> None:
     error = refused({}, config=write(f'[profile.default]\npin = "{PIN}"\n'))
     assert PIN not in repr(error) + str(error.hint)
 
@@ -638,7 +640,7 @@ MALFORMED: list[tuple[str, object, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "reason"), MALFORMED)
-def test_a_malformed_value_in_a_profile_is_refused_by_its_key(
+def test_a_malformed_value_in_a_profile_is_refused_and_its_key_named(
     write: Write, name: str, value: object, reason: str
 ) -> None:
     config = write(f"[profile.default]\n{name} = {toml(value)}\n")
@@ -650,7 +652,7 @@ def test_a_malformed_value_in_a_profile_is_refused_by_its_key(
 @pytest.mark.parametrize(
     ("value", "kind"), [("", "empty"), (" ", "empty"), (1, "of type int"), (["a"], "of type list")]
 )
-def test_what_is_no_text_is_said_to_be_what_it_is(write: Write, value: object, kind: str) -> None:
+def test_a_value_that_is_not_a_string_is_refused_with_its_type(write: Write, value: object, kind: str) -> None:
     config = write(f"[profile.default]\ntenant = {toml(value)}\n")
     assert refused({}, config=config).message.endswith(f"must be a string, but is {kind}.")
 
@@ -665,14 +667,14 @@ def test_what_is_no_text_is_said_to_be_what_it_is(write: Write, value: object, k
         ({}, {"AZURE_TENANT_ID": " "}, "AZURE_TENANT_ID must"),
     ],
 )
-def test_a_malformed_value_is_refused_by_the_name_of_the_place_it_came_from(
+def test_a_malformed_value_is_refused_and_its_source_named(
     options: dict[str, object], environ: dict[str, str], source: str
 ) -> None:
     assert refused(options, environ=environ).message.startswith(source)
 
 
 @pytest.mark.parametrize(("name", "value", "hint"), [("algorithm", "RS265", "RS256"), ("cloud", "us-gov", "usgov")])
-def test_a_value_that_is_nearly_right_is_refused_with_the_nearest(name: str, value: str, hint: str) -> None:
+def test_a_misspelt_value_is_refused_with_the_nearest_one(name: str, value: str, hint: str) -> None:
     assert refused({name: value}).hint == f"Did you mean {hint}?"
 
 
@@ -683,7 +685,7 @@ def test_a_malformed_uri_is_refused_with_its_position() -> None:
     assert error.message.startswith("--key: The PKCS#11 URI is malformed at character 16")
 
 
-def test_a_malformed_uri_is_refused_without_its_pin() -> None:
+def test_the_refusal_of_a_malformed_uri_does_not_show_its_pin() -> None:
     error = refused({"key": [f"pkcs11:token=a?pin-value={PIN}%"]})
     assert PIN not in repr(error) + str(error.hint) + repr(error.__context__)
 
@@ -691,14 +693,14 @@ def test_a_malformed_uri_is_refused_without_its_pin() -> None:
 WITH_PIN = f"pkcs11:token=a?pin-value={PIN}"
 
 
-def test_a_pin_on_the_command_line_is_refused_and_not_repeated() -> None:
+def test_a_pin_on_the_command_line_is_refused_and_not_shown() -> None:
     error = refused({"key": [WITH_PIN]})
     assert error.message == "--key contains a PIN (pin-value), which every user of this machine could read."
     assert PIN not in repr(error) + str(error.hint)
 
 
 @pytest.mark.parametrize("place", ["variable", "profile"])
-def test_a_pin_in_a_uri_from_elsewhere_is_warned_of_and_not_repeated(
+def test_a_pin_in_a_uri_from_a_variable_or_a_profile_causes_a_warning_that_does_not_show_it(
     write: Write, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     assert load(write, "key", {place: WITH_PIN}) == (Pkcs11Uri(token="a", pin_value=PIN),)
@@ -716,14 +718,14 @@ def test_seconds_are_a_finite_number_in_range_or_refused(text: str) -> None:
     assert 0 < seconds <= 86400
 
 
-def test_arguments_of_a_program_are_read_as_options_are_and_named_as_arguments() -> None:
+def test_arguments_are_read_like_options_and_messages_name_the_argument() -> None:
     profile = profile_from_arguments({"key": "pkcs11:token=a", "module": Path("/a.so"), "lifetime": 300})
     assert (profile.key, profile.module, profile.lifetime) == ((Pkcs11Uri(token="a"),), Path("/a.so"), 300)
     with pytest.raises(ConfigError, match="lifetime must be a whole number"):
         profile_from_arguments({"lifetime": "soon"})
 
 
-def test_arguments_of_a_program_are_not_mixed_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_arguments_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in WITH_VARIABLE:
         monkeypatch.setenv(str(setting.variable), "x")
     monkeypatch.setenv("AZURE_CLIENT_ID", "x")
