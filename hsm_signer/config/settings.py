@@ -106,7 +106,7 @@ _TABLE = (
         read_texts,
         "SCOPE",
         panel="Exchange",
-        help="API that the token is for, with /.default: https://graph.microsoft.com/.default.",
+        help="API that the token is for, followed by /.default: https://graph.microsoft.com/.default.",
         where_to_find="the API that the token is for, for example https://graph.microsoft.com/.default",
         repeatable=True,
     ),
@@ -115,8 +115,8 @@ _TABLE = (
         read_key,
         "URI",
         panel="Device",
-        help="PKCS#11 URI of the key (RFC 7512), or file:PATH: the key file that rotate keeps. Repeat it to name keys "
-        "on several devices, the preferred one first.",
+        help="PKCS#11 URI of the key (RFC 7512), or file:PATH for a key file, which rotate updates. Repeat it to name "
+        "keys on several devices, the preferred one first.",
         where_to_find="a PKCS#11 URI, as hsm-signer device list shows it",
         repeatable=True,
     ),
@@ -171,7 +171,7 @@ _TABLE = (
         read_text,
         "URL",
         panel="Assertion",
-        help="Host that issues the tokens: https, or http on loopback only. Default: the cloud's.",
+        help="Login host, such as https://login.microsoftonline.us. Plain http on loopback only. Default: the cloud's.",
         azure="AZURE_AUTHORITY_HOST",
         azure_unless="cloud",
     ),
@@ -180,7 +180,7 @@ _TABLE = (
         read_text,
         "URL",
         panel="Assertion",
-        help="Full URL of another token endpoint that supports RFC 7523. Default: the tenant's at the authority.",
+        help="Full URL of a token endpoint that supports RFC 7523. Default: the tenant's, at the authority.",
     ),
     Setting(
         "audience",
@@ -195,7 +195,7 @@ _TABLE = (
         whole_seconds(1, MAXIMUM_LIFETIME, "For example 600."),
         "SECONDS",
         panel="Assertion",
-        help=f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}; for assertion-file {FILE_LIFETIME}.",
+        help=f"Lifetime of an assertion. Default: {DEFAULT_LIFETIME}, or {FILE_LIFETIME} for assertion-file.",
         has_variable=False,
     ),
     Setting(
@@ -266,18 +266,24 @@ SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _TABLE}
 def missing(*names: str) -> ConfigError:
     """Return the error for required settings that are not set. It says where to find each, and how to set it."""
     settings = [SETTINGS[name] for name in names]
-    *labels, last = [setting.label for setting in settings]
-    message = f"No {', '.join(labels)}{' or ' if labels else ''}{last} is set."
-    if not labels:
+    message = f"No {_listed([setting.label for setting in settings], 'or')} is set."
+    if len(settings) == 1:
         (setting,) = settings
-        ways = [f"{setting.option} {setting.metavar}", *filter(None, (setting.variable, setting.azure))]
+        ways = [_typed(setting), *filter(None, (setting.variable, setting.azure))]
         hint = f"It is {setting.where_to_find}: {', '.join(ways)}, or {setting.name} in a profile."
         return ConfigError(message, hint=hint)
-    error = ConfigError(
-        message, hint=f"Set them in a profile, as variables such as {settings[0].variable}, or as options:"
-    )
-    width = max(len(f"{setting.option} {setting.metavar}") for setting in settings)
-    error.commands = tuple(
-        f"{f'{setting.option} {setting.metavar}':<{width}}  # {setting.where_to_find}" for setting in settings
-    )
+    options = _listed([setting.option for setting in settings], "and")
+    hint = f"Set them with {options}, in a profile, or in variables such as {settings[0].variable}."
+    error = ConfigError(message, hint=hint)
+    width = max(len(_typed(setting)) for setting in settings)
+    error.commands = tuple(f"{_typed(setting):<{width}}  # {setting.where_to_find}" for setting in settings)
     return error
+
+
+def _typed(setting: Setting) -> str:
+    return f"{setting.option} {setting.metavar}"
+
+
+def _listed(words: list[str], conjunction: str) -> str:
+    *most, last = words
+    return f"{', '.join(most)} {conjunction} {last}" if most else last

@@ -285,7 +285,7 @@ def test_all_missing_settings_are_named_at_once(program: Program) -> None:
     assert_explained(result, 2, "config_error")
     message, hint, *lines = result.stderr.splitlines()
     assert message == "error: No tenant, client ID, key or scope is set."
-    assert "in a profile, as variables such as HSM_SIGNER_TENANT, or as options:" in hint
+    assert "--tenant, --client-id, --key and --scope, in a profile, or in variables" in hint
     assert [line.split()[0] for line in lines] == ["--tenant", "--client-id", "--key", "--scope"]
 
 

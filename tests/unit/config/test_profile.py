@@ -758,7 +758,9 @@ def test_a_missing_setting_is_named_with_where_to_find_it_and_every_way_to_set_i
 def test_several_missing_settings_have_a_line_each() -> None:
     error = missing("tenant", "client_id", "scope")
     assert error.message == "No tenant, client ID or scope is set."
-    assert error.hint == "Set them in a profile, as variables such as HSM_SIGNER_TENANT, or as options:"
+    assert error.hint == (
+        "Set them with --tenant, --client-id and --scope, in a profile, or in variables such as HSM_SIGNER_TENANT."
+    )
     assert error.commands == (
         '--tenant TENANT  # "Directory (tenant) ID" on the app\'s Overview page',
         '--client-id ID   # "Application (client) ID" on the app\'s Overview page',
