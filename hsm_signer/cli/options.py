@@ -29,7 +29,7 @@ OutputFileOption = Annotated[
 ]
 
 
-def takes_profile(
+def profile_options(
     *panels: str, settings: Mapping[str, str] = MappingProxyType({}), **defaults: object
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of settings, and call it with the profile that they add up to.

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import takes_profile
+from hsm_signer.cli.options import profile_options
 from hsm_signer.cli.output import print_result
 from hsm_signer.config.profile import Profile
 from hsm_signer.config.settings import missing
@@ -30,7 +30,7 @@ _NO_GROUP = 2**32 - 1
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(takes_profile("Device", "Assertion", lifetime=FILE_LIFETIME)(assertion_file))
+    app.command()(profile_options("Device", "Assertion", lifetime=FILE_LIFETIME)(assertion_file))
 
 
 def assertion_file(

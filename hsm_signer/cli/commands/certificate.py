@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import access_to_one
-from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, read_certificate_file, takes_profile
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, profile_options, read_certificate_file
 from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
 from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
 from hsm_signer.cli.text.registration import graph_body, registration_steps
@@ -59,11 +59,11 @@ class Form(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Make, import and show the certificate of a key.")
-    group.command("create")(takes_profile("Device")(create))
-    group.command("request")(takes_profile("Device")(request))
-    group.command("import")(takes_profile("Device")(import_))
-    group.command("export")(takes_profile("Device")(export))
-    group.command("show")(takes_profile("Device")(show))
+    group.command("create")(profile_options("Device")(create))
+    group.command("request")(profile_options("Device")(request))
+    group.command("import")(profile_options("Device")(import_))
+    group.command("export")(profile_options("Device")(export))
+    group.command("show")(profile_options("Device")(show))
     app.add_typer(group, name="certificate")
 
 

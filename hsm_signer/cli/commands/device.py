@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hsm_signer.cli.operator import access_to_one, show_slow
-from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputOption, profile_options
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.config.profile import Profile, load_profile
 from hsm_signer.config.settings import SETTINGS
@@ -23,8 +23,8 @@ _LIST_SETTINGS = {
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Show modules, devices, keys and certificates.")
-    group.command("list")(takes_profile(settings=_LIST_SETTINGS)(list_devices))
-    group.command("show")(takes_profile("Device")(show))
+    group.command("list")(profile_options(settings=_LIST_SETTINGS)(list_devices))
+    group.command("show")(profile_options("Device")(show))
     group.command("forget-pin-failures")(forget_pin_failures)
     app.add_typer(group, name="device")
 

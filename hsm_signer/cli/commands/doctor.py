@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputOption, profile_options
 from hsm_signer.cli.output import print_json, print_result
 from hsm_signer.cli.text.layout import WIDTH, wrapped
 from hsm_signer.config.profile import Profile
@@ -26,7 +26,7 @@ _COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}  # ECMA
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(takes_profile("Device", "Assertion", "Exchange")(doctor))
+    app.command()(profile_options("Device", "Assertion", "Exchange")(doctor))
 
 
 def doctor(

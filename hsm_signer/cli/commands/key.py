@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import access_to_one
-from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputOption, profile_options
 from hsm_signer.cli.output import print_json, print_note, print_result
 from hsm_signer.cli.terminal import ask, has_terminal
 from hsm_signer.config.profile import Profile
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Make, list and delete keys on the device.")
-    group.command("generate")(takes_profile("Device")(generate))
-    group.command("list")(takes_profile("Device")(list_keys))
-    group.command("delete")(takes_profile("Device")(delete))
+    group.command("generate")(profile_options("Device")(generate))
+    group.command("list")(profile_options("Device")(list_keys))
+    group.command("delete")(profile_options("Device")(delete))
     app.add_typer(group, name="key")
 
 

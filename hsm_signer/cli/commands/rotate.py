@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputOption, profile_options
 from hsm_signer.cli.output import ReaderGone, print_json, print_result
 from hsm_signer.cli.text.layout import days_in_words
 from hsm_signer.config.profile import Profile
@@ -46,7 +46,7 @@ _MEANING = {
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(takes_profile("Device", "Assertion", "Exchange", "Graph")(rotate))
+    app.command()(profile_options("Device", "Assertion", "Exchange", "Graph")(rotate))
 
 
 def rotate(

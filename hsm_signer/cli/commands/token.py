@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, takes_profile
+from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, profile_options
 from hsm_signer.cli.output import result_writer, to_json
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.tokens import Tokens
@@ -32,8 +32,8 @@ class TokenOutput(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(takes_profile("Device", "Assertion", "Exchange")(token))
-    app.command()(takes_profile("Device", "Assertion")(assertion))
+    app.command()(profile_options("Device", "Assertion", "Exchange")(token))
+    app.command()(profile_options("Device", "Assertion")(assertion))
 
 
 def token(
