@@ -2,7 +2,7 @@
 
     with SoftHsm() as softhsm:
         key = softhsm.add_identity()
-        credential = HsmCredential(tenant, client_id, key.uri, pin_source=..., module=softhsm.module,
+        credential = HsmCredential(tenant, client_id, key.uri, pin_source=softhsm.pin_source, module=softhsm.module,
                                    module_environment=softhsm.environment)
 
 A user's own SoftHSM tokens are never touched: everything happens under a configuration in the directory.
@@ -101,6 +101,15 @@ class SoftHsm:
         """Remove the directory, unless it was the caller's."""
         if self._temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def pin_source(self) -> str:
+        """What ``--pin-source`` and `HsmCredential` take for the PIN: a file in the directory, mode 0600."""
+        file = self.directory / "pin"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(self.pin, encoding="utf-8")
+        return f"file:{file}"
 
     def add_token(self, label: str) -> None:
         """Make one more token with the same PIN; a label may be used twice."""
