@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from hsm_signer.cli.arguments import UsageError, find_command, global_options_first
 from hsm_signer.cli.output import ReaderGone, print_error, print_result
 from hsm_signer.cli.signals import Terminated, handle_termination
 from hsm_signer.errors import ConfigError, HsmSignerError, OutputError
@@ -43,12 +44,6 @@ class GlobalOptions:
     profile: str | None
 
 
-class UsageError(ConfigError):
-    """The command line itself is wrong."""
-
-    code = "usage"
-
-
 class InternalError(HsmSignerError):
     """A bug of ours."""
 
@@ -70,6 +65,10 @@ COMMANDS = {
     "doctor": "doctor",
     "emulator": "emulator",
 }
+
+
+# Those of `options` but --version, and whether each takes a value.
+GLOBAL_OPTIONS = {"--config": True, "--profile": True, "--verbose": False, "-v": False, "--log-format": True}
 
 
 def _show_version(wanted: bool) -> None:
@@ -109,8 +108,8 @@ def options(
 def make_program(arguments: Sequence[str]) -> typer.Typer:
     """Return the program with the commands that `arguments` may mean.
 
-    Making a command costs milliseconds, most of them for its options: a command line that begins with its command
-    loads no other. Any other may want help, completion, or a hint at the right spelling, and gets all.
+    Making a command costs milliseconds, most of them for its options, so only the one that `arguments` name is made.
+    Where they name none, the user needs help, completion or the right spelling, and all are made.
     """
     program = typer.Typer(
         name="hsm-signer",
@@ -121,8 +120,8 @@ def make_program(arguments: Sequence[str]) -> typer.Typer:
         "default.",
     )
     program.callback()(options)
-    first = arguments[0] if arguments else ""
-    for home in [COMMANDS[first]] if first in COMMANDS else dict.fromkeys(COMMANDS.values()):
+    command = find_command(arguments, GLOBAL_OPTIONS)
+    for home in [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"hsm_signer.cli.commands.{home}").register(program)
     return program
 
@@ -138,8 +137,8 @@ def run(arguments: Sequence[str]) -> int:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         _colour_only_terminals()
-        program = make_program(arguments)
-        status = program(args=list(arguments), prog_name="hsm-signer", standalone_mode=False)
+        program = typer.main.get_command(make_program(arguments))
+        status = program.main(global_options_first(arguments, program), prog_name="hsm-signer", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HsmSignerError as error:
         print_error(error, as_json=as_json)

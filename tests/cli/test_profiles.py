@@ -148,3 +148,16 @@ def test_a_pin_file_that_others_can_read_is_refused(program: Program, office: st
     (program.directory / "office" / "pin").chmod(0o604)
     result = program("--config", str(file), "assertion", environment=NO_SOFTHSM)
     assert_explained(result, 4, "pin_unavailable")
+
+
+def test_global_options_may_follow_the_command(program: Program, office: str) -> None:
+    file = write(program.directory / "office" / "config.toml", f"[profile.prod]\n{office}")
+    result = program("assertion", "--config", str(file), "--profile", "prod", "-v", environment=NO_SOFTHSM)
+    assert result.status == 0
+    assert "hsm-signer: debug: " in result.stderr
+
+
+def test_a_global_option_without_its_value_is_a_usage_error(program: Program) -> None:
+    result = program("token", "--profile")
+    assert (result.status, result.stdout) == (2, "")
+    assert "error: Option '--profile' requires an argument." in result.stderr
