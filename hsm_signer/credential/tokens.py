@@ -173,13 +173,14 @@ class Tokens:
     @hidden_locals()
     def _request(self, query: TokenQuery) -> AccessToken:
         claims = _merge_claims(query.claims, query.enable_cae)
-        form = token_form(
-            client_id=self.client.client_id,
-            scope=query.scope,
-            assertion=Secret(self._assertion(query.endpoint)),
-            claims=claims,
-        )
-        return request_token(query.endpoint, form, self._client())
+        with self._client().connecting_to(query.endpoint.token_endpoint) as http:
+            form = token_form(
+                client_id=self.client.client_id,
+                scope=query.scope,
+                assertion=Secret(self._assertion(query.endpoint)),
+                claims=claims,
+            )
+            return request_token(query.endpoint, form, http)
 
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient

@@ -8,8 +8,10 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -17,6 +19,11 @@ from httpcore import SOCKET_OPTION
 
 THREAD = "hsm-signer-http"
 """Name of the threads that attempts run in."""
+
+_CONNECT_TIMEOUT = 10.0
+"""Seconds for an address, and for the handshake, when it connects ahead."""
+_KEPT_OPEN = 15.0
+"""Seconds for which servers keep a connection open that has brought no request; those that we know wait longer."""
 
 
 class TooMuch(Exception):
@@ -28,9 +35,15 @@ class Connection(httpcore.NetworkBackend):
 
     Args:
         limit: bytes that it may bring, interim responses and headers included.
+
+    Attributes:
+        busy: held while it connects ahead: a request waits for that, and then uses what was connected.
     """
 
     def __init__(self, limit: int) -> None:
+        self.busy = threading.RLock()
+        self._used: _Stream | None = None
+        self._ahead: _Ahead | None = None
         self._limit = limit
         self._network = httpcore.SyncBackend()
         self._lock = threading.Lock()
@@ -38,15 +51,23 @@ class Connection(httpcore.NetworkBackend):
         # A duplicate: TLS takes the socket itself over, and hides it while its handshake runs.
         self._end: socket.socket | None = None
 
+    @property
+    def was_stale(self) -> bool:
+        """Whether a request used what was connected ahead, and got nothing back: the server may have closed it."""
+        return self._used is not None and self._used.left == self._limit
+
     def cut(self) -> None:
         """End it from any thread: what reads from it or writes to it fails at once, and nothing connects any more."""
         with self._lock:
             self._is_cut = True
             end, self._end = self._end, None
+            ahead, self._ahead = self._ahead, None
         if end is not None:
             with suppress(OSError):  # the server has ended it
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+        if ahead is not None:
+            ahead.stream.close()
 
     def connect_tcp(
         self,
@@ -57,6 +78,42 @@ class Connection(httpcore.NetworkBackend):
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address of `host` that answers; `timeout` is for each of them."""
+        with self.busy:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                if ahead.is_for(host, port):
+                    self._used = ahead.stream
+                    return ahead.stream
+                ahead.stream.close()
+            return _Stream(self._connect(host, port, timeout, local_address, socket_options), self._limit)
+
+    def connect_ahead(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        """Connect now, for a request that comes later, and make the TLS handshake. A failure is left to the request.
+
+        Args:
+            host: as httpcore names it: the server, or the proxy before it.
+            tls: how to make the handshake, or None where httpcore itself does, or there is none.
+        """
+        with self.busy, suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+            stream: httpcore.NetworkStream = self._connect(host, port, _CONNECT_TIMEOUT)
+            if tls is not None:
+                tls.set_alpn_protocols(["http/1.1"])  # as httpcore does
+                stream = stream.start_tls(tls, host, _CONNECT_TIMEOUT)
+            ahead = _Ahead(host, port, _Stream(stream, self._limit, has_tls=tls is not None), time.monotonic())
+            with self._lock:
+                if not self._is_cut:
+                    self._ahead = ahead
+                    return
+            stream.close()
+
+    def _connect(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None,
+        local_address: str | None = None,
+        socket_options: Iterable[SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
         error: Exception = httpcore.ConnectError("no address")
         for address in _addresses(host, port):
             if self._is_cut:
@@ -67,12 +124,14 @@ class Connection(httpcore.NetworkBackend):
                 error = failure
             else:
                 self._adopt(stream)
-                return _Stream(stream, self._limit)
+                return stream
         raise error
 
     def _adopt(self, stream: httpcore.NetworkStream) -> None:
         with self._lock:
             if not self._is_cut:
+                if self._end is not None:
+                    self._end.close()
                 self._end = stream.get_extra_info("socket").dup()
                 return
         stream.close()
@@ -80,16 +139,24 @@ class Connection(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """What is sent over the connection; with a limit on what it brings."""
+    """What is sent over the connection; with a limit on what it brings.
 
-    def __init__(self, stream: httpcore.NetworkStream, limit: int) -> None:
+    Args:
+        has_tls: the handshake that httpcore is about to ask for was made already.
+
+    Attributes:
+        left: bytes that it may still bring.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream, limit: int, *, has_tls: bool = False) -> None:
         self._stream = stream
-        self._left = limit
+        self.left = limit
+        self._has_tls = has_tls
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = self._stream.read(max_bytes, timeout)
-        self._left -= len(data)
-        if self._left < 0:
+        self.left -= len(data)
+        if self.left < 0:
             raise TooMuch
         return data
 
@@ -102,10 +169,26 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._left)
+        if self._has_tls:
+            return self
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout), self.left)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A connection that was made ahead."""
+
+    host: str
+    port: int
+    stream: _Stream
+    since: float
+
+    def is_for(self, host: str, port: int) -> bool:
+        """Whether it leads there, and is so young that the server will not have closed it."""
+        return (self.host, self.port) == (host, port) and time.monotonic() - self.since < _KEPT_OPEN
 
 
 def _is_of_another(record: logging.LogRecord) -> bool:

@@ -10,21 +10,24 @@ Failures inside an attempt come back as values, not as exceptions: an httpx exce
 the assertion, and must not hang in the chain of an error that somebody logs.
 """
 
+import contextlib
+import copy
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from hsm_signer.entra.authority import is_loopback
 from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
 from hsm_signer.errors import ConfigError, NetworkError
+from hsm_signer.system.fork import without_forks
 from hsm_signer.system.secret import Secret, hidden_locals, revealed
 from hsm_signer.system.trusted_path import require_trusted_path
 from hsm_signer.version import __version__
@@ -41,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 class HttpClient:
     """Posts forms and JSON, and gets documents. No connection outlives a call, so there is nothing to close.
+
+    `connecting_to` connects while the caller is busy with something else.
 
     Args:
         timeout: seconds for one request, all its attempts and waits included.
@@ -70,6 +75,22 @@ class HttpClient:
         self._monotonic = monotonic
         self._now = now
         self._jitter = jitter
+        self._ahead: Future[Connection] | None = None
+
+    @contextlib.contextmanager
+    def connecting_to(self, url: str) -> Iterator[Self]:
+        """Yield a client whose first request goes over a connection to `url` that is being made from now on.
+
+        Resolving the name, connecting and the TLS handshake take three round trips or more, which a device uses to
+        sign. On leaving, a connection that was not used is closed.
+        """
+        client = copy.copy(self)
+        client._ahead = ahead = _connect_ahead(url, self._trust)
+        try:
+            yield client
+        finally:
+            if ahead is not None:
+                ahead.add_done_callback(lambda made: made.result().cut())
 
     def post_form(
         self, url: str, form: Mapping[str, str | Secret], headers: Mapping[str, str | Secret]
@@ -114,12 +135,16 @@ class HttpClient:
         last: Failure | None = None
         retries = 0
         while True:
-            answer = _within(attempt.left(), attempt)
+            connection = self._connection(attempt.left())
+            answer = _within(attempt.left(), attempt, connection)
             if isinstance(answer, HttpResponse):
                 logger.debug("%s %s: %d", method, host, answer.status)
                 if (failure := judge(answer, url, self._now())) is None:
                     return answer
                 answer = failure
+            elif answer is not None and answer.retry and connection.was_stale:
+                last = answer
+                continue
             if answer is None or attempt.left() <= 0:
                 raise self._overrun(host, answer or last)
             # A server that asks for a second's peace still gets the longer wait of a later attempt.
@@ -129,6 +154,16 @@ class HttpClient:
             self._sleep(pause)
             last = answer
             retries += 1
+
+    def _connection(self, seconds: float) -> "Connection":
+        """Return the connection that is being made, for the first request, or else a new one."""
+        from hsm_signer.entra.connection import Connection
+
+        ahead, self._ahead = self._ahead, None
+        with contextlib.suppress(TimeoutError):
+            if ahead is not None:
+                return ahead.result(max(seconds, 0))
+        return Connection(_MAXIMUM_BYTES)
 
     def _overrun(self, host: str, last: "Failure | None") -> NetworkError:
         seen = f" Last seen: {last.message}" if last else ""
@@ -207,15 +242,43 @@ class _Attempt:
 
 
 _RETRIES = 3
-_MAXIMUM_HEADS = 128 * 1024
-"""Bytes beside the body: headers, of which httpcore reads 100 KiB, and interim responses."""
+_MAXIMUM_BYTES = MAXIMUM_BODY + 128 * 1024
+"""What a connection may bring: the body, headers, of which httpcore reads 100 KiB, and interim responses."""
 
 
-def _within(seconds: float, attempt: _Attempt) -> "HttpResponse | Failure | None":
+def _connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | None":
+    """Import what a request needs, and connect to where it will go, on a thread; None where none can be started."""
+    future: Future[Connection] = Future()
+
+    def work() -> None:
+        with without_forks():
+            import httpx
+
+            from hsm_signer.entra.connection import Connection
+
+            "".encode("idna")  # imports what resolves names
+
+        connection = Connection(_MAXIMUM_BYTES)
+        # Before others get the connection, so that they wait for it.
+        with connection.busy:
+            future.set_result(connection)
+            with contextlib.suppress(Exception):  # the request will meet it, too, and explain it
+                proxy = _proxy_for(url)
+                target = httpx.URL(proxy or url)
+                tls = trust if target.scheme == "https" and proxy is None else None
+                port = target.port or {"https": 443}.get(target.scheme, 80)
+                connection.connect_ahead(target.raw_host.decode("ascii"), port, tls)
+
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=work, name="hsm-signer-connect", daemon=True).start()
+        return future
+    return None
+
+
+def _within(seconds: float, attempt: _Attempt, connection: "Connection") -> "HttpResponse | Failure | None":
     """Return what the attempt brings, or None when it takes longer than that. Either way its connection has ended."""
-    from hsm_signer.entra.connection import THREAD, Connection
+    from hsm_signer.entra.connection import THREAD
 
-    connection = Connection(MAXIMUM_BODY + _MAXIMUM_HEADS)
     future: Future[HttpResponse | Failure] = Future()
 
     def work() -> None:

@@ -1,8 +1,10 @@
 """What a forked child cannot use: locks that other threads of the parent held, and what belongs to the parent."""
 
+import contextlib
 import os
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +18,19 @@ def reset_after_fork(owner: T, reset: Callable[[T], None]) -> None:
     A lock that another thread of the parent held at the fork is never released in the child: replace it.
     """
     _resets[owner] = reset
+
+
+_forking = threading.RLock()
+
+
+@contextlib.contextmanager
+def without_forks() -> Iterator[None]:
+    """Have other threads wait with their forks, for imports on a thread of ours.
+
+    In a child that is forked meanwhile, the module would stay half imported, and its lock would never be released.
+    """
+    with _forking:
+        yield
 
 
 class OwnerProcess:
@@ -38,3 +53,4 @@ def _reset_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_all)
+    os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forking.release)
