@@ -195,9 +195,8 @@ class _Attempt:
     left: Callable[[], float]
 
     def run(self, connection: "Connection") -> "HttpResponse | Failure":
-        import httpx
-
         from hsm_signer.entra.connection import TooMuch
+        from hsm_signer.entra.httpx_import import httpx
 
         host = host_of(self.url)
         # The caller's deadline cuts the connection, but not one that is being made: these limits do, soon after, and
@@ -252,9 +251,8 @@ def _connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | N
 
     def work() -> None:
         with without_forks():
-            import httpx
-
             from hsm_signer.entra.connection import Connection
+            from hsm_signer.entra.httpx_import import httpx
 
             "".encode("idna")  # imports what resolves names
 

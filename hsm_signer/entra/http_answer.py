@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
-    import httpx
+    from hsm_signer.entra.httpx_import import httpx
 
 
 MAXIMUM_BODY = 1024 * 1024
@@ -100,7 +100,7 @@ def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
     import socket
     import ssl
 
-    import httpx
+    from hsm_signer.entra.httpx_import import httpx
 
     way = f"{host} through the proxy {host_of(proxy)}" if proxy else host
     chain = list(_chain(error))

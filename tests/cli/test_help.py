@@ -217,3 +217,10 @@ def test_assertion_loads_no_httpx(program: Program, signing: Settings) -> None:
 def test_token_loads_httpx(program: Program, exchange: Settings) -> None:
     # So that the tests above would notice.
     assert "httpx" in loaded(program, "token", *options(exchange))
+
+
+def test_token_does_not_load_the_command_line_of_httpx(program: Program, exchange: Settings) -> None:
+    # Where click is installed, as here, httpx imports it by itself.
+    modules = loaded(program, "token", *options(exchange))
+    assert {"httpx._client", "httpx._main"} & modules == {"httpx._client"}
+    assert "click" not in modules
