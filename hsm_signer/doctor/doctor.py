@@ -1,11 +1,11 @@
-"""Everything between a configuration and an access token, examined one thing after the other.
+"""Checks everything from the configuration to an access token, one probe after the other.
 
     for name, verdict in examine(profile):
         print(name, verdict.status, verdict.detail)
 
-A probe that fails stops only those that need its value. There is one login, also where the session is lost, and one
-signature: the assertion that the device signs is the one that is then exchanged, so that a key that requires a touch
-requires one touch.
+A probe that fails stops only the probes that need its value. There is one login, even if the session is lost, and one
+signature: the assertion that the device signs is then exchanged for a token, so a key that requires a touch requires
+only one.
 """
 
 import time
@@ -25,9 +25,10 @@ def examine(
     offline: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Generator[tuple[str, Verdict], None, None]:
-    """Examine the first key of a profile and everything it depends on.
+    """Check the first key of a profile and everything it depends on.
 
-    Raises nothing but what interrupts the program. To stop early, close the generator: that closes the device.
+    It raises only what interrupts the program, such as KeyboardInterrupt. To stop early, close the generator: that
+    closes the device.
 
     Args:
         operator: who can be asked for the PIN, and is told to touch the device.

@@ -96,11 +96,11 @@ class Examination:
 
     def _run(self, probe: Probe[Any]) -> _Result:
         if self._offline and probe.network:
-            return _Result(skipped("The network is left out, as --offline asks."), failed=probe.name)
+            return _Result(skipped("Not checked because of --offline."), failed=probe.name)
         try:
             value, verdict = probe.measure(self)
         except _NeedFailed as need:
-            return _Result(skipped(f"Not examined, because {need.failed} failed."), failed=need.failed)
+            return _Result(skipped(f"Not checked because {need.failed} failed."), failed=need.failed)
         except Exception as error:
             return _Result(_explain(error), failed=probe.name)
         return _Result(verdict, value, probe.name if verdict.status is Status.FAILED else None)
@@ -113,4 +113,4 @@ def _explain(error: Exception) -> Verdict:
         case HsmSignerError():
             return failed(error.message, error.hint)
     # Its text may hold a secret.
-    return failed(f"An error that was not foreseen: {type(error).__name__}.", "Please report this bug.")
+    return failed(f"Unexpected error: {type(error).__name__}.", "Please report this bug.")

@@ -1,7 +1,7 @@
-"""The probes of the doctor: each takes the values of the probes that it needs, and measures one thing more.
+"""The probes of the doctor: each takes the values of the probes that it needs, and measures one more thing.
 
-A probe first takes what it needs, so that nothing is done when one of those has failed. What a measurement means is
-decided in `verdicts` where that takes more than a sentence.
+A probe first takes all that it needs, so that it does nothing if one of those failed. If it takes more than a sentence
+to say what a measurement means, a function in `verdicts` decides it.
 """
 
 import time
@@ -74,13 +74,17 @@ def access(run: Examination) -> tuple[KeyAccess, Verdict]:
     keys = run.profile.key
     if not keys:
         run.value(client)  # it reports that there is none
-    others = f"Of {len(keys)} keys only the first is examined; --key names another." if len(keys) > 1 else ""
+    others = (
+        f"The profile has {len(keys)} keys; only the first is checked. Choose another with --key."
+        if len(keys) > 1
+        else ""
+    )
     return key_access(run.profile, keys[0], run.operator), ok(others)
 
 
 @_probe("configuration")
 def configuration(run: Examination) -> tuple[None, Verdict]:
-    """Report on the parts of the configuration, which can fail apart: others need only one of them."""
+    """Report on the parts of the configuration. They can fail separately: most probes need only one of them."""
     return None, combined([run.verdict(part) for part in (client, scope, access)])
 
 
@@ -101,7 +105,7 @@ def pcscd(run: Examination) -> tuple[None, Verdict]:
     if library is None:
         return None, skipped("The module uses no smart-card readers.")
     socket = loaded.call("asking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.operator.slow)
-    return None, ok(f"It answers at {socket}, and lets this user in.")
+    return None, ok(f"pcscd answers at {socket} and accepts this user.")
 
 
 @_probe("device")
@@ -113,18 +117,18 @@ def device(run: Examination) -> tuple[PresentDevice, Verdict]:
 
 @_probe("pin")
 def pin(run: Examination) -> tuple[None, Verdict]:
-    """Check what the device says of its PIN. When a login would be too dangerous, this fails."""
+    """Check what the device says about its PIN. Fails if a wrong PIN would lock it, unless that is allowed."""
     found = run.value(device)
     concern = found.require_pin_tries(allow_last_try=run.value(access).allow_last_try)
     if concern is not None:
-        return None, warning(concern, "Be sure of the next PIN: devices lock after a few wrong ones.")
+        return None, warning(concern, "Make sure that the next PIN is right: devices lock after a few wrong ones.")
     match found.pin:
         case PinState.NOT_NEEDED:
-            return None, ok("None is needed.")
+            return None, ok("No PIN is needed.")
         case PinState.NOT_SET:
-            return None, warning("The device says that none is set.", "Set the user PIN with the device's own tool.")
-    pad = " It is entered on the device's own pad." if found.has_pin_pad else ""
-    return None, ok(f"The device tells of no wrong one since the last login.{pad}")
+            return None, warning("The device says that no PIN is set.", "Set the user PIN with the device's own tool.")
+    pad = " It is entered on the device's own PIN pad." if found.has_pin_pad else ""
+    return None, ok(f"No wrong PIN since the last login.{pad}")
 
 
 @_probe("login")
@@ -135,12 +139,12 @@ def login(run: Examination) -> tuple[Device, Verdict]:
     # Without recovery: a session that is lost must not cost a second login.
     opened = run.resources.enter_context(open_device(key_options, recover=False))
     if run.value(device).pin is PinState.NOT_NEEDED:
-        return opened, ok("A session was opened; no login is needed.")
+        return opened, ok("Opened a session. No login is needed.")
     if opened.login_pin() is not None:
         return opened, ok(f"The PIN from {key_options.pin.description} was accepted.")
     if key_options.pin is NO_LOGIN:
-        return opened, ok("A session was opened without a login, so private keys may be hidden.")
-    return opened, ok("The PIN entered on the device's own pad was accepted.")
+        return opened, ok("Opened a session without a login, so private keys may be hidden.")
+    return opened, ok("The PIN entered on the device's own PIN pad was accepted.")
 
 
 @_probe("key")
@@ -165,7 +169,7 @@ def mechanisms(run: Examination) -> tuple[Algorithm, Verdict]:
     best = Algorithm.PS256 if Algorithm.PS256 in signer.algorithms else Algorithm.RS256
     algorithm = (run.value(client) if run.succeeded(client) else run.profile).algorithm or best
     plan_signing(algorithm, available)
-    plans = {each.algorithm: f"by {each.name}, {each.work}" for each in mechanism_facts(available) if each.chosen}
+    plans = {each.algorithm: f"with {each.name}, {each.work}" for each in mechanism_facts(available) if each.chosen}
     return algorithm, ok("; ".join(f"{each} {plans.get(each, 'is not offered')}" for each in Algorithm) + ".")
 
 
@@ -192,7 +196,7 @@ def assertion(run: Examination) -> tuple[Secret, Verdict]:
 
 @_probe("signature")
 def signature(run: Examination) -> tuple[None, Verdict]:
-    """Have the device sign once: an assertion, or anything when there can be no assertion."""
+    """Have the device sign once: an assertion, or if there can be none, a test message."""
     signer, algorithm = run.value(key), run.value(mechanisms)
     if run.succeeded(client, certificate):
         return None, run.verdict(assertion)
@@ -207,7 +211,7 @@ def _signed(algorithm: str, started: float) -> Verdict:
 
 @_probe("openid", network=True)
 def answer(run: Examination) -> tuple[tuple[HttpResponse, float], Verdict]:
-    """Send the server a request that says nothing of us. Returns the answer and when it came, epoch seconds."""
+    """Send a request that contains nothing about us. Returns the answer and when it arrived, in epoch seconds."""
     who = run.value(client)
     response = _http(run).get(metadata_url(who.endpoint) or who.endpoint.token_endpoint)
     return (response, run.now()), ok("")
@@ -218,7 +222,7 @@ def clock(run: Examination) -> tuple[None, Verdict]:
     """Compare this machine's clock with the server's."""
     run.value(client)
     if not run.succeeded(answer):
-        return None, skipped("No answer came whose date it could be compared with.")
+        return None, skipped("The server did not answer, so there is no date to compare with.")
     response, received = run.value(answer)
     date = parse_http_date(response.headers.get("date", ""))
     return None, judge_clock(None if date is None else received - date)
@@ -232,28 +236,28 @@ def openid(run: Examination) -> tuple[None, Verdict]:
     response, _ = run.value(answer)
     endpoint = run.value(client).endpoint
     if metadata_url(endpoint) is None:
-        return None, skipped("A custom token endpoint need not have an OpenID configuration. It does answer.")
+        return None, skipped("A custom token endpoint need not have an OpenID configuration. The server answered.")
     return None, judge_metadata(response.status, response.body, endpoint)
 
 
 @_probe("token", network=True)
 def token(run: Examination) -> tuple[None, Verdict]:
-    """Exchange the assertion for a token, which is thrown away."""
+    """Exchange the assertion for a token, which is discarded."""
     wanted = run.value(scope)
     run.value(certificate)
     run.value(signature)
     run.value(clock)
-    run.value(answer)  # the server has answered; `openid` may dislike what it said
+    run.value(answer)  # not `openid`: a strange OpenID configuration does not stop the exchange
     if not wanted:
         return None, skipped(
-            "No scope was given, so there is nothing to ask a token for.",
-            "Give one with --scope, for example https://graph.microsoft.com/.default.",
+            "No scope is set, so no token was requested.",
+            "Set one with --scope, for example https://graph.microsoft.com/.default.",
         )
     who = run.value(client)
     form = token_form(client_id=who.client_id, scope=wanted, assertion=run.value(assertion))
     obtained = request_token(who.endpoint, form, _http(run), now=run.now)
     minutes = obtained.expires_in // 60
-    return None, ok(f"Obtained for {obtained.scope}, good for {minutes} minutes, and not kept.")
+    return None, ok(f"Obtained for {obtained.scope}, valid for {minutes} minutes, and discarded.")
 
 
 def _http(run: Examination) -> HttpClient:

@@ -1,6 +1,6 @@
 """What the doctor's measurements mean; pure.
 
-Each function takes what was measured and returns a `Verdict`: sentences of what is so, and one of what to do.
+Each function takes a measurement and returns a `Verdict`: what was found, and what to do about it.
 """
 
 import json
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from hsm_signer.device.objects import Protection
 
 AGREEMENT = 5
-"""Seconds a clock may differ unremarked: a Date counts whole seconds, and the answer was on its way for a while."""
+"""Seconds that a clock may differ: a Date header counts whole seconds, and the answer needs time to arrive."""
 
 TOLERANCE = 300
 """Seconds beyond which Entra refuses assertions (AADSTS700024)."""
 
 
 class Status(StrEnum):
-    """What became of a probe."""
+    """The outcome of a probe."""
 
     OK = "ok"
     WARNING = "warning"
@@ -40,8 +40,8 @@ class Verdict:
     """What a measurement means.
 
     Attributes:
-        status: how it went.
-        detail: what was found, or why nobody looked; sentences, without a PIN, token or assertion.
+        status: the outcome.
+        detail: what was found, or why the probe was skipped, in sentences. No PIN, token or assertion.
         fix: what to do about it, or None.
     """
 
@@ -51,12 +51,12 @@ class Verdict:
 
 
 def ok(detail: str) -> Verdict:
-    """Return the verdict that all is well."""
+    """Return the verdict that nothing is wrong."""
     return Verdict(Status.OK, detail)
 
 
 def warning(detail: str, fix: str) -> Verdict:
-    """Return the verdict that it works, but should be mended."""
+    """Return the verdict that it works, but should be fixed."""
     return Verdict(Status.WARNING, detail, fix)
 
 
@@ -66,12 +66,12 @@ def failed(detail: str, fix: str | None) -> Verdict:
 
 
 def skipped(reason: str, fix: str | None = None) -> Verdict:
-    """Return the verdict that nobody looked."""
+    """Return the verdict that this was not checked."""
     return Verdict(Status.SKIPPED, reason, fix)
 
 
 def combined(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a check of several parts: all that failed, or what was found by all."""
+    """Return the verdict on a check of several parts: every failure, or if there is none, every detail."""
     failures = [verdict for verdict in verdicts if verdict.status is Status.FAILED]
     if not failures:
         return ok(" ".join(verdict.detail for verdict in verdicts if verdict.detail))
@@ -80,43 +80,45 @@ def combined(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def judge_protection(protection: "Protection") -> Verdict:
-    """Judge how a private key is guarded. What the device does not tell is named, and not held against it."""
+    """Judge how the device protects a private key. An attribute that it does not report is named, and no warning."""
     concerns = [
         concern
         for bad, concern in (
-            (protection.sensitive is False, "the device would show it in clear (CKA_SENSITIVE is false)"),
-            (protection.extractable is True, "it can be taken out of the device (CKA_EXTRACTABLE is true)"),
+            (protection.sensitive is False, "the device can show it in clear (CKA_SENSITIVE is false)"),
+            (protection.extractable is True, "it can be copied out of the device (CKA_EXTRACTABLE is true)"),
             (
                 protection.extractable is not True and protection.never_extractable is False,
-                "it could be taken out of the device before (CKA_NEVER_EXTRACTABLE is false)",
+                "it could be copied out of the device in the past (CKA_NEVER_EXTRACTABLE is false)",
             ),
-            (protection.local is False, "it was not made on the device, so copies may exist (CKA_LOCAL is false)"),
+            (protection.local is False, "it was not generated on the device, so copies may exist (CKA_LOCAL is false)"),
         )
         if bad
     ]
     if concerns:
         return warning(
-            f"Of this key: {'; '.join(concerns)}.",
-            "Generate a key on the device, never extractable, and register its certificate instead.",
+            f"This key is not well protected: {'; '.join(concerns)}.",
+            "Generate a key on the device (hsm-signer key generate), and register its certificate instead.",
         )
-    told = {
-        "sensitive": protection.sensitive,
-        "not extractable": None if protection.extractable is None else True,
-        "never extractable": protection.never_extractable,
-        "made on the device": protection.local,
+    generated = ["generated on the device"] if protection.local else []
+    stays = ["cannot be copied out"] if protection.sensitive and protection.extractable is False else []
+    known = "; ".join(generated + stays)
+    attributes = {
+        "CKA_SENSITIVE": protection.sensitive,
+        "CKA_EXTRACTABLE": protection.extractable,
+        "CKA_NEVER_EXTRACTABLE": protection.never_extractable,
+        "CKA_LOCAL": protection.local,
     }
-    known = ", ".join(name for name, value in told.items() if value)
-    unknown = ", ".join(name for name, value in told.items() if value is None)
-    wants = "with each signature" if protection.always_authenticate else "only to log in"
+    unknown = ", ".join(name for name, value in attributes.items() if value is None)
+    needed = "for each signature" if protection.always_authenticate else "only to log in"
     return ok(
-        (f"It is {known}. " if known else "")
-        + (f"The device does not tell whether it is {unknown}. " if unknown else "")
-        + f"It wants the PIN {wants}."
+        (f"{known[0].upper()}{known[1:]}. " if known else "")
+        + (f"The device does not report {unknown}. " if unknown else "")
+        + f"The PIN is needed {needed}."
     )
 
 
 def judge_certificate(certificate: Certificate, now: datetime) -> Verdict:
-    """Judge what is left of the validity of a certificate that can be used.
+    """Judge the remaining validity of a certificate that can be used.
 
     Args:
         now: timezone-aware.
@@ -124,11 +126,11 @@ def judge_certificate(certificate: Certificate, now: datetime) -> Verdict:
     days = (certificate.not_after - now).days
     usage = "any use" if certificate.key_usage is None else "digital signatures"
     detail = (
-        f"{certificate.subject}, of this key, for {usage}, valid until {certificate.not_after:%Y-%m-%d}: "
-        f"{days} day{'' if days == 1 else 's'} left. SHA-1 {certificate.sha1.hex().upper()}."
+        f"{certificate.subject} matches this key. Valid until {certificate.not_after:%Y-%m-%d} "
+        f"({days} day{'' if days == 1 else 's'} left), for {usage}. SHA-1 {certificate.sha1.hex().upper()}."
     )
     if days < RENEWAL_DAYS:
-        return warning(detail, "Make the next certificate, and register it before this one ends.")
+        return warning(detail, "Create the next certificate, and register it before this one expires.")
     return ok(detail)
 
 
@@ -136,22 +138,22 @@ def judge_clock(ahead: float | None) -> Verdict:
     """Judge this machine's clock.
 
     Args:
-        ahead: seconds by which it is ahead of the server's, or None where the server does not tell the time.
+        ahead: seconds by which it is ahead of the server's, or None if the server's answer has no date.
     """
     if ahead is None:
-        return skipped("The server does not tell the time: its answer has no Date.")
+        return skipped("The server's answer has no Date header to compare with.")
     seconds = round(ahead)
     if abs(seconds) <= AGREEMENT:
-        return ok(f"It agrees with the server's to within {AGREEMENT} seconds.")
-    detail = f"It is {abs(seconds)} seconds {'ahead of' if seconds > 0 else 'behind'} the server's"
-    fix = "Set this machine's clock, and let it be kept: timedatectl set-ntp true"
+        return ok(f"Within {AGREEMENT} seconds of the server's clock.")
+    detail = f"This machine's clock is {abs(seconds)} seconds {'ahead of' if seconds > 0 else 'behind'} the server's"
+    fix = "Synchronize this machine's clock: timedatectl set-ntp true"
     if abs(seconds) <= TOLERANCE:
-        return warning(f"{detail}; beyond {TOLERANCE} Entra refuses assertions.", fix)
-    return failed(f"{detail}; Entra allows {TOLERANCE}.", fix)
+        return warning(f"{detail}. Entra refuses assertions if the difference exceeds {TOLERANCE} seconds.", fix)
+    return failed(f"{detail}. Entra accepts a difference of {TOLERANCE} seconds at most.", fix)
 
 
 def metadata_url(endpoint: Endpoint) -> str | None:
-    """Return where the OpenID configuration is (OpenID Connect Discovery 1.0 section 4), or None where none is due."""
+    """Return the URL of the OpenID configuration (OpenID Connect Discovery 1.0 section 4), or None if none is due."""
     if not endpoint.entra:
         return None
     for path, version in (("/oauth2/v2.0/token", "/v2.0"), ("/oauth2/token", "")):
@@ -166,7 +168,7 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
     if status != 200:
         return failed(
             f"{host} answered {status} for the OpenID configuration of {endpoint.tenant}.",
-            "Check --tenant, and whether --cloud or --authority is the one it lives in.",
+            "Check --tenant, and that --cloud or --authority is the one that it belongs to.",
         )
     try:
         document = json.loads(body)
@@ -174,19 +176,18 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
         agrees = _place(theirs) == _place(endpoint.token_endpoint)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return failed(
-            f"What {host} answered is no OpenID configuration.",
+            f"The answer of {host} is not an OpenID configuration.",
             "Check --authority, and whether a proxy or a login page answered instead.",
         )
     if not agrees:
         return failed(
-            f"Tokens for {endpoint.tenant} come from {printable(str(theirs), 200)}, "
-            f"and not from {endpoint.token_endpoint}.",
-            "Choose the cloud of that address with --cloud, or its host with --authority.",
+            f"The token endpoint of {endpoint.tenant} is {printable(str(theirs), 200)}, not {endpoint.token_endpoint}.",
+            "Select the cloud of that address with --cloud, or its host with --authority.",
         )
-    return ok(f"Issuer {printable(str(issuer), 200)}; the token endpoint is the one we use.")
+    return ok(f"Issuer {printable(str(issuer), 200)}. Its token endpoint is the one in use.")
 
 
 def _place(token_endpoint: str) -> tuple[str, list[str]]:
-    """Return what must agree of a token endpoint: not the tenant, which Entra gives by its GUID."""
+    """Return the parts of a token endpoint that must agree: not the tenant, for which Entra writes its GUID."""
     split = urlsplit(token_endpoint)
     return split.netloc.lower(), split.path.split("/")[2:]

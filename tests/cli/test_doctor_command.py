@@ -1,4 +1,4 @@
-"""`doctor` as a person and a script see it: a table as it grows, one JSON document, and a status."""
+"""`doctor` as a person and a script see it: a table that grows, one JSON document, and an exit status."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def table(stdout: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z]+) +(ok|warning|failed|skipped) ", stdout, re.MULTILINE))
 
 
-def test_a_sound_set_up_ends_with_0_and_a_row_a_probe(program: Program, exchange: Settings) -> None:
+def test_without_errors_it_exits_with_0_and_prints_a_row_for_each_probe(program: Program, exchange: Settings) -> None:
     result = program("doctor", *options(exchange))
     assert (result.status, result.stderr) == (0, "")
     rows = table(result.stdout)
@@ -62,7 +62,7 @@ VARIABLE = "|".join(
 )
 
 
-def test_the_readme_shows_what_is_shown(program: Program, exchange: Settings) -> None:
+def test_the_example_in_the_readme_is_what_the_command_prints(program: Program, exchange: Settings) -> None:
     readme = (Path(hsm_signer.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- doctor.*?```console\n\$ hsm-signer doctor\n(.*?)```", readme, re.DOTALL)
     assert block
@@ -97,7 +97,7 @@ def test_json_is_one_document(program: Program, exchange: Settings) -> None:
 
 
 @pytest.mark.parametrize("form", [[], ["-o", "json"]], ids=["text", "json"])
-def test_what_failed_ends_with_1_and_is_no_error(program: Program, exchange: Settings, form: list[str]) -> None:
+def test_a_failure_exits_with_1_and_prints_no_error(program: Program, exchange: Settings, form: list[str]) -> None:
     result = program("doctor", *options(exchange, module="/nowhere.so"), *form)
     assert (result.status, result.stderr) == (1, "")
     if form:
@@ -129,9 +129,7 @@ def test_neither_pin_nor_token_nor_assertion_is_shown(program: Program, exchange
     assert "eyJ" not in result.stdout + result.stderr
 
 
-def test_what_is_found_is_shown_before_the_pin_is_asked_for(
-    program: Program, signing: Settings, terminal: Terminal
-) -> None:
+def test_findings_are_shown_before_the_pin_prompt(program: Program, signing: Settings, terminal: Terminal) -> None:
     arguments = ("doctor", "--offline", *options(signing, pin_source="prompt"))
     with program.start(*arguments, within=terminal.shell) as process:
         terminal.wait_for("PIN for 'office'")
@@ -162,7 +160,7 @@ def test_nothing_is_coloured_in_a_pipe(program: Program) -> None:
     assert "\x1b" not in program("doctor", environment={"TERM": "xterm-256color"}).stdout
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(program: Program, signing: Settings) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(program: Program, signing: Settings) -> None:
     with program.start("doctor", "--offline", *options(signing)) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -176,14 +174,14 @@ def test_a_malformed_setting_is_refused_as_everywhere(program: Program) -> None:
     assert (result.status, result.stdout) == (2, "")
 
 
-def test_help_names_what_is_its_own(program: Program) -> None:
+def test_help_lists_its_options(program: Program) -> None:
     listed = re.findall(r"│[ *]+(--[a-z-]+)", program("doctor", "--help", environment={"COLUMNS": "400"}).stdout)
     assert {"--offline", "--output", "--key", "--tenant", "--scope", "--ca-bundle"} <= set(listed)
     assert "--output-file" not in listed
 
 
 class TestPcscd:
-    """In a process that has the readers' library, as a module for smart cards brings it along."""
+    """In a process that has loaded the PC/SC library, as modules for smart cards do."""
 
     @pytest.fixture
     def socket_path(self, tmp_path: Path) -> Path:
@@ -203,7 +201,7 @@ class TestPcscd:
 
         return finding
 
-    def test_one_that_does_not_run(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
+    def test_one_that_is_not_running(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
         found = finding()
         assert (found["status"], found["detail"]) == ("failed", f"pcscd is not running: {socket_path} does not exist.")
         assert "systemctl enable --now pcscd.socket" in found["fix"]
@@ -215,7 +213,7 @@ class TestPcscd:
         assert found["status"] == "failed"
         assert "does not answer" in found["detail"]
 
-    def test_one_that_may_not_be_used(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
+    def test_one_that_refuses_this_user(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
         with keeping_out(socket_path):
             found = finding()
         assert found["status"] == "failed"

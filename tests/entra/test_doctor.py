@@ -1,4 +1,4 @@
-"""The doctor on a real device and a real server, with one thing wrong at a time: what it finds, and what it leaves."""
+"""The doctor on a real device and a real server, with one thing wrong at a time: what it reports, and what it skips."""
 
 import itertools
 import re
@@ -58,7 +58,7 @@ def unexamined(*probes: str, because: str) -> dict[str, str]:
 
 
 def all_after(probe: str) -> dict[str, str]:
-    """What becomes of the probes that need the device when `probe` has failed."""
+    """The outcome of the probes that need the device after `probe` failed."""
     names = list(FINE)
     return unexamined(*names[names.index(probe) + 1 : names.index("clock")], "token", because=probe)
 
@@ -70,7 +70,7 @@ def softhsm() -> Iterator[SoftHsm]:
 
 
 def certify(softhsm: SoftHsm, key: SoftHsmKey, *, days: float, public_key: rsa.RSAPublicKey | None = None) -> bytes:
-    """Store a certificate beside a key, good for so many days from now on."""
+    """Store a certificate for a key, valid for so many days from now."""
     start = datetime.now(UTC) - timedelta(days=400)
     der = softhsm.issue_certificate(
         public_key or key.public_key, not_before=start, not_after=datetime.now(UTC) + timedelta(days=days)
@@ -84,7 +84,7 @@ _ids = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def identity(softhsm: SoftHsm) -> SoftHsmKey:
-    """The key with which nothing is wrong."""
+    """A key without any fault."""
     key = softhsm.add_key("good", bytes([next(_ids)]))
     return replace(key, certificate=certify(softhsm, key, days=365))
 
@@ -104,7 +104,7 @@ def _forget_requests(entra: EntraEmulator) -> None:
 
 @pytest.fixture
 def settings(softhsm: SoftHsm, identity: SoftHsmKey, entra: EntraEmulator) -> dict[str, object]:
-    """All that a sound profile says."""
+    """The settings of a profile without errors."""
     return {
         "tenant": TENANT,
         "client_id": CLIENT,
@@ -131,7 +131,7 @@ Examine = Callable[..., Findings]
 
 @pytest.fixture
 def run(settings: dict[str, object]) -> Examine:
-    """Examine the sound profile with some settings changed, and return the findings."""
+    """Check a profile without errors but for some changed settings, and return the findings."""
 
     def run(
         *,
@@ -147,7 +147,7 @@ def run(settings: dict[str, object]) -> Examine:
 
 
 def outcome(findings: Findings) -> Mapping[str, str]:
-    """Return what became of each probe but pcscd, in the words of FINE."""
+    """Return the outcome of each probe but pcscd, in the words of FINE."""
     return {name: _outcome(verdict) for name, verdict in findings.items() if name != "pcscd"}
 
 
@@ -161,7 +161,7 @@ def fix(findings: Findings, name: str) -> str:
 
 
 class TestAllIsWell:
-    def test_every_probe_says_so_in_order(self, run: Examine) -> None:
+    def test_every_probe_is_ok_in_order(self, run: Examine) -> None:
         findings = run()
         assert list(outcome(findings).items()) == list(FINE.items())
         assert [name for name, verdict in findings.items() if verdict.status is Status.OK and verdict.fix] == []
@@ -171,26 +171,26 @@ class TestAllIsWell:
         assert outcome(run(module=faulty.path, pin=pin)) == FINE
         assert (faulty.calls("C_Login"), faulty.calls("C_Sign"), pin.times) == (1, 1, 1)
 
-    def test_a_key_that_always_authenticates_is_given_the_pin_once_more_and_asks_nobody(
+    def test_an_always_authenticate_key_gets_the_pin_once_more_without_another_prompt(
         self, run: Examine, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
         pin = CountedPin(PIN)
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == FINE
-        assert "wants the PIN with each signature" in findings["protection"].detail
+        assert "The PIN is needed for each signature" in findings["protection"].detail
         assert [login.context_specific for login in faulty.logins()] == [False, True]
         assert (faulty.calls("C_Sign"), pin.times) == (1, 1)
 
-    def test_the_token_is_asked_for_once(self, run: Examine, entra: EntraEmulator) -> None:
+    def test_the_token_is_requested_once(self, run: Examine, entra: EntraEmulator) -> None:
         run()
         assert [request.form["client_id"] for request in entra.requests] == [CLIENT]
 
-    def test_the_device_is_let_go(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_the_device_is_closed_at_the_end(self, run: Examine, faulty: FaultyModule) -> None:
         run(module=faulty.path)
         assert faulty.calls("C_CloseSession") == faulty.calls("C_OpenSession") == 1
 
-    def test_the_device_is_let_go_when_the_rest_is_not_wanted(
+    def test_the_device_is_closed_when_the_caller_stops_early(
         self, settings: dict[str, object], faulty: FaultyModule
     ) -> None:
         profile = profile_from_arguments({**settings, "module": faulty.path})
@@ -209,53 +209,51 @@ class TestAllIsWell:
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "skipped", "token": "skipped"}
         assert "--offline" in findings["token"].detail
 
-    def test_without_a_scope_no_token_is_asked_for(self, run: Examine, entra: EntraEmulator) -> None:
+    def test_without_a_scope_no_token_is_requested(self, run: Examine, entra: EntraEmulator) -> None:
         findings = run(scope=None)
         assert outcome(findings) == {**FINE, "token": "skipped"}
         assert "--scope" in fix(findings, "token")
         assert entra.requests == []
 
-    def test_a_custom_token_endpoint_need_have_no_openid_configuration(
-        self, run: Examine, entra: EntraEmulator
-    ) -> None:
+    def test_a_custom_token_endpoint_needs_no_openid_configuration(self, run: Examine, entra: EntraEmulator) -> None:
         findings = run(tenant=None, authority=None, token_endpoint=entra.token_endpoint(TENANT))
         assert outcome(findings) == {**FINE, "openid": "skipped"}
 
     @pytest.mark.parametrize("algorithm", ["PS256", "auto"])
-    def test_another_algorithm_does_as_well(self, run: Examine, algorithm: str) -> None:
+    def test_another_algorithm_works_too(self, run: Examine, algorithm: str) -> None:
         findings = run(algorithm=algorithm)
         assert outcome(findings) == FINE
         assert findings["signature"].detail.startswith("PS256")
 
-    def test_of_several_keys_the_first_is_examined(self, run: Examine, identity: SoftHsmKey) -> None:
+    def test_only_the_first_of_several_keys_is_checked(self, run: Examine, identity: SoftHsmKey) -> None:
         findings = run(key=(identity.uri, "pkcs11:token=elsewhere"))
         assert outcome(findings) == FINE
-        assert "Of 2 keys only the first is examined" in findings["configuration"].detail
+        assert "only the first is checked" in findings["configuration"].detail
 
 
 class TestConfiguration:
-    def test_without_a_client_id_the_device_is_examined(self, run: Examine) -> None:
+    def test_without_a_client_id_the_device_is_checked(self, run: Examine) -> None:
         findings = run(client_id=None)
         expected = unexamined("clock", "openid", "token", because="configuration")
         assert outcome(findings) == {**FINE, "configuration": "failed", **expected}
         assert "--client-id" in fix(findings, "configuration")
 
-    def test_a_scope_that_entra_refuses_costs_the_token_alone(self, run: Examine, entra: EntraEmulator) -> None:
+    def test_a_scope_that_entra_refuses_stops_only_the_token(self, run: Examine, entra: EntraEmulator) -> None:
         expected = unexamined("token", because="configuration")
         findings = run(scope="https://graph.microsoft.com/User.Read")
         assert outcome(findings) == {**FINE, "configuration": "failed", **expected}
         assert entra.requests == []
 
-    def test_without_a_pin_source_that_is_one_the_server_is_examined(self, run: Examine) -> None:
+    def test_with_an_invalid_pin_source_the_server_is_checked(self, run: Examine) -> None:
         findings = run(pin_source="nonsense")
         assert outcome(findings) == {**FINE, "configuration": "failed", **all_after("configuration")}
 
-    def test_of_two_things_wrong_both_are_told(self, run: Examine) -> None:
+    def test_two_errors_in_the_configuration_are_both_reported(self, run: Examine) -> None:
         finding = run(pin_source="nonsense", tenant="common")["configuration"]
         assert "no such PIN source" in finding.detail
         assert "'common'" in finding.detail
 
-    def test_without_anything_nothing_else_is_examined(self) -> None:
+    def test_without_any_settings_everything_else_is_skipped(self) -> None:
         names = list(FINE)[1:]
         assert outcome(dict(examine(Profile()))) == {
             "configuration": "failed",
@@ -264,21 +262,23 @@ class TestConfiguration:
 
 
 class TestModuleAndDevice:
-    def test_a_module_that_is_none(self, run: Examine, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_module(self, run: Examine, tmp_path: Path) -> None:
         file = tmp_path / "module.so"
         file.write_text("no library")
         findings = run(module=file)
         assert outcome(findings) == {**FINE, "module": "failed", **all_after("module")}
         assert str(file) in findings["module"].detail
-        assert findings["pcscd"].detail == "Not examined, because module failed."
+        assert findings["pcscd"].detail == "Not checked because module failed."
 
-    def test_a_device_that_is_not_there(self, run: Examine) -> None:
+    def test_a_device_that_does_not_exist(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=elsewhere;id=%01")
         assert outcome(findings) == {**FINE, "device": "failed", **all_after("device")}
         assert "token=doctor%20tests" in findings["device"].detail
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
-    def test_a_pin_that_must_not_be_tried(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
+    def test_a_device_on_its_last_pin_try_is_not_logged_in_to(
+        self, run: Examine, faulty: FaultyModule, flag: TokenFlag
+    ) -> None:
         faulty.flags(set=flag)
         pin = CountedPin(PIN)
         findings = run(module=faulty.path, pin=pin)
@@ -286,7 +286,9 @@ class TestModuleAndDevice:
         assert (pin.times, faulty.logins()) == (0, [])
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_COUNT_LOW])
-    def test_a_pin_of_which_to_be_sure(self, run: Examine, faulty: FaultyModule, flag: TokenFlag) -> None:
+    def test_a_device_with_few_pin_tries_left_is_a_warning(
+        self, run: Examine, faulty: FaultyModule, flag: TokenFlag
+    ) -> None:
         faulty.flags(set=flag)
         assert outcome(run(module=faulty.path, allow_last_try=True)) == {**FINE, "pin": "warning"}
 
@@ -305,7 +307,7 @@ class TestModuleAndDevice:
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
         assert "without a login" in findings["login"].detail
 
-    def test_a_wrong_pin_is_presented_once(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_a_wrong_pin_is_sent_once(self, run: Examine, faulty: FaultyModule) -> None:
         pin = CountedPin(WRONG_PIN)
         findings = run(module=faulty.path, pin=pin)
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
@@ -315,12 +317,12 @@ class TestModuleAndDevice:
         # SoftHSM remembers it until a right one comes.
         assert outcome(run()) == {**FINE, "pin": "warning"}
 
-    def test_a_login_that_hangs_costs_what_needs_the_device(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_a_login_that_hangs_stops_only_what_needs_the_device(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.rule("C_Login", hang=float("inf"))
         findings = run(module=faulty.path, device_timeout=2)
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
 
-    def test_an_error_nobody_foresaw_is_a_finding_that_quotes_nothing(self, settings: dict[str, object]) -> None:
+    def test_an_unexpected_error_is_a_finding_that_quotes_nothing(self, settings: dict[str, object]) -> None:
         broken = CountedPin(ZeroDivisionError(f"the PIN is {PIN}"))
         findings = dict(examine(profile_from_arguments(settings), Operator(prompt=broken)))
         assert outcome(findings) == {**FINE, "login": "failed", **all_after("login")}
@@ -329,7 +331,7 @@ class TestModuleAndDevice:
 
 
 class TestKey:
-    def test_a_key_that_is_not_there(self, run: Examine) -> None:
+    def test_a_key_that_does_not_exist(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=doctor%20tests;object=other")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
         assert "object=good" in findings["key"].detail
@@ -348,7 +350,7 @@ class TestKey:
         key = softhsm.import_key(private_key, label, bytes([next(_ids)]))
         assert outcome(run(key=key.uri)) == {**FINE, "key": "failed", **all_after("key")}
 
-    def test_a_key_that_can_be_taken_out_of_the_device(
+    def test_a_key_that_can_be_copied_out_of_the_device(
         self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
     ) -> None:
         key = add_open_key(softhsm)
@@ -358,7 +360,9 @@ class TestKey:
         concerns = re.findall(r"CKA_\w+", findings["protection"].detail)
         assert concerns == ["CKA_SENSITIVE", "CKA_EXTRACTABLE"]
 
-    def test_a_key_that_was_made_elsewhere(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
+    def test_a_key_that_was_not_generated_on_the_device(
+        self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
+    ) -> None:
         key = softhsm.import_key(rsa.generate_private_key(65537, 2048), "imported", bytes([next(_ids)]))
         entra.register(CLIENT, certify(softhsm, key, days=365), tenant=TENANT)
         findings = run(key=key.uri)
@@ -372,13 +376,13 @@ class TestKey:
         assert outcome(findings) == {**FINE, "mechanisms": "failed", **expected}
         assert "RS256" in fix(findings, "mechanisms")
 
-    def test_a_lack_that_nobody_minds(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_an_unused_algorithm_that_the_device_lacks(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
         findings = run(module=faulty.path)
         assert outcome(findings) == FINE
         assert "PS256 is not offered" in findings["mechanisms"].detail
 
-    def test_a_signature_that_is_false(self, run: Examine, faulty: FaultyModule, entra: EntraEmulator) -> None:
+    def test_an_invalid_signature(self, run: Examine, faulty: FaultyModule, entra: EntraEmulator) -> None:
         faulty.rule("C_Sign", corrupt=True)
         findings = run(module=faulty.path)
         assert outcome(findings) == {**FINE, "signature": "failed", **unexamined("token", because="signature")}
@@ -386,7 +390,7 @@ class TestKey:
 
 
 def add_open_key(softhsm: SoftHsm) -> SoftHsmKey:
-    """Have SoftHSM make a key that it gives away to whoever is logged in."""
+    """Have SoftHSM generate a key that it gives to anyone who is logged in."""
     key_id = bytes([next(_ids)])
 
     def generate(session: Session) -> bytes:
@@ -409,7 +413,7 @@ def add_open_key(softhsm: SoftHsm) -> SoftHsmKey:
     return SoftHsmKey(str(uri), "open", key_id, public_key)
 
 
-# The device shows that it signs all the same.
+# The device can still show that it signs.
 NO_CERTIFICATE = {**FINE, "certificate": "failed", **unexamined("token", because="certificate")}
 
 
@@ -433,7 +437,7 @@ class TestCertificate:
         assert outcome(findings) == NO_CERTIFICATE
         assert "another key" in findings["certificate"].detail
 
-    def test_one_that_ends_soon(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
+    def test_one_that_expires_soon(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
         key = softhsm.add_key("ending", bytes([next(_ids)]))
         entra.register(CLIENT, certify(softhsm, key, days=10.5), tenant=TENANT)
         findings = run(key=key.uri)
@@ -452,13 +456,15 @@ class TestCertificate:
 
 
 class TestServer:
-    def test_a_clock_that_entra_forgives(self, run: Examine) -> None:
+    def test_a_clock_that_differs_by_less_than_entra_tolerates(self, run: Examine) -> None:
         findings = run(now=lambda: time.time() - 60)
         assert outcome(findings) == {**FINE, "clock": "warning"}
         assert re.search(r"(59|60|61) seconds behind", findings["clock"].detail)
 
     @pytest.mark.parametrize("seconds", [-3600, 3600])
-    def test_a_clock_that_entra_does_not_forgive(self, run: Examine, entra: EntraEmulator, seconds: int) -> None:
+    def test_a_clock_that_differs_by_more_than_entra_tolerates(
+        self, run: Examine, entra: EntraEmulator, seconds: int
+    ) -> None:
         findings = run(now=lambda: time.time() + seconds)
         assert outcome(findings) == {**FINE, "clock": "failed", **unexamined("token", because="clock")}
         assert entra.requests == []
@@ -469,7 +475,7 @@ class TestServer:
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
         assert "was refused" in findings["openid"].detail
 
-    def test_a_custom_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
+    def test_a_custom_one_that_does_not_answer(self, run: Examine, closed_port: int) -> None:
         findings = run(
             tenant=None,
             authority=None,
@@ -486,7 +492,7 @@ class TestServer:
         assert "--ca-bundle" in fix(findings, "openid")
         assert entra.requests == []
 
-    def test_a_ca_bundle_that_is_none(self, run: Examine, tmp_path: Path) -> None:
+    def test_a_ca_bundle_that_does_not_exist(self, run: Examine, tmp_path: Path) -> None:
         findings = run(ca_bundle=tmp_path / "none.pem")
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}

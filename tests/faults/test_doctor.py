@@ -1,4 +1,4 @@
-"""The doctor on a device that is lost meanwhile: one login all the same, and whatever can be said is said."""
+"""The doctor on a device that is lost while it runs: it still logs in once, and reports what it can."""
 
 from collections.abc import Iterator
 
@@ -42,13 +42,13 @@ def profile(faulty: FaultyModule, key: SoftHsmKey) -> Profile:
 
 
 def run(profile: Profile, pin: CountedPin) -> dict[str, Verdict]:
-    """Examine all but pcscd, which depends on what other tests have loaded into this process."""
+    """Run every probe but pcscd, which depends on what other tests have loaded into this process."""
     findings = examine(profile, Operator(prompt=pin), offline=True)
     return {name: verdict for name, verdict in findings if name != "pcscd"}
 
 
 def calls_of_each_probe(profile: Profile, pin: CountedPin, faulty: FaultyModule) -> Iterator[tuple[str, int]]:
-    """Examine a sound device, and return for each call after the login the probe that made it and its number."""
+    """Check a device without faults. Return the probe and the number of each call after the login."""
     done = 0
     for name, _ in examine(profile, Operator(prompt=pin), offline=True):
         before, done = done, len(faulty.log())
@@ -58,7 +58,7 @@ def calls_of_each_probe(profile: Profile, pin: CountedPin, faulty: FaultyModule)
 
 
 def lose_session(faulty: FaultyModule, rv: Rv, before: list[str], call: str) -> None:
-    """Have the session lost in a call, after those before. The device is there, and would be logged in to again."""
+    """Lose the session in a call, after those in `before`. The device stays, and would accept another login."""
     for function in {call, *ON_SESSIONS}:
         faulty.rule(function, rv=rv, skip=before.count(function), times=None if function in ON_SESSIONS else 1)
 
@@ -90,7 +90,7 @@ def test_a_device_lost_at_any_call_costs_no_second_login(
         assert Status.FAILED not in [findings[name].status for name in before], where
 
 
-def test_a_device_that_failed_once_is_examined_to_the_end(
+def test_a_device_that_failed_once_is_checked_to_the_end(
     profile: Profile, pin: CountedPin, faulty: FaultyModule
 ) -> None:
     run(profile, pin)
@@ -105,7 +105,7 @@ def test_a_device_that_failed_once_is_examined_to_the_end(
     assert faulty.calls("C_Login") == 1
 
 
-def test_a_module_that_somebody_else_initialises_anew_costs_no_second_login(
+def test_a_module_that_somebody_else_initializes_again_costs_no_second_login(
     profile: Profile, pin: CountedPin, faulty: FaultyModule, key: SoftHsmKey
 ) -> None:
     access = KeyAccess(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)

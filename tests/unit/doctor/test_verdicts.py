@@ -1,4 +1,4 @@
-"""What measurements mean."""
+"""Verdicts on what the probes measured."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -45,8 +45,10 @@ def protection(**changes: bool | None) -> Protection:
     return Protection(**{**GUARDED, **changes})
 
 
-def test_a_key_that_never_could_leave_is_well_guarded() -> None:
-    assert judge_protection(protection()).status is Status.OK
+def test_a_key_that_never_could_leave_the_device_is_well_protected() -> None:
+    assert judge_protection(protection()) == ok(
+        "Generated on the device; cannot be copied out. The PIN is needed only to log in."
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,26 +60,26 @@ def test_a_key_that_never_could_leave_is_well_guarded() -> None:
         ({"local": False}, "CKA_LOCAL"),
     ],
 )
-def test_a_key_that_is_not_is_warned_of_with_the_reason(changes: dict[str, bool], attribute: str) -> None:
+def test_a_weakly_protected_key_is_a_warning_with_the_reason(changes: dict[str, bool], attribute: str) -> None:
     verdict = judge_protection(protection(**changes))
     assert verdict.status is Status.WARNING
     assert verdict.detail.count("CKA_") == 1
     assert attribute in verdict.detail
 
 
-def test_what_a_device_does_not_tell_is_named_and_not_held_against_it() -> None:
+def test_an_attribute_that_the_device_does_not_report_is_named_and_no_warning() -> None:
     verdict = judge_protection(protection(local=None, never_extractable=None))
     assert verdict.status is Status.OK
-    assert "does not tell whether it is never extractable, made on the device" in verdict.detail
+    assert "The device does not report CKA_NEVER_EXTRACTABLE, CKA_LOCAL." in verdict.detail
 
 
-def test_a_device_that_tells_nothing_is_not_praised() -> None:
+def test_nothing_good_is_said_about_a_key_of_which_the_device_reports_nothing() -> None:
     verdict = judge_protection(Protection(None, None, None, None, None))
-    assert verdict.detail.startswith("The device does not tell whether it is sensitive, not extractable,")
+    assert verdict.detail.startswith("The device does not report CKA_SENSITIVE, CKA_EXTRACTABLE,")
 
 
-@pytest.mark.parametrize(("always", "words"), [(True, "with each signature"), (False, "only to log in")])
-def test_when_a_key_wants_the_pin_is_told(always: bool, words: str) -> None:
+@pytest.mark.parametrize(("always", "words"), [(True, "for each signature"), (False, "only to log in")])
+def test_the_verdict_says_when_the_pin_is_needed(always: bool, words: str) -> None:
     assert words in judge_protection(protection(always_authenticate=always)).detail
 
 
@@ -89,7 +91,7 @@ def test_when_a_key_wants_the_pin_is_told(always: bool, words: str) -> None:
         (timedelta(days=1), Status.WARNING, "1 day left"),
     ],
 )
-def test_a_certificate_is_warned_of_in_its_last_month(left: timedelta, status: Status, words: str) -> None:
+def test_a_certificate_in_its_last_month_is_a_warning(left: timedelta, status: Status, words: str) -> None:
     certificate = Certificate(b"", None, "CN=x", NOW - timedelta(days=9), NOW + left, None)
     verdict = judge_certificate(certificate, NOW)
     assert verdict.status is status
@@ -113,7 +115,7 @@ def test_a_clock_may_differ_by_as_much_as_entra_allows(ahead: float | None, stat
 
 
 @pytest.mark.parametrize(("ahead", "words"), [(10, "10 seconds ahead of"), (-10, "10 seconds behind")])
-def test_in_which_direction_a_clock_differs_is_told(ahead: float, words: str) -> None:
+def test_the_verdict_says_whether_the_clock_is_ahead_or_behind(ahead: float, words: str) -> None:
     assert words in judge_clock(ahead).detail
 
 
@@ -135,7 +137,7 @@ CONTOSO = resolve_endpoint(tenant="contoso.onmicrosoft.com")
         (resolve_endpoint(tenant=None, token_endpoint="https://sts.example.com/oauth2/token"), None),
     ],
 )
-def test_where_the_openid_configuration_is(endpoint: Endpoint, url: str | None) -> None:
+def test_the_url_of_the_openid_configuration(endpoint: Endpoint, url: str | None) -> None:
     assert metadata_url(endpoint) == url
 
 
@@ -144,7 +146,7 @@ def metadata(token_endpoint: object, issuer: object = "https://login.example.com
 
 
 @pytest.mark.parametrize("tenant", ["contoso.onmicrosoft.com", GUID])
-def test_a_token_endpoint_agrees_though_entra_names_the_tenant_by_its_guid(tenant: str) -> None:
+def test_a_token_endpoint_agrees_even_if_entra_names_the_tenant_by_its_guid(tenant: str) -> None:
     body = metadata(f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token")
     assert judge_metadata(200, body, CONTOSO).status is Status.OK
 
@@ -157,7 +159,7 @@ def test_a_token_endpoint_agrees_though_entra_names_the_tenant_by_its_guid(tenan
     ],
     ids=["another cloud", "another version"],
 )
-def test_a_token_endpoint_elsewhere_is_named(theirs: str) -> None:
+def test_another_token_endpoint_is_a_failure_that_names_it(theirs: str) -> None:
     verdict = judge_metadata(200, metadata(theirs), CONTOSO)
     assert verdict.status is Status.FAILED
     assert theirs in verdict.detail
@@ -180,15 +182,15 @@ def test_a_token_endpoint_elsewhere_is_named(theirs: str) -> None:
     ],
     ids=["nothing", "HTML", "no text", "a list", "null", "half", "a number", "none", "too deep", "no URL"],
 )
-def test_what_is_no_openid_configuration_is_told_apart(body: bytes) -> None:
-    assert "is no OpenID configuration" in judge_metadata(200, body, CONTOSO).detail
+def test_an_answer_that_is_not_an_openid_configuration_is_a_failure(body: bytes) -> None:
+    assert "is not an OpenID configuration" in judge_metadata(200, body, CONTOSO).detail
 
 
-def test_an_answer_other_than_200_is_named() -> None:
+def test_a_status_other_than_200_is_a_failure_that_names_it() -> None:
     assert "answered 400 " in judge_metadata(400, b"{}", CONTOSO).detail
 
 
-def test_what_a_server_says_of_itself_does_not_steer_the_terminal() -> None:
+def test_an_issuer_cannot_send_control_characters_to_the_terminal() -> None:
     body = metadata(CONTOSO.token_endpoint, issuer="\x1b[2J" + "x" * 1000)
     detail = judge_metadata(200, body, CONTOSO).detail
     assert detail.isprintable()
