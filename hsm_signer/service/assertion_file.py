@@ -1,4 +1,4 @@
-"""The file that holds an assertion, for the programs that AZURE_FEDERATED_TOKEN_FILE points there."""
+"""The file that holds an assertion, for programs that read AZURE_FEDERATED_TOKEN_FILE."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from pathlib import Path
 from hsm_signer.errors import ConfigError, JwtError
 from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS, check_lifetime
 from hsm_signer.jwt.compact import Jwt, parse_jwt
-from hsm_signer.service.assertion_schedule import Held
+from hsm_signer.service.assertion_schedule import FileContent
 from hsm_signer.system.private_file import write_private
 from hsm_signer.system.secret import hidden_locals
 
@@ -22,19 +22,19 @@ _LIMIT = 65536
 
 @dataclass(frozen=True)
 class AssertionFile:
-    """The file: what it is to hold, and who may read it.
+    """The file: which assertions it holds, and who may read it.
 
     Args:
-        path: its directory must be writable by nobody but root and us.
-        client_id: issuer of the assertions in it.
-        audience: theirs.
-        lifetime: theirs, seconds.
-        interval: seconds after which one is replaced.
+        path: only root and we may be able to write in its directory.
+        client_id: issuer of the assertions.
+        audience: audience of the assertions.
+        lifetime: lifetime of the assertions, in seconds.
+        interval: seconds after which an assertion is replaced.
         mode: 0600, 0640, 0400 or 0440.
-        group: id of the group it is to belong to; None leaves that to the directory.
+        group: id of the group of the file. None: as the directory decides.
 
     Raises:
-        ConfigError: readers would be left with an expired assertion, or the mode lets others in.
+        ConfigError: readers could be left with an expired assertion, or the mode would let others read the file.
     """
 
     path: Path
@@ -49,80 +49,80 @@ class AssertionFile:
         left = self.lifetime - self.interval
         if left <= KEPT_BY_READERS:
             raise ConfigError(
-                f"An assertion that lives for {self.lifetime} s and is replaced after {self.interval} s has "
-                f"{self.lifetime} - {self.interval} = {left} s left by then, and SDKs go on with what they have read "
-                f"for up to {KEPT_BY_READERS} s.",
-                hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s: {FILE_LIFETIME} and {INTERVAL} "
-                "are the defaults.",
+                f"An assertion that lives for {self.lifetime} s and is replaced after {self.interval} s is valid for "
+                f"only {self.lifetime} - {self.interval} = {left} s more when it is replaced. SDKs keep using an "
+                f"assertion for up to {KEPT_BY_READERS} s after they read it.",
+                hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s. The defaults are "
+                f"{FILE_LIFETIME} s and {INTERVAL} s.",
             )
         check_lifetime(self.lifetime)
         if self.mode not in _MODES:
             raise ConfigError(
-                f"The mode {self.mode:04o} does not suit an assertion, with which anybody could act as the client.",
-                hint=f"Choose one of {', '.join(f'{mode:04o}' for mode in _MODES)}.",
+                f"The mode {self.mode:04o} is not allowed: whoever can read an assertion can act as the client.",
+                hint=f"Use one of {', '.join(f'{mode:04o}' for mode in _MODES)}.",
             )
 
-    def held(self) -> Held | None:
-        """Return what the file holds, or None where that is no assertion of this client for this audience."""
+    def read(self) -> FileContent | None:
+        """Return what the file holds, or None if that is not an assertion of this client for this audience."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, encoding="ascii") as file:
                 status, text = os.fstat(descriptor), file.read(_LIMIT)
         except (OSError, UnicodeDecodeError):
             return None
-        jwt = self._ours(text)
+        jwt = self._parse_ours(text)
         if jwt is None:
             return None
         issued, expires = _times(jwt)
-        as_asked = (
+        matches = (
             status.st_uid == os.geteuid()
             and stat.S_IMODE(status.st_mode) == self.mode
             and self.group in (None, status.st_gid)
             and expires - issued == self.lifetime
             and text == text.strip()
         )
-        due = issued + self.interval if as_asked else issued
-        return Held(issued, due, expires, jwt.header, status.st_mtime)
+        due = issued + self.interval if matches else issued
+        return FileContent(issued, due, expires, jwt.header, status.st_mtime)
 
     @hidden_locals()
     def replace(self, sign: Callable[[], str]) -> None:
-        """Replace the assertion by a new one.
+        """Replace the assertion with a new one.
 
         Args:
-            sign: returns it: `Tokens.assertion`.
+            sign: returns the new assertion: `Tokens.assertion`.
 
         Raises:
-            ConfigError: it is none that this file is for, or others can write in the directory, or the file system does
-                not keep the mode or the group.
-            OutputError: the file cannot be written. What was there before is unchanged.
+            ConfigError: `sign` returned another kind of assertion, or others can write in the directory, or the file
+                system does not keep the mode or the group.
+            OutputError: the file cannot be written. The old assertion is unchanged.
             HsmSignerError: whatever `sign` raises.
         """
 
         def make() -> str:
             text = sign()
-            jwt = self._ours(text)
+            jwt = self._parse_ours(text)
             issued, expires = (0, 0) if jwt is None else _times(jwt)
             if expires - issued != self.lifetime:
-                # It would be replaced at once, again and again.
+                # We would replace it at once, again and again.
                 raise ConfigError(
-                    f"{self.path} is for assertions by {self.client_id} for {self.audience} that live for "
-                    f"{self.lifetime} s, and another was made.",
-                    hint="Give the file the credential's client id, audience and lifetime.",
+                    f"{self.path} should hold an assertion of {self.client_id} for {self.audience} that lives for "
+                    f"{self.lifetime} s, but the credential made another one.",
+                    hint="Create the AssertionFile with the client ID, audience and lifetime of the credential.",
                 )
             return text
 
         write_private(self.path, make, mode=self.mode, group=self.group, exact=True)
-        written = self.held()
+        written = self.read()
         if written is None or written.due <= written.issued:
-            # It would be replaced at once, again and again. A file system may tell what it has not done.
+            # We would replace it at once, again and again. A file system may report success and not have done it.
             raise ConfigError(
                 f"{self.path} does not hold what was just written, or does not have the mode {self.mode:04o} "
-                "and the group that it was given.",
-                hint="Put it on a file system that keeps modes and groups, such as /run. Let nothing else write it.",
+                "or the group that was set.",
+                hint="Use a file system that keeps modes and groups, such as /run. No other program may write the file.",
             )
 
-    def _ours(self, text: str) -> Jwt | None:
-        """Return an assertion of this client for this audience, with times; None where it is none."""
+    def _parse_ours(self, text: str) -> Jwt | None:
+        """Return the assertion in `text`, or None if it is not one of this client for this audience, with times."""
         try:
             jwt = parse_jwt(text)
         except JwtError:
@@ -132,5 +132,5 @@ class AssertionFile:
 
 
 def _times(jwt: Jwt) -> tuple[int, int]:
-    """Return when an assertion was issued and expires."""
+    """Return when an assertion was issued and when it expires, in epoch seconds."""
     return jwt.claims["nbf"], jwt.claims["exp"]

@@ -6,15 +6,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the file holds.
+class FileContent:
+    """The assertion in the file. Times are in epoch seconds.
 
     Attributes:
-        issued: epoch seconds; the assertion is not valid earlier.
-        due: when it is to be replaced.
-        expires: from when on nobody accepts it.
-        header: of the assertion.
-        written: when the file was.
+        issued: when it becomes valid.
+        due: when it should be replaced.
+        expires: when it stops being valid.
+        header: its header.
+        written: when the file was written.
     """
 
     issued: float
@@ -26,11 +26,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the file was last not replaced.
+    """Why the last try to replace the assertion failed.
 
     Attributes:
-        at: epoch seconds.
-        count: how many there were in a row, from 1.
+        at: when, in epoch seconds.
+        count: the number of failures in a row, from 1.
         reason: the message.
     """
 
@@ -40,7 +40,7 @@ class Failure:
 
     @property
     def pause(self) -> float:
-        """Seconds to let pass before the next try."""
+        """Seconds to wait before the next try."""
         return min(60.0, 5.0 * 2.0 ** min(self.count - 1, 4))
 
 
@@ -51,23 +51,23 @@ class Write:
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing for so many seconds."""
+    """Do nothing for this many seconds."""
 
     seconds: float
 
 
-def next_step(now: float, held: Held | None, failure: Failure | None) -> Write | Wait:
+def next_step(now: float, content: FileContent | None, failure: Failure | None) -> Write | Wait:
     """Decide what to do with the file.
 
     Args:
         now: epoch seconds.
-        held: what it holds; None for nothing of ours.
-        failure: the last one, if nothing was written since.
+        content: the assertion in it, or None if there is none of ours.
+        failure: the last failure, if nothing was written since.
     """
-    # Issued in the future: the clock has been set back, and nobody accepts the assertion until then.
-    due = now if held is None or now < held.issued else held.due
+    # Issued in the future: the clock was set back. Nobody accepts the assertion before then.
+    due = now if content is None or now < content.issued else content.due
     if failure is not None and failure.at <= now:
         due = max(due, failure.at + failure.pause)
     if due <= now:
         return Write()
-    return Wait((min(due, held.expires) if held is not None and now < held.expires else due) - now)
+    return Wait((min(due, content.expires) if content is not None and now < content.expires else due) - now)

@@ -1,4 +1,4 @@
-"""Telling systemd how a service is doing (sd_notify(3)): ready, alive, in words, and on its way out."""
+"""Notifies systemd of the state of a service (sd_notify(3)): ready, alive, a status line, stopping."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServiceManager:
-    """Where systemd listens, and how often it wants to hear something.
+    """The socket on which systemd listens, and its watchdog.
 
     Attributes:
-        address: of its socket, as sd_notify(3) writes it; None where nobody listens.
-        watchdog: seconds of silence after which the service is taken for hung; None for as many as it likes.
+        address: the socket, as sd_notify(3) writes it. None: nobody listens.
+        watchdog: systemd restarts the service after this many seconds without a notification. None: never.
     """
 
     address: str | None = None
@@ -21,20 +21,20 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "ServiceManager":
-        """Return what NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID say, where they are meant for this process."""
+        """Return what NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID say, if they are meant for this process."""
         microseconds = environ.get("WATCHDOG_USEC", "")
-        # sd_watchdog_enabled(3): without WATCHDOG_PID it is meant for whoever reads it.
+        # sd_watchdog_enabled(3): without WATCHDOG_PID it is meant for any process that reads it.
         is_ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         watched = is_ours and microseconds.isdecimal() and int(microseconds) > 0
         return cls(environ.get("NOTIFY_SOCKET") or None, int(microseconds) / 1e6 if watched else None)
 
-    def tell(self, **state: str | int) -> None:
-        """Send assignments such as ``READY=1`` in one datagram, without waiting for anybody to take it.
+    def notify(self, **state: str | int) -> None:
+        """Send assignments such as ``READY=1`` in one datagram, without waiting for a reader.
 
-        That nobody does is no error (sd_notify(3)).
+        It is no error if nobody listens (sd_notify(3)).
 
         Args:
-            state: by the names of sd_notify(3).
+            state: values by the names of sd_notify(3).
         """
         if self.address is None or self.address[0] not in "/@":
             return

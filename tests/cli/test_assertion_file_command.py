@@ -61,7 +61,7 @@ class TestOnce:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert os.listdir(file.parent) == ["assertion"]
 
-    def test_takes_the_lifetime_of_the_profile_before_its_own(
+    def test_prefers_the_lifetime_of_the_profile_to_its_default(
         self, program: Program, signing: Settings, file: Path, certificate: Path
     ) -> None:
         config = program.directory / "config.toml"
@@ -71,7 +71,7 @@ class TestOnce:
         claims = claims_of(file.read_text(), certificate)
         assert claims["exp"] - claims["nbf"] == 7200
 
-    def test_leaves_a_fresh_assertion_and_the_device_alone(
+    def test_with_a_fresh_assertion_does_not_use_the_device(
         self, program: Program, signing: Settings, file: Path
     ) -> None:
         program("assertion-file", str(file), "--once", *options(signing))
@@ -85,11 +85,11 @@ class TestOnce:
         program("assertion-file", str(file), "--once", "--group", str(group), *options(signing))
         assert (stat.S_IMODE(file.stat().st_mode), file.stat().st_gid) == (0o640, group)
 
-    def test_gives_the_mode_asked_for(self, program: Program, signing: Settings, file: Path) -> None:
+    def test_sets_the_requested_mode(self, program: Program, signing: Settings, file: Path) -> None:
         program("assertion-file", str(file), "--once", "--mode", "0440", *options(signing))
         assert stat.S_IMODE(file.stat().st_mode) == 0o440
 
-    def test_warns_where_the_file_ends_up_on_a_disk_only(self, program: Program, signing: Settings) -> None:
+    def test_warns_only_if_the_file_is_on_a_disk(self, program: Program, signing: Settings) -> None:
         memory = Path("/dev/shm") / f"hsm-signer-{secrets.token_hex(8)}"  # noqa: S108
         memory.mkdir(mode=0o700)
         try:
@@ -101,7 +101,7 @@ class TestOnce:
 
 
 class TestRefuses:
-    def test_a_lifetime_that_readers_would_outlast_with_the_arithmetic(
+    def test_a_lifetime_that_is_too_short_for_readers_with_the_calculation(
         self, program: Program, signing: Settings, file: Path
     ) -> None:
         result = program("assertion-file", str(file), "--lifetime", "900", "--interval", "400", *options(signing))
@@ -121,7 +121,7 @@ class TestRefuses:
         assert str(file.parent) in error
         assert not file.exists()
 
-    def test_a_directory_that_is_not_there(self, program: Program, signing: Settings, file: Path) -> None:
+    def test_a_directory_that_does_not_exist(self, program: Program, signing: Settings, file: Path) -> None:
         result = program("assertion-file", str(file / "nowhere"), "--once", *options(signing))
         assert str(file) in refused(result, 74)
 
@@ -194,7 +194,7 @@ def put(file: Path, text: str) -> None:
 
 
 class TestService:
-    def test_is_ready_when_the_first_assertion_is_there(
+    def test_is_ready_when_the_first_assertion_is_written(
         self, serve: Service, systemd: Listener, file: Path, certificate: Path
     ) -> None:
         with serve():
@@ -223,7 +223,7 @@ class TestService:
                 texts.add(file.read_text())
         assert len(faulty.logins()) == 1
 
-    def test_goes_on_after_a_restart_without_the_device(
+    def test_continues_after_a_restart_without_the_device(
         self, serve: Service, systemd: Listener, file: Path, faulty: FaultyModule
     ) -> None:
         with serve() as process:
@@ -237,7 +237,7 @@ class TestService:
         assert file.read_text() == text
         assert faulty.log() == []
 
-    def test_keeps_the_last_assertion_while_the_device_is_away_and_goes_on_when_it_is_back(
+    def test_keeps_the_last_assertion_while_the_device_is_unavailable_and_continues_when_it_is_back(
         self, serve: Service, systemd: Listener, file: Path, faulty: FaultyModule
     ) -> None:
         with serve(*OFTEN) as process:
@@ -254,7 +254,7 @@ class TestService:
         assert "Trying again in 5 s." in stderr
         assert [login.right for login in faulty.logins()] == [True, True]
 
-    def test_leaves_an_assertion_that_expires_while_the_device_is_away_and_says_so(
+    def test_leaves_an_assertion_that_expires_while_the_device_is_unavailable_and_logs_that(
         self, serve: Service, systemd: Listener, file: Path, faulty: FaultyModule
     ) -> None:
         last = last_for(3)
@@ -268,7 +268,7 @@ class TestService:
         assert file.read_text() == last
         assert stderr.count(f"The assertion in {file} expired at ") == 1
 
-    def test_ends_where_the_device_was_never_there(self, serve: Service, faulty: FaultyModule, file: Path) -> None:
+    def test_ends_if_the_device_was_never_available(self, serve: Service, faulty: FaultyModule, file: Path) -> None:
         faulty.absent(True)
         with serve() as process:
             _, stderr = process.communicate(timeout=30)
@@ -276,7 +276,7 @@ class TestService:
         assert "error: " in stderr
         assert os.listdir(file.parent) == []
 
-    def test_waits_for_a_device_that_was_never_there_when_told_to(
+    def test_waits_for_a_device_that_was_never_available_if_asked_to(
         self, serve: Service, systemd: Listener, faulty: FaultyModule
     ) -> None:
         faulty.absent(True)
@@ -285,9 +285,7 @@ class TestService:
             faulty.absent(False)
             systemd.wait_for(ready)
 
-    def test_is_ended_by_a_refused_pin_which_is_presented_once(
-        self, serve: Service, faulty: FaultyModule, file: Path
-    ) -> None:
+    def test_ends_after_a_wrong_pin_which_is_sent_once(self, serve: Service, faulty: FaultyModule, file: Path) -> None:
         text = last_for(300)
         put(file, text)
         faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)

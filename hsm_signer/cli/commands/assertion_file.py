@@ -73,9 +73,9 @@ def assertion_file(
         warn_unless_in_memory(path.parent)
         manager = ServiceManager.from_environment()
         try:
-            keep(file, tokens.assertion, source=tokens.keys, once=once, patient=profile.wait, manager=manager)
+            keep(file, tokens.assertion, source=tokens.keys, once=once, wait_for_device=profile.wait, manager=manager)
         finally:
-            manager.tell(STOPPING=1)
+            manager.notify(STOPPING=1)
 
 
 def _variables(path: Path, client: Client) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A fresh assertion is kept in the file, whatever happens to the device, the key and the file meanwhile."""
+"""The loop keeps a fresh assertion in the file, whatever happens to the device, the key and the file."""
 
 import logging
 import os
@@ -23,8 +23,8 @@ from hsm_signer.errors import (
     PinIncorrect,
 )
 from hsm_signer.service.assertion_file import AssertionFile
-from hsm_signer.service.assertion_loop import LOOK_AGAIN, keep
-from hsm_signer.service.assertion_schedule import Held
+from hsm_signer.service.assertion_loop import LOOK_INTERVAL, keep
+from hsm_signer.service.assertion_schedule import FileContent
 from hsm_signer.system.systemd import ServiceManager
 
 START = 1_750_000_000
@@ -42,7 +42,7 @@ def file(make: Make) -> AssertionFile:
 
 @dataclass
 class Sources:
-    """Files that say which key is in use, as they stand."""
+    """A source whose key in use can change."""
 
     version: int = 1
     in_use: str = "first"
@@ -57,7 +57,7 @@ class Sources:
         self.version, self.in_use = self.version + 1, in_use
 
 
-class Over(Exception):
+class Done(Exception):
     """The test has seen enough."""
 
 
@@ -106,11 +106,11 @@ class World:
             for at in [each for each in self.events if each <= self.now - START]:
                 self.events.pop(at)()
             if self.now > end:
-                raise Over
+                raise Done
 
         if self.sources is not None:
             settings = {"source": self.sources, **settings}
-        with pytest.raises(Over):
+        with pytest.raises(Done):
             keep(self.file, self.sign, now=lambda: self.now, wait=wait, **settings)  # type: ignore[arg-type]
 
     def keep(self, *, once: bool = False) -> None:
@@ -136,9 +136,9 @@ class TestKeep:
         assert world.signed == [0, 20 * MINUTE, 40 * MINUTE, 60 * MINUTE]
         assert world.file.path.read_text() == world.assertion(START + 60 * MINUTE)
 
-    def test_looks_again_before_long(self, world: World) -> None:
+    def test_looks_at_the_file_twice_a_minute(self, world: World) -> None:
         world.run(20 * MINUTE)
-        assert max(world.waits) == LOOK_AGAIN
+        assert max(world.waits) == LOOK_INTERVAL
 
     def test_writes_as_soon_as_the_machine_wakes_up(self, world: World) -> None:
         world.run(MINUTE)
@@ -146,13 +146,13 @@ class TestKeep:
         world.run(MINUTE)
         assert world.signed == [0, world.waits[0] * 3 + 25 * MINUTE]
 
-    def test_writes_anew_what_somebody_removed(self, world: World) -> None:
+    def test_writes_a_removed_file_again(self, world: World) -> None:
         world.run(MINUTE)
         world.file.path.unlink()
         world.run(MINUTE)
         assert len(world.signed) == 2
 
-    def test_leaves_the_last_assertion_also_when_it_has_expired_and_says_so_once(
+    def test_leaves_the_last_assertion_even_if_it_has_expired_and_logs_that_once(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         # SDKs for JavaScript want the file even while their token is good.
@@ -164,25 +164,25 @@ class TestKeep:
         world.run(2 * MINUTE)
         assert world.file.path.read_text() == world.assertion(START + world.signed[-1])
 
-    def test_tries_less_and_less_often_while_the_device_is_away(self, world: World) -> None:
+    def test_waits_longer_after_each_failure_while_the_device_is_unavailable(self, world: World) -> None:
         world.away = [(10 * MINUTE, 70 * MINUTE)]
         world.run(25 * MINUTE)
         tries = [at - 20 * MINUTE for at in world.signed[1:]]
         assert tries == [0, 5, 15, 35, 75, 135, 195, 255]
 
-    def test_goes_on_when_the_device_is_back(self, world: World) -> None:
+    def test_continues_when_the_device_is_back(self, world: World) -> None:
         world.away = [(10 * MINUTE, 90 * MINUTE)]
         world.run(92 * MINUTE)
-        assert world.file.held() is not None
+        assert world.file.read() is not None
 
-    def test_begins_its_pauses_anew_after_a_success(self, world: World) -> None:
+    def test_starts_with_the_shortest_pause_again_after_a_success(self, world: World) -> None:
         world.away = [(20 * MINUTE, 22 * MINUTE), (30 * MINUTE, 50 * MINUTE)]
         world.run(45 * MINUTE)
         first, second, third = [at for at in world.signed if at >= 30 * MINUTE][:3]
         assert (second - first, third - second) == (5, 10)
 
     @pytest.mark.parametrize("failure", [GONE, DeviceTimeout("It hangs."), OutputError("The disk is full.")])
-    def test_is_not_ended_by_what_passes(self, world: World, failure: HsmSignerError) -> None:
+    def test_continues_after_a_temporary_failure(self, world: World, failure: HsmSignerError) -> None:
         world.run(MINUTE)
         world.failure = failure
         world.run(30 * MINUTE)
@@ -190,39 +190,39 @@ class TestKeep:
     @pytest.mark.parametrize(
         "failure", [PinIncorrect("The PIN was refused."), CertificateUnusable("It has expired."), ConfigError("No.")]
     )
-    def test_is_ended_by_what_somebody_must_mend_at_the_first_time(self, world: World, failure: HsmSignerError) -> None:
+    def test_ends_at_the_first_failure_that_somebody_has_to_fix(self, world: World, failure: HsmSignerError) -> None:
         world.run(MINUTE)
         signed = len(world.signed)
         world.failure = failure
         with pytest.raises(type(failure)):
-            world.run(30 * MINUTE, patient=True)
+            world.run(30 * MINUTE, wait_for_device=True)
         assert len(world.signed) == signed + 1
 
-    def test_is_ended_by_a_device_that_was_never_there(self, world: World) -> None:
+    def test_ends_without_the_device_if_there_was_no_assertion_yet(self, world: World) -> None:
         world.failure = GONE
         with pytest.raises(DeviceGone):
             world.run(MINUTE)
 
-    def test_waits_patiently_for_a_device_that_was_never_there(self, world: World) -> None:
+    def test_waits_for_a_device_that_was_never_available_if_asked_to(self, world: World) -> None:
         world.failure = GONE
-        world.run(MINUTE, patient=True)
+        world.run(MINUTE, wait_for_device=True)
         assert world.signed == [0, 5, 15, 35]
 
-    def test_says_what_failed_and_when_it_tries_again(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_logs_the_failure_and_when_it_tries_again(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         world.failure = GONE
-        world.run(4, patient=True)
+        world.run(4, wait_for_device=True)
         assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
             "The device is away. Trying again in 5 s."
         ]
 
-    def test_refuses_assertions_that_it_would_replace_for_ever(self, world: World) -> None:
+    def test_refuses_assertions_that_it_would_replace_forever(self, world: World) -> None:
         world.lifetime = 600
-        with pytest.raises(ConfigError, match="live for 3600 s"):
+        with pytest.raises(ConfigError, match="lives for 3600 s"):
             world.run(MINUTE)
         assert world.signed == [0]
 
     @pytest.mark.parametrize("once", [False, True])
-    def test_is_ended_by_a_group_that_the_file_does_not_get(self, make: Make, once: bool) -> None:
+    def test_ends_if_the_file_does_not_get_its_group(self, make: Make, once: bool) -> None:
         # chown(2): -1 leaves the group as it is.
         world = World(make(group=2**32 - 1, mode=0o640))
         with pytest.raises(ConfigError, match="group 4294967295") as caught:
@@ -230,14 +230,14 @@ class TestKeep:
         assert caught.value.hint
         assert (world.signed, world.file.path.exists()) == ([], False)
 
-    def test_is_ended_by_a_file_system_that_knows_no_modes(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ends_on_a_file_system_without_modes(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         world = World(make(mode=0o640))
         monkeypatch.setattr(os, "fchmod", lambda descriptor, mode: None)
         with pytest.raises(ConfigError, match=r"mode 0640.*mode 0600"):
             world.keep()
         assert (world.signed, world.file.path.exists()) == ([], False)
 
-    def test_is_ended_by_a_file_system_that_gives_files_to_somebody_else(
+    def test_ends_on_a_file_system_that_gives_files_to_somebody_else(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         somebody = os.geteuid() + 1
@@ -247,9 +247,7 @@ class TestKeep:
             world.keep()
         assert (world.signed, world.file.path.exists()) == ([], False)
 
-    def test_is_ended_by_a_file_that_is_not_as_it_was_written(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_ends_if_the_file_is_not_as_it_was_written(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         # A network file system may show the mode that it was asked for, until it looks at the server.
         replace = os.replace
 
@@ -268,7 +266,7 @@ class TestKeep:
 
 
 class TestRestart:
-    def test_goes_on_with_the_file_it_finds(self, world: World) -> None:
+    def test_continues_with_the_file_that_it_finds(self, world: World) -> None:
         world.put(world.assertion(START - 5 * MINUTE))
         world.run(16 * MINUTE)
         assert world.signed == [15 * MINUTE]
@@ -291,13 +289,15 @@ class TestRestart:
             pytest.param({"nbf": START + 3600, "exp": START + 7200}, id="of the future"),
         ],
     )
-    def test_replaces_an_assertion_that_is_not_as_asked(self, world: World, changes: dict[str, object]) -> None:
+    def test_replaces_an_assertion_that_does_not_match_the_settings(
+        self, world: World, changes: dict[str, object]
+    ) -> None:
         world.put(world.assertion(START, **changes))
         world.run(MINUTE)
         assert world.signed == [0]
 
     @pytest.mark.parametrize("text", ["", "nonsense", "ÿ", "a.b.c", "{assertion}\n"])
-    def test_replaces_what_sdks_would_post_in_vain(self, world: World, text: str) -> None:
+    def test_replaces_content_that_sdks_could_not_use(self, world: World, text: str) -> None:
         world.put(text.format(assertion=world.assertion(START)))
         world.run(MINUTE)
         assert world.signed == [0]
@@ -311,13 +311,13 @@ class TestRestart:
     def test_replaces_a_file_of_another_group(self, world: World, make: Make) -> None:
         world.put(world.assertion(START))
         another = make(group=world.file.path.stat().st_gid + 1)
-        assert another.held() == Held(START, START, START + 3600)
+        assert another.read() == FileContent(START, START, START + 3600)
 
     def test_replaces_a_file_of_another_owner(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.put(world.assertion(START))
         somebody = os.geteuid() + 1
         monkeypatch.setattr(os, "geteuid", lambda: somebody)
-        assert world.file.held() == Held(START, START, START + 3600)
+        assert world.file.read() == FileContent(START, START, START + 3600)
 
     def test_refuses_a_link(self, world: World, tmp_path: Path) -> None:
         world.put(world.assertion(START))
@@ -342,34 +342,32 @@ class TestAnotherKey:
         world.sources = Sources()
         return world.sources
 
-    def test_is_seen_within_a_second_or_two_and_signs_at_once(self, world: World, sources: Sources) -> None:
+    def test_is_noticed_within_two_seconds_and_signs_at_once(self, world: World, sources: Sources) -> None:
         world.events = {5 * MINUTE: lambda: sources.change("second")}
         world.run(20 * MINUTE)
         assert world.signed == [0, pytest.approx(5 * MINUTE, abs=2)]
-        held = world.file.held()
-        assert held is not None
-        assert held.header["x5t"] == "second"
+        content = world.file.read()
+        assert content is not None
+        assert content.header["x5t"] == "second"
 
-    def test_is_told_from_another_version_of_the_file_that_names_the_same_key(
-        self, world: World, sources: Sources
-    ) -> None:
+    def test_is_distinguished_from_a_changed_file_that_names_the_same_key(self, world: World, sources: Sources) -> None:
         world.events = {MINUTE: lambda: sources.change("first"), 2 * MINUTE: lambda: sources.change("first")}
         world.run(10 * MINUTE)
         assert world.signed == [0]
 
-    def test_is_recognised_after_a_restart(self, world: World, sources: Sources) -> None:
+    def test_is_recognized_after_a_restart(self, world: World, sources: Sources) -> None:
         world.put(world.assertion(START - MINUTE))
         sources.change("second")
         world.run(MINUTE)
         assert world.signed == [0]
 
-    def test_is_recognised_by_a_run_that_only_looks_once(self, world: World, sources: Sources) -> None:
+    def test_is_recognized_with_once(self, world: World, sources: Sources) -> None:
         world.put(world.assertion(START - MINUTE))
         sources.change("second")
         world.once()
         assert world.signed == [0]
 
-    def test_that_cannot_sign_yet_is_tried_less_and_less_often_while_the_last_assertion_stays(
+    def test_that_cannot_sign_yet_is_tried_with_longer_pauses_while_the_last_assertion_stays(
         self, world: World, sources: Sources
     ) -> None:
         world.away = [(MINUTE, 4 * MINUTE)]
@@ -379,7 +377,7 @@ class TestAnotherKey:
         assert tries == [0, 5, 15, 35, 75, 135, 195]
         assert all(there for _, there in world.there)
 
-    def test_whose_file_is_wrong_about_it_is_no_reason_to_sign_again_and_again(
+    def test_that_the_source_never_confirms_does_not_sign_again_and_again(
         self, world: World, sources: Sources, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Written by hand: it names one key, and the certificate of another.
@@ -387,41 +385,41 @@ class TestAnotherKey:
         world.run(10 * MINUTE)
         assert world.signed == [0]
 
-    def test_costs_next_to_nothing_to_look_for(self, world: World, sources: Sources) -> None:
+    def test_is_checked_for_without_reading_the_file_each_time(self, world: World, sources: Sources) -> None:
         looks: list[float] = []
-        held = world.file.held
+        read = world.file.read
 
-        def counted() -> Held | None:
+        def counted() -> FileContent | None:
             looks.append(world.now)
-            return held()
+            return read()
 
-        object.__setattr__(world.file, "held", counted)
+        object.__setattr__(world.file, "read", counted)
         world.run(10 * MINUTE)
         assert max(world.waits) <= 2
-        assert len(looks) <= 10 * MINUTE / LOOK_AGAIN + 3
+        assert len(looks) <= 10 * MINUTE / LOOK_INTERVAL + 3
 
-    def test_cannot_come_where_there_is_no_such_file(self, world: World) -> None:
+    def test_is_not_checked_for_if_the_key_cannot_change(self, world: World) -> None:
         world.run(10 * MINUTE)
-        assert max(world.waits) == LOOK_AGAIN
+        assert max(world.waits) == LOOK_INTERVAL
 
 
 class TestOnce:
     def test_writes_and_ends(self, world: World) -> None:
         world.once()
         assert world.signed == [0]
-        assert world.file.held() is not None
+        assert world.file.read() is not None
 
     def test_leaves_a_fresh_assertion(self, world: World) -> None:
         world.put(world.assertion(START - 19 * MINUTE))
         world.once()
         assert world.signed == []
 
-    def test_raises_what_fails_though_there_is_still_an_assertion(self, world: World) -> None:
+    def test_raises_a_failure_even_if_there_is_still_an_assertion(self, world: World) -> None:
         world.put(world.assertion(START - 21 * MINUTE))
         world.failure = GONE
         with pytest.raises(DeviceGone):
             world.once()
-        assert world.file.held() is not None
+        assert world.file.read() is not None
 
 
 class TestServiceManager:
@@ -446,27 +444,27 @@ class TestServiceManager:
                 return messages
             messages.append(dict(line.split("=", 1) for line in lines))
 
-    def test_hears_that_the_first_assertion_is_there(self, world: World, listener: socket.socket) -> None:
+    def test_is_notified_of_the_first_assertion(self, world: World, listener: socket.socket) -> None:
         world.run(1, manager=self.manager(listener))
         assert self.heard(listener) == [
-            {"READY": "1", "WATCHDOG": "1", "STATUS": "The assertion is good until 2025-06-15 16:06:40 UTC."}
+            {"READY": "1", "WATCHDOG": "1", "STATUS": "The assertion is valid until 2025-06-15 16:06:40 UTC."}
         ]
 
-    def test_hears_of_no_readiness_without_an_assertion(self, world: World, listener: socket.socket) -> None:
+    def test_is_not_notified_as_ready_without_an_assertion(self, world: World, listener: socket.socket) -> None:
         world.failure = GONE
-        world.run(4, manager=self.manager(listener), patient=True)
-        assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": "There is no assertion. The device is away."}]
+        world.run(4, manager=self.manager(listener), wait_for_device=True)
+        assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": "The file holds no assertion. The device is away."}]
 
-    def test_hears_of_no_readiness_with_an_assertion_that_has_expired(
-        self, world: World, listener: socket.socket
-    ) -> None:
+    def test_is_not_notified_as_ready_with_an_expired_assertion(self, world: World, listener: socket.socket) -> None:
         world.put(world.assertion(START - 70 * MINUTE))
         world.failure = GONE
         world.run(1, manager=self.manager(listener))
         expired = "The assertion expired at 2025-06-15 14:56:40 UTC. The device is away."
         assert self.heard(listener) == [{"WATCHDOG": "1", "STATUS": expired}]
 
-    def test_hears_what_is_wrong_while_the_last_assertion_is_good(self, world: World, listener: socket.socket) -> None:
+    def test_is_notified_of_a_failure_while_the_last_assertion_is_valid(
+        self, world: World, listener: socket.socket
+    ) -> None:
         world.put(world.assertion(START - 20 * MINUTE))
         world.failure = GONE
         world.run(1, manager=self.manager(listener))
@@ -474,7 +472,7 @@ class TestServiceManager:
         assert state["READY"] == "1"
         assert state["STATUS"].endswith(" UTC. The device is away.")
 
-    def test_is_kept_from_taking_us_for_hung_twice_in_its_time(self, world: World, listener: socket.socket) -> None:
+    def test_is_notified_twice_within_the_watchdog_time(self, world: World, listener: socket.socket) -> None:
         world.run(30, manager=self.manager(listener, watchdog=10))
         assert max(world.waits) == 5
         assert len(self.heard(listener)) == len(world.waits)

@@ -20,20 +20,20 @@ def listener() -> Iterator[socket.socket]:
 
 def test_assignments_arrive_in_one_datagram(listener: socket.socket, tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "notify"))
-    ServiceManager.from_environment({"NOTIFY_SOCKET": str(tmp_path / "notify")}).tell(READY=1, STATUS="Good.")
+    ServiceManager.from_environment({"NOTIFY_SOCKET": str(tmp_path / "notify")}).notify(READY=1, STATUS="Good.")
     assert listener.recv(4096) == b"READY=1\nSTATUS=Good."
 
 
 def test_an_abstract_socket_is_reached(listener: socket.socket) -> None:
     name = f"hsm-signer-{secrets.token_hex(8)}"
     listener.bind(f"\0{name}")
-    ServiceManager.from_environment({"NOTIFY_SOCKET": f"@{name}"}).tell(WATCHDOG=1)
+    ServiceManager.from_environment({"NOTIFY_SOCKET": f"@{name}"}).notify(WATCHDOG=1)
     assert listener.recv(4096) == b"WATCHDOG=1"
 
 
 def test_a_line_break_makes_no_second_assignment(listener: socket.socket, tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "notify"))
-    ServiceManager(str(tmp_path / "notify")).tell(STATUS="bad\nREADY=1\r\nmore")
+    ServiceManager(str(tmp_path / "notify")).notify(STATUS="bad\nREADY=1\r\nmore")
     assert listener.recv(4096) == b"STATUS=bad READY=1 more"
 
 
@@ -41,13 +41,13 @@ def test_a_line_break_makes_no_second_assignment(listener: socket.socket, tmp_pa
     "environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere"}, {"NOTIFY_SOCKET": "vsock:2:1"}]
 )
 def test_that_nobody_listens_is_no_error(environ: dict[str, str]) -> None:
-    ServiceManager.from_environment(environ).tell(READY=1)
+    ServiceManager.from_environment(environ).notify(READY=1)
 
 
 def test_one_who_listens_and_does_not_read_is_not_waited_for(listener: socket.socket, tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "notify"))
     for _ in range(10_000):  # unix(7): far more than max_dgram_qlen
-        ServiceManager(str(tmp_path / "notify")).tell(WATCHDOG=1)
+        ServiceManager(str(tmp_path / "notify")).notify(WATCHDOG=1)
     assert listener.recv(4096) == b"WATCHDOG=1"
 
 
