@@ -118,7 +118,7 @@ class AssertionFile:
             raise ConfigError(
                 f"{self.path} does not hold what was just written, or does not have the mode {self.mode:04o} "
                 "or the group that was set.",
-                hint="Use a file system that keeps modes and groups, such as /run. No other program may write the file.",
+                hint="Use a file system that keeps modes and groups, such as /run. No other program may write it.",
             )
 
     def _parse_ours(self, text: str) -> Jwt | None:

@@ -1,1 +1,1 @@
-"""This machine: files, processes, text, systemd. Knows nothing of keys or tokens."""
+"""This machine: files, processes, text, systemd. Nothing here knows about keys or tokens."""

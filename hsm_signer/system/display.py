@@ -1,12 +1,12 @@
-"""Text from elsewhere, made fit to be shown: no name of a device or a file steers a terminal or forges a line."""
+"""Makes untrusted text safe to show: the name of a device or file cannot control a terminal or forge a line."""
 
 
 def displayable(text: str) -> str:
-    """Return `text` on one line, with an escape such as ``\\x1b`` for every character that does not show itself.
+    """Return `text` on one line, with an escape such as ``\\x1b`` for every invisible character.
 
     These are control characters (C0 and C1, ECMA-48), line and paragraph separators, overrides of the writing direction
-    and other format characters, lone surrogates (octets of a file name that are not UTF-8), and blanks other than the
-    space.
+    and other format characters, lone surrogates (bytes of a file name that are not UTF-8), and all spaces but the plain
+    one.
     """
     if text.isprintable():
         return text
@@ -14,5 +14,5 @@ def displayable(text: str) -> str:
 
 
 def displayable_lines(text: str) -> str:
-    """Return `text` likewise, with its line feeds: what is put into its lines is made displayable before."""
+    """Return `text` likewise, but keep its line feeds. Make untrusted parts displayable before you insert them."""
     return "\n".join(map(displayable, text.split("\n")))

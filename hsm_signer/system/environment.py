@@ -1,4 +1,4 @@
-"""Which of our environment variables the programs that we start inherit: all but those that hold PINs."""
+"""The environment for programs that we start: all variables but those that hold PINs."""
 
 import os
 
@@ -8,8 +8,7 @@ _withheld: set[str] = set()
 def withhold(variable: str) -> None:
     """Keep an environment variable from every program that this process starts from now on.
 
-    It stays in this process: another key may need it again, and removing it would not remove it from what the kernel
-    shows of the process.
+    It stays in this process: another key may need it again, and the kernel would still show it in /proc.
     """
     _withheld.add(variable)
 

@@ -19,19 +19,19 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 def write_private(
     path: Path, make: Callable[[], str], *, mode: int, group: int | None = None, exact: bool = False
 ) -> None:
-    """Replace a file by one that holds what `make` returns, and nothing else.
+    """Replace a file with one that holds exactly what `make` returns.
 
-    `make` is called when everything else is known to work, for it may cost a touch. What was there before stays until
-    the new file is whole. It has its group and mode before it has content.
+    `make` is called last, after everything else has worked, because it may require a touch. The old file stays until
+    the new one is complete. The new file gets its group and mode before its content.
 
     Args:
         make: returns the text, ASCII.
-        mode: as in chmod; no umask applies.
-        group: its id; None leaves it to the directory.
-        exact: write nothing where the file does not get this mode and group, and us as its owner.
+        mode: as in chmod; the umask does not apply.
+        group: the id of its group. None: as the directory decides.
+        exact: write nothing if the file does not get this mode and group, and us as its owner.
 
     Raises:
-        ConfigError: other users can write in the directory, or replace it; or the file system has no such modes.
+        ConfigError: other users can write in the directory, or replace it; or the file system does not support modes.
         OutputError: the file cannot be written.
         HsmSignerError: whatever `make` raises.
     """
@@ -53,14 +53,14 @@ def write_private(
 def replacing(
     path: Path, *, mode: int = 0o600, group: int | None = None, exact: bool = False, directory: int | None = None
 ) -> Iterator[BinaryIO]:
-    """Give a stream whose content takes the place of a file when the `with` ends well; otherwise nothing changes.
+    """Return a stream for the new content of a file. The file is replaced when the `with` block ends without an error.
 
-    Only a regular file is replaced. A symbolic link is not followed: in a directory that others share, whoever put it
-    there would choose the file that we replace.
+    Only a regular file is replaced. A symbolic link is not followed: in a shared directory, another user could use one
+    to choose the file that we replace.
 
     Raises:
-        OutputError: something else than a regular file has the name.
-        OSError: it cannot be written.
+        OutputError: the name belongs to something other than a regular file.
+        OSError: the file cannot be written.
     """
     opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY) if directory is None else os.dup(directory)
     temporary = f".{path.name}.{os.urandom(8).hex()}"
@@ -99,17 +99,17 @@ _KINDS = {
 
 
 def _require_regular(path: Path, directory: int) -> None:
-    """Raise OutputError where a name of `directory` is taken by something else than a regular file."""
+    """Raise OutputError if a name in `directory` belongs to something other than a regular file."""
     try:
-        # "." and "/" have no name in their directory, and are one.
+        # "." and "/" are directories, and Path gives them no name.
         mode = os.lstat(path.name, dir_fd=directory).st_mode if path.name else stat.S_IFDIR
     except FileNotFoundError:
         return
     if stat.S_ISREG(mode):
         return
-    hint = "Name a file that does not exist yet, or a regular file: it is replaced whole."
+    hint = "Give the path of a regular file, which is replaced, or of a file that does not exist yet."
     if stat.S_ISLNK(mode):
-        hint = f"Name the file itself: {os.path.realpath(path)}"
+        hint = f"Give the path of the file itself: {os.path.realpath(path)}"
     kind = _KINDS[stat.S_IFMT(mode)]
     raise OutputError(f"{path} cannot be written: it is {kind}, not a regular file.", hint=hint)
 
@@ -118,12 +118,12 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error for a file that cannot be written or removed."""
     return OutputError(
         f"{path} cannot be written: {error.strerror}.",
-        hint="Check that its directory exists and that you may write there; a group it is given must be one of yours.",
+        hint="Check that its directory exists, that you may write there, and that you are in the group it should have.",
     )
 
 
 def warn_unless_in_memory(directory: Path) -> None:
-    """Warn when the files of a directory end up on a disk, as far as Linux tells (proc_pid_mountinfo(5))."""
+    """Log a warning if a directory is on a disk, as far as Linux knows (proc_pid_mountinfo(5))."""
     try:
         device = directory.stat().st_dev
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -132,7 +132,7 @@ def warn_unless_in_memory(directory: Path) -> None:
     for mount, _, filesystem in (line.partition(" - ") for line in mounts):
         if mount.split()[2] == f"{os.major(device)}:{os.minor(device)}":
             if (kind := filesystem.split()[0]) not in _IN_MEMORY:
-                logger.warning("%s is not in memory (%s): what is written there may be found later.", directory, kind)
+                logger.warning("%s is not in memory (%s): deleted files may be recovered later.", directory, kind)
             return
 
 
@@ -143,5 +143,5 @@ def _require_exact(path: Path, status: os.stat_result, mode: int, group: int | N
         said = "mode {:04o}, group {}, owner {}"
         raise ConfigError(
             f"{path} should have {said.format(*wanted)}, but its file system gives it {said.format(*found)}.",
-            hint="Put it on a file system that keeps modes and groups, such as /run.",
+            hint="Use a file system that keeps modes and groups, such as /run.",
         )

@@ -1,8 +1,8 @@
-"""What keeps secrets out of error reports: a string that no repr shows, and exceptions without local variables.
+"""Keeps secrets out of error reports: a string that no repr shows, and exceptions without local variables.
 
 sentry-sdk with its defaults, rich, cgitb and the standard library's traceback (``capture_locals``) show the local
-variables of every frame that an exception passed through. Our own frames hold a `Secret`; the frames of the libraries
-that are given it in clear are emptied.
+variables of every frame that an exception passed through. Our own frames hold a `Secret`; the frames of libraries that
+receive it in clear are emptied.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Secret:
-    """A string that shows itself only to `reveal`: not a str, because reporters show those without asking their repr.
+    """A string that only `reveal` shows. It is not a str, because reporters show those without calling repr.
 
     Args:
         text: an assertion, a proof, a token, a PIN.
@@ -25,7 +25,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the string, to be handed to the last call that needs it and nowhere else."""
+        """Return the string. Pass it only to the call that needs it in clear."""
         return self._text
 
     def __repr__(self) -> str:
@@ -33,17 +33,18 @@ class Secret:
 
 
 def revealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping with its secrets in clear."""
+    """Return a copy of a mapping with its secrets in clear."""
     return {name: value.reveal() if isinstance(value, Secret) else value for name, value in values.items()}
 
 
 @contextlib.contextmanager
 def hidden_locals() -> Iterator[None]:
-    """Empty the frames of what fails inside, and of its causes: a traceback still shows where, but no variables.
+    """Clear the local variables of every frame that an exception passes through inside, and of its causes.
 
-    As a decorator it empties the function's own frame as well; else the frame that enters this keeps its variables.
+    A traceback still shows where it failed. As a decorator, this clears the function's own frame too; in a `with`
+    statement, the frame around it keeps its variables.
     """
-    # What the caller is handling is the context of ours, and none of our business.
+    # An exception that the caller is handling is the context of ours. It is left alone.
     handled = sys.exception()
     try:
         yield
@@ -60,9 +61,9 @@ def _empty_frames(error: BaseException, handled: BaseException | None) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        # Those that are still running are left alone.
+        # Frames that are still running keep their variables.
         traceback.clear_frames(one.__traceback__)
-        # The context as well where it is suppressed: not everybody who shows exceptions minds that.
+        # Also a suppressed context: some programs that show exceptions ignore that it is suppressed.
         pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             pending += one.exceptions

@@ -1,4 +1,4 @@
-"""Read a few secret bytes from a file, a descriptor or a program: only where they are safe, and never for ever.
+"""Reads a few secret bytes from a file, a descriptor or a program: only if they are safe there, and with a deadline.
 
 Nothing here knows what the bytes mean. No exception holds any of them.
 """
@@ -20,11 +20,11 @@ from hsm_signer.system.file_state import file_identity
 from hsm_signer.system.trusted_path import require_trusted_path
 
 LIMIT = 1024
-"""Nobody's secret has more bytes. The functions below stop one byte later, so that the caller can tell."""
+"""The maximum length of a secret in bytes. The functions below stop one byte later, so that the caller can see it."""
 
 
 class Unreadable(Exception):
-    """Why there are no bytes, as the end of a sentence, and what to do."""
+    """Why the bytes cannot be read, as the end of a sentence, and what to do."""
 
     def __init__(self, reason: str, *, hint: str | None) -> None:
         super().__init__(reason)
@@ -32,13 +32,13 @@ class Unreadable(Exception):
 
 
 def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str | None:
-    """Tell who besides root and us could read or change a file, or return None when nobody can.
+    """Return who besides root and us could read or change a file, or None if nobody can.
 
-    Its group may read it when root owns it and we are in the group: the usual way to hand a secret to a service. It may
-    never change it.
+    Its group may read it if root owns it and we are in the group: that is the usual way to give a secret to a service.
+    The group may never change it.
 
     Args:
-        status: of the file; owner, group and mode are looked at. An ACL shows in the group bits of the mode.
+        status: the status of the file, with its owner, group and mode. An ACL shows in the group bits of the mode.
         uid: our effective user.
         groups: all groups of this process, the effective one among them.
     """
@@ -55,20 +55,20 @@ def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str |
 
 
 def read_file(path: Path, *, private: bool) -> bytes:
-    """Return what a regular file holds.
+    """Return the content of a regular file.
 
     Args:
-        private: refuse the file when `exposure` finds somebody, or somebody could put another in its place: a wrong PIN
-            costs a try. The file that was opened is judged, not its name.
+        private: refuse the file if `exposure` finds anybody, or if others could replace it: a wrong PIN costs a try.
+            This checks the opened file, not its name.
 
     Raises:
-        Unreadable: it cannot be opened, is no regular file, is exposed, or changes while it is read.
+        Unreadable: it cannot be opened, is not a regular file, is exposed, or changes while it is read.
     """
     return read_file_state(path, private=private)[0]
 
 
 def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
-    """As `read_file`; return also the identity of the state that the file was in."""
+    """Return the content as `read_file` does, and the identity of the state that the file was in."""
     try:
         descriptor = _open_file(path)
         try:
@@ -82,7 +82,7 @@ def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
             identity = file_identity(descriptor)
             raw = _read_all(descriptor, time.monotonic())  # a regular file is always ready
             if os.fstat(descriptor).st_ctime_ns != status.st_ctime_ns:
-                raise Unreadable("it was changed while it was read", hint="Repeat the command.")
+                raise Unreadable("it was changed while it was read", hint="Run the command again.")
             return raw, identity
         finally:
             os.close(descriptor)
@@ -100,7 +100,7 @@ def _require_trusted(path: Path, what: str) -> None:
 def _cure(path: Path, status: os.stat_result) -> str:
     name = shlex.quote(str(path))
     if status.st_uid == 0 != os.geteuid():
-        return f"As root, let its group read it and others do nothing: chmod 640 {name}"
+        return f"As root, let only its group read it: chmod 640 {name}"
     if status.st_uid != os.geteuid():
         return f"As root, make yourself its owner: chown {os.geteuid()} {name} && chmod 600 {name}"
     return f"Remove everyone else's access: chmod 600 {name}"
@@ -110,13 +110,13 @@ def _open_file(path: Path) -> int:
     # O_NONBLOCK: a FIFO without a writer must not hang us. Python opens every file close-on-exec (PEP 446).
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     with suppress(PermissionError):
-        # Reading it leaves the mark of a `touch` in place. Only its owner and root may ask for that (open(2)).
+        # So reading the file keeps the mark of a `touch`. Only its owner and root may use this flag (open(2)).
         return os.open(path, flags | getattr(os, "O_NOATIME", 0))
     return os.open(path, flags)
 
 
 def read_descriptor(descriptor: int, seconds: float) -> bytes:
-    """Return what can be read from an open descriptor up to its end, then close it.
+    """Read an open descriptor to its end, and close it.
 
     Raises:
         Unreadable: it is not open for reading, is a terminal, or has not ended after `seconds`.
@@ -124,7 +124,7 @@ def read_descriptor(descriptor: int, seconds: float) -> bytes:
     if os.isatty(descriptor):
         raise Unreadable("it is a terminal, which would show what is typed", hint="Use --pin-source prompt.")
     try:
-        os.read(descriptor, 0)  # fails at once where there is nothing to read from; poll would wait
+        os.read(descriptor, 0)  # fails at once if it is not open for reading; poll would wait
         try:
             return _read_all(descriptor, time.monotonic() + seconds)
         finally:
@@ -136,11 +136,11 @@ def read_descriptor(descriptor: int, seconds: float) -> bytes:
 
 
 def run_command(argv: Sequence[str], seconds: float) -> bytes:
-    """Return what a program prints. It gets no shell, no input and no terminal; what it says on stderr is dropped.
+    """Return the output of a program. It runs without a shell, input or terminal, and its stderr is discarded.
 
     Raises:
-        Unreadable: others could replace it, it cannot be started, fails, or has not ended after `seconds`; then it is
-            killed with its group.
+        Unreadable: others could replace it, it cannot be started, it fails, or it has not ended after `seconds`. Then
+            it is killed with its process group.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -151,7 +151,7 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # it might quote the secret
-            start_new_session=True,  # a group of its own to be killed by; no terminal that could stop it
+            start_new_session=True,  # its own process group, to kill it by; no terminal that could stop it
         )
     except OSError as error:
         raise Unreadable(str(error.strerror), hint=f"Check the name and mode of {argv[0]}.") from error
@@ -172,7 +172,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.stdout:
         process.stdout.close()
     if process.returncode is None:
-        # Not waited for yet: its number, and that of its group, cannot be anybody else's.
+        # Not waited for yet, so no other process or group can have its number.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # one that runs as somebody else cannot be killed
@@ -180,7 +180,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes:
-    """Read to the end, or until there is too much. TimeoutError when the monotonic clock passes `deadline`."""
+    """Read to the end, or until there is too much. Raises TimeoutError when the monotonic clock passes `deadline`."""
     raw = b""
     readable = select.poll()
     readable.register(descriptor, select.POLLIN)
@@ -205,5 +205,5 @@ def _close(descriptor: int) -> None:
 def _late(seconds: float) -> Unreadable:
     return Unreadable(
         f"it had not ended after {seconds:g} s",
-        hint="It must wait for nobody, and close its output when it has given the PIN.",
+        hint="It must not wait for anybody, and must close its output after the PIN.",
     )

@@ -1,4 +1,4 @@
-"""JSON from elsewhere: what comes of it is a value that can be shown and written again, or a ValueError."""
+"""Parses JSON from elsewhere, strictly: the value can be shown and written again."""
 
 import json
 import math
@@ -7,14 +7,14 @@ from typing import Any
 
 _MAXIMUM_DEPTH = 64
 _MAXIMUM_DIGITS = 309
-"""More than the greatest IEEE 754 number has: RFC 8259 section 6 promises no agreement on greater ones."""
+"""As many as the largest IEEE 754 number has: RFC 8259 section 6 says that programs may not agree on larger ones."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON holds (RFC 8259): no NaN and no infinity, no name twice in an object, not nested too deeply.
+    """Parse JSON (RFC 8259) without NaN and infinity, without duplicate names in an object, not nested too deeply.
 
     Raises:
-        ValueError: it is something else. The text is neither in it nor in an exception behind it.
+        ValueError: it is not such JSON. Neither this exception nor its cause contains the text.
     """
     with suppress(ValueError, RecursionError):
         value = json.loads(
@@ -46,16 +46,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(digits: str) -> float:
     if math.isinf(number := float(digits)):
-        raise ValueError("a number is too great")
+        raise ValueError("a number is too large")
     return number
 
 
 def _bounded(digits: str) -> int:
     if len(digits) > _MAXIMUM_DIGITS + 1:  # a sign
-        raise ValueError("a number is too great")
+        raise ValueError("a number is too large")
     return int(digits)

@@ -14,19 +14,19 @@ _MAXIMUM_LINKS = 40  # path_resolution(7)
 
 
 def require_trusted_path(path: Path, what: str, *, is_passed: bool = False) -> Path:
-    """Make sure that nobody besides root and us can replace what a path leads to, or what it leads through.
+    """Make sure that only root and we can replace a file or directory, or any component of its path.
 
     Each component from the root on, through every symbolic link, must belong to root or to us, and no directory may be
-    writable by others, as for sshd's StrictModes. In a sticky directory, such as /tmp, others cannot replace what is
-    ours: passing through one is safe. Where the path ends in one it is refused, because others can create a name there
-    before we do. A directory on a read-only mount counts as not writable: Kubernetes mounts ConfigMaps with mode 0777.
+    writable by others, as for sshd's StrictModes. A path may lead through a sticky directory, such as /tmp: others
+    cannot replace our files there. It may not end in one, because others could create a file there before we do. A
+    directory on a read-only mount counts as not writable: Kubernetes mounts ConfigMaps with mode 0777.
 
-    Nobody else can change what was checked, so what is opened by the result afterwards is still what was checked.
+    Nobody else can change what was checked, so opening the returned path afterwards is safe.
 
     Args:
-        path: of a file to read, or of a directory to create files in.
-        what: for messages: "configuration".
-        is_passed: the path is only the beginning of a longer one: it may end in a sticky directory.
+        path: a file to read, or a directory to create files in.
+        what: what it is, for messages: "configuration".
+        is_passed: the path is the beginning of a longer one, so it may end in a sticky directory.
 
     Returns:
         The path without symbolic links.
@@ -65,8 +65,8 @@ def _require_ours(status: os.stat_result, component: Path, path: Path, what: str
     hint = f"{'Run' if status.st_uid in (0, os.geteuid()) else 'As root, run'}: {' && '.join(commands)}"
     if status.st_mode & stat.S_ISVTX:
         hint = (
-            "Use a directory that is yours alone: RuntimeDirectory= in a systemd unit, $XDG_RUNTIME_DIR, or one made "
-            "with mkdir -m 700."
+            "Use a directory that only you can write to: RuntimeDirectory= in a systemd unit, $XDG_RUNTIME_DIR, or one "
+            "made with mkdir -m 700."
         )
     named = "it" if component == path else component
     raise ConfigError(
@@ -83,12 +83,12 @@ def _is_read_only(directory: Path) -> bool:
 def others_can_replace(
     status: os.stat_result, uid: int, *, is_last: bool, read_only: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Decide whether somebody besides root and `uid` can replace a component of a path, or what it contains.
+    """Return whether anybody besides root and `uid` can replace a component of a path, or its content.
 
     Args:
-        status: of the component itself, not of what a link points to. An ACL shows in the group bits.
-        is_last: whether the path ends here: then others must not be able to create a name in it either.
-        read_only: whether it is on a read-only mount.
+        status: the component's own status, not that of a link's target. An ACL shows in the group bits.
+        is_last: whether the path ends here. If so, others must not be able to create files in it either.
+        read_only: returns whether it is on a read-only mount.
     """
     if status.st_uid not in (0, uid):
         return True
@@ -100,13 +100,13 @@ def others_can_replace(
 
 
 def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:
-    """Read a file that decides what code is loaded: whoever can replace it can run code as us.
+    """Read a file that decides which code is loaded: anyone who can replace it can run code as us.
 
     Args:
-        what: for messages: "configuration".
+        what: what it is, for messages: "configuration".
 
     Returns:
-        Its content, and its path without symbolic links: where the file that was read really is.
+        Its content, and its path without symbolic links.
 
     Raises:
         ConfigError: it cannot be read, is not a regular file, or another user can replace it.
@@ -119,7 +119,7 @@ def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:
             status = os.fstat(descriptor)
             _require_ours(status, trusted, path, what)
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"The {what} {path} is not a regular file.", hint="Name the file itself.")
+                raise ConfigError(f"The {what} {path} is not a regular file.", hint="Give the path of a regular file.")
             with open(descriptor, "rb", closefd=False) as stream:
                 return stream.read(), trusted
         finally:
@@ -131,17 +131,17 @@ def read_trusted(path: Path, what: str) -> tuple[bytes, Path]:
 
 
 def make_private_directory(path: Path, what: str) -> Path:
-    """Make a directory, mode 0700, and those that are missing above it; or make sure that one can be trusted.
+    """Make a directory and its missing parents, mode 0700. If it exists, make sure that it can be trusted.
 
     Args:
-        what: for messages: "state directory".
+        what: what it is, for messages: "state directory".
 
     Returns:
         The path without symbolic links.
 
     Raises:
         ConfigError: another user could replace it. Nothing was made in a directory of another user.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     missing, here = [], path.absolute()
     while not os.path.lexists(here):

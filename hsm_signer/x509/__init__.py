@@ -1,1 +1,1 @@
-"""Certificates: read, judged, issued."""
+"""X.509 certificates: read, check, issue."""

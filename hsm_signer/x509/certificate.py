@@ -15,15 +15,15 @@ from hsm_signer.errors import CertificateMismatch, CertificateUnusable
 
 @dataclass(frozen=True)
 class Certificate:
-    """An X.509 certificate as far as a client assertion needs it.
+    """The parts of an X.509 certificate that a client assertion needs.
 
     Attributes:
-        der: the certificate itself.
-        public_key: its RSA key, or None for a key of another kind.
-        subject: its subject for people, as RFC 4514 writes it.
+        der: the certificate, DER.
+        public_key: its RSA key, or None if the key is not RSA.
+        subject: its subject, as RFC 4514 writes it.
         not_before: start of its validity, UTC.
         not_after: end of its validity, UTC.
-        key_usage: the names in its key usage extension, or None without one (RFC 5280 section 4.2.1.3).
+        key_usage: the names in its key usage extension, or None if it has none (RFC 5280 section 4.2.1.3).
     """
 
     der: bytes
@@ -35,12 +35,12 @@ class Certificate:
 
     @cached_property
     def sha1(self) -> bytes:
-        """The SHA-1 thumbprint, 20 bytes: what ``x5t`` holds (RFC 7515 section 4.1.7)."""
+        """The SHA-1 thumbprint, 20 bytes, for ``x5t`` (RFC 7515 section 4.1.7)."""
         return hashlib.sha1(self.der, usedforsecurity=False).digest()
 
     @cached_property
     def sha256(self) -> bytes:
-        """The SHA-256 thumbprint, 32 bytes: what ``x5t#S256`` holds (RFC 7515 section 4.1.8)."""
+        """The SHA-256 thumbprint, 32 bytes, for ``x5t#S256`` (RFC 7515 section 4.1.8)."""
         return hashlib.sha256(self.der).digest()
 
     @cached_property
@@ -51,12 +51,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class CertificateDetails:
-    """What people also want to know of a certificate.
+    """More about a certificate, for people.
 
     Attributes:
-        issuer: as RFC 4514 writes it.
+        issuer: its issuer, as RFC 4514 writes it.
         serial: its serial number.
-        purposes: the names in its extended key usage, or None without one (RFC 5280 section 4.2.1.12).
+        purposes: the names in its extended key usage, or None if it has none (RFC 5280 section 4.2.1.12).
     """
 
     issuer: str
@@ -65,15 +65,15 @@ class CertificateDetails:
 
 
 def parse_certificates(data: bytes, source: str) -> list[Certificate]:
-    """Parse one certificate, or every one of a chain.
+    """Parse one certificate, or all certificates of a chain, in their order.
 
     Args:
-        data: DER or PEM, of one certificate, of PKCS#7 (RFC 5652), or, in PEM, of several. They keep their order, which
-            means nothing in PKCS#7. Other PEM blocks are passed over.
-        source: where it came from, for messages.
+        data: DER or PEM of a certificate or of PKCS#7 (RFC 5652), or PEM of several. Other PEM blocks are ignored. In
+            PKCS#7 the order means nothing.
+        source: where the data came from, for messages.
 
     Raises:
-        CertificateUnusable: there is no certificate, or one that cannot be parsed.
+        CertificateUnusable: there is no certificate, or one of them cannot be parsed.
     """
     if not pem.detect(data):
         return [_parse(der, source) for der in _unpack(data, source)]
@@ -90,40 +90,40 @@ def to_pem(der: bytes, label: str = "CERTIFICATE") -> bytes:
     """Return DER as PEM (RFC 7468), with a newline at its end.
 
     Args:
-        label: what it is.
+        label: the PEM label, which says what the DER is.
     """
     armored: bytes = pem.armor(label, der)
     return armored
 
 
 def select_certificate(certificates: Sequence[Certificate], public_key: PublicKey, source: str) -> Certificate:
-    """Return which of `certificates` certifies a key; of several the one that ends last.
+    """Return the certificate that certifies a key. If there are several, return the one that expires last.
 
     Args:
         source: where they came from, for messages.
 
     Raises:
-        CertificateMismatch: none does.
+        CertificateMismatch: none of them certifies the key.
     """
     matching = [certificate for certificate in certificates if certificate.public_key == public_key]
     if not matching:
         subjects = "; ".join(certificate.subject for certificate in certificates)
         raise CertificateMismatch(
-            f"No certificate in {source} certifies the key on the device; it holds {subjects}.",
+            f"No certificate in {source} certifies the key on the device. It holds: {subjects}.",
             hint="Give the certificate of this key, or the key of this certificate with --key.",
         )
-    # Attestation certificates run for decades.
+    # Attestation certificates are valid for decades.
     return max(matching, key=lambda certificate: (not certificate.is_attestation, certificate.not_after))
 
 
 def is_attestation(der: bytes) -> bool:
-    """Tell whether a certificate proves that a device generated a key, and so is not one to sign in with.
+    """Return whether a certificate proves that a device generated a key. Such a certificate is not for signing in.
 
     A YubiKey makes one for each key that it generated, a new one in each session. ykcs11 lists it beside the key's own
     certificate, with the same CKA_ID.
 
     Args:
-        der: the certificate. What cannot be parsed is no such certificate.
+        der: the certificate. For bytes that cannot be parsed, the answer is no.
     """
     try:
         extensions = x509.Certificate.load(der)["tbs_certificate"]["extensions"]
@@ -133,10 +133,10 @@ def is_attestation(der: bytes) -> bool:
 
 
 def certificate_details(certificate: Certificate) -> CertificateDetails:
-    """Return what people also want to know of a certificate.
+    """Return more about a certificate, for people.
 
     Raises:
-        CertificateUnusable: it cannot be parsed as far as that.
+        CertificateUnusable: these parts cannot be parsed.
     """
     try:
         parsed = x509.Certificate.load(certificate.der)
@@ -179,7 +179,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _moment(found: object) -> datetime:
-    # asn1crypto has a class of its own for the year 0, which ISO 8601 has and Python's calendar has not.
+    # asn1crypto has a class for the year 0, which exists in ISO 8601 but not in Python's calendar.
     if not isinstance(found, datetime):
         raise ValueError("its validity dates are outside the calendar")
     return found.astimezone(UTC)
@@ -212,19 +212,19 @@ def _public_key(info: "x509.PublicKeyInfo") -> PublicKey | None:
 
 
 def _name(name: "x509.Name") -> str:
-    # RFC 4514 section 2.1: the most specific name first. Only short names people know are abbreviated.
+    # RFC 4514 section 2.1: the most specific name first. Only well-known short names are used.
     rdns = [[(part["type"].native, part["value"].native) for part in rdn] for rdn in reversed(list(name.chosen))]
     parts = ["+".join(f"{_SHORT.get(kind, kind)}={_escaped(str(value))}" for kind, value in rdn) for rdn in rdns]
     return ",".join(parts) or "without a subject"
 
 
 def _escaped(value: str) -> str:
-    """RFC 4514 section 2.4; what a terminal would obey, or nobody would see, is written in hexadecimal."""
+    """Escape a value (RFC 4514 section 2.4). Control characters and invisible ones are written in hexadecimal."""
     text = re.sub(r'[\\"+,;<>]|^[ #]| \Z', r"\\\g<0>", value)
     return "".join(c if c.isprintable() else "".join(f"\\{octet:02X}" for octet in c.encode()) for c in text)
 
 
-# What asn1crypto is known to raise for DER that somebody has tampered with.
+# The exceptions that asn1crypto raises for damaged DER.
 _UNPARSEABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _PEM_LABELS = ("CERTIFICATE", "PKCS7", "CMS")  # RFC 7468 sections 5, 8 and 9
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # RFC 5652 section 5.1: id-signedData, DER

@@ -1,4 +1,4 @@
-"""Certificates and certificate requests for a key, signed by whatever holds it.
+"""Creates certificates and certificate requests for a key, signed by the device that holds it.
 
 The form is RFC 5280's for certificates and PKCS#10's (RFC 2986) for requests; the signature is over SHA-256.
 """
@@ -23,7 +23,7 @@ MAXIMUM_DAYS = 3650
 
 _CLOCK_SKEW = timedelta(minutes=5)
 _SECOND = timedelta(seconds=1)
-# X.520 and RFC 4519 give these a PrintableString or an IA5String, which cryptography fills with whatever it is given.
+# X.520 and RFC 4519 make these a PrintableString or an IA5String. cryptography does not check the characters.
 _ASCII = (
     NameOID.COUNTRY_NAME,
     NameOID.DN_QUALIFIER,
@@ -32,19 +32,19 @@ _ASCII = (
     NameOID.SERIAL_NUMBER,
 )
 _SHA256 = hashes.SHA256()
-# RFC 4055 section 3.1; the salt is as long as the hash. None is the builders' word for PKCS#1 v1.5.
+# RFC 4055 section 3.1; the salt is as long as the hash. For the builders, None means PKCS#1 v1.5.
 _PADDING = {Algorithm.RS256: None, Algorithm.PS256: padding.PSS(padding.MGF1(_SHA256), salt_length=32)}
 
 
 def create_certificate(signer: Signer, algorithm: Algorithm, subject: str, days: int, now: datetime) -> bytes:
     """Return a self-signed certificate for the signer's key, as DER.
 
-    It is valid for exactly `days`, from a few minutes ago: the clock of whoever reads it may be behind, and policies
-    that cap lifetimes count from its beginning.
+    It is valid for exactly `days`, starting a few minutes ago: a reader's clock may be behind, and policies that limit
+    lifetimes count from the start.
 
     Args:
-        signer: holds the key; called once.
-        algorithm: of the certificate's signature.
+        signer: holds the key. It signs once.
+        algorithm: the algorithm of the certificate's signature.
         subject: as RFC 4514 writes it: "CN=my app,O=Contoso".
         days: 1 to `MAXIMUM_DAYS`.
         now: timezone-aware.
@@ -77,12 +77,12 @@ def create_certificate(signer: Signer, algorithm: Algorithm, subject: str, days:
 
 
 def certificate_request(signer: Signer, algorithm: Algorithm, subject: str) -> bytes:
-    """Return a request for a certificate of the signer's key, as DER. It asks for what `create_certificate` gives.
+    """Return a request for a certificate for the signer's key, as DER, with the extensions of `create_certificate`.
 
     Args:
-        signer: holds the key; called once.
-        algorithm: of the request's signature.
-        subject: as RFC 4514 writes it. The certification authority may give another.
+        signer: holds the key. It signs once.
+        algorithm: the algorithm of the request's signature.
+        subject: as RFC 4514 writes it. The certification authority may choose another.
 
     Raises:
         ConfigError: the subject is malformed.
@@ -100,7 +100,7 @@ def parse_subject(text: str) -> x509.Name:
     """Parse a distinguished name as RFC 4514 writes it, the most specific part first.
 
     Raises:
-        ConfigError: it is empty, malformed, or holds what an attribute may not.
+        ConfigError: it is empty or malformed, or a value is not allowed for its attribute.
     """
     try:
         name = _parse_name(text)
@@ -129,7 +129,7 @@ def _is_malformed(part: str) -> bool:
 
 
 class _SignerKey(rsa.RSAPrivateKey):
-    """A signer as cryptography's builders want a private key. It can do nothing but sign.
+    """A signer in the form of a private key, for cryptography's builders. It can only sign.
 
     https://cryptography.io/en/latest/hazmat/primitives/asymmetric/rsa/ describes the interface.
     """
@@ -148,7 +148,7 @@ class _SignerKey(rsa.RSAPrivateKey):
         return rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()
 
     def sign(self, data: bytes, padding: object, algorithm: object) -> bytes:
-        # Both are those of `_PADDING` and `_SHA256`, which say the same as the algorithm.
+        # The builders pass `_PADDING` and `_SHA256`, which mean the same as the algorithm.
         return self._signer.sign(self._algorithm, data)
 
     def decrypt(self, ciphertext: bytes, padding: object) -> NoReturn:
@@ -167,8 +167,8 @@ class _SignerKey(rsa.RSAPrivateKey):
         raise NotImplementedError("the key does not leave its device")
 
 
-# Each with whether it is critical. RFC 5280 sections 4.2.1.3 and 4.2.1.9: whoever cannot read what the key may not do
-# must not accept the certificate. The purpose, section 4.2.1.12, is advice: Entra does not look at it.
+# The second item says whether the extension is critical (RFC 5280 sections 4.2.1.3 and 4.2.1.9): software that does not
+# understand such a restriction must not accept the certificate. Entra ignores the purpose (section 4.2.1.12).
 _EXTENSIONS: tuple[tuple[x509.ExtensionType, bool], ...] = (
     (x509.BasicConstraints(ca=False, path_length=None), True),
     (
@@ -189,5 +189,5 @@ _EXTENSIONS: tuple[tuple[x509.ExtensionType, bool], ...] = (
 )
 _FORM = (
     "Write it like CN=my app,O=Contoso,C=DE (RFC 4514): names in capitals (CN, O, OU, L, ST, C, DC, STREET, UID), no "
-    "blank after a comma, a backslash before one that belongs to a value; CN has at most 64 characters, C has two."
+    "space after a comma, and a backslash before a comma in a value. CN has at most 64 characters, C has two."
 )

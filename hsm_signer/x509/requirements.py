@@ -17,11 +17,11 @@ def require_length(public_key: PublicKey, what: str, error: type[KeyLookupError]
     """Check that a key is long enough for Entra.
 
     Args:
-        what: the key as the subject of a sentence, for the message.
-        error: the error to raise.
+        what: the subject of the message: "The key 'app'".
+        error: the class of the error to raise.
 
     Raises:
-        KeyLookupError: it is too short; of the class `error`.
+        KeyLookupError: the key is too short. Its class is `error`.
     """
     if public_key.bits < MINIMUM_BITS:
         raise error(
@@ -31,14 +31,14 @@ def require_length(public_key: PublicKey, what: str, error: type[KeyLookupError]
 
 
 def require_usable(certificate: Certificate, public_key: PublicKey, now: datetime) -> None:
-    """Check that `certificate` vouches for `public_key` at `now` in a way Entra accepts.
+    """Check that Entra accepts `certificate` for `public_key` at `now`.
 
     Args:
         now: the time of signing, timezone-aware.
 
     Raises:
         CertificateMismatch: it certifies another key.
-        CertificateUnusable: it is outside its validity, its key is too short, or it is not for digital signatures.
+        CertificateUnusable: it is expired or not yet valid, its key is too short, or it is not for digital signatures.
     """
     if certificate.public_key is None:
         raise CertificateUnusable(
@@ -61,7 +61,7 @@ def require_usable(certificate: Certificate, public_key: PublicKey, now: datetim
     if now > certificate.not_after:
         raise CertificateUnusable(
             f"The certificate {certificate.subject} expired on {_utc(certificate.not_after)}; now it is {_utc(now)}.",
-            hint="Make a new certificate for the key and upload it to the app registration.",
+            hint="Create a new certificate for the key and upload it to the app registration.",
         )
     if certificate.key_usage is not None and "digital_signature" not in certificate.key_usage:
         raise CertificateUnusable(

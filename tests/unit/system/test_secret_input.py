@@ -145,7 +145,7 @@ def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: US)
     with pytest.raises(Unreadable, match="can change it") as refused:
         read_file(file, private=True)
-    assert refused.value.hint == f"As root, let its group read it and others do nothing: chmod 640 {file}"
+    assert refused.value.hint == f"As root, let only its group read it: chmod 640 {file}"
 
 
 def test_an_exposed_file_is_judged_behind_its_links(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Certificates: read in every customary form, hashed as everybody hashes them, and judged as Entra judges them."""
+"""Certificates are read in every common format, and have the usual thumbprints."""
 
 import re
 import subprocess
@@ -77,7 +77,7 @@ def test_a_pem_chain_is_read_in_its_order(der: bytes, other_der: bytes) -> None:
         (b"\r\n", b"text behind it\r\n"),
     ],
 )
-def test_text_around_pem_is_passed_over(der: bytes, before: bytes, after: bytes) -> None:
+def test_text_around_pem_is_ignored(der: bytes, before: bytes, after: bytes) -> None:
     assert [found.der for found in parse_certificates(before + pem_of(der) + after, SOURCE)] == [der]
 
 
@@ -86,7 +86,7 @@ def test_pem_may_have_windows_line_ends(der: bytes) -> None:
     assert [found.der for found in parse_certificates(pem, SOURCE)] == [der]
 
 
-def test_a_private_key_beside_the_certificate_is_passed_over(key: rsa.RSAPrivateKey, der: bytes) -> None:
+def test_a_private_key_beside_the_certificate_is_ignored(key: rsa.RSAPrivateKey, der: bytes) -> None:
     assert [found.der for found in parse_certificates(key_pem(key) + pem_of(der), SOURCE)] == [der]
 
 
@@ -99,7 +99,7 @@ def pkcs7(form: str, *ders: bytes, directory: Path) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["DER", "PEM"])
-def test_pkcs7_is_read_in_whatever_order_it_has(der: bytes, other_der: bytes, form: str, tmp_path: Path) -> None:
+def test_pkcs7_is_read_in_any_order(der: bytes, other_der: bytes, form: str, tmp_path: Path) -> None:
     data = pkcs7(form, der, other_der, directory=tmp_path)
     assert {found.der for found in parse_certificates(data, SOURCE)} == {der, other_der}
 
@@ -118,7 +118,7 @@ def test_pkcs7_cut_off_anywhere_is_refused(der: bytes, other_der: bytes, tmp_pat
             parse_certificates(whole[:length], SOURCE)
 
 
-def test_whatever_octet_of_pkcs7_is_damaged_the_outcome_is_certificates_or_one_line_of_ours(
+def test_pkcs7_with_any_damaged_byte_gives_certificates_or_a_message_of_one_line(
     der: bytes, signer: Signer, now: datetime, tmp_path: Path
 ) -> None:
     whole = pkcs7("DER", der, directory=tmp_path)
@@ -127,18 +127,18 @@ def test_whatever_octet_of_pkcs7_is_damaged_the_outcome_is_certificates_or_one_l
             assert "\n" not in refusal_of(whole[:index] + bytes([octet]) + whole[index + 1 :], signer, now)
 
 
-def test_what_is_written_as_pem_is_read_by_cryptography(der: bytes) -> None:
+def test_cryptography_reads_our_pem(der: bytes) -> None:
     assert to_pem(der) == pem_of(der)
 
 
-def test_of_a_chain_the_certificate_of_the_key_is_selected(
+def test_the_certificate_of_the_key_is_selected_from_a_chain(
     key: rsa.RSAPrivateKey, der: bytes, other_der: bytes
 ) -> None:
     found = parse_certificates(pem_of(other_der) + pem_of(der), SOURCE)
     assert select_certificate(found, numbers(key), SOURCE).der == der
 
 
-def test_of_several_certificates_of_the_key_the_one_that_ends_last_is_selected(
+def test_the_certificate_that_expires_last_is_selected_from_several_of_the_key(
     key: rsa.RSAPrivateKey, issue: Issue, now: datetime
 ) -> None:
     early, late = issue(key, not_after=now), issue(key, not_after=now + SECOND)
@@ -163,7 +163,7 @@ YUBIKEY, YUBIHSM = "1.3.6.1.4.1.41482.3", "1.3.6.1.4.1.41482.4"
         (f"{YUBIHSM}.1", f"{YUBIHSM}.2", f"{YUBIHSM}.3"),
     ],
 )
-def test_a_certificate_that_attests_a_key_is_known_by_its_extensions(
+def test_an_attestation_certificate_is_recognized_by_its_extensions(
     key: rsa.RSAPrivateKey, issue: Issue, oids: tuple[str, ...]
 ) -> None:
     assert is_attestation(issue(key, *marked(*oids)))
@@ -177,30 +177,28 @@ def test_a_certificate_that_attests_a_key_is_known_by_its_extensions(
         (f"{YUBIKEY}.7",),  # an authority that notes which YubiKey it is for
     ],
 )
-def test_a_certificate_that_was_issued_for_a_key_does_not_attest_it(
+def test_a_certificate_issued_for_a_key_is_no_attestation_certificate(
     key: rsa.RSAPrivateKey, issue: Issue, oids: tuple[str, ...]
 ) -> None:
     assert not is_attestation(issue(key, *marked(*oids), subject=x509.Name([])))
 
 
 @given(st.binary())
-def test_what_is_no_certificate_attests_nothing(data: bytes) -> None:
+def test_bytes_that_are_no_certificate_are_no_attestation_certificate(data: bytes) -> None:
     assert not is_attestation(data)
 
 
-def test_a_certificate_that_attests_the_key_is_not_selected_before_another(
-    key: rsa.RSAPrivateKey, issue: Issue, now: datetime
-) -> None:
+def test_an_attestation_certificate_is_selected_last(key: rsa.RSAPrivateKey, issue: Issue, now: datetime) -> None:
     own, attestation = issue(key, not_after=now), issue(key, *marked(f"{YUBIKEY}.3"), not_after=now + SECOND)
     for order in ((own, attestation), (attestation, own)):
         found = parse_certificates(b"".join(map(pem_of, order)), SOURCE)
         assert select_certificate(found, numbers(key), SOURCE).der == own
 
 
-def test_a_chain_without_a_certificate_of_the_key_is_refused_with_what_it_holds(
+def test_a_chain_without_a_certificate_of_the_key_is_refused_with_its_subjects(
     key: rsa.RSAPrivateKey, other_der: bytes
 ) -> None:
-    with pytest.raises(CertificateMismatch, match=f"No certificate in {SOURCE} .* holds CN=unit test"):
+    with pytest.raises(CertificateMismatch, match=f"No certificate in {SOURCE} .* It holds: CN=unit test"):
         select_certificate(parse_certificates(other_der, SOURCE), numbers(key), SOURCE)
 
 
@@ -219,7 +217,7 @@ def test_without_an_extended_key_usage_there_are_no_purposes(certificate: Certif
     assert certificate_details(certificate).purposes is None
 
 
-def test_damage_where_only_details_are_is_refused_when_they_are_asked_for(key: rsa.RSAPrivateKey, issue: Issue) -> None:
+def test_damaged_details_are_refused_when_they_are_requested(key: rsa.RSAPrivateKey, issue: Issue) -> None:
     der = issue(key, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]))
     encoded = bytes.fromhex("06082b06010505070302")  # id-kp-clientAuth, RFC 5280 section 4.2.1.12
     assert der.count(encoded) == 1
@@ -228,7 +226,7 @@ def test_damage_where_only_details_are_is_refused_when_they_are_asked_for(key: r
         certificate_details(found)
 
 
-def test_what_cryptography_reads_is_what_we_read(key: rsa.RSAPrivateKey, der: bytes) -> None:
+def test_we_read_the_same_as_cryptography(key: rsa.RSAPrivateKey, der: bytes) -> None:
     ours, theirs = parse_certificates(der, SOURCE)[0], x509.load_der_x509_certificate(der)
     assert (ours.public_key, ours.subject, ours.not_before, ours.not_after, ours.key_usage) == (
         numbers(key),
@@ -254,7 +252,7 @@ def test_a_time_after_2049_is_read(key: rsa.RSAPrivateKey, issue: Issue) -> None
     ["00000101000000Z", "20511401000000Z", "20510230000000Z", "20510101250000Z", "2051010100000", "99991231235960Z"],
     ids=["the year 0", "month 14", "30 February", "hour 25", "cut off", "a leap second"],
 )
-def test_a_date_that_no_calendar_has_is_refused(key: rsa.RSAPrivateKey, issue: Issue, moment: str) -> None:
+def test_an_impossible_date_is_refused(key: rsa.RSAPrivateKey, issue: Issue, moment: str) -> None:
     der = issue(key, not_after=datetime(2051, 2, 3, 4, 5, 6, tzinfo=UTC))
     odd = der.replace(b"20510203040506Z", moment.encode().ljust(15, b"0"))
     assert odd != der
@@ -336,7 +334,7 @@ def test_thumbprints_are_those_of_cryptography(certificate: Certificate) -> None
     assert (certificate.sha1, certificate.sha256) == expected
 
 
-def test_a_key_that_is_not_rsa_is_none() -> None:
+def test_the_public_key_of_a_certificate_that_is_not_rsa_is_none() -> None:
     assert parse_certificates(issue_quickly(x509.Name([])), SOURCE)[0].public_key is None
 
 
@@ -344,7 +342,7 @@ def test_a_key_that_is_not_rsa_is_none() -> None:
     "data",
     [b"", b"not a certificate", b"0\x82", b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"],
 )
-def test_what_is_no_certificate_is_refused_by_the_name_of_its_source(data: bytes) -> None:
+def test_bytes_that_are_no_certificate_are_refused_with_the_name_of_their_source(data: bytes) -> None:
     with pytest.raises(CertificateUnusable, match=re.escape(SOURCE)):
         parse_certificates(data, SOURCE)
 
@@ -354,7 +352,7 @@ def test_pem_without_a_certificate_is_refused(key: rsa.RSAPrivateKey) -> None:
         parse_certificates(key_pem(key), SOURCE)
 
 
-def test_a_certificate_with_something_behind_it_is_refused(der: bytes) -> None:
+def test_a_certificate_with_trailing_bytes_is_refused(der: bytes) -> None:
     with pytest.raises(CertificateUnusable):
         parse_certificates(der + b"\x00", SOURCE)
 
@@ -382,7 +380,7 @@ def refusal_of(data: bytes, signer: Signer, now: datetime) -> str:
     return ""
 
 
-def test_whatever_octet_is_damaged_the_outcome_is_a_certificate_or_one_line_of_ours(
+def test_a_certificate_with_any_damaged_byte_gives_a_certificate_or_a_message_of_one_line(
     der: bytes, signer: Signer, now: datetime
 ) -> None:
     for index in range(len(der) - 256):  # the signature at the end is not ours to judge

@@ -1,4 +1,4 @@
-"""Keys and certificates, judged as Entra judges them."""
+"""Keys and certificates that Entra refuses are refused with a reason."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -58,7 +58,7 @@ def test_a_certificate_of_the_key_within_its_validity_is_usable(
     check(der, key, now)
 
 
-def test_a_certificate_of_another_key_is_refused_by_its_thumbprint(
+def test_a_certificate_of_another_key_is_refused_with_its_thumbprint(
     other_der: bytes, key: rsa.RSAPrivateKey, now: datetime
 ) -> None:
     thumbprint = x509.load_der_x509_certificate(other_der).fingerprint(hashes.SHA1())  # noqa: S303  # a name
@@ -97,7 +97,7 @@ def test_a_certificate_without_key_usage_is_accepted(key: rsa.RSAPrivateKey, iss
 
 
 @pytest.mark.parametrize("name", USAGES[1:])
-def test_another_key_usage_alone_is_refused_by_its_name(
+def test_another_key_usage_alone_is_refused_with_its_name(
     key: rsa.RSAPrivateKey, issue: Issue, now: datetime, name: str
 ) -> None:
     # X.509 renamed nonRepudiation; asn1crypto keeps the older name.
