@@ -58,7 +58,7 @@ class AssertionFile:
         check_lifetime(self.lifetime)
         if self.mode not in _MODES:
             raise ConfigError(
-                f"The mode {self.mode:04o} is not allowed: whoever can read an assertion can act as the client.",
+                f"The mode {self.mode:04o} is not allowed: anyone who can read an assertion can act as the client.",
                 hint=f"Use one of {', '.join(f'{mode:04o}' for mode in _MODES)}.",
             )
 

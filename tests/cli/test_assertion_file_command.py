@@ -42,7 +42,7 @@ def claims_of(text: str, certificate: Path) -> dict[str, Any]:
 
 
 def refused(result: Result, status: int) -> str:
-    """Return the error of a run that ended so, having said how to mend it."""
+    """Return the error of a run that ended with this status, with a hint how to fix it."""
     assert (result.status, result.stdout) == (status, "")
     lines = [line for line in result.stderr.splitlines() if not line.startswith("hsm-signer: warning: ")]
     assert [line.partition(": ")[0] for line in lines] == ["error", "hint"]

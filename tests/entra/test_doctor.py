@@ -469,7 +469,7 @@ class TestServer:
         assert outcome(findings) == {**FINE, "clock": "failed", **unexamined("token", because="clock")}
         assert entra.requests == []
 
-    def test_one_that_is_not_there(self, run: Examine, closed_port: int) -> None:
+    def test_one_that_does_not_answer(self, run: Examine, closed_port: int) -> None:
         findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=2)
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}

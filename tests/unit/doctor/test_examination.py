@@ -48,7 +48,7 @@ def test_a_failed_probe_runs_once() -> None:
     assert calls == ["run"]
 
 
-def test_a_probe_is_skipped_when_one_that_it_needs_failed_however_far_before() -> None:
+def test_a_probe_is_skipped_if_any_probe_before_it_in_the_chain_failed() -> None:
     first = Probe("first", broken)
     second = Probe("second", lambda run: (run.value(first), ok("")))
     third = Probe("third", lambda run: (run.value(second), ok("")))

@@ -1,4 +1,4 @@
-"""A process that shows its memory to nobody can still read of itself what we read, also as an ordinary user."""
+"""A process that hides its memory from others can still read what it needs about itself, also as an ordinary user."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Private files are whole, have their mode from the start, and stand where nobody else can put one."""
+"""Private files are complete, have their mode from the start, and are in directories where nobody else can write."""
 
 import os
 import socket
