@@ -17,7 +17,7 @@ class HsmSignerError(Exception):
         hint: how to fix it, in one or two sentences, or None if the message says that.
 
     Attributes:
-        commands: what to type for that; each is shown on a line of its own, below the hint.
+        commands: the commands or options to type, each shown on its own line below the hint.
     """
 
     code: ClassVar[str] = "error"
