@@ -2,8 +2,7 @@
 
 python-pkcs11 initialises a module without locking and releases the GIL inside it, so two threads would enter it
 together: SoftHSM crashes, and some modules return invalid signatures without an error. Every call therefore runs on
-one daemon thread while its caller waits for its end. That gives order, a deadline, and Ctrl-C that works while C code
-runs.
+one daemon thread while its caller waits. That gives order, a deadline, and a Ctrl-C that works while C code runs.
 """
 
 import logging
@@ -25,18 +24,18 @@ MOMENT = 1.0
 """Seconds a person waits without wondering."""
 
 Slow: TypeAlias = Callable[[str], AbstractContextManager[None]]
-"""Given what is done, shows it to a person for as long as it takes."""
+"""Takes what is being done, and shows it to a person for as long as that takes."""
 
 
 def cue(what: str) -> str:
-    """Return what to tell a person while this takes longer than a moment. Without punctuation at its end."""
+    """Return what to show a person while something takes longer than a moment, without punctuation at the end."""
     return "Touch the device if it blinks" if what == "signing" else f"Still {what}"
 
 
 @contextmanager
 def log_slow(what: str) -> Iterator[None]:
-    """Put into the log that something takes longer than a moment: a `Slow` where there is no terminal."""
-    # Without a touch the signature fails. Everything else only takes its time.
+    """Log that something takes longer than a moment: the `Slow` for use without a terminal."""
+    # A signature without a touch fails. Everything else is only slow.
     logger.log(logging.WARNING if what == "signing" else logging.INFO, "%s.", cue(what))
     yield
 
@@ -45,7 +44,7 @@ class _Job(Generic[T]):
     """A call that waits for its turn or, since `started` on the monotonic clock, runs inside the module.
 
     Attributes:
-        abandoned: its caller was interrupted, by Ctrl-C say, and nobody waits for it any more.
+        abandoned: whether its caller was interrupted, for example by Ctrl-C, so that nobody waits for it any more.
     """
 
     def __init__(self, what: str, function: Callable[[], T], timeout: float) -> None:
@@ -73,15 +72,15 @@ class _Job(Generic[T]):
         return False
 
     def left(self) -> float:
-        """Seconds until it must be back; all of them while it has not begun."""
+        """Seconds until it must return; all of them while it has not started."""
         return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
 
 
 class Lane:
     """Runs calls into one module, one at a time, in the order they come.
 
-    A call that overruns its deadline closes the lane: what the module is doing is unknown, so nothing further is
-    sent, and every later call fails at once.
+    A call that overruns its deadline closes the lane: nobody knows what the module is doing, so nothing more is sent to
+    it, and every later call fails at once.
 
     Args:
         module: what to call the module in messages.
@@ -102,11 +101,11 @@ class Lane:
         Args:
             what: what the call does, for messages: "signing".
             function: makes the calls into the module.
-            timeout: seconds the call may take, counted from its turn, not from the wait for it.
+            timeout: seconds the call may take, counted from its start. The wait for its turn is extra.
             slow: entered in the caller's thread when the call takes longer than a moment, and left when it ends.
 
         Raises:
-            DeviceTimeout: this call, or one before it, did not come back in time.
+            DeviceTimeout: this call, or one before it, did not return in time.
             DeviceError: the system could not start the lane's thread.
         """
         job = _Job(what, function, timeout)
@@ -117,12 +116,12 @@ class Lane:
             with slow(what):
                 return self._result(job)
         except BaseException:
-            # Without effect on one that has started: only its own end frees the module.
+            # A call that has started goes on: the module is busy until the call returns.
             job.abandoned = True
             raise
 
     def announce(self, what: str, seconds: float) -> None:
-        """Say that something other than a call starts, and how long it may take. Only a worker's parent needs that."""
+        """Say that something other than a call starts, and how long it may take. Only a worker's lane reports it."""
 
     @property
     def is_busy(self) -> bool:
@@ -131,7 +130,7 @@ class Lane:
         return current is not None and not current.outcome.done()
 
     def end(self) -> None:
-        """Let the thread end, once it is back from the module. No call may follow."""
+        """End the thread once it has returned from the module. Make no call after this."""
         with self._lock:
             if self._thread is not None:
                 self._jobs.put(None)
@@ -159,13 +158,13 @@ class Lane:
             if current.started is None or current is not self._current:
                 continue
             if orphan:
-                raise self._timed_out("A call into the module that was interrupted has not come back")
+                raise self._timed_out("An interrupted call into the module has not returned")
             if current.left() <= 0:
                 self._close(current)
-                raise self._timed_out(f"The module did not come back from {current.what} within {current.timeout:g} s")
+                raise self._timed_out(f"The module did not return from {current.what} within {current.timeout:g} s")
 
     def _close(self, overrun: _Job[Any]) -> None:
-        """Send nothing further, and fail the calls that wait for their turn."""
+        """Send nothing more to the module, and fail the calls that wait for their turn."""
         with self._lock:
             self._overrun = overrun.what
             with suppress(queue.Empty):
@@ -174,7 +173,7 @@ class Lane:
                         job.outcome.set_exception(self._closed_by(overrun.what))
 
     def _closed_by(self, overrun: str) -> DeviceTimeout:
-        return self._timed_out(f"An earlier call into the module, {overrun}, did not come back in time")
+        return self._timed_out(f"An earlier call into the module ({overrun}) did not return in time")
 
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(

@@ -25,8 +25,8 @@ class Module:
 
     Attributes:
         path: the shared library.
-        library: python-pkcs11's handle, there after `load`. Only ever used from within `call`.
-        generation: counts initialisations; a session is good only in the one it was opened in.
+        library: python-pkcs11's handle, set by `load`. Used only inside `call`.
+        generation: counts initialisations. The next one ends all sessions.
     """
 
     library: "Library"
@@ -44,11 +44,11 @@ class Module:
         self._environment = dict(os.environ)
 
     def load(self, timeout: float, slow: Slow) -> None:
-        """Load and initialise it. When that fails, this object cannot be used.
+        """Load and initialise the module. If that fails, this object cannot be used.
 
         Raises:
-            ModuleLoadError: it is no library, no PKCS#11 module, or refuses to initialise.
-            DeviceTimeout: it did not come back. The call may still be inside the module.
+            ModuleLoadError: it is not a library, not a PKCS#11 module, or fails to initialise.
+            DeviceTimeout: the call did not return. It may still be inside the module.
         """
         try:
             self.library = self.call("loading the module", lambda: _load(self.path), timeout, slow)
@@ -76,12 +76,12 @@ class Module:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether it was loaded before this process was forked. It can be neither used nor initialised anew here."""
+        """Whether it was loaded before this process was forked, which can neither use nor initialise it."""
         return self._owner.is_parent
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody has a session."""
+        """Whether it has users, who may have sessions."""
         return self._users > 0
 
     @property
@@ -90,13 +90,13 @@ class Module:
         return self._lane.is_busy
 
     def reinitialize(self, timeout: float, slow: Slow = log_slow) -> None:
-        """Finalize and initialise: the clean slate after a failure, and the way to see devices that came later.
+        """Finalize and initialise the module, to recover from a failure or to see devices plugged in since.
 
-        It ends every session in this process. Whoever holds one sees that by the generation.
+        This ends every session in this process. Their holders notice by the generation.
 
         Raises:
-            DeviceGone: the module refuses, as tpm2-pkcs11 does without its TPM. The next use tries again.
-            DeviceTimeout: it did not come back.
+            DeviceGone: the module fails to initialise, as tpm2-pkcs11 does without its TPM. The next use tries again.
+            DeviceTimeout: the call did not return.
         """
 
         def reinitialize() -> None:
@@ -104,7 +104,7 @@ class Module:
 
             self.generation += 1
             self._environment = dict(os.environ)
-            # A module whose device is gone may fail to finalize; it is initialised all the same.
+            # A module whose device is gone may fail to finalize. Initialise it all the same.
             with contextlib.suppress(pkcs11.PKCS11Error):
                 self.library.finalize()
             self.require_initialized()
@@ -112,13 +112,13 @@ class Module:
         self.call("initialising the module", reinitialize, timeout, slow)
 
     def refresh(self, timeout: float, slow: Slow = log_slow, *, ours: int = 0) -> None:
-        """Initialise the module anew before its first use by anybody, unless it just was.
+        """Initialise the module again before it gets its first user, unless it has just been initialised.
 
-        Some modules see only the devices that were there when they were initialised, and some fail for ever once a
-        device was away. Under another user they are left alone.
+        Some modules see only the devices that were present when they were initialised, and some fail forever once a
+        device was away. A module that others use is left alone.
 
         Args:
-            ours: how many of its users do not mind, because their sessions are lost anyway.
+            ours: how many of its users can be ignored, because their sessions are lost anyway.
 
         Raises:
             DeviceGone, DeviceTimeout: as `reinitialize`.
@@ -128,7 +128,7 @@ class Module:
         self._is_fresh = False
 
     def require_initialized(self) -> None:
-        """Initialise the module unless it is. Runs on the lane."""
+        """Initialise the module unless it is initialised. Runs on the lane."""
         import pkcs11
 
         try:
@@ -136,11 +136,11 @@ class Module:
         except pkcs11.PKCS11Error as error:
             raise DeviceGone(
                 f"{self.path} has no device to work with: {_reason(self.path, error)}.",
-                hint="Plug the device in, or see that its daemon runs.",
+                hint="Plug the device in, or check that its daemon is running.",
             ) from None
 
     def adopt(self, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
-        """Make sure the module was initialised with `environment`."""
+        """Initialise the module again if it was initialised with another environment."""
         if all(self._environment.get(name) == value for name, value in environment.items()):
             return
         if self.in_use:
@@ -159,7 +159,7 @@ class _Modules:
     Attributes:
         lock: held while one is loaded.
         loaded: those that can be used.
-        loading: those that have not come back from loading: the call overran, or its caller was interrupted.
+        loading: those whose load has not returned: the call overran, or its caller was interrupted.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class _Modules:
         reset_after_fork(self, _Modules.reset_after_fork)
 
     def reset_after_fork(self) -> None:
-        """Keep a forked child from ending its parent's sessions.
+        """Keep a forked child from ending its parent's sessions, and replace the lock.
 
         python-pkcs11 calls C_Finalize when its library object dies, also in a child that only exits, and several
         modules then log the parent out. One more reference, never given back, keeps the object alive to the end.
@@ -197,21 +197,21 @@ def load_module(
         path: the shared library.
         environment: variables the module reads when it is initialised, such as SOFTHSM2_CONF.
         timeout: seconds.
-        slow: shows a person that it takes longer than a moment.
+        slow: shows a person that this takes longer than a moment.
         lane: for its calls; None for a thread of its own.
 
     Raises:
-        ModuleLoadError: it is no file, no library, no PKCS#11 module, or refuses to initialise.
-        DeviceError: it belongs to the parent of this process.
-        DeviceTimeout: it did not come back.
+        ModuleLoadError: it is not a file, not a library, not a PKCS#11 module, or fails to initialise.
+        DeviceError: the parent of this process loaded it.
+        DeviceTimeout: the call did not return.
     """
     with _modules.lock:
-        # By whatever name: two lanes into one module would be two threads in it.
+        # Resolved: a module with two names must not get two lanes, and so two threads.
         name = str(path.resolve())
         module = _modules.loaded.get(name)
         if module is not None and module.is_inherited:
             raise DeviceError(
-                f"{path} was loaded by the parent of this process, and its sessions are the parent's.",
+                f"{path} was loaded by the parent of this process, which owns its sessions.",
                 hint="After a fork, serve the device from a process of its own (isolated=True of a credential), "
                 "or fork before the first use.",
             )
@@ -247,19 +247,19 @@ def _load(path: Path) -> "Library":
     try:
         return pkcs11.lib(str(path))
     except pkcs11.PKCS11Error as error:
-        raise ModuleLoadError(f"{path} cannot be loaded: {_reason(path, error)}.", hint=_mending(path)) from None
+        raise ModuleLoadError(f"{path} cannot be loaded: {_reason(path, error)}.", hint=_hint(path)) from None
 
 
 def _reason(path: Path, error: Exception) -> str:
     text = str(error)
     if "undefined symbol: C_GetFunctionList" in text:
-        return "it is a shared library, but no PKCS#11 module (C_GetFunctionList is missing)"
+        return "it is a shared library, but not a PKCS#11 module (C_GetFunctionList is missing)"
     if "OS exception while loading" in text:
         return text.removeprefix(f"OS exception while loading {path}: ").removeprefix(f"{path}: ")
-    return f"it refused to initialise ({type(error).__name__}{': ' + text if text else ''})"
+    return f"it failed to initialise ({type(error).__name__}{': ' + text if text else ''})"
 
 
-def _mending(path: Path) -> str:
+def _hint(path: Path) -> str:
     if "softhsm" in path.name:
         return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
     if "opencryptoki" in path.name:
@@ -269,5 +269,5 @@ def _mending(path: Path) -> str:
         )
     return (
         "Name the vendor's PKCS#11 library with --module, for example libykcs11.so, "
-        "and see that its daemon (pcscd, tpm2-abrmd) runs."
+        "and check that its daemon (pcscd, tpm2-abrmd) is running."
     )

@@ -34,16 +34,16 @@ _CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules
 
 
 def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
-    """Decide which module to load.
+    """Find the module to load.
 
     The first of: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section 2.4,
     through p11-kit's configuration, else by file name), p11-kit's proxy, which serves every configured module.
 
     Returns:
-        An absolute path that nobody besides root and us can lead elsewhere.
+        An absolute path that only root and we can change.
 
     Raises:
-        ModuleLoadError: with everything that was looked for; or other users could replace what would be loaded.
+        ModuleLoadError: there is no such file, or other users could replace it.
         UriError: the URI's module-name is a path.
     """
     path = _find(explicit, uri)
@@ -55,21 +55,21 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
         raise ModuleLoadError(error.message, hint=error.hint) from None
     except OSError as error:
         raise ModuleLoadError(
-            f"The module {path} cannot be reached: {error.strerror}.", hint="Check the modes of its directories."
+            f"The module {path} cannot be reached: {error.strerror}.", hint="Check the permissions of its directories."
         ) from None
     return path
 
 
 def configured_modules() -> dict[str, Path]:
-    """Return the modules p11-kit's configuration names, by name (pkcs11.conf(5)); without what is not to be trusted."""
+    """Return the modules in p11-kit's configuration files, by name (pkcs11.conf(5)), except files others can write."""
     configuration = _configuration()
     for error in configuration.refused.values():
-        logger.warning("%s It is left out. %s", error.message, error.hint)
+        logger.warning("%s The module is left out. %s", error.message, error.hint)
     return configuration.found
 
 
 def is_served_by_p11_kit(path: Path, uri: Pkcs11Uri) -> bool:
-    """Tell whether `path` is p11-kit's proxy, and of the devices it shows only those of the URI's module are meant."""
+    """Return whether `path` is p11-kit's proxy, and the URI means the devices of one of its modules only."""
     return path.name == _PROXY and uri.module_name in _configuration().served
 
 
@@ -106,7 +106,7 @@ class _Configuration:
     Attributes:
         found: their libraries, by name.
         refused: why the file of a name was not used.
-        served: the names of those that only p11-kit can load: it gives them arguments, or runs them elsewhere.
+        served: the names of those that only p11-kit can load, because it passes arguments or runs them elsewhere.
     """
 
     found: dict[str, Path]
@@ -122,7 +122,7 @@ def _configuration() -> _Configuration:
     for directory in _configuration_directories():
         try:
             files = sorted(directory.glob("*.module"))
-        except OSError:  # p11-kit, too, passes over what it may not read: HOME may be another user's
+        except OSError:  # p11-kit also skips a directory that it may not read: HOME may be another user's
             continue
         for file in files:
             try:
@@ -152,16 +152,16 @@ def _configuration_directories() -> list[Path]:
 
 
 def _require_trusted_configuration() -> None:
-    """Make sure that nobody else chooses a module that p11-kit's proxy will load.
+    """Make sure that no other user can choose a module that p11-kit's proxy will load.
 
     Raises:
-        ConfigError: somebody can.
+        ConfigError: another user can.
     """
     configuration = _configuration()
     for error in configuration.refused.values():
         raise error
     for path in configuration.found.values():
-        with contextlib.suppress(OSError):  # what is not there is not loaded
+        with contextlib.suppress(OSError):  # p11-kit does not load a file that does not exist
             require_trusted_path(path, "module of p11-kit's configuration")
 
 
@@ -190,26 +190,27 @@ def _named(name: str, directories: list[Path]) -> Path:
 
 
 def _installed(file: str, directories: list[Path]) -> Path:
-    """Return the library of this name that is installed. The current directory is none of the places to look in."""
+    """Return the installed library of this name. The current directory is not searched."""
     for directory in directories:
         if os.path.isfile(directory / file):
             return directory / file
     raise ModuleLoadError(
-        f"--module names {file}, which is in none of {', '.join(map(str, directories))}.",
-        hint=f"Give its path. A file in the current directory is ./{file}; the packages are softhsm2, opensc-pkcs11, "
-        "ykcs11, libtpm2-pkcs11-1 and the like.",
+        f"--module names {file}, which is not in any of {', '.join(map(str, directories))}.",
+        hint=f"Give its path (./{file} if it is in the current directory), or install it: the packages are softhsm2, "
+        "opensc-pkcs11, ykcs11, libtpm2-pkcs11-1.",
     )
 
 
 def _require_file(path: Path, source: str) -> Path:
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: it holds a NUL
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL
         strerror = None if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)
         reason = f"cannot be reached ({strerror})" if strerror else "does not exist"
         raise ModuleLoadError(
             f"{source} names {path}, which {reason}.",
-            hint="Check the path; the packages are softhsm2, opensc-pkcs11, ykcs11, libtpm2-pkcs11-1 and the like.",
+            hint="Check the path, or install the module: the packages are softhsm2, opensc-pkcs11, ykcs11, "
+            "libtpm2-pkcs11-1.",
         ) from None
     if not stat.S_ISREG(mode):
         raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Name the shared library itself.")

@@ -1,7 +1,7 @@
 """Which of the devices that p11-kit's proxy shows belong to one of its modules.
 
-The proxy shows the devices of all modules and does not say whose they are. p11-kit does, through functions of its own
-that the proxy's library has beside those of PKCS#11 (p11-kit/p11-kit.h).
+The proxy shows the devices of all modules and does not say which module each belongs to. p11-kit's own functions do;
+the proxy's library exports them beside those of PKCS#11 (p11-kit/p11-kit.h).
 """
 
 import ctypes
@@ -32,7 +32,7 @@ def devices_of_module(proxy: Path, name: str) -> set[tuple[str, ...]]:
     """Return label, manufacturer, model and serial of each device of a module. Runs on the lane.
 
     Args:
-        proxy: p11-kit's proxy, which is in use.
+        proxy: p11-kit's proxy, loaded and initialised.
         name: the module's in p11-kit's configuration.
 
     Raises:
@@ -87,5 +87,5 @@ def _require_ok(name: str, rv: int) -> None:
     if rv != _OK:
         raise DeviceError(
             f"p11-kit's module {name} failed while looking for devices (0x{rv:x}).",
-            hint=f"Check its file in p11-kit's configuration, {name}.module: what it names must exist.",
+            hint=f"Check its file in p11-kit's configuration, {name}.module: the library it names must exist.",
         )

@@ -1,4 +1,4 @@
-"""pcscd, the daemon between modules for smart cards and their readers, asked in the way a module asks it."""
+"""Check pcscd, the daemon between smart card modules and readers, in the way a module uses it."""
 
 import ctypes
 import json
@@ -13,7 +13,7 @@ from hsm_signer.errors import DeviceError, HsmSignerError
 
 _LIBRARY = "libpcsclite.so"
 _SOCKET = "/run/pcscd/pcscd.comm"
-_PATIENCE = 2.0  # seconds; a pcscd that lets us in waits for us to speak first
+_PATIENCE = 2.0  # seconds; a pcscd that accepts us waits for our first message
 # pcsclite.h: SCARD_SCOPE_SYSTEM, SCARD_SHARE_DIRECT, SCARD_LEAVE_CARD, SCARD_W_SECURITY_VIOLATION
 _SCOPE_SYSTEM, _SHARE_DIRECT, _LEAVE_CARD, _SECURITY_VIOLATION = 2, 3, 0, 0x8010006A
 # What polkit is asked for every client, and for every reader it opens (README.polkit of pcsc-lite).
@@ -22,7 +22,7 @@ E = TypeVar("E", bound=HsmSignerError)
 
 
 def reader_library() -> Path | None:
-    """Return the PC/SC library that a module has brought into this process, or None where none needs readers."""
+    """Return the PC/SC library that a module loaded into this process, or None if no module uses readers."""
     try:
         # proc(5): the path is the last of six fields.
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -33,19 +33,19 @@ def reader_library() -> Path | None:
 
 
 def require_pcscd(library: Path) -> str:
-    """Make sure that pcscd takes us for a client and lets us open its readers. Runs on the lane of its module.
+    """Make sure that pcscd accepts us and lets us open its readers. Runs on the lane of its module.
 
     Returns:
         The socket it answers on.
 
     Raises:
-        DeviceError: it does not run, or it does not let us in.
+        DeviceError: it is not running, or it refuses this user.
     """
     path = os.environ.get("PCSCLITE_CSOCK_NAME") or _SOCKET
     pcsc = ctypes.CDLL(str(library))
     context, status = _establish(pcsc)
     if status != 0 and _hangs_up(path):
-        # A client that is turned away while it still sends takes that for a pcscd that has died.
+        # A client that is refused while it still sends reports that pcscd has died.
         status = _SECURITY_VIOLATION
     if status == 0:
         try:
@@ -80,19 +80,19 @@ def pcscd_problem() -> DeviceError | None:
     if library is not None:
         try:
             require_pcscd(library)
-        except DeviceError as complaint:
-            return complaint
+        except DeviceError as problem:
+            return problem
     return None
 
 
 def add_pcscd_problem(error: E) -> E:
-    """Return the error of a module that finds no device, with pcscd's part in it where it has one. Runs on the lane."""
-    complaint = pcscd_problem()
-    if complaint is None:
+    """Return the error of a module that finds no device, with the problem of pcscd added if it has one. On the lane."""
+    problem = pcscd_problem()
+    if problem is None:
         return error
-    # Another module of this process may be the one that uses the readers: both hints stand.
-    hint = " ".join(filter(None, (error.hint, complaint.hint)))
-    return type(error)(f"{error.message} {complaint.message}", hint=hint)
+    # It may be another module of this process that uses the readers: keep both hints.
+    hint = " ".join(filter(None, (error.hint, problem.hint)))
+    return type(error)(f"{error.message} {problem.message}", hint=hint)
 
 
 def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:
@@ -102,7 +102,7 @@ def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:
 
 
 def _hangs_up(path: str) -> bool:
-    """Tell whether pcscd ends a connection before anything was said: it does so with users whom polkit keeps out."""
+    """Return whether pcscd closes a new connection at once, as it does to users whom polkit refuses."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_PATIENCE)
         try:
@@ -124,7 +124,7 @@ def _readers(pcsc: ctypes.CDLL, context: ctypes.c_long) -> Iterator[bytes]:
 
 
 def _opening(pcsc: ctypes.CDLL, context: ctypes.c_long, reader: bytes) -> int:
-    """Return the status of opening a reader: without power for the card, and whether or not there is one."""
+    """Return the status of opening a reader, whether or not it holds a card, without powering the card."""
     card, protocol = ctypes.c_long(), ctypes.c_ulong()
     direct, none = ctypes.c_ulong(_SHARE_DIRECT), ctypes.c_ulong(0)
     status: int = pcsc.SCardConnect(context, reader, direct, none, ctypes.byref(card), ctypes.byref(protocol))
@@ -147,5 +147,5 @@ def _polkit_hint() -> str:
     return (
         "polkit lets active local sessions use smart cards, but not services or remote logins. To allow this user, "
         f"write this polkit rule to /etc/polkit-1/rules.d/50-pcscd.rules as root: {rule} "
-        "Where polkit does not run, as in a container, start pcscd with --disable-polkit."
+        "If polkit is not running, as in a container, start pcscd with --disable-polkit."
     )

@@ -1,6 +1,6 @@
 """Values as JSON and back, read strictly as the type that is expected.
 
-What arrives may come from a process that a vendor's module has taken over: nothing in it chooses what code runs.
+The JSON may come from a process that a vendor's module has taken over: nothing in it chooses what code runs.
 
 A dataclass is an object with exactly the parameters of its constructor. An error is an array of its code and such an
 object. Tuples and sets are arrays, bytes are base64, and other types are strings.
@@ -31,7 +31,7 @@ _LONGEST_MODULUS = 16384
 
 
 class Malformed(Exception):
-    """What arrived is not what was expected. It is not quoted: it may hold a secret."""
+    """The JSON is not of the expected type. It is not quoted: it may contain a secret."""
 
 
 def dump(*values: object) -> bytes:
@@ -40,14 +40,14 @@ def dump(*values: object) -> bytes:
 
 
 def parse(data: bytes) -> Any:
-    """Return what JSON holds, of whatever type.
+    """Return the value of a JSON text, of any type.
 
     Raises:
         Malformed: it is not JSON in UTF-8 (RFC 8259), or it is nested too deeply.
     """
     with suppress(ValueError, RecursionError):
         return _STRICT_JSON.decode(data.decode())
-    # Not while that exception lives: it holds the text.
+    # Not while that exception is handled: it contains the text.
     raise Malformed
 
 
@@ -65,10 +65,10 @@ def read(kind: type[T], plain: object) -> T:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError  # NaN and Infinity are no JSON
+    raise ValueError  # NaN and Infinity are not JSON
 
 
-# Made once: that takes longer than a message does.
+# Made once: making one takes longer than a message.
 _JSON = json.JSONEncoder(allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=_refuse)
 
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _writer(kind: Any) -> Callable[[Any], Any]:
-    """Return what makes JSON of the values of a class."""
+    """Return the function that turns values of a class into JSON."""
     if issubclass(kind, Enum):
         return lambda value: value.value
     if issubclass(kind, tuple(_CHECKS)):
@@ -130,7 +130,7 @@ def _writer(kind: Any) -> Callable[[Any], Any]:
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """Return what reads a value of a type, or raises one of what `read` suppresses."""
+    """Return the function that reads a value of a type. It raises what `read` suppresses."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return partial(_read_first, [_reader(each) for each in inner])
@@ -210,7 +210,7 @@ def _record_reader(kind: Any) -> Callable[[Any], Any]:
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
-    """Return the types of what the constructor of a class takes."""
+    """Return the types of the parameters of a class's constructor."""
     parameters = get_type_hints(kind.__init__)
     parameters.pop("return", None)
     return parameters

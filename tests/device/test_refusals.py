@@ -1,4 +1,4 @@
-"""Separate processes do not lock a card between them."""
+"""Separate processes do not lock a card together."""
 
 import contextlib
 import itertools
@@ -58,7 +58,7 @@ class TestRecord:
     def test_a_refused_pin_is_not_presented_again(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
-        with pytest.raises(PinRefusedBefore, match="has refused the PIN from a source before"):
+        with pytest.raises(PinRefusedBefore, match="already refused the PIN from a source"):
             attempt(record)
 
     def test_neither_is_one_that_locked_the_device(self, record: PinRecord) -> None:

@@ -109,6 +109,6 @@ def test_without_a_configuration_an_ordinary_user_is_told_what_to_set(stack: Sta
         timeout=60,
     ).stdout.splitlines()
     assert str(stack.module) in message
-    assert "it refused to initialise (GeneralError)" in message
+    assert "it failed to initialise (GeneralError)" in message
     assert "SOFTHSM2_CONF" in hint
     assert "module_environment" in hint

@@ -250,7 +250,7 @@ class TestConfiguration:
 
     def test_two_errors_in_the_configuration_are_both_reported(self, run: Examine) -> None:
         finding = run(pin_source="nonsense", tenant="common")["configuration"]
-        assert "no such PIN source" in finding.detail
+        assert "Unknown PIN source" in finding.detail
         assert "'common'" in finding.detail
 
     def test_without_any_settings_everything_else_is_skipped(self) -> None:

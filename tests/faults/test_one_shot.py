@@ -88,7 +88,7 @@ def assertion(faulty: FaultyModule, key: SoftHsmKey, softhsm: SoftHsm, tmp_path:
 
 @dataclass(frozen=True)
 class Hung:
-    """A run whose module hung for ever in one call.
+    """A run whose module hung forever in one call.
 
     Attributes:
         module: what the program was told to load.
@@ -152,7 +152,7 @@ class TestHangs:
         assert (last.function, last.left) == (function, None)
         assert (ended.status, ended.stdout) == (8, "")
         error, hint = ended.stderr.splitlines()
-        assert error.startswith("error: The module did not come back from ")
+        assert error.startswith("error: The module did not return from ")
         assert error.endswith(f" within 2 s: {hung[function].module}.")
         assert hint.startswith("hint: Check that the device ")
         assert ended.at - last.entered < DEADLINE + SOON

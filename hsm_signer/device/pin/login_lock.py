@@ -16,17 +16,17 @@ _POLL = 0.05
 
 @contextlib.contextmanager
 def login_lock(directory: Path, timeout: float) -> Iterator[int]:
-    """Wait until no other unattended login is under way, and let the others wait meanwhile.
+    """Wait for the unattended logins of other processes to end, and hold the lock inside the `with`.
 
-    There is one lock for all devices, for two names may mean one device, and the flags of a device can only be relied
-    on while nobody else sends it a PIN.
+    There is one lock for all devices: one device may have two names, and its flags are reliable only while no other
+    process sends it a PIN.
 
     Args:
         directory: where records are kept.
         timeout: seconds to wait.
 
     Yields:
-        What `count_logins` returned until now.
+        What `count_logins` returned before this.
 
     Raises:
         ConfigError: another user could replace the directory.
@@ -40,7 +40,7 @@ def login_lock(directory: Path, timeout: float) -> Iterator[int]:
         hint = f"{error.hint} Or choose another directory with XDG_STATE_HOME, or use --no-pin-record."
         raise ConfigError(error.message, hint=hint) from None
     except OSError as error:
-        raise record_failure(directory, error) from None
+        raise explain_record_failure(directory, error) from None
     try:
         _lock(file, timeout)
         before = count_logins(directory)
@@ -48,14 +48,14 @@ def login_lock(directory: Path, timeout: float) -> Iterator[int]:
         try:
             yield before
         finally:
-            # For those who have looked at the device since the turn began.
+            # For processes that have read the device's flags since we took the lock.
             _write_count(directory, file, before + 2)
     finally:
         os.close(file)
 
 
 def count_logins(directory: Path) -> int:
-    """Return how often a turn began or ended: if one has since a device was found, its flags may have changed."""
+    """Return how often the lock was taken or released. If that changes after a device was found, so may its flags."""
     try:
         return int((directory / _LOCK).read_bytes())
     except (OSError, ValueError):
@@ -66,10 +66,11 @@ def _write_count(directory: Path, file: int, count: int) -> None:
     try:
         os.pwrite(file, str(count).encode(), 0)
     except OSError as error:
-        raise record_failure(directory, error) from None
+        raise explain_record_failure(directory, error) from None
 
 
-def record_failure(directory: Path, error: OSError) -> PinError:
+def explain_record_failure(directory: Path, error: OSError) -> PinError:
+    """Return the error to raise when the record of refused PINs cannot be read or written."""
     return PinError(
         f"The record of refused PINs cannot be kept in {directory}: {error.strerror}. Without it, repeated "
         "unattended logins with a wrong PIN could lock the device.",
@@ -86,7 +87,7 @@ def _lock(file: int, timeout: float) -> None:
             if time.monotonic() >= deadline:
                 raise DeviceTimeout(
                     f"Another process has been logging in to a device for {timeout:g} s.",
-                    hint="See whether it waits for a touch or hangs.",
+                    hint="Check whether it is waiting for a touch, or hangs.",
                 ) from None
             time.sleep(_POLL)
         else:

@@ -29,7 +29,7 @@ def parse_pin_source(
     prompt: PinSource | None,
     environ: Mapping[str, str] = os.environ,
 ) -> PinSource:
-    """Read a setting, or the `pin-source` of a URI, as a source. Nothing is opened yet.
+    """Return the source that a setting, or the `pin-source` of a URI, means. Nothing is opened yet.
 
     Args:
         text: one of
@@ -39,22 +39,22 @@ def parse_pin_source(
             `env:NAME`; `fd:NUMBER`; `credential:NAME`;
             `command:ARGV`, split as a POSIX shell would, but run without one.
             A list (in a profile) is always a command: the absolute program, then its arguments.
-        prompt: what `prompt` means here, or None where nobody can be asked.
+        prompt: the source that `prompt` means, or None if nobody can be asked.
         environ: the environment that `env:` and `credential:` read.
 
     Raises:
         ConfigError: not a source. The text is not quoted: it may be a PIN given by mistake.
-        PinUnavailable: `prompt`, where nobody can be asked.
+        PinUnavailable: it is `prompt`, and nobody can be asked.
     """
     if not isinstance(text, str):
         return CommandPin(tuple(text))
     kind, colon, value = text.partition(":")
     if "\0" in text:
-        raise ConfigError("The PIN source holds a NUL character.", hint=CHOICES)
+        raise ConfigError("The PIN source contains a NUL character.", hint=CHOICES)
     match kind, colon:
         case "prompt", "":
             if prompt is None:
-                raise PinUnavailable("The PIN should be prompted for, but nobody can be asked here.", hint=CHOICES)
+                raise PinUnavailable("The PIN source is prompt, but nobody can be asked here.", hint=CHOICES)
             return prompt
         case "protected", "":
             return PROTECTED
@@ -72,17 +72,17 @@ def parse_pin_source(
             return SystemdCredentialPin(value, environ)
     if text.startswith("/"):
         return FilePin(Path(text))
-    raise ConfigError("There is no such PIN source.", hint=CHOICES)
+    raise ConfigError("Unknown PIN source.", hint=CHOICES)
 
 
 @functools.cache
 def _descriptor(number: int) -> "DescriptorPin":
-    """Return the same source for the same number: once it was read, the number may be any other file's."""
+    """Return the same source for the same number: after it was read, the number may belong to another file."""
     return DescriptorPin(number)
 
 
 def _path(value: str) -> Path:
-    with suppress(UnicodeEncodeError):  # of half a character: no file is called that
+    with suppress(UnicodeEncodeError):  # a lone surrogate: no file has that name
         name = os.fsencode(value)
         if name.startswith(b"//"):
             host, slash, path = name[2:].partition(b"/")

@@ -1,7 +1,6 @@
-"""A PIN that shows itself to nobody, and what it takes to be a source of one.
+"""The PIN, and the protocol of PIN sources.
 
-A source is called when a device is about to be logged in to, and answers with a `Pin`, with `PinPad.PROTECTED`, or with
-None for no login.
+A source is called before a login to a device. It returns a `Pin`, `PinPad.PROTECTED`, or None for no login.
 """
 
 import hmac
@@ -19,11 +18,11 @@ class Pin(Secret):
     """A PIN. It cannot be pickled, so that it goes to no other process by accident. Two compare in constant time.
 
     Args:
-        identity: which state of its source it was read from: see `PinSource.identity`. Left empty, `ask` fills it in.
-        accepted: whether the device has accepted it: then a login that is interrupted raises no doubt about the PIN.
+        identity: the state of its source that it was read from, see `PinSource.identity`. If empty, `ask` fills it in.
+        accepted: whether the device has accepted it. Then an interrupted login raises no doubt about the PIN.
 
     Raises:
-        PinUnavailable: the text is empty, holds a NUL, or has no form in UTF-8 (PKCS#11 v3.1 section 5.6.8).
+        PinUnavailable: the text is empty, contains a NUL, or cannot be encoded as UTF-8 (PKCS#11 v3.1 section 5.6.8).
     """
 
     __slots__ = ("accepted", "identity")
@@ -35,7 +34,7 @@ class Pin(Secret):
             )
         if "\0" in text or re.search("[\ud800-\udfff]", text):
             raise PinUnavailable(
-                "The PIN holds a NUL character, or is not UTF-8 text.",
+                "The PIN contains a NUL character, or is not UTF-8 text.",
                 hint="Put the PIN into its source, and nothing else. Nothing was sent to the device.",
             )
         super().__init__(text)
@@ -63,13 +62,13 @@ Login: TypeAlias = Pin | PinPad | None
 
 @dataclass(frozen=True)
 class PinRequest:
-    """What a PIN is wanted for.
+    """The device that requires a PIN, and what a person must know before typing it.
 
     Args:
-        device: what to call the device before a person, for example `YubiKey PIV #1234 (Office)`.
-        warning: what the person must know first, for example that a wrong PIN was entered before.
+        device: the name of the device for people, for example `YubiKey PIV #1234 (Office)`.
+        warning: shown first, for example that a wrong PIN was entered before.
         last_try: whether a wrong PIN now locks the device.
-        pad: whether the device has a PIN pad of its own.
+        pad: whether the device has its own PIN pad.
     """
 
     device: str
@@ -88,16 +87,16 @@ class PinSource(Protocol):
 
     @property
     def identity(self) -> str:
-        """Which state the source is in now, for `source_state.same_state` and the record of refused PINs.
+        """The current state of the source, for `file_state.same_state` and the record of refused PINs.
 
-        Only files show that they have changed. Of the other sources that cannot be seen without looking at the PIN
-        itself, and nothing derived from that is kept.
+        Only a file shows that it has changed. The other sources would show it only by the PIN itself, and we keep
+        nothing derived from a PIN.
         """
         ...
 
     @property
     def attended(self) -> bool:
-        """Whether a person answers, who can see a refusal and stop."""
+        """Whether a person answers, who sees a refusal and can stop."""
         ...
 
     def __call__(self, request: PinRequest) -> Login:
@@ -110,7 +109,7 @@ class PinSource(Protocol):
 
 
 def ask(source: PinSource, request: PinRequest) -> Login:
-    """Ask a source; the PIN it gives knows which state of the source it is from.
+    """Ask a source for the login, and note in the PIN which state of the source it is from.
 
     Raises:
         PinUnavailable: the source cannot give a PIN.
@@ -121,20 +120,20 @@ def ask(source: PinSource, request: PinRequest) -> Login:
 
 
 def is_up_to_date(login: Login, source: PinSource) -> bool:
-    """Decide whether a source still gives the PIN that it gave, as far as can be seen."""
+    """Return whether the source has not visibly changed since it gave this PIN."""
     return not isinstance(login, Pin) or same_state(login.identity, source.identity)
 
 
 def mark_accepted(login: Login) -> Login:
-    """Return a login as one that the device has accepted."""
+    """Return the login, marked as accepted by the device."""
     return Pin(login.reveal(), login.identity, accepted=True) if isinstance(login, Pin) else login
 
 
 class PinRefusal:
-    """A device's refusal of a PIN, as it is remembered in this process.
+    """A device's refusal of a PIN, kept in this process so that the PIN is not sent again.
 
     Args:
-        error: with the state of the source that the PIN was read from.
+        error: of the login; it has the state of the source that the PIN was read from.
     """
 
     def __init__(self, error: PinError) -> None:
@@ -142,7 +141,7 @@ class PinRefusal:
         self._state = error.source_state
 
     def still_applies(self, source: PinSource) -> bool:
-        """Decide whether the source may still hold the refused PIN."""
+        """Return whether the source may still hold the refused PIN."""
         if not self._state:
             return True
         now = source.identity

@@ -1,7 +1,7 @@
-"""The record of PINs that devices have refused: what keeps separate processes from locking a card between them.
+"""The record of PINs that devices have refused: it keeps separate processes from locking a card together.
 
-A PIN that a device has refused is not sent to it again, by whatever process, until its source changes or the operator
-says so. TPMs set no flags before they lock; for them this is the only guard. Nothing derived from a PIN is stored.
+No process sends a device a PIN that it has refused until the source of the PIN changes or the operator allows it. TPMs
+set no flags before they lock, so for them this is the only protection. Nothing derived from a PIN is stored.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from hsm_signer.device import wire
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.attempts import Attempt, Outcome, next_attempt
-from hsm_signer.device.pin.login_lock import record_failure
+from hsm_signer.device.pin.login_lock import explain_record_failure
 from hsm_signer.device.pin.pin import PinSource
 from hsm_signer.errors import (
     DeviceTimeout,
@@ -35,11 +35,11 @@ _NONE_YET = Attempt(Outcome.BEGUN, 0, 0.0)
 
 @dataclass(frozen=True)
 class _Stored:
-    """What one file of the record holds: a device, reached through a module, and how each source fared with it.
+    """One file of the record: a device, the module it is reached through, and the last attempt with each PIN source.
 
     Attributes:
         module: as `module_identity` returns it.
-        sources: by their identities.
+        sources: the last attempt, by the identity of the source.
     """
 
     module: str
@@ -47,12 +47,12 @@ class _Stored:
     sources: Mapping[str, Attempt]
 
     def last(self, identity: str) -> Attempt:
-        """Return what became of a source's PIN."""
+        """Return the last attempt with a source's PIN."""
         found = [attempt for recorded, attempt in self.sources.items() if same_state(recorded, identity)]
         return max(found, key=lambda attempt: (attempt.outcome is Outcome.REFUSED, attempt.times), default=_NONE_YET)
 
-    def having(self, identity: str, attempt: Attempt | None) -> "_Stored":
-        """Return this with another attempt for a source, or with none."""
+    def with_attempt(self, identity: str, attempt: Attempt | None) -> "_Stored":
+        """Return a copy with this attempt for a source, or without any."""
         others = {known: each for known, each in self.sources.items() if not same_state(known, identity)}
         return _Stored(self.module, self.device, others if attempt is None else {**others, identity: attempt})
 
@@ -63,8 +63,8 @@ class PinRecord:
 
     Attributes:
         directory: where records are kept.
-        module: through which the device is reached.
-        device: as it describes itself; what of it is stable names the file.
+        module: the device is reached through it.
+        device: as it describes itself; the stable parts determine the file's name.
         now: the clock, epoch seconds.
     """
 
@@ -75,17 +75,17 @@ class PinRecord:
 
     @contextlib.contextmanager
     def login(self, source: PinSource, identity: str, *, accepted: bool = False) -> Iterator[None]:
-        """Guard one login with a PIN, which happens inside the `with`. Needs `login_lock`.
+        """Record one login with a PIN, made inside the `with`. Hold `login_lock`.
 
         Args:
             source: of the PIN, for messages.
             identity: of the state that the PIN was read from.
-            accepted: whether the device has accepted it before, and counts no wrong one since.
+            accepted: whether the device has accepted it before, and has counted no wrong PIN since.
 
         Raises:
             PinRefusedBefore: the device has refused this PIN before, or one that may be the same device has.
-            PinOutcomeUnknown: nobody knows whether it has.
-            LoginInterrupted: the device failed several times just now, and a pause is due.
+            PinOutcomeUnknown: it is unknown whether it has.
+            LoginInterrupted: the device failed several times in a row; it is too early for the next try.
             PinError: the record cannot be kept.
         """
         self.require_not_refused(source, identity, accepted=accepted)
@@ -94,7 +94,7 @@ class PinRecord:
         upcoming = next_attempt(last, accepted=accepted, now=self.now())
         if upcoming is None:
             raise self._outcome_unknown(source, last, accepted)
-        self._store(before.having(identity, upcoming))
+        self._store(before.with_attempt(identity, upcoming))
         try:
             yield
         except (PinIncorrect, PinLocked):
@@ -103,28 +103,28 @@ class PinRecord:
         except (LoginInterrupted, DeviceTimeout):
             raise
         except HsmSignerError:
-            # The device has answered, and not about the PIN.
+            # The device answered, and said nothing about the PIN.
             self._store(before)
             raise
-        self._store(before.having(identity, None))
+        self._store(before.with_attempt(identity, None))
 
     def add_refusal(self, identity: str) -> None:
-        """Write down that the device has refused a PIN. Needs `login_lock`.
+        """Record that the device has refused a PIN. Hold `login_lock`.
 
         Raises:
             PinError: the record cannot be kept.
         """
         refused = Attempt(Outcome.REFUSED, 1, self.now())
-        self._store(self._load(self.path).having(identity, refused))
+        self._store(self._load(self.path).with_attempt(identity, refused))
 
     def require_not_refused(self, source: PinSource, identity: str, *, accepted: bool = False) -> None:
-        """Make sure that neither this device nor one that may be the same has refused a PIN.
+        """Make sure that neither this device nor one that may be the same has refused the PIN of a source.
 
-        Where this very device has accepted the PIN, others do not matter.
+        If this device has accepted the PIN, only its own record counts.
 
-        One card has another description, and another serial, in each module. Through one module, a device is another
-        when its serial differs. A label proves nothing: OpenSC takes it from a certificate, and the tokens of one TPM
-        are locked together.
+        Each module gives a card another description and another serial. Within one module, another serial means
+        another device. A label proves nothing: OpenSC takes it from a certificate, and the tokens of one TPM are
+        locked together.
 
         Raises:
             PinRefusedBefore: one has.
@@ -134,19 +134,19 @@ class PinRecord:
         for path in sorted({self.path, *others}):
             stored = self._load(path)
             last = stored.last(identity)
-            if last.outcome is Outcome.REFUSED and self._may_be(stored):
+            if last.outcome is Outcome.REFUSED and self._may_be_same_device(stored):
                 if identity not in stored.sources:  # `touch` has moved the change time
-                    self._store(stored.having(identity, last), path)
+                    self._store(stored.with_attempt(identity, last), path)
                 raise self._refused_before(source, stored)
 
     @property
     def path(self) -> Path:
-        """The file. Its name comes from what of the device is stable, and is not to be read."""
+        """The file. Its name is a hash of what is stable about the device."""
         stable = "\0".join((module_identity(self.module), *self.device.identity))
         name = hashlib.sha256(stable.encode()).hexdigest()[:32]
         return self.directory / f"{name}.json"
 
-    def _may_be(self, stored: _Stored) -> bool:
+    def _may_be_same_device(self, stored: _Stored) -> bool:
         return (
             stored.module != module_identity(self.module)
             or stored.device.identity[:-1] == self.device.identity[:-1]  # all but the label
@@ -158,10 +158,10 @@ class PinRecord:
         except FileNotFoundError:
             return _Stored(module_identity(self.module), self.device, {})
         except OSError as error:
-            raise record_failure(self.directory, error) from None
+            raise explain_record_failure(self.directory, error) from None
         except wire.Malformed:
             raise PinError(
-                f"The record of refused PINs {path} is damaged, so it cannot say that a login is safe.",
+                f"The record of refused PINs {path} is damaged, so it is unknown whether a login is safe.",
                 hint="If no wrong PIN was tried, run: hsm-signer device forget-pin-failures",
             ) from None
 
@@ -174,7 +174,7 @@ class PinRecord:
                 with replacing(path) as file:
                     file.write(json.dumps(asdict(stored), indent=2).encode())
         except OSError as error:
-            raise record_failure(self.directory, error) from None
+            raise explain_record_failure(self.directory, error) from None
 
     def _outcome_unknown(self, source: PinSource, last: Attempt, accepted: bool) -> HsmSignerError:
         if accepted:
@@ -190,10 +190,10 @@ class PinRecord:
         )
 
     def _refused_before(self, source: PinSource, by: _Stored) -> PinRefusedBefore:
-        message = f"{by.device} has refused the PIN from {source.description} before. It was not sent again."
+        message = f"{by.device} already refused the PIN from {source.description}. It was not sent again."
         if by.module != module_identity(self.module) or by.device.identity != self.device.identity:
             message = (
-                f"{by.device} has refused the PIN from {source.description} before, through {by.module}. "
+                f"{by.device} already refused the PIN from {source.description}, through {by.module}. "
                 f"{self.device} may be the same device, so the PIN was not sent to it."
             )
         return PinRefusedBefore(
@@ -204,7 +204,7 @@ class PinRecord:
 
 
 def module_identity(path: Path) -> str:
-    """Return what tells a module from another one, by whatever name it is called."""
+    """Return what identifies a module, whatever path leads to it."""
     resolved = path.resolve()
     try:
         status = resolved.stat()
@@ -217,7 +217,7 @@ def forget_failures(directory: Path, chosen: Callable[[DeviceInfo], bool]) -> li
     """Remove the records of the devices that are `chosen`, and any that cannot be read.
 
     Returns:
-        What to call each device or file whose record was removed.
+        The name of each device, or of each unreadable file, whose record was removed.
 
     Raises:
         OSError: a record cannot be removed.

@@ -1,8 +1,8 @@
-"""Where a PIN can come from: a file, a variable, a descriptor, a command, a credential, the device's own pad.
+"""PIN sources: a file, a variable, a descriptor, a command, a credential, the device's own pad.
 
 The one source that asks a person, the prompt, is the command line's.
 
-A source that cannot be read raises PinUnavailable. It never becomes an empty PIN: an empty PIN costs a try.
+A source that cannot be read raises PinUnavailable. It never gives an empty PIN, which would cost a try.
 """
 
 import os
@@ -41,7 +41,7 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class FixedLogin:
-    """A log-in known beforehand: the device's own pad, none at all, or the PIN in a URI."""
+    """A login known beforehand: the device's own pad, none at all, or the PIN in a URI."""
 
     login: Login
     description: str
@@ -52,7 +52,7 @@ class FixedLogin:
         return self.description
 
     def __call__(self, request: PinRequest) -> Login:
-        """Return what was fixed."""
+        """Return the login."""
         return self.login
 
 
@@ -63,21 +63,21 @@ NO_LOGIN = FixedLogin(None, "no PIN (none)")
 
 
 class NoPinSource:
-    """Where no source was named and there is no prompt: the device's own pad, or an error."""
+    """Used if no source is set and there is no prompt: the device's own pad, or an error."""
 
     description: ClassVar[str] = "nobody"
     identity: ClassVar[str] = "nobody"
     attended: ClassVar[bool] = False
 
     def __call__(self, request: PinRequest) -> Login:
-        """Name the pad of a device that has one, or raise PinUnavailable."""
+        """Return the pad of a device that has one, or raise PinUnavailable."""
         if request.pad:
             return PinPad.PROTECTED
-        raise PinUnavailable(f"{request.device} wants a PIN, and no PIN source was named.", hint=CHOICES)
+        raise PinUnavailable(f"{request.device} requires a PIN, and no PIN source is set.", hint=CHOICES)
 
 
 class _Unattended(ABC):
-    """A source that reads bytes from somewhere. Here is decided whether they are a PIN."""
+    """A source that reads bytes; this class decides whether they are a PIN."""
 
     attended: ClassVar[bool] = False
 
@@ -88,12 +88,12 @@ class _Unattended(ABC):
 
     @property
     def identity(self) -> str:
-        """The same for as long as the source may hold the same PIN."""
+        """Unchanged for as long as the source may hold the same PIN."""
         return self.description
 
     @abstractmethod
     def _read(self) -> bytes:
-        """Return the PIN in UTF-8, or more than LIMIT bytes when there are; raise Unreadable."""
+        """Return the PIN in UTF-8, or more than LIMIT bytes of a longer source; raise Unreadable."""
 
     def _read_state(self) -> tuple[bytes, str]:
         """Return what `_read` does, and the identity of the state it was read in."""
@@ -110,10 +110,10 @@ class _Unattended(ABC):
         if len(raw) > LIMIT:
             problem = f"it is longer than {LIMIT} bytes"
         elif raw:
-            # The exceptions met here hold the PIN: they end here, and nothing is raised while they live.
+            # These exceptions contain the PIN. They end here, and nothing is raised while they are handled.
             with suppress(UnicodeDecodeError, PinUnavailable):
                 return Pin(raw.decode(), identity)
-            problem = "it is not UTF-8 text, or holds a NUL"
+            problem = "it is not UTF-8 text, or contains a NUL"
         raise PinUnavailable(
             f"Cannot get the PIN from {self.description}: {problem}.", hint="Put the PIN there, and nothing else."
         )
@@ -121,7 +121,7 @@ class _Unattended(ABC):
 
 @dataclass(frozen=True)
 class FilePin(_Unattended):
-    """The text of a file that only we and root can read. One trailing newline is not part of it."""
+    """The content of a file that only we and root can read, without one trailing newline."""
 
     path: Path
 
@@ -150,7 +150,7 @@ class FilePin(_Unattended):
 
 @dataclass(frozen=True)
 class SystemdCredentialPin(_Unattended):
-    """A credential that systemd has laid out for this service (systemd.exec(5), LoadCredential=)."""
+    """A credential that systemd provides to this service (systemd.exec(5), LoadCredential=)."""
 
     name: str
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
@@ -172,7 +172,7 @@ class SystemdCredentialPin(_Unattended):
         if not directory:
             raise Unreadable("CREDENTIALS_DIRECTORY is not set", hint=hint)
         try:
-            # Who may read it is systemd's care: it lets a service in by an ACL, which looks like an open group.
+            # systemd controls who may read it: it gives a service access by an ACL, which looks like group access.
             return _without_newline(read_file(Path(directory) / self.name, private=False))
         except Unreadable as error:
             raise Unreadable(str(error), hint=hint) from error
@@ -180,9 +180,9 @@ class SystemdCredentialPin(_Unattended):
 
 @dataclass(frozen=True)
 class EnvironmentPin(_Unattended):
-    """An environment variable, exactly as it stands.
+    """The value of an environment variable, unchanged.
 
-    It stays in the environment of this process, and is kept from the programs that this one starts.
+    The variable stays in our environment, but programs that we start do not get it.
     """
 
     name: str
@@ -204,16 +204,16 @@ class EnvironmentPin(_Unattended):
         value = self.environ.get(self.name)
         if value is None:
             raise Unreadable("it is not set", hint="Set it, or choose another PIN source.")
-        return value.encode(errors="surrogatepass")  # undecodable bytes become surrogates, which are no UTF-8
+        return value.encode(errors="surrogatepass")  # undecodable bytes become surrogates, which are not valid UTF-8
 
 
 @dataclass(frozen=True)
 class DescriptorPin(_Unattended):
-    """What can be read from a descriptor that our parent has opened for us: once, to its end; then it is closed."""
+    """What can be read from a descriptor that our parent opened for us. It is read once, to its end, and closed."""
 
     descriptor: int
     seconds: float = SECONDS
-    # Taken by the first reading and never given back: at a second one the number may be another file's.
+    # Acquired by the first read and never released: by then the number may belong to another file.
     _unread: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
@@ -241,7 +241,7 @@ class CommandPin(_Unattended):
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0].startswith("/") or any("\0" in word for word in self.argv):
             raise ConfigError(
-                "The PIN source command: needs a program by its absolute path.",
+                "The PIN source command: needs the absolute path of a program.",
                 hint='Write command:/usr/bin/pass show card, or in a profile ["/usr/bin/pass", "show", "card"].',
             )
 

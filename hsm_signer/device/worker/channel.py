@@ -39,7 +39,7 @@ class Channel:
 
         Raises:
             DeviceError: it is too long, and was not sent.
-            OSError: the other end is gone, or made no room.
+            OSError: the other end is closed, or made no room.
         """
         data = wire.dump(type(message).__name__, message)
         try:
@@ -50,15 +50,15 @@ class Channel:
             self._end.settimeout(seconds)
             self._end.sendall(_LENGTH.pack(len(data)) + data)
         finally:
-            del data  # it may hold a PIN, and a traceback shows it
+            del data  # it may contain a PIN, and a traceback shows it
 
     def receive(self, deadline: float | None = None) -> Any:
         """Return the next message.
 
         Raises:
             TimeoutError: `deadline`, on the monotonic clock, has passed. A later call may still receive the message.
-            EOFError: the other end is gone.
-            Malformed: what arrived is no message of the expected kinds. Nothing more can be received.
+            EOFError: the other end is closed.
+            Malformed: what arrived is not a message of the expected kinds. Nothing more can be received.
         """
         self._fill(_LENGTH.size, deadline)
         (length,) = _LENGTH.unpack_from(self._unread)
@@ -98,7 +98,7 @@ class Channel:
             # A timeout of zero would make the socket non-blocking.
             self._end.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
             try:
-                # Whatever is there: most messages come whole, and each look costs.
+                # All that has arrived: most messages come whole, and each call costs.
                 chunk = self._end.recv(_CHUNK)
             except ConnectionError:
                 chunk = b""

@@ -1,4 +1,4 @@
-"""How this package starts itself in another process, that nobody else chooses what it imports, and talks to it."""
+"""Run a module of this package in another process, and talk to it. No other user can choose what it imports."""
 
 import contextlib
 import os
@@ -21,17 +21,17 @@ def child_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs `main` of one of our modules.
 
     Args:
-        module: its name. Not the caller's main module again.
-        arguments: for all to read.
+        module: its name.
+        arguments: not secret, other users can read them.
     """
-    # -P: the current directory is not where modules come from, or whoever owns it would choose them.
+    # -P: import nothing from the current directory, whose owner would otherwise choose our code.
     return [sys.executable, "-P", "-c", f"from {module} import main; main()", *arguments]
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for it: ours without PINs, `variables`, and where modules are found.
+    """Return the environment for it: ours without PINs, `variables`, and the import path.
 
-    This very package comes first, wherever it was found; then what else we can import.
+    This package comes first, from where we imported it; then everything else that we can import.
     """
     return {**inherited_environment(), **variables, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
 
@@ -42,7 +42,7 @@ class ChildProcess:
     Args:
         module: the name of the module.
         variables: added to the environment.
-        kinds: the messages that may arrive from it.
+        kinds: the messages that it may send.
 
     Attributes:
         channel: to it.
@@ -61,7 +61,7 @@ class ChildProcess:
                         child_command(module, str(theirs.fileno()), str(os.getpid())),
                         pass_fds=(theirs.fileno(),),
                         stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,  # modules print to it as they like
+                        stdout=subprocess.DEVNULL,  # some modules print to it
                         env=child_environment(variables),
                     )
             except OSError as error:
@@ -78,7 +78,7 @@ class ChildProcess:
         return self._process.poll() is None
 
     def describe_exit(self) -> str:
-        """Say how a process ended that has closed its end of the channel: "by signal SIGSEGV", "with status 1"."""
+        """Say how a process ended that has closed the channel: "by signal SIGSEGV", "with status 1"."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         status = self._process.returncode
@@ -86,7 +86,7 @@ class ChildProcess:
             return "without an answer"
         if status >= 0:
             return f"with status {status}"
-        # Of the real-time signals, only two have a name.
+        # Only two of the real-time signals have a name.
         with contextlib.suppress(ValueError):
             return f"by signal {signal.Signals(-status).name}"
         return f"by signal {-status}"
@@ -95,20 +95,20 @@ class ChildProcess:
         """End it at once, and close the channel."""
         self.channel.close()
         self._process.kill()
-        # A process in an uninterruptible call into a driver dies when that ends.
+        # A process in an uninterruptible call into a driver ends only after the call.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
 
 
 def parent_channel(*kinds: type) -> Channel:
-    """Return, in a process that `ChildProcess` started, the channel to its parent; first of all in `main`.
+    """Return the channel to the parent. `main` of a module that `ChildProcess` runs calls this first.
 
     Args:
         kinds: the messages that the parent may send.
     """
     die_with_parent(int(sys.argv[2]))
     keep_memory_private()
-    # The terminal sends these to the whole foreground group; the parent decides what becomes of us.
+    # The terminal sends these to the whole foreground group; the parent decides when we end.
     for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     return Channel(socket.socket(fileno=int(sys.argv[1])), *kinds)

@@ -1,4 +1,4 @@
-"""The program of a worker: it opens one device for its parent, and does what it is asked."""
+"""The program of a worker: it opens one device for its parent, and serves its requests."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def main() -> NoReturn:
-    """Serve one parent until it is gone."""
+    """Serve the parent until it closes the channel."""
     channel = parent_channel(Open, PinAnswer, Sign, ReadCertificate)
     with contextlib.suppress(EOFError, OSError):
         _serve(channel)
@@ -56,7 +56,7 @@ def _serve(channel: Channel) -> None:
         pin_record=request.pin_record,
     )
     try:
-        # A second login needs the PIN that the source holds by then: the parent starts another worker for that.
+        # No second login: the PIN source may have changed by then. The parent starts another worker for that.
         device = open_device(access, recover=False, lane=lane)
         signer = open_signer(device)
         always = signer.key.always_authenticate
@@ -105,7 +105,7 @@ class _AnnouncedLane(Lane):
 
 
 class _ParentLog(logging.Handler):
-    """What is logged is the parent's to show, or not."""
+    """Sends log records to the parent, which decides what to show."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a worker and its parent say to each other."""
+"""The messages between a worker and its parent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Open:
-    """Parent to worker, first of all: a `KeyAccess` without what cannot travel.
+    """Parent to worker, the first message: a `KeyAccess` without what cannot be sent.
 
     Attributes:
-        source: what to call the PIN source.
-        attended: whether a person answers it.
+        source: the description of the PIN source.
+        attended: whether a person answers.
     """
 
     uri: Pkcs11Uri
@@ -37,7 +37,7 @@ class Open:
 
 
 class Request(Protocol):
-    """Parent to worker: something to do with the open device. The answer is `Done`, with the bytes it returns.
+    """Parent to worker: something to do with the open device. The answer is `Done`, with what `perform` returned.
 
     Attributes:
         doing: for messages. A worker does not announce the first call of a request.
@@ -46,7 +46,7 @@ class Request(Protocol):
     doing: ClassVar[str]
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        """Do it, in the worker."""
+        """Do it. Called in the worker."""
         ...
 
 
@@ -77,7 +77,7 @@ class ReadCertificate:
 
 @dataclass(frozen=True)
 class Calling:
-    """Worker to parent: a call into the module begins, and may take that many seconds."""
+    """Worker to parent: a call into the module starts, and may take this many seconds."""
 
     what: str
     seconds: float
@@ -85,7 +85,7 @@ class Calling:
 
 @dataclass(frozen=True)
 class Logged:
-    """Worker to parent: what it would have logged."""
+    """Worker to parent: a log record."""
 
     logger: str
     level: int
@@ -94,7 +94,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class AskForPin:
-    """Worker to parent: the device is about to be logged in to."""
+    """Worker to parent: the device requires a login."""
 
     request: PinRequest
 
@@ -111,7 +111,7 @@ class Opened:
     """Worker to parent, in answer to `Open`.
 
     Attributes:
-        always_authenticate: whether the key wants the PIN with each signature.
+        always_authenticate: whether the key requires the PIN for each signature.
     """
 
     public_key: PublicKey

@@ -1,9 +1,9 @@
-"""The same lane in other processes: ones that can be killed when a module hangs, and that may crash alone.
+"""The lane in other processes, which can be killed when a module hangs, and can crash without us.
 
-A worker is started with a socket pair, is handed a `KeyAccess` without its PIN source, and gets one request at a
-time. It asks back for the PIN, and announces calls into the module before they begin, so that its parent knows by when
-to expect a sign of life. A worker that overruns is killed; one that dies costs the request in flight; the next request
-starts another. A worker logs in once. After its PIN was refused none is started until the PIN's source has changed.
+A worker gets a socket pair and a `KeyAccess` without its PIN source, and serves one request at a time. It asks its
+parent for the PIN, and announces each call into the module, so that the parent knows how long to wait. A worker that
+overruns is killed. If a worker dies, the request it was serving fails, and the next one starts another. A worker logs
+in once. After the device refused its PIN, none is started until the PIN's source has changed.
 """
 
 import copy
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_worker(access: "KeyAccess", *, workers: int = 1, before: "WorkerSigner | None" = None) -> "WorkerSigner":
-    """Open a device in a process of its own, and return a signer that works through it.
+    """Open a device in another process, and return a signer that works through it.
 
     Args:
         access: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
         workers: how many processes may sign side by side. A second one starts when it is needed, and only after the
             first has logged in.
-        before: of another key. Where it is on the same device, the PIN that was accepted serves this one, too.
+        before: the signer of another key. If that is on the same device, its accepted PIN is used for this one, too.
 
     Raises:
         HsmSignerError: as `open_device` and `open_signer`.
@@ -60,7 +60,7 @@ class WorkerSigner:
     Attributes:
         public_key: of the key.
         algorithms: what it can sign.
-        device: what the device says of itself, in a line.
+        device: the device as it describes itself, in one line.
     """
 
     @hidden_locals()
@@ -115,7 +115,7 @@ class WorkerSigner:
             PinError: a login was refused. No worker is started again.
         """
         signature = self._request(Sign(algorithm, message))
-        # Here and not in the worker, which a module may have taken over.
+        # Not in the worker, which a module may have taken over.
         require_valid_signature(self.public_key, algorithm, message, signature, f"The key on {self.device}")
         return signature
 
@@ -125,7 +125,7 @@ class WorkerSigner:
             try:
                 return self._attempt(request)
             except _DeviceLost as lost:
-                # Some modules never recover in a process that saw the device go. A new one is a fresh look-up.
+                # Some modules never recover in a process that lost the device. A new process looks it up again.
                 logger.warning("%s Starting another worker.", lost.error)
             try:
                 return self._attempt(request)
@@ -135,7 +135,7 @@ class WorkerSigner:
     def _attempt(self, request: Request) -> bytes:
         idle = self._take_idle()
         if idle is not None and idle.opened.always_authenticate and not is_up_to_date(idle.login, self._access.pin):
-            # It would present the PIN that it logged in with, which the source does not hold any more.
+            # It would send the PIN that it logged in with, which the source no longer holds.
             idle.kill()
             idle = None
         worker = idle or self._start_another()
@@ -144,7 +144,7 @@ class WorkerSigner:
         except WorkerGone:
             if worker is not idle:
                 raise worker.died() from None
-            # It died while it was idle, and nothing was asked of it.
+            # It ended while it was idle. The request was not sent, so another worker can serve it.
             worker.kill()
             return self._attempt(request)
         except DeviceGone as error:
@@ -164,15 +164,15 @@ class WorkerSigner:
             self._give_back(worker)
             raise
         except BaseException:
-            # Interrupted in the middle of an exchange: its answer would be taken for the next request's.
+            # Interrupted during the request: the answer would be taken for the answer to the next one.
             worker.kill()
             raise
         self._give_back(worker)
         return result
 
     def close(self) -> None:
-        """End all workers that are idle now; one that signs ends with its request. A forked child leaves them be."""
-        # Before the lock: one that another thread of the parent held would never be released.
+        """End the idle workers at once and the others after their requests. Does nothing in a forked child."""
+        # Before the lock: if another thread of the parent held it at the fork, it is never released here.
         if self._owner.is_parent:
             return
         with self._lock:
@@ -185,7 +185,7 @@ class WorkerSigner:
     def _take_idle(self) -> "WorkerProcess | None":
         if self._owner.is_parent:
             raise DeviceError(
-                "The workers belong to the parent of this process.", hint="Open them anew after the fork."
+                "The workers belong to the parent of this process.", hint="Open them again after the fork."
             )
         with self._lock:
             if self._closed:
@@ -200,7 +200,7 @@ class WorkerSigner:
         worker.kill()
 
     def _start_another(self) -> "WorkerProcess":
-        """Start one that serves the same key; the device may have been exchanged."""
+        """Start a worker, and make sure that it serves the same key: the device may have been replaced."""
         worker = self._start()
         if worker.opened.public_key != self.public_key:
             worker.kill()
@@ -211,7 +211,7 @@ class WorkerSigner:
         return worker
 
     def _start(self) -> "WorkerProcess":
-        """Start a worker and log it in; one at a time, so that no two present a PIN whose worth is unknown."""
+        """Start a worker and log it in. One at a time: no two may send a PIN that may be wrong."""
         with self._starting:
             if self._refusal is not None and self._refusal.still_applies(self._access.pin):
                 raise copy.copy(self._refusal.error)
@@ -233,7 +233,7 @@ class WorkerSigner:
         self._accepted, self._refusal = False, PinRefusal(error)
 
     def _log_in(self, request: PinRequest) -> Login:
-        """Answer a worker that wants a PIN: with the accepted one, else with what the source gives by now."""
+        """Answer a worker that asks for the PIN: with the accepted one, else with what the source gives now."""
         if request.last_try and self._access.operator.confirm is not None:
             self._access.operator.confirm(request)
         same = self._accepted and self._accepted_by == request.device
@@ -244,7 +244,7 @@ class WorkerSigner:
 
 
 class _DeviceLost(Exception):
-    """A live worker says that its device is gone."""
+    """A live worker reports that its device is gone."""
 
     def __init__(self, error: DeviceGone) -> None:
         super().__init__()

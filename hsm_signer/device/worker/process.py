@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: started, watched, and killed when it overruns."""
+"""A worker process, seen from its parent: it is started, watched, and killed when it overruns."""
 
 import logging
 import sys
@@ -20,21 +20,21 @@ A = TypeVar("A", Opened, Done)
 logger = logging.getLogger(__name__)
 
 _GRACE = 0.25
-"""Seconds beyond a call's own deadline before the worker is killed: it would rather say itself that it overran."""
+"""Seconds beyond a call's own deadline before the worker is killed."""
 
 _START = 30.0
-"""Seconds between two signs of life outside calls into the module: starting Python, importing, verifying."""
+"""Seconds between two messages outside calls into the module: starting Python, importing, verifying."""
 
 _MOST_SIGNS = 1000
-"""Messages before an answer. Ours sends some ten, and with -v some tens."""
+"""Messages before an answer. Our worker sends about ten, and some tens with -v."""
 
 
 class WorkerGone(Exception):
-    """A worker was dead before it was asked for anything."""
+    """A worker had ended before it got the request."""
 
 
 class WorkerProcess:
-    """One worker process. Once a module is loaded into it, nothing that it says is trusted.
+    """One worker process. Once it has loaded a module, nothing that it sends is trusted.
 
     Args:
         access: to the key. It is for `open` to say who gives the PIN.
@@ -60,7 +60,7 @@ class WorkerProcess:
         return self._child.is_alive
 
     def open(self, access: "KeyAccess", log_in: Callable[[PinRequest], Login]) -> None:
-        """Have it open the device. It is killed when that fails.
+        """Have the worker open the device. If that fails, the worker is killed.
 
         Args:
             log_in: what to log in with, or an error why not to.
@@ -94,12 +94,13 @@ class WorkerProcess:
             raise
 
     def perform(self, request: Request) -> bytes:
-        """Have it do something, and return its answer.
+        """Send a request to the worker, and return its answer.
 
         Raises:
-            WorkerGone: it is dead, and was before.
-            DeviceTimeout, DeviceGone: it gave no sign of life, died on the way, or what it sent is no answer.
-            HsmSignerError: what it says itself.
+            WorkerGone: it had ended before it got the request.
+            DeviceTimeout: it sent nothing in time.
+            DeviceGone: it ended before its answer, or the answer is invalid.
+            HsmSignerError: its answer is this error.
         """
         try:
             self._child.channel.send(request, self._timeout)
@@ -108,7 +109,7 @@ class WorkerProcess:
         return self._receive(Done, request.doing, self._timeout + _GRACE).result
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the worker at once."""
         self._child.kill()
 
     def _send(self, message: object) -> None:
@@ -124,11 +125,11 @@ class WorkerProcess:
         seconds: float,
         give_pin: Callable[[PinRequest], PinAnswer] | None = None,
     ) -> A:
-        """Return the answer, of that kind. Asked for it, give the PIN once.
+        """Return the answer of this kind. If the worker asks for the PIN, give it once.
 
         Args:
-            doing: what it does at first.
-            seconds: how long until the first sign of life.
+            doing: what the worker does first, for messages.
+            seconds: until the first message.
         """
         deadline = time.monotonic() + seconds
         for _ in range(_MOST_SIGNS):
@@ -137,7 +138,7 @@ class WorkerProcess:
             except TimeoutError:
                 self.kill()
                 raise DeviceTimeout(
-                    f"The worker that serves the device gave no sign of life for {self._timeout:g} s. It was killed.",
+                    f"The worker that serves the device did not respond for {self._timeout:g} s. It was killed.",
                     hint="Check that the device is plugged in and answers, touch it if it blinks; "
                     "a slow device may need a longer --device-timeout.",
                 ) from None
@@ -172,5 +173,5 @@ class WorkerProcess:
         self.kill()
         return DeviceGone(
             f"The worker that serves the device died {how}.",
-            hint="The next request starts another. If it dies again, the module is at fault.",
+            hint="The next request starts another. If it dies again, the module is faulty.",
         )

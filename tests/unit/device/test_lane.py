@@ -1,4 +1,4 @@
-"""One thread into the module: order, deadline, Ctrl-C, and nothing ever overlaps."""
+"""Calls into a module: one at a time and in order, each with a deadline, and Ctrl-C works."""
 
 import signal
 import subprocess
@@ -60,7 +60,7 @@ def test_a_call_returns_what_its_function_returns(lane: Lane) -> None:
     assert lane.call("signing", lambda: b"signature", LONG) == b"signature"
 
 
-def test_all_calls_run_on_one_thread_that_is_not_the_callers(lane: Lane) -> None:
+def test_all_calls_run_on_one_thread_which_is_not_the_callers(lane: Lane) -> None:
     threads = {lane.call("signing", threading.current_thread, LONG) for _ in range(3)}
     assert len(threads) == 1
     assert threading.current_thread() not in threads
@@ -85,7 +85,7 @@ def test_calls_of_twenty_threads_never_overlap(lane: Lane) -> None:
         nonlocal inside, most_inside
         inside += 1
         most_inside = max(most_inside, inside)
-        alone.wait(0.0002)  # gives the other threads their chance, as C code without the GIL does
+        alone.wait(0.0002)  # lets the other threads run, as C code without the GIL does
         inside -= 1
 
     with ThreadPoolExecutor(20) as pool:
@@ -112,16 +112,16 @@ def test_an_exception_reaches_the_caller_as_it_is(lane: Lane, error: BaseExcepti
     assert caught.value is error
 
 
-def test_after_an_exception_the_lane_goes_on(lane: Lane) -> None:
+def test_after_an_exception_the_lane_still_works(lane: Lane) -> None:
     with pytest.raises(ZeroDivisionError):
         lane.call("signing", lambda: 1 // 0, LONG)
     assert lane.call("signing", lambda: 1, LONG) == 1
 
 
-def test_a_call_that_overruns_is_given_up_by_name(lane: Lane, stuck: Stuck) -> None:
+def test_a_call_that_overruns_is_named_in_the_error(lane: Lane, stuck: Stuck) -> None:
     with pytest.raises(DeviceTimeout) as late:
         lane.call("logging in", stuck, SHORT)
-    assert late.value.message == f"The module did not come back from logging in within 0.05 s: {MODULE}."
+    assert late.value.message == f"The module did not return from logging in within 0.05 s: {MODULE}."
 
 
 def test_a_call_that_overruns_leaves_the_lane_busy(lane: Lane, stuck: Stuck) -> None:
@@ -130,19 +130,19 @@ def test_a_call_that_overruns_leaves_the_lane_busy(lane: Lane, stuck: Stuck) -> 
     assert lane.is_busy
 
 
-def test_after_a_call_that_overran_nothing_more_is_sent_even_when_it_has_come_back(lane: Lane, stuck: Stuck) -> None:
+def test_after_a_call_that_overran_nothing_more_is_sent_even_when_it_has_returned(lane: Lane, stuck: Stuck) -> None:
     thread = lane.call("looking", threading.current_thread, LONG)
     with pytest.raises(DeviceTimeout):
         lane.call("logging in", stuck, SHORT)
     sent: list[str] = []
     for _ in range(2):
-        with pytest.raises(DeviceTimeout, match="An earlier call into the module, logging in, did not come back"):
+        with pytest.raises(DeviceTimeout, match=r"An earlier call into the module \(logging in\) did not return"):
             lane.call("signing", lambda: sent.append("signing"), LONG)
         stuck.let_out()
     assert (sent, thread.is_alive()) == ([], True)
 
 
-def test_a_call_whose_turn_comes_just_as_the_lane_is_closed_fails(lane: Lane, stuck: Stuck) -> None:
+def test_a_call_whose_turn_comes_just_as_the_lane_closes_fails(lane: Lane, stuck: Stuck) -> None:
     with ThreadPoolExecutor(2) as pool:
         pool.submit(lane.call, "logging in", stuck, LONG)
         stuck.entered.wait()
@@ -151,7 +151,7 @@ def test_a_call_whose_turn_comes_just_as_the_lane_is_closed_fails(lane: Lane, st
             pass
         lane._overrun = "logging in"  # without what else closing does
         stuck.let_out()
-        with pytest.raises(DeviceTimeout, match="An earlier call into the module, logging in, did not come back"):
+        with pytest.raises(DeviceTimeout, match=r"An earlier call into the module \(logging in\) did not return"):
             second.result(LONG)
 
 
@@ -198,7 +198,7 @@ def test_an_interrupt_frees_the_caller_and_leaves_the_call_inside(lane: Lane, st
     assert lane.is_busy
 
 
-def test_the_next_call_waits_until_an_interrupted_one_has_come_back(lane: Lane, stuck: Stuck) -> None:
+def test_the_next_call_waits_until_an_interrupted_one_has_returned(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(lane.call, "signing", lambda: "sent", LONG)
@@ -208,13 +208,13 @@ def test_the_next_call_waits_until_an_interrupted_one_has_come_back(lane: Lane, 
         assert following.result() == "sent"
 
 
-def test_the_next_call_gives_up_when_an_interrupted_one_does_not_come_back(lane: Lane, stuck: Stuck) -> None:
+def test_the_next_call_gives_up_when_an_interrupted_one_does_not_return(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
-    with pytest.raises(DeviceTimeout, match="that was interrupted has not come back"):
+    with pytest.raises(DeviceTimeout, match="An interrupted call into the module has not returned"):
         lane.call("signing", lambda: "sent", SHORT)
 
 
-def test_an_interrupted_call_that_came_back_late_does_not_close_the_lane(lane: Lane, stuck: Stuck) -> None:
+def test_an_interrupted_call_that_returned_late_does_not_close_the_lane(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     with pytest.raises(DeviceTimeout):
         lane.call("signing", lambda: "sent", SHORT)
@@ -228,7 +228,7 @@ from hsm_signer.device.lane import Lane
 
 def hang():
     time.sleep(0.2)  # until the main thread waits
-    os.write(1, b"inside\\n")  # print would hold a lock that the end of the interpreter wants
+    os.write(1, b"inside\\n")  # print would hold a lock that the interpreter needs to end
     time.sleep(600)
 
 try:
@@ -270,7 +270,7 @@ def test_a_quick_call_shows_nothing(lane: Lane) -> None:
     assert shown.log == []
 
 
-def test_a_call_that_takes_longer_than_a_moment_is_shown_until_it_is_over(
+def test_a_call_that_takes_longer_than_a_moment_is_shown_until_it_ends(
     lane: Lane, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hsm_signer.device.lane.MOMENT", SHORT)

@@ -1,4 +1,4 @@
-"""PINs come from where they were asked for, or not at all, and never show."""
+"""PINs come from the source that is set, or not at all, and are never shown."""
 
 import os
 import pickle
@@ -62,7 +62,7 @@ def private_file(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     "show", [repr, str, "{}".format, "%s".__mod__, lambda pin: repr([pin]), lambda pin: f"{pin!s}"]
 )
-def test_a_pin_shows_itself_to_nobody(show: object) -> None:
+def test_a_pin_is_not_shown(show: object) -> None:
     assert callable(show)
     assert SECRET not in show(Pin(SECRET))
 
@@ -98,7 +98,7 @@ def test_a_pin_cannot_be_pickled(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "47\00011", f"{SECRET}\ud800"])
-def test_what_no_device_could_take_is_no_pin(text: str) -> None:
+def test_text_that_no_device_accepts_is_not_a_pin(text: str) -> None:
     with pytest.raises(PinUnavailable) as refused:
         Pin(text)
     assert SECRET not in told(refused.value)
@@ -135,11 +135,11 @@ def test_any_text_that_ends_in_a_newline_is_read_without_it(text: str) -> None:
         (b"\n", "is empty"),
         (b"\r\n", "is empty"),
         (SECRET.encode() + b"\xff", "not UTF-8"),
-        (SECRET.encode() + b"\0", "holds a NUL"),
+        (SECRET.encode() + b"\0", "contains a NUL"),
         (SECRET.encode() * 100, "longer than 1024 bytes"),
     ],
 )
-def test_content_that_is_no_pin_is_refused_from_every_source_and_does_not_show(
+def test_content_that_is_not_a_pin_is_refused_from_every_source_and_not_shown(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = private_file(tmp_path / "pin", content)
@@ -164,18 +164,18 @@ def test_content_that_is_no_pin_is_refused_from_every_source_and_does_not_show(
         ("", "is empty"),
         (f"{SECRET}\udcff", "not UTF-8"),
         (SECRET + "\ud800", "not UTF-8"),
-        (f"{SECRET}\0", "holds a NUL"),
+        (f"{SECRET}\0", "contains a NUL"),
         (SECRET * 100, "longer than 1024 bytes"),
     ],
 )
-def test_a_variable_that_holds_no_pin_is_refused_and_does_not_show(value: str, reason: str) -> None:
+def test_a_variable_that_is_not_a_pin_is_refused_and_not_shown(value: str, reason: str) -> None:
     source = EnvironmentPin("CARD_PIN", {"CARD_PIN": value})
     with pytest.raises(PinUnavailable, match=f"the environment variable CARD_PIN: .*{reason}") as refused:
         source(REQUEST)
     assert SECRET not in told(refused.value) + repr(source)
 
 
-def test_an_exposed_file_gives_no_pin_and_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_an_exposed_file_gives_no_pin_and_says_how_to_fix_it(tmp_path: Path) -> None:
     path = private_file(tmp_path / "pin", SECRET.encode())
     path.chmod(0o644)
     with pytest.raises(PinUnavailable, match="everybody can read or change it") as refused:
@@ -191,7 +191,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert refused.value.message == f"Cannot get the PIN from the file {path}: No such file or directory."
 
 
-def test_a_variable_is_taken_as_it_stands() -> None:
+def test_a_variable_is_used_unchanged() -> None:
     assert reveal(EnvironmentPin("CARD_PIN", {"CARD_PIN": " 4711\n"})(REQUEST)) == " 4711\n"
 
 
@@ -255,7 +255,7 @@ def test_a_missing_credential_is_explained(environ: dict[str, str], reason: str)
     assert "LoadCredential=no-such-card:PATH" in str(refused.value.hint)
 
 
-def test_the_pad_and_no_login_are_answers_of_their_own() -> None:
+def test_the_pad_and_no_login_are_separate_answers() -> None:
     assert PROTECTED(REQUEST) is PinPad.PROTECTED
     assert NO_LOGIN(REQUEST) is None
 
@@ -292,7 +292,7 @@ def test_a_setting_names_its_source(text: str | Sequence[str], expected: PinSour
     assert parse_pin_source(text, prompt=Prompt()) == expected
 
 
-def test_the_environment_to_read_is_handed_in() -> None:
+def test_the_environment_to_read_is_an_argument() -> None:
     assert reveal(parse_pin_source("env:CARD_PIN", prompt=None, environ={"CARD_PIN": "4711"})(REQUEST)) == "4711"
 
 
@@ -344,26 +344,26 @@ def test_anything_else_is_refused_without_being_quoted(text: str | Sequence[str]
     assert error.__context__ is None
 
 
-def test_an_unknown_source_is_told_which_there_are() -> None:
+def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as refused:
         parse_pin_source("pin", prompt=None)
     for source in ("file:", "env:", "fd:", "command:", "credential:", "protected", "none", "prompt"):
         assert source in str(refused.value.hint)
 
 
-def test_a_prompt_where_nobody_can_be_asked_is_unavailable_and_names_the_other_sources() -> None:
+def test_a_prompt_without_a_person_is_an_error_that_names_the_other_sources() -> None:
     with pytest.raises(PinUnavailable, match="nobody can be asked") as refused:
         parse_pin_source("prompt", prompt=None)
     assert "file:PATH" in str(refused.value.hint)
 
 
-def test_a_pin_known_beforehand_is_given_and_does_not_show() -> None:
+def test_a_pin_known_beforehand_is_given_and_not_shown() -> None:
     source = FixedLogin(Pin(SECRET), "the pin-value of the URI")
     assert reveal(source(REQUEST)) == SECRET
     assert SECRET not in repr(source)
 
 
-def test_where_nobody_can_be_asked_the_device_that_wants_a_pin_is_named_with_the_sources_there_are() -> None:
-    with pytest.raises(PinUnavailable, match="Test card wants a PIN, and no PIN source was named") as refused:
+def test_without_a_source_the_error_names_the_device_and_the_possible_sources() -> None:
+    with pytest.raises(PinUnavailable, match="Test card requires a PIN, and no PIN source is set") as refused:
         NoPinSource()(REQUEST)
     assert "env:NAME" in str(refused.value.hint)
