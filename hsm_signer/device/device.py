@@ -1,4 +1,7 @@
-"""Find one device, log in once, and hold the session: PKCS#11 logs in a process, not a caller."""
+"""Open a device: log in once and hold the session, which is opened again when it is lost.
+
+PKCS#11 logs in a process, not a caller.
+"""
 
 import contextlib
 import logging
@@ -35,16 +38,16 @@ _CLOSE_TIMEOUT = 2.0
 def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = None) -> "Device":
     """Find the one device `access` means and log in to it.
 
-    The PIN is asked for in the caller's thread, once, and only after the device was found and says that a try is safe.
+    The PIN is asked for once, in the caller's thread, after the device was found and reports that a try is safe.
 
     Args:
-        recover: open a lost session again, with one more login. Without it there is one login, whatever happens.
+        recover: open a lost session again, which takes one more login. If false, there is one login at most.
         lane: as for `load_module`.
 
     Raises:
-        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to talk to.
-        DeviceReadOnly: it is to be writable, and cannot be changed. No PIN was asked for.
-        PinError: the login did not succeed; nothing is tried a second time.
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: the device cannot be reached.
+        DeviceReadOnly: `access` requires a writable device, and this one is not. No PIN was asked for.
+        PinError: the login did not succeed. It is not tried again.
         DeviceTimeout: a call into the module did not come back.
     """
     module = load(access, lane)
@@ -62,14 +65,14 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
 class Device:
     """A device that is logged in to. Made by `open_device`; safe to use from several threads.
 
-    A session that is lost (the device was pulled out, another program reset it, the module was initialised anew) is
-    opened again, with the login that was accepted before, when it is next needed; unless it was opened not to recover.
+    A session can be lost: the device was pulled out, another program reset it, or the module was initialised again.
+    The next call then opens another, with the login that was accepted before, unless `recover` is false.
 
     A context manager: `close` ends the session and with it the login.
 
     Attributes:
-        info: what the device says of itself.
-        module: through which it is reached.
+        info: what the device reports of itself.
+        module: the module that it is reached through.
     """
 
     def __init__(
@@ -103,11 +106,11 @@ class Device:
 
     @property
     def uri(self) -> Pkcs11Uri:
-        """The URI it was opened by."""
+        """The URI that the device was opened with."""
         return self._access.uri
 
     def serves(self, access: KeyAccess) -> bool:
-        """Return whether `access` leads to this device, by the same way to it, and it is open here."""
+        """Return whether `access` means this device through the same module, and the device is open in this process."""
         ours, theirs = self._access.uri, access.uri
         return (
             not self._closed
@@ -119,18 +122,18 @@ class Device:
 
     @hidden_locals()
     def call(self, doing: str, function: Callable[[Session], T], *, repeat: bool = True, at_least: float = 0.0) -> T:
-        """Run `function` with the session, on the lane; once more with a new session if the first turns out lost.
+        """Run `function` with the session, on the lane. If the session is lost, run it once more with a new one.
 
         Args:
             doing: what is done, for messages: "signing".
             function: makes the calls. Handles of objects belong to the session it is given.
             repeat: False for what must not happen twice, such as making a key.
-            at_least: seconds it may take even where the device was opened with fewer.
+            at_least: seconds the call may take, even if the device's timeout is shorter.
 
         Raises:
-            DeviceGone: the session is lost, and the device not there to open another.
-            DeviceError: what the module returned, explained; or the device is closed, or belongs to another process.
-            PinError: the new session's login was refused. It is not repeated.
+            DeviceGone: the session is lost, and the device cannot be found.
+            DeviceError: the module failed, the device was closed, or another process opened it.
+            PinError: the login of the new session was refused. It is not tried again.
             DeviceTimeout: the call did not come back.
         """
         session = self._require_session()
@@ -142,11 +145,11 @@ class Device:
             self._discard(session)
             if not repeat:
                 raise
-            logger.warning("%s Looking it up afresh.", error)
+            logger.warning("%s Opening it again.", error)
         return self._run(doing, function, self._require_session(), at_least)
 
     def change(self, doing: str, function: Callable[[Session], None]) -> None:
-        """Change something on the device, once: `call` for what must not happen twice.
+        """Change something on the device. `function` runs once, as in `call` with `repeat=False`.
 
         Raises:
             DeviceReadOnly, DeviceError: the device refused, or failed.
@@ -164,20 +167,20 @@ class Device:
         self.call(doing, change, repeat=False)
 
     def login_pin(self) -> Pin | None:
-        """Return the PIN that was accepted, for a context-specific login, or None where there was none.
+        """Return the PIN that the device accepted, for a context-specific login, or None if it took no PIN.
 
-        Call `require_pin_tries` before.
+        Call `require_pin_tries` first.
         """
         return self._login if isinstance(self._login, Pin) else None
 
     def require_pin_tries(self) -> None:
-        """Make sure that the device's flags, read afresh, and the record allow the PIN to be presented for a signature.
+        """Check that the device's flags, read again, and the record allow the PIN to be sent for a signature.
 
-        Where the PIN's source has changed since the login, the next call logs in with the PIN that it holds now.
+        If the PIN source has changed since the login, the next call logs in with the PIN that it holds now.
 
         Raises:
-            PinLocked, PinLastTry: the flags do not.
-            PinRefusedBefore: the device has refused it in another process.
+            PinLocked, PinLastTry: the flags do not allow it.
+            PinRefusedBefore: the device has refused this PIN in another process.
             DeviceError, DeviceTimeout: as `call`.
         """
 
@@ -193,9 +196,9 @@ class Device:
             record.require_not_refused(self._access.pin, login.identity, accepted=True)
 
     def close(self) -> None:
-        """End the session and forget the PIN. Never raises and never waits long.
+        """End the session and forget the PIN. Never raises, and waits two seconds at most.
 
-        What it cannot end, the end of the process does.
+        If the module does not answer, the session ends with the process.
         """
         if self._owner.is_parent:
             return
@@ -210,7 +213,7 @@ class Device:
                 self.module.call("closing the session", session.close, _CLOSE_TIMEOUT)
 
     def give_up(self, refusal: PinError) -> None:
-        """Close the device after it has refused the PIN for a signature, and put that on record."""
+        """Close the device after it has refused the PIN for a signature, and record the refusal."""
         login, record = self._login, self._record()
         self.close()
         if isinstance(login, Pin):
@@ -234,7 +237,7 @@ class Device:
             raise explain_failure(error, doing, str(self.info)) from error
 
     def _require_session(self) -> Session:
-        # Before any lock: in a forked child, one that another thread of the parent held would never be released.
+        # Before any lock: in a forked child, a lock that another thread of the parent held is never released.
         if self._owner.is_parent:
             raise DeviceError(
                 f"{self.info} was opened by the parent of this process.",
@@ -256,11 +259,11 @@ class Device:
     def _reopen(self) -> Session:
         if not self._recover:
             raise DeviceGone(
-                f"The session with {self.info} was lost when this process initialised the module anew.",
-                hint="Begin again.",
+                f"The session with {self.info} was lost when this process initialised the module again.",
+                hint="Run the command again.",
             )
-        # In this order: some modules answer "wrong PIN" to a right one until they are initialised anew and have
-        # looked the device up afresh. Another device of this module that did so already has done it for this one.
+        # In this order: some modules answer "wrong PIN" to a right one until they are initialised again and have
+        # found the device again. If another device of this module has done so already, that serves this one, too.
         logins = count_logins_so_far(self._access)
         if self._generation == self.module.generation:
             self.module.reinitialize(self._access.timeout, self._access.operator.slow)
@@ -268,7 +271,7 @@ class Device:
         found = find_again(self.module, self.info, self._access)
         login = self._login
         if not is_up_to_date(login, self._access.pin):
-            # The PIN was changed, most likely: the old one would be a wrong one.
+            # Most likely the PIN was changed, and the old one is wrong.
             login = ask_for_login(found, self._access)
         try:
             session = log_in(self.module, found, login, self._access, logins, ours=1)

@@ -1,4 +1,4 @@
-"""From what a module returned (CK_RV, PKCS#11 v3.1 section 5.1) to an error that says what to do; pure."""
+"""Turn what a module returned (CK_RV, PKCS#11 v3.1 section 5.1) into an error that says what to do; pure."""
 
 import pkcs11
 from pkcs11 import TokenFlag
@@ -21,7 +21,7 @@ from hsm_signer.errors import (
 GONE = (
     pkcs11.DeviceError,
     pkcs11.DeviceRemoved,
-    # All that tpm2-pkcs11 says for ever after its TPM or broker was restarted.
+    # tpm2-pkcs11 returns nothing else once its TPM or broker was restarted.
     pkcs11.GeneralError,
     pkcs11.ObjectHandleInvalid,
     pkcs11.SessionClosed,
@@ -91,7 +91,7 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
 
 
 def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSignerError:
-    """Return our error for a change to a device that it refused, being there.
+    """Return our error for a change that a device refused, although it is plugged in.
 
     Args:
         doing: what was refused, as in "generating a key".
@@ -111,8 +111,8 @@ def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     if isinstance(error, _NOT_LIKE_THIS):
         return DeviceError(
             message,
-            hint="It does not take what was asked for. A key may do with --bits 2048 and without "
-            "--always-authenticate; else use the vendor's own tool.",
+            hint="It does not support these attributes. Try --bits 2048 without --always-authenticate, or use the "
+            "vendor's own tool.",
         )
     if isinstance(error, _NOT_AT_ALL):
         return DeviceError(message, hint="It does not offer this through PKCS#11: use the vendor's own tool.")
@@ -120,12 +120,12 @@ def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
 
 
 def is_wrong_role(error: pkcs11.PKCS11Error) -> bool:
-    """Tell whether a call failed with CKR_USER_TYPE_INVALID, for which python-pkcs11 has no class."""
+    """Return whether a call failed with CKR_USER_TYPE_INVALID, for which python-pkcs11 has no class."""
     return str(error).startswith(_WRONG_ROLE)
 
 
 def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
-    """Decide whether a device can be changed with the user's PIN, before anybody is asked for it.
+    """Check that a device can be changed with the user's PIN, before the PIN is asked for.
 
     Args:
         flags: the device's.
@@ -134,20 +134,20 @@ def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
         DeviceReadOnly: it cannot.
     """
     if _is_piv(device):
-        # NIST SP 800-73-4 part 2 section 3.3: what makes keys and stores certificates wants the management key.
+        # NIST SP 800-73-4 part 2 section 3.3: generating keys and storing certificates requires the management key.
         raise DeviceReadOnly(
             f"{device} is a PIV card: its keys live in fixed slots, and are made and deleted with its management key, "
             "not with the PIN.",
             hint="Use its own tool: `ykman piv keys generate --algorithm RSA2048 9a public.pem` and `ykman piv "
             "certificates generate --subject CN=name 9a public.pem`, or `yubico-piv-tool -s 9a -A RSA2048 -a generate "
-            "-o public.pem`. Slot 9a has the id %01, and 9c, which wants the PIN with each signature, %02.",
+            "-o public.pem`. Slot 9a has the id %01, and 9c, which requires the PIN for each signature, %02.",
         )
     if flags & TokenFlag.WRITE_PROTECTED:
-        raise DeviceReadOnly(f"{device} says that it is write-protected.", hint="Change it with the vendor's own tool.")
+        raise DeviceReadOnly(f"{device} is write-protected.", hint="Change it with the vendor's own tool.")
 
 
 def _is_piv(device: DeviceInfo) -> bool:
-    """Whether it is a PIV card, as ykcs11 and OpenSC describe one."""
+    """Return whether a device is a PIV card, as ykcs11 and OpenSC describe one."""
     by_ykcs11 = device.manufacturer.startswith("Yubico") and device.model.startswith("YubiKey")
     return by_ykcs11 or device.manufacturer == "piv_II"
 
@@ -185,9 +185,9 @@ def explain_login_failure(
         return locked(device)
     if isinstance(error, PIN_REFUSED) or (before is not None and flags & ~before & _WRONG_PIN_COUNTED):
         return PinIncorrect(
-            f"{device} refused the PIN ({_name(error)}). It was presented once and is not tried again."
+            f"{device} refused the PIN ({_name(error)}). It was sent once and will not be sent again."
             + (" One more wrong PIN locks the device." if flags & TokenFlag.USER_PIN_FINAL_TRY else ""),
-            hint="Check the PIN and its source before the next try: devices lock after a few.",
+            hint="Check the PIN and its source before the next try: a device locks after a few wrong PINs.",
         )
     if isinstance(error, pkcs11.UserPinNotInitialized):
         return PinError(f"No PIN is set on {device}.", hint="Set the user PIN with the device's own tool first.")
@@ -197,7 +197,7 @@ def explain_login_failure(
         return explain_failure(error, "logging in", device)
     return LoginInterrupted(
         f"{device} failed while logging in ({_name(error)}). Whether it checked the PIN is unknown.",
-        hint="Check that the device is plugged in and works, and repeat the command.",
+        hint="Check that the device is plugged in and works, then run the command again.",
     )
 
 

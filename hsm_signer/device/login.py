@@ -1,4 +1,4 @@
-"""Log in to a device: ask for the PIN once, and send it once at most, after the flags and the record allow it."""
+"""Log in to a device: ask for the PIN once, check that the flags and the record allow it, and send it once."""
 
 import logging
 from dataclasses import replace
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
-    """Ask the PIN source what to log in with, where the device requires a login and a try is safe.
+    """Ask the PIN source what to log in with. None if the device requires no login.
 
     Raises:
-        PinLocked, PinLastTry: a try is not safe.
+        PinLocked, PinLastTry: a wrong PIN would lock the device, or it is locked already.
         PinUnavailable: the source cannot give a PIN.
     """
     if not found.flags & TokenFlag.LOGIN_REQUIRED:
@@ -41,14 +41,14 @@ def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
 
 
 def count_logins_so_far(access: KeyAccess) -> int:
-    """Return how many logins the record has seen, of all processes; 0 where no record is kept."""
+    """Return how many logins of all processes the record has counted; 0 if no record is kept."""
     return 0 if access.pin_record is None else count_logins(access.pin_record)
 
 
 def record_of(login: Login, module: Module, device: DeviceInfo, access: KeyAccess) -> PinRecord | None:
     """Return the record of refused PINs that a login belongs in, or None.
 
-    Only a PIN that no person watches being sent is recorded.
+    A login is recorded if it sends a PIN that no person has just entered.
     """
     if access.pin_record is None or access.pin.attended or not isinstance(login, Pin):
         return None
@@ -143,14 +143,14 @@ def _open_session(found: PresentDevice, login: Login, access: KeyAccess) -> Sess
             f"{device} has no PIN pad.", hint="Use another --pin-source, for example file:PATH or prompt."
         )
     try:
-        # Not by way of a variable: somebody may look at this frame while it runs.
+        # The PIN is in no variable: a debugger or a traceback could show this frame.
         return token.open(rw=access.writable, user_pin=PROTECTED_AUTH if isinstance(login, PinPad) else login.reveal())
     except pkcs11.UserAlreadyLoggedIn:
         pass
     except pkcs11.PKCS11Error as error:
         raise explain_login_failure(error, device, flags_after(token), token.flags) from error
     try:
-        # The login is the process's: another device object of ours holds it, and its sessions may all use it.
+        # The whole process is logged in, through another device object of ours, and this session may use that.
         return token.open(rw=access.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error

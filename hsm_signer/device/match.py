@@ -1,6 +1,6 @@
-"""Which device and which key a URI means, and how to name them; pure.
+"""Which device and which key a URI means, and which URI to write for them; pure.
 
-Exactly one device and one key must match. Guessing among several is how the wrong card is locked.
+Exactly one device and one key must match: a PIN sent to the wrong card can lock it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from hsm_signer.system.display import displayable
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What a device, its slot and its module say of themselves (PKCS#11 v3.1 section 3.2)."""
+    """What a device, its slot and its module report of themselves (PKCS#11 v3.1 section 3.2)."""
 
     label: str
     manufacturer: str
@@ -28,7 +28,7 @@ class DeviceInfo:
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
-        """What of it stays the same wherever it is plugged in. A serial alone identifies nothing."""
+        """What stays the same wherever the device is plugged in. A serial alone identifies nothing."""
         return self.manufacturer, self.model, self.serial, self.label
 
     def __str__(self) -> str:
@@ -39,14 +39,14 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What tells one private key of a device from another: CKA_LABEL and CKA_ID."""
+    """The label and the id of a key or certificate: CKA_LABEL and CKA_ID."""
 
     label: str
     id: bytes
 
     @property
     def selector(self) -> Pkcs11Uri:
-        """A URI that means this key, on whatever device it is."""
+        """A URI that means this key, on any device."""
         return Pkcs11Uri(object=self.label or None, id=self.id or None)
 
     def __str__(self) -> str:
@@ -54,12 +54,12 @@ class KeyInfo:
 
 
 def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) -> int:
-    """Return the index of the one device `uri` means.
+    """Return the index of the one device that `uri` means.
 
     Args:
-        uri: where to look; with no device attribute it means the only device there is.
-        devices: all that are present.
-        module: where they were found, for messages.
+        uri: without an attribute of a device, it means the only device that is plugged in.
+        devices: all that are plugged in.
+        module: through which they were found, for messages.
 
     Raises:
         DeviceNotFound: none matches.
@@ -87,7 +87,7 @@ def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) ->
 
 
 def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> int:
-    """Return the index of the one private key `uri` means among those of `device`.
+    """Return the index of the one private key that `uri` means, among those of `device`.
 
     Raises:
         KeyNotFound: none matches.
@@ -113,7 +113,7 @@ def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> i
 
 
 def matches_device(uri: Pkcs11Uri, device: DeviceInfo) -> bool:
-    """Whether every device, slot and library attribute `uri` has is this device's (RFC 7512 section 2.5)."""
+    """Return whether a device has every device, slot and library attribute of `uri` (RFC 7512 section 2.5)."""
     pairs: tuple[tuple[object, object], ...] = (
         (uri.token, device.label),
         (uri.manufacturer, device.manufacturer),
@@ -130,12 +130,12 @@ def matches_device(uri: Pkcs11Uri, device: DeviceInfo) -> bool:
 
 
 def matches_key(uri: Pkcs11Uri, key: KeyInfo) -> bool:
-    """Whether label and id, as far as `uri` has them, are this key's."""
+    """Return whether a key has the label and the id of `uri`, as far as it has them."""
     return (uri.object is None or uri.object == key.label) and (uri.id is None or uri.id == key.id)
 
 
 def device_uris(devices: Sequence[DeviceInfo]) -> list[Pkcs11Uri]:
-    """Return for each device the shortest URI that no other of them matches."""
+    """Return for each device the shortest URI that none of the others matches."""
     return [_shortest(device, devices) for device in devices]
 
 
@@ -182,7 +182,7 @@ def _shortest_key(device: DeviceInfo, key: KeyInfo, keys: Sequence[KeyInfo]) -> 
     uri = Pkcs11Uri(token=device.label, serial=device.serial, object=key.label or None, id=key.id or None)
     if sum(matches_key(uri, other) for other in keys) == 1:
         return uri
-    # An attribute that is absent matches everything, one that is empty only what is empty.
+    # An attribute that is left out matches any value; an empty one matches only an empty value.
     return replace(uri, object=key.label, id=key.id)
 
 

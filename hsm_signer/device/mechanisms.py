@@ -1,7 +1,7 @@
-"""From an algorithm and what a device offers to the plan that signs; pure.
+"""Choose the mechanism that a device signs an algorithm with, and what the host does before; pure.
 
-Devices differ in how much of the work they do. The best plan has the device hash and pad; the next has it pad the
-host's hash; the last has it do the bare RSA operation on a block the host has padded.
+Devices differ in how much of the work they do. At best the device hashes and pads. Otherwise it pads what the host has
+hashed, or only does the RSA operation on a block that the host has hashed and padded.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ class SigningPlan:
     """How one algorithm is signed on one device.
 
     Attributes:
-        mechanism: what the device is asked to do.
-        parameters: of the mechanism, or None where it takes none.
-        prepare: turns the message and the length of the key in bits into what the device is given.
+        mechanism: the mechanism that the device uses.
+        parameters: of the mechanism, or None if it takes none.
+        prepare: returns what the device is given, from the message and the length of the key in bits.
     """
 
     mechanism: Mechanism
@@ -40,7 +40,7 @@ class SigningPlan:
 
 
 def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> SigningPlan:
-    """Choose how a device with `mechanisms` signs `algorithm`.
+    """Return how a device with these mechanisms signs an algorithm: the plan that leaves the host the least to do.
 
     Args:
         mechanisms: those whose information has CKF_SIGN set.
@@ -62,7 +62,7 @@ def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> Sig
 
 
 def supported(mechanisms: Collection[Mechanism]) -> frozenset[Algorithm]:
-    """Return the algorithms for which there is a plan."""
+    """Return the algorithms that can be signed with these mechanisms."""
     return frozenset(
         algorithm for algorithm, plans in _PLANS.items() if any(plan.mechanism in mechanisms for plan in plans)
     )
@@ -118,4 +118,4 @@ _PLANS: dict[Algorithm, tuple[SigningPlan, ...]] = {
 }
 
 USED = frozenset(plan.mechanism for plans in _PLANS.values() for plan in plans)
-"""Every mechanism a plan may use."""
+"""Every mechanism that `plan_signing` can choose."""

@@ -32,8 +32,8 @@ class SigningKey:
         info: its label and id.
         handle: the object in the session; used on the lane only.
         public_key: its public half.
-        mechanisms: those of the device that sign and that a plan may use.
-        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
+        mechanisms: those of the device that can sign and that `plan_signing` knows.
+        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it requires the PIN for each signature.
     """
 
     info: KeyInfo
@@ -45,14 +45,14 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class Protection:
-    """How a private key is guarded (PKCS#11 v3.1 section 4.9). None stands for what the device does not tell.
+    """How a private key is guarded (PKCS#11 v3.1 section 4.9). None stands for what the device does not report.
 
     Attributes:
         sensitive: CKA_SENSITIVE: it is never shown in clear.
         extractable: CKA_EXTRACTABLE: it can leave the device.
-        never_extractable: CKA_NEVER_EXTRACTABLE: it never could.
-        local: CKA_LOCAL: it was made on the device.
-        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it wants the PIN with each signature.
+        never_extractable: CKA_NEVER_EXTRACTABLE: it never could leave it.
+        local: CKA_LOCAL: it was generated on the device.
+        always_authenticate: CKA_ALWAYS_AUTHENTICATE: it requires the PIN for each signature.
     """
 
     sensitive: bool | None
@@ -63,10 +63,10 @@ class Protection:
 
 
 def search(session: Session, template: Mapping[Attribute, Any]) -> list[Object]:
-    """Return all objects that have these attributes (PKCS#11 v3.1 section 5.7). Runs on the lane.
+    """Return all objects that have these attributes (PKCS#11 v3.1 section 5.7).
 
-    `Session.get_objects` leaves a search that could not be begun, as on a lost session, to the interpreter, which
-    prints a traceback when it cannot end it either; and one that fails midway it reports by how its end failed.
+    `Session.get_objects` is not used: if a search cannot begin, as on a lost session, the interpreter ends it later and
+    prints a traceback; if one fails midway, the error raised is that of ending it.
 
     Args:
         template: with CKA_CLASS at least.
@@ -86,7 +86,7 @@ def search(session: Session, template: Mapping[Attribute, Any]) -> list[Object]:
 
 
 def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
-    """Look up the one private key for signing that `uri` means. Runs on the lane.
+    """Find the one private key for signing that `uri` means.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -99,11 +99,11 @@ def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> Si
 def find_private_key(
     session: Session, uri: Pkcs11Uri, device: DeviceInfo, *, signing: bool = False
 ) -> tuple[KeyInfo, Object]:
-    """Look up the one private key `uri` means, of whatever kind. Runs on the lane.
+    """Find the one private key that `uri` means, of any type.
 
     Args:
-        signing: a key that may not sign is not meant where one that may is there: ykcs11 shows, on every YubiKey, the
-            key that attests the others.
+        signing: leave out keys that may not sign, if there are others: on every YubiKey, ykcs11 shows the key that
+            attests the others.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -113,7 +113,7 @@ def find_private_key(
             f"--key names an object of type {uri.type}; a private key is needed.",
             hint="Leave out the URI's type attribute, or write type=private.",
         )
-    # The device searches by what the URI gives, so that a thousand keys cost no more than one.
+    # The device searches by label and id, so that a thousand keys take no longer than one.
     template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
     if uri.object is not None:
         template[Attribute.LABEL] = uri.object
@@ -121,7 +121,7 @@ def find_private_key(
         template[Attribute.ID] = uri.id
     found = private_keys(session, template)
     if not found:
-        # For the message; or the device knows a label that is not UTF-8, and not what we make of it.
+        # For the message. Or the label on the device is not UTF-8, so that it does not match our spelling of it.
         found = private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY})
     if signing:
         found = [(info, key) for info, key in found if isinstance(key, SignMixin)] or found
@@ -129,7 +129,7 @@ def find_private_key(
 
 
 def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple[KeyInfo, Object]]:
-    """Search for private keys. Runs on the lane."""
+    """Return the private keys that have these attributes."""
     return [(label_and_id(key), key) for key in search(session, template)]
 
 
@@ -148,14 +148,14 @@ def read_certificates(session: Session, key_id: bytes | None = None) -> list[tup
 
 
 def label_and_id(found: Object) -> KeyInfo:
-    """Return what tells an object from others of its kind. Runs on the lane."""
+    """Return the label and the id of an object."""
     return KeyInfo(
         label=read_attribute(found, Attribute.LABEL) or "", id=bytes(read_attribute(found, Attribute.ID) or b"")
     )
 
 
 def signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> SigningKey:
-    """Return what is known of a key that was found; raise KeyUnfit when it cannot sign what Entra accepts."""
+    """Return what is needed to sign with a key; raise KeyUnfit if it cannot sign what Entra accepts."""
     kind = read_attribute(handle, Attribute.KEY_TYPE)
     if kind is not KeyType.RSA:
         raise KeyUnfit(
@@ -164,7 +164,10 @@ def signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
         )
     # python-pkcs11 gives an object the method only when CKA_SIGN is true.
     if not isinstance(handle, SignMixin):
-        raise KeyUnfit(f"The key {info} on {device} may not sign (CKA_SIGN is false).", hint="Make a key for signing.")
+        raise KeyUnfit(
+            f"The key {info} on {device} may not sign (CKA_SIGN is false).",
+            hint="Make a key for signing: hsm-signer key generate.",
+        )
     return SigningKey(
         info=info,
         handle=handle,
@@ -181,7 +184,7 @@ def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
         if modulus and exponent:
             return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
     raise KeyUnfit(
-        f"{device} does not give the public numbers of the key {info}, so its signatures could not be checked.",
+        f"{device} does not show the public key of {info}, so its signatures could not be verified.",
         hint="Store the public key beside the private one, with the same CKA_ID.",
     )
 
@@ -189,12 +192,12 @@ def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
 def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object]:
     yield handle
     if info.id:
-        # A search looks at every object of the device: not before it is needed.
+        # A search looks at every object on the device, so only when it is needed.
         yield from search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: info.id})
 
 
 def read_protection(key: Object) -> Protection:
-    """Return how a private key is guarded. Runs on the lane."""
+    """Return how a private key is guarded."""
     return Protection(
         sensitive=read_attribute(key, Attribute.SENSITIVE),
         extractable=read_attribute(key, Attribute.EXTRACTABLE),
@@ -205,16 +208,16 @@ def read_protection(key: Object) -> Protection:
 
 
 def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
-    """Return the mechanisms that a plan may use and that sign on the device in `slot`. Runs on the lane."""
+    """Return the mechanisms of the device in `slot` that can sign and that `plan_signing` knows."""
     offered = slot.get_mechanisms() & USED
     return frozenset(m for m in offered if slot.get_mechanism_info(m).flags & MechanismFlag.SIGN)
 
 
 def read_attribute(holder: Object, attribute: Attribute) -> Any:
-    """Return an attribute of an object, or None where it has none or does not tell. Runs on the lane.
+    """Return an attribute of an object, or None if it has none or does not show it.
 
     Text that is not UTF-8, such as a label in Latin-1, gets replacement characters. A value that PKCS#11 does not
-    define, such as a vendor's own type of key, counts as not told.
+    define, such as a vendor's own type of key, gives None.
     """
     try:
         return holder[attribute]

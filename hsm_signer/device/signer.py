@@ -1,4 +1,4 @@
-"""The private key on a device that signs, and what is known of it."""
+"""Sign with a private key on a device."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ def open_signer(device: Device, uri: Pkcs11Uri | None = None) -> "DeviceSigner":
     """Find a private key on an open device, and return what signs with it.
 
     Args:
-        uri: of the key; its attributes of the device are not looked at. None means the URI the device was opened by.
+        uri: of the key; what it says about the device is ignored. None means the URI that the device was opened with.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -72,24 +72,24 @@ class DeviceSigner:
         return signature
 
     def sign_unverified(self, algorithm: Algorithm, message: bytes) -> bytes:
-        """Return what the device returns as its signature over `message`, for a caller that verifies it.
+        """Return the device's signature over `message`, for a caller that verifies it.
 
         Raises:
             MechanismUnsupported: the device cannot sign `algorithm`.
-            PinError: the key wants the PIN with each signature, and it was refused or is not at hand.
-            TouchMissed: the device waited for a touch in vain.
-            DeviceError, DeviceTimeout: the call failed, or did not come back.
+            PinError: the key requires the PIN for each signature, and the PIN was refused, or there is none.
+            TouchMissed: nobody touched the device in time.
+            DeviceError, DeviceTimeout: the call failed, or did not return in time.
         """
         signing = plan_signing(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
         if self.key.always_authenticate:
-            # The PIN was right at the login; since then it may have been changed, and others have used up the tries.
+            # The PIN was right at the login. Since then it may have been changed, or others may have used up the tries.
             self._device.require_pin_tries()
         started = time.monotonic()
         try:
             signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
         except (PinIncorrect, PinLocked) as error:
-            # Not this PIN again; and the session is left in an operation that some modules never end.
+            # This PIN must not be sent again, and the session is left in an operation that some modules never end.
             self._device.give_up(error)
             raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
@@ -110,7 +110,7 @@ class DeviceSigner:
             if self.key.public_key != self.public_key:
                 raise KeyNotFound(
                     f"{self._device.info} is back with another key in place of {self.key.info}.",
-                    hint="Start anew, with the certificate of the key that is there now.",
+                    hint="Run the command again, with the certificate of the key that the device holds now.",
                 )
         started = time.monotonic()
         pin = self._context_pin() if self.key.always_authenticate else None
@@ -125,21 +125,21 @@ class DeviceSigner:
             if time.monotonic() - started < _TOUCH_TIMEOUT:
                 raise
             raise TouchMissed(
-                f"{self._device.info} waited for a touch, and none came.",
-                hint="Repeat the command, and touch the device while it blinks.",
+                f"{self._device.info} waited for a touch, and nobody touched it in time.",
+                hint="Run the command again, and touch the device while it blinks.",
             ) from error
         except PIN_REFUSED as error:
-            # ykcs11 2.7 keeps the PIN, and sends it by itself to a card that was away, whatever the key requires.
+            # ykcs11 2.7 keeps the PIN and sends it itself to a card that was unplugged, whatever the key requires.
             if pin is None and not isinstance(error, (pkcs11.PinIncorrect, pkcs11.PinLocked)):
                 raise
             raise explain_login_failure(error, str(self._device.info), flags_after(session.token)) from error
         except pkcs11.PKCS11Error as error:
             if pin is None or not is_wrong_role(error):
                 raise
-            # openCryptoki stores whatever CKA_ALWAYS_AUTHENTICATE it is given, and knows no CKU_CONTEXT_SPECIFIC.
+            # openCryptoki accepts CKA_ALWAYS_AUTHENTICATE for a key, but does not implement CKU_CONTEXT_SPECIFIC.
             raise KeyUnfit(
-                f"The key {self.key.info} requires the PIN for each signature, and {self._device.info} offers no such "
-                "login.",
+                f"The key {self.key.info} requires the PIN for each signature, and {self._device.info} has no "
+                "login for that.",
                 hint="Generate a key without --always-authenticate, or use another device.",
             ) from error
 
@@ -147,8 +147,8 @@ class DeviceSigner:
         pin = self._device.login_pin()
         if pin is None:
             raise PinUnavailable(
-                f"The key {self.key.info} on {self._device.info} wants a PIN with each signature, and there is none.",
-                hint="Choose a --pin-source that gives a PIN: a context-specific login through the device's own pad "
-                "is not offered by the library this is built on.",
+                f"The key {self.key.info} on {self._device.info} requires a PIN for each signature, and there is none.",
+                hint="Choose a --pin-source that gives a PIN. For these keys the device's own PIN pad cannot be used: "
+                "python-pkcs11 does not support it.",
             )
         return pin

@@ -49,7 +49,7 @@ def test_a_missed_touch_is_its_own_error_and_costs_no_pin(yubikey: PivStack) -> 
         signer = open_signer(device)
         yubikey.patience(6)
         yubikey.touch(True)
-        with pytest.raises(TouchMissed, match="waited for a touch, and none came"):
+        with pytest.raises(TouchMissed, match="waited for a touch, and nobody touched it"):
             signer.sign(Algorithm.RS256, MESSAGE)
         assert yubikey.presented() == 1
 

@@ -118,5 +118,5 @@ def test_a_module_that_somebody_else_initializes_again_costs_no_second_login(
                 faulty.clear()
                 faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
                 signer.sign(Algorithm.RS256, b"message")
-    assert "initialised the module anew" in findings["protection"].detail
+    assert "initialised the module again" in findings["protection"].detail
     assert faulty.calls("C_Login") == 1  # the other's

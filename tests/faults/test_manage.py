@@ -157,7 +157,7 @@ class TestGenerate:
         before = count(device)
         faulty.rule("C_GenerateKeyPair", rv=Rv.FUNCTION_FAILED, after_forward=True)
         faulty.rule("C_DestroyObject", rv=Rv.DEVICE_REMOVED)
-        with pytest.raises(DeviceGone, match=r"Whether the key 'new', id .* was made is not known") as caught:
+        with pytest.raises(DeviceGone, match=r"Whether the key 'new', id .* was generated is unknown") as caught:
             generate_key(device, SPEC)
         assert "key list" in str(caught.value.hint)
         assert count(device) == before + 2
@@ -172,7 +172,7 @@ class TestGenerate:
         with open_device(replace(access, timeout=2)) as device:
             faulty.rule("C_GenerateKeyPair", hang=FOR_EVER)
             started = time.monotonic()
-            with pytest.raises(DeviceTimeout, match=r"generating a key within 2 s.* was made is not known"):
+            with pytest.raises(DeviceTimeout, match=r"generating a key within 2 s.* was generated is unknown"):
                 generate_key(device, SPEC, timeout=0)
         assert time.monotonic() - started < 10
 
@@ -225,6 +225,6 @@ class TestCertificate:
 
 def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.flags(set=TokenFlag.WRITE_PROTECTED)
-    with pytest.raises(DeviceReadOnly, match="says that it is write-protected"):
+    with pytest.raises(DeviceReadOnly, match="is write-protected"):
         open_device(access)
     assert faulty.calls("C_Login") == 0

@@ -324,7 +324,7 @@ class TestPinState:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         faulty.always_authenticate(True)
         with open_device(access_to(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
-            with pytest.raises(PinUnavailable, match="wants a PIN with each signature"):
+            with pytest.raises(PinUnavailable, match="requires a PIN for each signature"):
                 open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
@@ -449,7 +449,7 @@ class TestAlwaysAuthenticate:
         with open_device(access_to()) as device:
             signer = open_signer(device)
             faulty.rule("C_Login", rv=USER_TYPE_INVALID)
-            with pytest.raises(KeyUnfit, match="offers no such login"):
+            with pytest.raises(KeyUnfit, match="has no login for that"):
                 signer.sign(Algorithm.RS256, MESSAGE)
 
     @pytest.mark.parametrize(

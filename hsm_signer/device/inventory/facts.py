@@ -1,6 +1,6 @@
-"""What can be said of modules, devices, keys and certificates, as data that travels; and how it is judged; pure.
+"""Facts about modules, devices, keys and certificates, as data that one process can send to another; pure.
 
-What could not be learnt is a fact like any other: a `Problem` where it belongs, beside all that could.
+What could not be read is a fact, too: a `Problem` stands beside what could.
 """
 
 from collections.abc import Collection
@@ -21,7 +21,7 @@ from hsm_signer.errors import HsmSignerError
 
 @dataclass(frozen=True)
 class Problem:
-    """Why something could not be learnt, or cannot be used: an error, as a fact."""
+    """Why something could not be read, or cannot be used: an error, as a fact."""
 
     code: str
     message: str
@@ -29,19 +29,19 @@ class Problem:
 
     @classmethod
     def of(cls, error: HsmSignerError) -> Self:
-        """Return what `error` says."""
+        """Return an error as a fact."""
         return cls(error.code, error.message, error.hint)
 
 
 @dataclass(frozen=True)
 class MechanismFacts:
-    """A mechanism of the device that can sign for us.
+    """A mechanism of the device that can sign client assertions.
 
     Attributes:
         name: "CKM_SHA256_RSA_PKCS".
-        algorithm: what it signs.
-        work: who does what of it: "hashed by the device".
-        chosen: whether it is the one that `algorithm` is signed with.
+        algorithm: the algorithm that it signs.
+        work: who does which part: "hashed by the device".
+        chosen: whether `algorithm` is signed with this one.
     """
 
     name: str
@@ -52,14 +52,14 @@ class MechanismFacts:
 
 @dataclass(frozen=True)
 class KeyFacts:
-    """A private key. None stands for what the device does not tell.
+    """A private key. None stands for what the device does not report.
 
     Attributes:
         uri: what ``--key`` takes.
         kind: "RSA".
         bits: of the modulus.
         protection: how the device guards it.
-        problem: why it cannot sign for us, or None.
+        problem: why it cannot sign client assertions, or None.
     """
 
     uri: str
@@ -76,12 +76,12 @@ class CertificateFacts:
     """A certificate. Subject and validity are None when it cannot be parsed.
 
     Attributes:
-        days_left: whole days of its validity left; negative when it is over.
+        days_left: whole days until it expires; negative when it has expired.
         sha1: the thumbprint in ``x5t``.
         sha256: the thumbprint in ``x5t#S256``.
-        key: the URI of the private key it certifies, if that was seen.
-        problem: why it cannot be parsed, or does not do for the key that has its CKA_ID; or None.
-        attestation: it proves where a key was generated, and is not one to sign in with.
+        key: the URI of the private key that it certifies, if the device shows one.
+        problem: why it cannot be parsed, or cannot be used with the key that has its CKA_ID; or None.
+        attestation: whether it only proves where a key was generated, and cannot be used to sign in.
     """
 
     label: str
@@ -102,7 +102,7 @@ class Contents:
     """What a device holds.
 
     Attributes:
-        hidden: whether there may be private keys that were not seen, for want of a login.
+        hidden: whether there may be private keys that only a login would show.
     """
 
     hidden: bool
@@ -117,9 +117,9 @@ class DeviceFacts:
     Attributes:
         uri: what ``--key`` takes when the device has only one key.
         pad: whether it has a PIN pad of its own.
-        mechanisms: those that can sign for us, the best for each algorithm first.
-        contents: None where nobody looked.
-        problem: why the mechanisms are not known, or None.
+        mechanisms: those that can sign client assertions, the best for each algorithm first.
+        contents: None if they were not read.
+        problem: why the mechanisms could not be read, or None.
     """
 
     info: DeviceInfo
@@ -137,8 +137,8 @@ class ModuleFacts:
 
     Attributes:
         name: in p11-kit's configuration, or None.
-        library: None when it could not be loaded.
-        problem: why it could not be loaded or looked through, or None.
+        library: None if it could not be loaded.
+        problem: why it could not be loaded or examined, or None.
     """
 
     name: str | None
@@ -149,9 +149,9 @@ class ModuleFacts:
 
 
 def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, ...]:
-    """Return what each of `mechanisms`, those with CKF_SIGN, can do for us.
+    """Return what each mechanism, of those with CKF_SIGN, can sign.
 
-    A mechanism that serves two algorithms stands there twice, one that serves none not at all.
+    A mechanism that signs two algorithms is returned twice, one that signs none is left out.
     """
     return tuple(
         MechanismFacts(

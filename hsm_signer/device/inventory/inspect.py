@@ -1,4 +1,4 @@
-"""Look through a module, or into one device, and return the facts. Changes nothing."""
+"""Examine a module, or one device, and return the facts. Changes nothing."""
 
 import hashlib
 from collections.abc import Sequence
@@ -52,17 +52,17 @@ from hsm_signer.x509.requirements import require_length, require_usable
 
 
 def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
-    """Look through a module in this process, without a login. Whatever goes wrong is in the facts.
+    """List the devices of a module in this process, without a login. Errors are part of the facts.
 
     Args:
-        path: the shared library. What it reads from the environment is there already.
+        path: the shared library. The environment variables that it reads are set already.
         name: in p11-kit's configuration, or None.
         timeout: seconds one call into the module may take.
     """
     facts = ModuleFacts(name, str(path), None, ())
     origin = Pkcs11Uri(module_name=name)
     try:
-        # Found as the URIs that are given out will have it found.
+        # Found in the same way as by the URIs that are returned.
         module = load_module(find_module(None if name else path, origin), {}, timeout)
         facts = replace(facts, path=str(module.path))
         facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
@@ -78,17 +78,17 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
 
 
 def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
-    """Look into the one device that `access` means; what its URI says of a key does not matter.
+    """List what is on the one device that `access` means; what its URI says about a key is ignored.
 
     Args:
         now: the time, timezone-aware, by which certificates are judged.
-        login: log in first, as `open_device` does; otherwise private objects may be hidden.
+        login: log in first, as `open_device` does. Without a login, private objects may be hidden.
 
     Returns:
-        The module, and of its devices that one.
+        The module with that one device.
 
     Raises:
-        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: there is no such device to look into.
+        ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: the device cannot be read.
         PinError: the login did not succeed.
         DeviceTimeout: a call into the module did not come back.
     """
@@ -106,7 +106,7 @@ def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
 
 
 def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
-    """Return `uri` with what of `origin` leads to the module, so that it can be used as it stands."""
+    """Return `uri` with the attributes of `origin` that lead to the module, so that it can be used as it is."""
     return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
 
 
@@ -181,12 +181,12 @@ def _certificates(
 def certificate_facts(
     der: bytes, info: KeyInfo, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
 ) -> CertificateFacts:
-    """Judge a certificate beside the private keys of its device; pure.
+    """Return the facts about a certificate, judged with the private keys of its device; pure.
 
     Args:
         der: the certificate.
         info: its CKA_LABEL and CKA_ID.
-        keys: each with its public half, or None where that is unknown or unfit.
+        keys: each with its public key, or None if that is unknown or cannot be used.
         now: the time, timezone-aware.
     """
     beside = [public_key for key, public_key in keys if info.id and key.id == info.id]
@@ -206,7 +206,7 @@ def certificate_facts(
         certificate = parse_certificates(der, "It")[0]
     except CertificateUnusable as error:
         return replace(facts, problem=Problem.of(error))
-    # One key may stand there under several ids: rather the one whose id this is.
+    # One key may be on the device under several ids: prefer the one with the certificate's id.
     certified = sorted(
         (key.id != info.id, key.uri) for key, public_key in keys if public_key and public_key == certificate.public_key
     )

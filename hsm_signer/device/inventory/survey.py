@@ -1,6 +1,7 @@
-"""Look through every module there is, each in a process of its own: a bad one costs its own entry and no other.
+"""Examine every installed module, each in a process of its own, so that a faulty one spoils only its own entry.
 
-A vendor's library may hang, crash the process it is loaded into, or want an environment that another one must not see.
+A vendor's library may hang, crash the process it is loaded into, or need environment variables that others must not
+see.
 """
 
 import contextlib
@@ -19,16 +20,16 @@ from hsm_signer.device.worker.child import ChildProcess, parent_channel
 from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
 
 _START = 5.0
-"""Seconds a survey may take beside a call into the module: starting Python and importing."""
+"""Seconds for starting Python and importing, in addition to the timeout of a call into the module."""
 
 
 @dataclass(frozen=True)
 class ModuleReference:
-    """A module to look through.
+    """A module to examine.
 
     Attributes:
         path: the shared library.
-        name: in p11-kit's configuration, or None when it was named by its file.
+        name: in p11-kit's configuration, or None if it was named by its file.
     """
 
     path: Path
@@ -36,7 +37,7 @@ class ModuleReference:
 
 
 def known_modules(explicit: Path | None) -> list[ModuleReference]:
-    """Return the modules of p11-kit's configuration and, before them, `explicit`, which may be one of them."""
+    """Return the modules of p11-kit's configuration. `explicit`, which may be one of them, comes first."""
     named = [ModuleReference(path, name) for name, path in configured_modules().items()]
     if explicit is None:
         return named
@@ -47,7 +48,7 @@ def known_modules(explicit: Path | None) -> list[ModuleReference]:
 
 @dataclass(frozen=True)
 class LookThrough:
-    """Parent to survey: what to look through. The answer is `ModuleFacts`."""
+    """Message from the parent: the module to examine. The answer is `ModuleFacts`."""
 
     path: Path
     name: str | None
@@ -57,11 +58,11 @@ class LookThrough:
 def survey(
     module: ModuleReference, environment: Mapping[str, str], timeout: float, slow: Slow = log_slow
 ) -> ModuleFacts:
-    """Look through a module, without a login. Whatever goes wrong is in the facts.
+    """List the devices of a module, without a login. Errors are part of the facts.
 
     Args:
         environment: variables set before the module loads.
-        timeout: seconds one call into the module may take. Some seconds after that the process is killed.
+        timeout: seconds one call into the module may take. A few seconds later the process is killed.
         slow: shows a person that it takes longer than a moment.
     """
     try:
@@ -98,11 +99,11 @@ def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: fl
 
 
 def main() -> NoReturn:
-    """Look through the module that the parent names, and tell it the facts."""
+    """Examine the module that the parent names, and send it the facts."""
     channel = parent_channel(LookThrough)
     from hsm_signer.device.inventory.inspect import look_through
 
-    # A parent that is gone needs no answer.
+    # If the parent has ended, nobody needs the answer.
     with contextlib.suppress(EOFError, OSError):
         wanted: LookThrough = channel.receive()
         channel.send(look_through(wanted.path, wanted.name, wanted.timeout))

@@ -1,1 +1,1 @@
-"""Changes to a device: keys and certificates made, stored, deleted."""
+"""Changes to a device: generating and deleting keys, storing and deleting certificates."""

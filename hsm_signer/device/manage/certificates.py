@@ -1,8 +1,8 @@
 """The certificates of keys on a device: reading, storing, replacing and deleting them.
 
 A certificate belongs to the key that has its CKA_ID. Attestation certificates, with which a device proves that it
-generated a key, are never among them: they are not for signing in, and must not be deleted. ykcs11 takes an order to
-delete one for an order to delete the key's own certificate.
+generated a key, are never among them: they cannot be used to sign in, and must not be deleted: ykcs11, told to delete
+one, deletes the key's own certificate.
 """
 
 from asn1crypto import x509
@@ -27,7 +27,7 @@ def read_certificate(device: Device, key: KeyInfo) -> bytes:
 
     Raises:
         CertificateNotFound: there is none.
-        KeyAmbiguous: there are several, and which one is registered only the operator knows.
+        KeyAmbiguous: there are several, and only the operator knows which one is registered.
         DeviceError, DeviceTimeout: the device cannot be read.
     """
     found = _read_all(device, key)
@@ -68,7 +68,7 @@ def read_certificate_by_uri(access: KeyAccess) -> bytes:
 
 
 def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
-    """Return the certificates on the device that certify a key and do not attest it, whatever their ids.
+    """Return the certificates on the device that certify a key, whatever their ids.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
@@ -83,15 +83,15 @@ def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
 
 
 def require_no_certificate(device: Device, key: KeyInfo) -> None:
-    """Check that a certificate stored beside a key would be the only one, by which it is found.
+    """Check that a key has no certificate, and an id that one can be found by.
 
     Raises:
-        CertificateExists: there is one already.
-        KeyUnfit: the key has no id, so none would be found.
+        CertificateExists: it has one already.
+        KeyUnfit: it has no id.
     """
     if not key.id:
         raise KeyUnfit(
-            f"The key {key} on {device.info} has no id, by which a certificate would be found.",
+            f"The key {key} on {device.info} has no id, so a certificate stored on the device would not be found.",
             hint="Keep the certificate in a file (--no-store --output-file FILE), and name it with --certificate.",
         )
     beside = _read_all(device, key)
@@ -99,7 +99,7 @@ def require_no_certificate(device: Device, key: KeyInfo) -> None:
         raise CertificateExists(
             f"{device.info} holds {len(beside)} certificate{'s' if len(beside) != 1 else ''} with the id of the key "
             f"({key}) already.",
-            hint="See it with certificate show. With --replace it is deleted, once the new one is stored.",
+            hint="See it with certificate show. With --replace it is deleted after the new one is stored.",
         )
 
 
@@ -109,12 +109,12 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
     Args:
         device: opened writable.
         der: the certificate.
-        subject: DER of its subject name; PKCS#11 v3.1 section 4.6.3 wants it apart.
+        subject: DER of its subject name, which PKCS#11 v3.1 section 4.6.3 requires as an attribute of its own.
         label: CKA_LABEL.
         key_id: CKA_ID of the key it certifies.
 
     Raises:
-        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device refused or failed.
     """
 
     def store(session: Session) -> None:
@@ -134,43 +134,43 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
 
 
 def replace_certificates(device: Device, key: KeyInfo, der: bytes) -> None:
-    """Store a certificate beside a key, then delete all others that stand there: at no moment is there none.
+    """Store the certificate of a key, then delete all others of that key: at no moment is there none.
 
-    A run that was cut off is repeated.
+    If this is interrupted, it can be repeated.
 
     Args:
         device: opened writable.
         der: the certificate.
 
     Raises:
-        DeviceError, DeviceTimeout: the device did not do it.
+        DeviceError, DeviceTimeout: the device refused or failed.
     """
     if der not in _read_all(device, key):
         # PKCS#11 v3.1 section 4.6.3: CKA_SUBJECT is the DER of the subject.
         subject = x509.Certificate.load(der).subject.dump()
         store_certificate(device, der, subject=subject, label=key.label, key_id=key.id)
-    # Looked up again: some devices have room for one, which the new one has taken.
+    # Read again: some devices have room for only one, so the new one has replaced it.
     for old in _read_all(device, key) - {der}:
         delete_certificate(device, old)
 
 
 def delete_certificate(device: Device, der: bytes) -> None:
-    """Delete a certificate, wherever on the device it stands.
+    """Delete a certificate, whatever its id.
 
     Args:
         device: opened writable.
         der: the certificate.
 
     Raises:
-        CertificateNotFound: it is not on the device, or attests a key.
-        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+        CertificateNotFound: it is not on the device, or is an attestation certificate.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device refused or failed.
     """
 
     def delete(session: Session) -> None:
         stored = [found for found, value in _stored(session) if value == der]
         if not stored:
             raise CertificateNotFound(
-                f"{device.info} does not hold the certificate that was to be deleted.",
+                f"{device.info} does not hold the certificate to delete.",
                 hint="See what it holds with device show.",
             )
         for found in stored:

@@ -1,6 +1,6 @@
-"""Making a key pair, and making sure that it is the one that was asked for.
+"""Generate a key pair, and check that it is the one that was asked for.
 
-What the device has made is read back before it is called made; what is half-made or made otherwise is deleted again.
+The new key is read back from the device. If only half of it exists, or it is not as asked for, it is deleted again.
 """
 
 import secrets
@@ -32,17 +32,17 @@ from hsm_signer.errors import (
 from hsm_signer.x509.requirements import MINIMUM_BITS
 
 SIZES = (MINIMUM_BITS, 3072, 4096)
-"""Bits of the keys that can be made."""
+"""Bits of the keys that can be generated."""
 
 GENERATION_TIMEOUT = 300.0
-"""Seconds that making a key may take at least: a card looks for the primes of 4096 bits for minutes."""
+"""Seconds that generating a key may take: for 4096 bits a card needs minutes to find the primes."""
 
-_ID_BYTES = 4  # short enough to be read aloud; it need only differ from the others on its device
+_ID_BYTES = 4  # short enough to read aloud; it only has to differ from the others on its device
 _WITH_ID = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE, ObjectClass.SECRET_KEY)
 
-# What the key must not be used for. tpm2-pkcs11 makes RSA keys that can decrypt, and no others: it answers
-# CKR_GENERAL_ERROR to a template that forbids it. Other devices allow what a template does not forbid (PKCS#11 v3.1
-# section 4.9: the default is the token's own), so it is forbidden first, and left unsaid where that is refused.
+# What the key must not be used for. tpm2-pkcs11 only generates RSA keys that can decrypt: it returns CKR_GENERAL_ERROR
+# for a template that forbids it. Other devices allow what a template does not forbid (PKCS#11 v3.1 section 4.9: the
+# default is the token's own). So the first template forbids it, and the second, used if that is refused, does not say.
 _USES: tuple[tuple[dict[Attribute, Any], dict[Attribute, Any]], ...] = (
     ({Attribute.ENCRYPT: False}, {Attribute.DECRYPT: False}),
     ({Attribute.ENCRYPT: DEFAULT}, {Attribute.DECRYPT: DEFAULT}),
@@ -54,22 +54,22 @@ _TEMPLATE_REFUSED = (
     pkcs11.GeneralError,
     pkcs11.TemplateInconsistent,
 )
-# What a device answers that was lost, and also one that is there and does not want to.
+# Returned by a device that was lost, and also by one that is plugged in and refuses.
 _REFUSED_OR_GONE = (pkcs11.GeneralError, pkcs11.UserNotLoggedIn)
 
 
 @dataclass(frozen=True)
 class KeySpec:
-    """The key to make.
+    """The key to generate.
 
     Args:
         label: CKA_LABEL of both halves.
-        key_id: CKA_ID of both halves; None has one chosen that nothing on the device has.
+        key_id: CKA_ID of both halves; None chooses one that is free on the device.
         bits: length of the modulus, one of `SIZES`.
-        always_authenticate: whether it wants the PIN with each signature (CKA_ALWAYS_AUTHENTICATE).
+        always_authenticate: whether it requires the PIN for each signature (CKA_ALWAYS_AUTHENTICATE).
 
     Raises:
-        ConfigError: there is no such key.
+        ConfigError: a key like this cannot be generated.
     """
 
     label: str
@@ -91,7 +91,7 @@ class KeySpec:
 
 @dataclass(frozen=True)
 class MadeKey:
-    """A key pair the device has made.
+    """A key pair that the device has generated.
 
     Attributes:
         info: its label and id; what `delete_key` takes.
@@ -105,20 +105,20 @@ class MadeKey:
 
 
 def generate_key(device: Device, spec: KeySpec, *, timeout: float = GENERATION_TIMEOUT) -> MadeKey:
-    """Make an RSA key pair that never leaves the device: token object, private, sensitive, not extractable, sign only.
+    """Generate an RSA key pair that never leaves the device and can only sign.
 
-    A TPM's key can decrypt as well: tpm2-pkcs11 makes no other.
+    The private key is a token object, private, sensitive and not extractable. With tpm2-pkcs11 it can decrypt as well.
 
     Args:
         device: opened writable.
-        timeout: seconds it may take, where the device was opened with fewer.
+        timeout: seconds it may take, if the device's own timeout is shorter.
 
     Raises:
         KeyExists: the label or the id is taken.
-        KeyUnfit: what the device made is not what was asked for. It was deleted again, or the message says why not.
-        MechanismUnsupported: the device makes no RSA keys, or none of this size.
-        DeviceGone, DeviceTimeout: the device was lost on the way, and whether the key was made is not known.
-        DeviceError: the device refused, and nothing was made.
+        KeyUnfit: the device generated another key than was asked for. It was deleted, or the message says why not.
+        MechanismUnsupported: the device generates no RSA keys, or none of this size.
+        DeviceGone, DeviceTimeout: the device was lost, and whether it generated the key is unknown.
+        DeviceError: the device refused, and nothing was generated.
     """
     key_id = device.call("looking for a free id", lambda session: _free_id(session, spec, device.info))
     info = KeyInfo(spec.label, key_id)
@@ -131,13 +131,13 @@ def generate_key(device: Device, spec: KeySpec, *, timeout: float = GENERATION_T
         return _read_back(device, spec, info)
     except (DeviceGone, DeviceTimeout) as error:
         raise type(error)(
-            f"{error.message} Whether the key {info} was made is not known.",
-            hint=f"{error.hint} Then see with key list whether it is there, and delete it before making it again.",
+            f"{error.message} Whether the key {info} was generated is unknown.",
+            hint=f"{error.hint} Then run key list. If it shows the key, delete it before you generate it again.",
         ) from error
 
 
 def _free_id(session: Session, spec: KeySpec, device: DeviceInfo) -> bytes:
-    """Return the id for a new key, or raise where there can be no such key. Changes nothing."""
+    """Return the id for a new key, or raise if there can be no such key. Changes nothing."""
     _require_offered(session.token.slot, spec.bits, device)
     if private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: spec.label}):
         raise KeyExists(
@@ -168,7 +168,7 @@ def _require_offered(slot: Slot, bits: int, device: DeviceInfo) -> None:
             hint="Make the key with the vendor's own tool.",
         )
     longest = slot.get_mechanism_info(making).max_key_length or 0
-    # Some devices tell none, or the length in bytes.
+    # Some devices report none, or the length in bytes.
     if SIZES[0] <= longest < bits:
         raise MechanismUnsupported(
             f"{device} makes RSA keys of {longest} bits at most, not of {bits}.",
@@ -191,14 +191,14 @@ def _generate(session: Session, spec: KeySpec, key: KeyInfo, device: DeviceInfo)
                     Attribute.PRIVATE: True,
                     Attribute.SENSITIVE: True,
                     Attribute.EXTRACTABLE: False,
-                    # Only where it is wanted: not every device knows the attribute.
+                    # Only if it was asked for: not every device knows the attribute.
                     Attribute.ALWAYS_AUTHENTICATE: spec.always_authenticate or DEFAULT,
                     **private_uses,
                 },
             )
             return
         except pkcs11.PKCS11Error as error:
-            # Where the session is lost, this fails, too, and says so.
+            # If the session is lost, this fails as well, and that error is raised.
             _destroy(session, key)
             if isinstance(error, GONE) and not isinstance(error, _REFUSED_OR_GONE):
                 raise
@@ -207,14 +207,14 @@ def _generate(session: Session, spec: KeySpec, key: KeyInfo, device: DeviceInfo)
 
 
 def _destroy(session: Session, key: KeyInfo) -> None:
-    """Delete what there may be of a key whose id nothing else has."""
+    """Delete whatever exists of the new key. Nothing else has its id."""
     for kind in (ObjectClass.PUBLIC_KEY, ObjectClass.PRIVATE_KEY):
         for found in search(session, {Attribute.CLASS: kind, Attribute.ID: key.id}):
             found.destroy()
 
 
 def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
-    """Return the key as the device now tells of it; where it is not what was asked for, delete it and raise."""
+    """Return the key as the device now reports it. If it is not as asked for, delete it and raise."""
     try:
         signer = open_signer(device, key.selector)
     except KeyUnfit as error:
@@ -223,7 +223,7 @@ def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
         wrong = differences(spec, signer.public_key.bits, signer.protection())
         if not wrong:
             return MadeKey(key, signer.public_key, str(_uri(device, key)))
-    made = f"{device.info} made another key than was asked for: {'; '.join(wrong)}."
+    made = f"{device.info} generated another key than was asked for: {'; '.join(wrong)}."
     try:
         delete_key(device, key)
     except HsmSignerError as error:
@@ -231,12 +231,13 @@ def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
             f"{made} It could not be deleted: {error.message}", hint=f"Do not use it, and delete it: {error.hint}"
         ) from error
     raise KeyUnfit(
-        f"{made} It was deleted again.", hint="Ask for what the device can do, or use the vendor's own tool."
+        f"{made} It was deleted again.",
+        hint="Ask for a key that the device can generate, or use the vendor's own tool.",
     )
 
 
 def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
-    """Say in what a key differs from the one asked for; pure. What the device does not tell is not as asked."""
+    """Return how a key differs from the one asked for; pure. What the device does not report counts as a difference."""
     asked = Protection(
         sensitive=True,
         extractable=False,
@@ -255,7 +256,7 @@ def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
 
 
 def _uri(device: Device, key: KeyInfo) -> Pkcs11Uri:
-    """Return the URI the device was opened by, without what it says of a PIN, with the device and the key named."""
+    """Return a URI of the key: the one the device was opened with, without its PIN attributes."""
     return replace(
         device.uri.redacted,
         token=device.info.label,

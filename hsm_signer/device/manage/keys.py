@@ -10,7 +10,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 
 
 def find_key(device: Device, uri: Pkcs11Uri) -> KeyInfo:
-    """Return the label and id of the one private key `uri` means, also of one that cannot sign for us.
+    """Return the label and id of the one private key that `uri` means, even if it cannot sign client assertions.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -30,20 +30,20 @@ def delete_key(device: Device, key: KeyInfo) -> None:
 
     Args:
         device: opened writable.
-        key: of `find_key`, `DeviceSigner.key.info` or `MadeKey.info`.
+        key: from `find_key`, `DeviceSigner.key.info` or `MadeKey.info`.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, private keys have this label and id.
-        DeviceReadOnly, DeviceError, DeviceTimeout: the device did not do it.
+        DeviceReadOnly, DeviceError, DeviceTimeout: the device refused or failed.
     """
 
     def delete(session: Session) -> None:
         _, private = find_private_key(session, key.selector, device.info)
         modulus = read_attribute(private, Attribute.MODULUS)
         same = {Attribute.ID: key.id} if key.id else {Attribute.LABEL: key.label}
-        # The private half last: while it is there, a deletion that was cut short can be repeated.
+        # The private half last: as long as it exists, an interrupted deletion can be repeated.
         for public in search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, **same}):
-            # Devices let two pairs have one id.
+            # Devices allow two key pairs with one id.
             if modulus is None or read_attribute(public, Attribute.MODULUS) == modulus:
                 public.destroy()
         private.destroy()
