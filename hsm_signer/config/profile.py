@@ -25,7 +25,8 @@ from hsm_signer.config.settings import (
 from hsm_signer.config.values import KeySetting, Source, key_file_path
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.entra.authority import Cloud, implied_tenant
+from hsm_signer.entra.authority import implied_tenant
+from hsm_signer.entra.clouds import Cloud
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, Thumbprint
 

@@ -22,7 +22,7 @@ from hsm_signer.config.values import (
     read_texts,
     whole_seconds,
 )
-from hsm_signer.entra.authority import Cloud
+from hsm_signer.entra.clouds import Cloud
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, FILE_LIFETIME, KEPT_BY_READERS, MAXIMUM_LIFETIME, Thumbprint
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import anyio.to_thread
 import httpx
 
-from hsm_signer.entra.authority import is_loopback
+from hsm_signer.entra.url import is_loopback
 from hsm_signer.errors import ConfigError
 from hsm_signer.system.secret import hidden_locals
 

@@ -18,7 +18,8 @@ from hsm_signer.credential.cache import TokenCache
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import Keys
 from hsm_signer.device.access import UNATTENDED, Operator
-from hsm_signer.entra.authority import Endpoint, check_scopes, resolve_endpoint
+from hsm_signer.entra.authority import Endpoint, resolve_endpoint
+from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError
 from hsm_signer.system.secret import Secret, hidden_locals

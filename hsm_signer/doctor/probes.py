@@ -36,9 +36,9 @@ from hsm_signer.doctor.verdicts import (
     skipped,
     warning,
 )
-from hsm_signer.entra.authority import check_scopes
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
+from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.entra.token import request_token, token_form
 from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.secret import Secret

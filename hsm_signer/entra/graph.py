@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from hsm_signer.entra.authority import GraphService
+from hsm_signer.entra.graph_service import GraphService
 from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
 from hsm_signer.system.secret import Secret

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from hsm_signer.entra.authority import is_loopback
-from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, host_of, judge
+from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain, judge
+from hsm_signer.entra.url import host_of, is_loopback
 from hsm_signer.errors import ConfigError, NetworkError
 from hsm_signer.system.fork import without_forks
 from hsm_signer.system.secret import Secret, hidden_locals, revealed

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
+
+from hsm_signer.entra.url import host_of
 
 # What takes long to import is imported where it is used: a program that only signs must not pay for it.
 if TYPE_CHECKING:
@@ -153,15 +155,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def host_of(url: str) -> str:
-    """Return the host of a URL, with its port where it names one, and nothing else of it: for messages."""
-    try:
-        split = urlsplit(url)
-        port = split.port
-    except ValueError:
-        return ""
-    host = "".join(character for character in split.hostname or "" if character.isprintable())[:253]
-    shown = f"[{host}]" if ":" in host else host
-    return shown if port is None else f"{shown}:{port}"

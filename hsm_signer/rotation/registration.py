@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.identity import Identity
-from hsm_signer.entra.authority import resolve_graph
 from hsm_signer.entra.graph import Graph, Holder, Registration
+from hsm_signer.entra.graph_service import resolve_graph
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError

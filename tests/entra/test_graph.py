@@ -9,8 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hsm_signer.entra.authority import GraphService
 from hsm_signer.entra.graph import Graph, Holder, KeyCredential, Registration
+from hsm_signer.entra.graph_service import GraphService
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.errors import EntraError, NetworkError
 from hsm_signer.system.secret import Secret

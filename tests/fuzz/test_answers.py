@@ -17,8 +17,9 @@ from hsm_signer.device import wire
 from hsm_signer.device.inventory.facts import ModuleFacts
 from hsm_signer.device.worker import messages
 from hsm_signer.doctor.verdicts import judge_metadata
-from hsm_signer.entra.authority import resolve_endpoint, resolve_graph
+from hsm_signer.entra.authority import resolve_endpoint
 from hsm_signer.entra.graph import Graph, Holder
+from hsm_signer.entra.graph_service import resolve_graph
 from hsm_signer.entra.http_answer import HttpResponse, judge, retry_after
 from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.entra.token import request_token, token_form

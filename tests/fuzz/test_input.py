@@ -33,7 +33,9 @@ from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra import http
 from hsm_signer.entra.aadsts import lookup, parse_code
-from hsm_signer.entra.authority import check_scopes, resolve_endpoint, resolve_graph
+from hsm_signer.entra.authority import resolve_endpoint
+from hsm_signer.entra.graph_service import resolve_graph
+from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.jwt.verification import check_assertion
 from hsm_signer.system.display import displayable

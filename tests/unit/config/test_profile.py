@@ -23,7 +23,7 @@ from hsm_signer.config.profile import (
 from hsm_signer.config.settings import SETTINGS, Setting, missing
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.entra.authority import Cloud
+from hsm_signer.entra.clouds import Cloud
 from hsm_signer.errors import ConfigError, UriError
 from hsm_signer.jwt.assertion import Thumbprint
 
