@@ -16,6 +16,7 @@ from hsm_signer.entra.aadsts import is_lasting
 from hsm_signer.entra.token import AccessToken
 from hsm_signer.errors import EntraError, HsmSignerError
 from hsm_signer.system.fork import reset_after_fork
+from hsm_signer.system.threads import NO_THREAD_HINT
 
 logger = logging.getLogger(__name__)
 
@@ -230,10 +231,7 @@ class TokenCache:
 
 
 def _report_no_thread() -> AccessToken:
-    raise HsmSignerError(
-        "No thread could be started to get a token.",
-        hint="Raise the limit on processes and threads (`ulimit -u`, TasksMax= of the service, pids of the container).",
-    )
+    raise HsmSignerError("No thread could be started to get a token.", hint=NO_THREAD_HINT)
 
 
 def _succeeded(token: AccessToken) -> "Future[AccessToken]":

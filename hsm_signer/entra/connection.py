@@ -1,7 +1,7 @@
-"""The connection of one HTTP attempt: another thread can cut it, and it brings only so many bytes.
+"""The connection of one HTTP attempt: another thread can cut it, and the bytes that it receives are limited.
 
 httpx's timeouts are for single operations. A server that sends a byte now and then, or one interim response after
-another (1xx, RFC 9110 section 15.2), meets none of them, and httpcore reads interim responses without end.
+another (1xx, RFC 9110 section 15.2), never exceeds them, and httpcore reads interim responses without a limit.
 """
 
 import logging
@@ -18,7 +18,7 @@ import httpcore
 from httpcore import SOCKET_OPTION
 
 THREAD = "hsm-signer-http"
-"""Name of the threads that attempts run in."""
+"""Name of the threads that run attempts."""
 
 _CONNECT_TIMEOUT = 10.0
 """Seconds for an address, and for the handshake, when it connects ahead."""
@@ -27,14 +27,14 @@ _KEPT_OPEN = 15.0
 
 
 class TooMuch(Exception):
-    """The server sent more bytes than the connection may bring."""
+    """The server sent more bytes than the connection may receive."""
 
 
 class Connection(httpcore.NetworkBackend):
-    """Connects once, for httpcore, and can be cut.
+    """Opens one connection for httpcore, which can be cut.
 
     Args:
-        limit: bytes that it may bring, interim responses and headers included.
+        limit: bytes that it may receive, including interim responses and headers.
 
     Attributes:
         busy: held while it connects ahead: a request waits for that, and then uses what was connected.
@@ -48,7 +48,7 @@ class Connection(httpcore.NetworkBackend):
         self._network = httpcore.SyncBackend()
         self._lock = threading.Lock()
         self._is_cut = False
-        # A duplicate: TLS takes the socket itself over, and hides it while its handshake runs.
+        # A duplicate: TLS takes over the socket itself, and hides it during the handshake.
         self._end: socket.socket | None = None
 
     @property
@@ -57,13 +57,13 @@ class Connection(httpcore.NetworkBackend):
         return self._used is not None and self._used.left == self._limit
 
     def cut(self) -> None:
-        """End it from any thread: what reads from it or writes to it fails at once, and nothing connects any more."""
+        """Close it, from any thread: reads and writes fail at once, and no new connection is opened."""
         with self._lock:
             self._is_cut = True
             end, self._end = self._end, None
             ahead, self._ahead = self._ahead, None
         if end is not None:
-            with suppress(OSError):  # the server has ended it
+            with suppress(OSError):  # the server has closed it
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         if ahead is not None:
@@ -191,13 +191,13 @@ class _Ahead:
         return (self.host, self.port) == (host, port) and time.monotonic() - self.since < _KEPT_OPEN
 
 
-def _is_of_another(record: logging.LogRecord) -> bool:
-    """Tell whether a record is none of an attempt's: those quote the answer, and a server may echo what it was sent."""
+def _is_from_elsewhere(record: logging.LogRecord) -> bool:
+    """Return whether a record is not from an attempt. Those quote the response, which may echo what was sent."""
     return threading.current_thread().name != THREAD
 
 
 for _name in ("httpcore.http11", "httpx"):
-    logging.getLogger(_name).addFilter(_is_of_another)
+    logging.getLogger(_name).addFilter(_is_from_elsewhere)
 
 
 def _addresses(host: str, port: int) -> list[str]:

@@ -1,6 +1,6 @@
-"""Microsoft Graph, as far as an application rolls its own keys: list, add and remove key credentials.
+"""The part of Microsoft Graph with which an application replaces its own keys: list, add and remove key credentials.
 
-An application needs no permission for addKey and removeKey on itself, but a proof that it holds a key registered now.
+An application needs no permission to call addKey and removeKey on itself, but a proof that it has a registered key.
 https://learn.microsoft.com/graph/api/application-addkey
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Holder(StrEnum):
-    """What holds key credentials, by its name in Graph's addresses."""
+    """The kind of object that has the key credentials, as named in Graph's URLs."""
 
     APPLICATION = "applications"
     SERVICE_PRINCIPAL = "servicePrincipals"
@@ -34,12 +34,12 @@ class Holder(StrEnum):
 
 @dataclass(frozen=True)
 class KeyCredential:
-    """A certificate that is registered.
+    """A registered certificate.
 
     Attributes:
-        key_id: a GUID, by which it is removed.
-        thumbprint: its ``customKeyIdentifier``, which is the SHA-1 thumbprint unless somebody chose another.
-        certificate: DER, or empty where Graph does not give it.
+        key_id: a GUID; removing it needs this.
+        thumbprint: its ``customKeyIdentifier``: the SHA-1 thumbprint, unless somebody chose another value.
+        certificate: DER; empty if Graph does not return it.
     """
 
     key_id: str
@@ -49,10 +49,10 @@ class KeyCredential:
 
 @dataclass(frozen=True)
 class Registration:
-    """An application or service principal as Graph knows it.
+    """The credentials of an application or service principal in Graph.
 
     Attributes:
-        object_id: its id in the directory, which is not the client id.
+        object_id: its ID in the directory, which is not the client ID.
         credentials: its certificates.
     """
 
@@ -61,11 +61,11 @@ class Registration:
 
     @property
     def key_ids(self) -> frozenset[str]:
-        """The ids of all credentials."""
+        """The IDs of all credentials."""
         return frozenset(credential.key_id for credential in self.credentials)
 
     def find(self, certificate: Certificate) -> str | None:
-        """Return the id of the credential that a certificate is registered as, or None."""
+        """Return the ID of the credential for a certificate, or None."""
         for credential in self.credentials:
             if certificate.der == credential.certificate or certificate.sha1 == credential.thumbprint:
                 return credential.key_id
@@ -73,8 +73,8 @@ class Registration:
 
 
 def demands_an_authority(error: EntraError) -> bool:
-    """Return whether Graph refused a certificate because of who issued it."""
-    return _is_a_policys(error.error or "") and "Lifetime" not in (error.error or "")
+    """Return whether Graph refused a certificate because of its issuer."""
+    return _is_from_policy(error.error or "") and "Lifetime" not in (error.error or "")
 
 
 class Graph:
@@ -83,8 +83,8 @@ class Graph:
     Args:
         service: which Graph.
         client_id: of the application.
-        holder: which of the two is meant.
-        http: the client that asks.
+        holder: the application or its service principal.
+        http: sends the requests.
         token: returns an access token for Graph.
     """
 
@@ -92,7 +92,7 @@ class Graph:
         self, service: GraphService, client_id: str, holder: Holder, http: "HttpClient", token: Callable[[], Secret]
     ) -> None:
         self._host = urlsplit(service.origin).netloc
-        # An appId addresses both kinds, so that nobody need look up the object id to act.
+        # An appId identifies both kinds, so nobody must look up the object ID.
         self._address = f"{service.origin}/v1.0/{holder}(appId='{quote(client_id, safe='')}')"
         self._http = http
         self._token = token
@@ -101,25 +101,25 @@ class Graph:
         """Return what is registered.
 
         Raises:
-            EntraError: Graph refuses; without Application.Read.All it may, even to the application itself.
-            NetworkError: it cannot be reached, or makes no sense.
+            EntraError: Graph refuses. Without Application.Read.All it may, even for the application itself.
+            NetworkError: Graph cannot be reached, or its answer is not usable.
         """
         document = self._document(self._http.get(f"{self._address}?$select=id,keyCredentials", self._headers()))
         object_id, entries = document.get("id"), document.get("keyCredentials")
         if not isinstance(object_id, str) or not isinstance(entries, list):
-            raise self._nonsense("has no id or no keyCredentials")
+            raise self._unusable("has no id or no keyCredentials")
         return Registration(object_id, tuple(self._credential(entry) for entry in entries))
 
     def add_key(self, certificate: bytes, proof: Secret) -> KeyCredential:
-        """Register a certificate beside those there are.
+        """Register one more certificate.
 
         Args:
             certificate: DER.
-            proof: what `build_proof` returned, signed by a key that is registered.
+            proof: what `build_proof` returned, signed with a registered key.
 
         Raises:
-            EntraError: the proof, the certificate or the application's policy stands against it.
-            NetworkError: as `registration`. It may have been registered all the same.
+            EntraError: Graph refuses the proof or the certificate.
+            NetworkError: as `registration`. The certificate may be registered anyway.
         """
         encoded = base64.b64encode(certificate).decode("ascii")
         key = {"type": "AsymmetricX509Cert", "usage": "Verify", "key": encoded}
@@ -132,11 +132,11 @@ class Graph:
 
         Args:
             key_id: of the credential.
-            proof: signed by a key that is registered; the one removed may do.
+            proof: signed with a registered key, which may be the one to remove.
 
         Raises:
-            EntraError: the proof stands against it, or there is no such credential.
-            NetworkError: as `registration`. It may have been removed all the same.
+            EntraError: Graph refuses the proof, or there is no such credential.
+            NetworkError: as `registration`. The certificate may be removed anyway.
         """
         body = {"keyId": key_id, "proof": proof}
         answer = self._http.post_json(f"{self._address}/removeKey", body, self._headers())
@@ -152,13 +152,13 @@ class Graph:
         if document is not None and isinstance(document.get("error"), dict):
             raise self._refusal(document["error"], response.status, (self._token(), *secrets))
         if document is None or not 200 <= response.status < 300:
-            raise self._nonsense(f"is no document of Graph (status {response.status})")
+            raise self._unusable(f"is not a Graph document (status {response.status})")
         return document
 
     def _credential(self, entry: object) -> KeyCredential:
         fields = entry if isinstance(entry, dict) else {}
         if not isinstance(fields.get("keyId"), str):
-            raise self._nonsense("has a key credential without a keyId")
+            raise self._unusable("has a key credential without a keyId")
         return KeyCredential(
             fields["keyId"], _thumbprint(fields.get("customKeyIdentifier")), _binary(fields.get("key"))
         )
@@ -176,34 +176,34 @@ class Graph:
             correlation_id=request,
         )
 
-    def _nonsense(self, complaint: str) -> NetworkError:
+    def _unusable(self, complaint: str) -> NetworkError:
         return NetworkError(
             f"The answer of {self._host} {complaint}.", hint="Check --graph, and whether a proxy answered instead."
         )
 
 
-# https://learn.microsoft.com/graph/errors, and what addKey and removeKey have been seen to answer.
+# https://learn.microsoft.com/graph/errors, and errors that addKey and removeKey really return.
 _HINTS = {
-    "Authentication_MissingOrMalformed": "Graph says this of a proof, too: see that --object-id is the application's "
-    "object id, not its client id, and that the key that signs is still registered and in its validity.",
-    "InvalidAuthenticationToken": "Graph does not take the token: check --cloud and --graph.",
-    "Authorization_RequestDenied": "An application may roll its own keys only: see that --client-id is the one the "
-    "token was given to, and --object-id its object id. To list them, it needs Application.Read.All.",
-    "Request_ResourceNotFound": "There is no such application in this tenant: check --tenant and --client-id; "
-    "a key of a service principal needs --service-principal.",
+    "Authentication_MissingOrMalformed": "Graph also returns this for a proof. Check that --object-id is the "
+    "application's object ID, not its client ID, and that the signing key is registered and its certificate valid.",
+    "InvalidAuthenticationToken": "Graph does not accept the token. Check --cloud and --graph.",
+    "Authorization_RequestDenied": "An application may replace only its own keys. Check that --client-id is "
+    "the application that got the token, and --object-id its object ID. To list keys, it needs Application.Read.All.",
+    "Request_ResourceNotFound": "There is no such application in this tenant. Check --tenant and --client-id; "
+    "keys of a service principal need --service-principal.",
 }
 
 
 def _hint(code: str) -> str:
     # https://learn.microsoft.com/graph/api/resources/applicationauthenticationmethodpolicy
-    if _is_a_policys(code):
+    if _is_from_policy(code):
         if "Lifetime" in code:
-            return "A policy of this tenant caps the lifetime of certificates: choose fewer --days."
+            return "A policy of this tenant limits the lifetime of certificates. Choose fewer --days."
         return "A policy of this tenant does not allow this certificate. It may require one from a trusted CA."
     return _HINTS.get(code, "Microsoft explains Graph's errors at https://learn.microsoft.com/graph/errors.")
 
 
-def _is_a_policys(code: str) -> bool:
+def _is_from_policy(code: str) -> bool:
     return code.endswith("AsPerAppPolicy")
 
 
@@ -223,7 +223,7 @@ def _binary(value: object) -> bytes:
 
 
 def _thumbprint(value: object) -> bytes:
-    """Return a ``customKeyIdentifier``: Edm.Binary by its type, but hexadecimal is seen as well."""
+    """Return a ``customKeyIdentifier``. Its type is Edm.Binary, but some are hexadecimal."""
     if isinstance(value, str) and len(value) == 40:
         try:
             return bytes.fromhex(value)

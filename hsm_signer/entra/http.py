@@ -1,13 +1,12 @@
-"""The one HTTP client: posts forms and JSON, and gets documents, over verified TLS, within a deadline, and tries again
-where that can help.
+"""The only HTTP client: posts forms and JSON and gets documents over verified TLS, within a deadline, with retries.
 
-An attempt runs on a daemon thread of its own while the caller waits for as long as is left: httpx's timeouts are for
-single operations, and neither a resolver that hangs nor headers that arrive byte by byte would ever meet them. When the
-caller stops waiting, the attempt's connection is cut, which ends its thread. Only a name that is being resolved cannot
-be interrupted: that thread ends when the resolver gives up.
+Each attempt runs on a daemon thread while the caller waits for the rest of the deadline: httpx's timeouts are for
+single operations, so neither a resolver that hangs nor headers that arrive byte by byte would ever exceed them. When
+the caller stops waiting, the connection of the attempt is cut, which ends its thread. Only name resolution cannot be
+interrupted: that thread ends when the resolver gives up.
 
-Failures inside an attempt come back as values, not as exceptions: an httpx exception carries the request, and with it
-the assertion, and must not hang in the chain of an error that somebody logs.
+An attempt returns its failure as a value, not as an exception: an httpx exception holds the request, and with it the
+assertion, and must not be in the chain of an error that somebody logs.
 """
 
 import contextlib
@@ -29,10 +28,11 @@ from hsm_signer.entra.url import host_of, is_loopback
 from hsm_signer.errors import ConfigError, NetworkError
 from hsm_signer.system.fork import without_forks
 from hsm_signer.system.secret import Secret, hidden_locals, revealed
+from hsm_signer.system.threads import NO_THREAD_HINT
 from hsm_signer.system.trusted_path import require_trusted_path
 from hsm_signer.version import __version__
 
-# What takes long to import is imported where it is used: a program that only signs must not pay for it.
+# Slow imports are made where they are needed: a program that only signs must not wait for them.
 if TYPE_CHECKING:
     import ssl
 
@@ -48,15 +48,15 @@ class HttpClient:
     `connecting_to` connects while the caller is busy with something else.
 
     Args:
-        timeout: seconds for one request, all its attempts and waits included.
-        ca_bundle: PEM file of authorities to trust beside the system's. Verification cannot be turned off.
+        timeout: seconds for one request, with all its attempts and pauses.
+        ca_bundle: PEM file of extra CA certificates to trust. Verification cannot be turned off.
         sleep: waits for that many seconds.
         monotonic: seconds on a clock that is never set.
         now: seconds since the epoch.
-        jitter: a number from 0 up to 1, evenly spread.
+        jitter: returns a random number from 0 up to 1.
 
     Raises:
-        ConfigError: the CA bundle cannot be read, holds no certificate, or another user could replace it.
+        ConfigError: the CA bundle cannot be read, contains no certificate, or another user could replace it.
     """
 
     def __init__(
@@ -95,21 +95,21 @@ class HttpClient:
     def post_form(
         self, url: str, form: Mapping[str, str | Secret], headers: Mapping[str, str | Secret]
     ) -> HttpResponse:
-        """Post `form` to `url` and return the answer.
+        """Post `form` to `url` and return the response.
 
-        Connection errors, 429 and 5xx are tried again with the same form, up to four attempts in all.
+        After a connection error, 429 or 5xx the same form is sent again, up to four times in all.
 
         Raises:
-            NetworkError: no usable answer arrived in time; the message names the last cause.
-            ConfigError: a proxy variable of the environment is unusable.
+            NetworkError: no usable response arrived in time; the message names the last cause.
+            ConfigError: a proxy variable in the environment is unusable.
         """
         return self._send("POST", url, headers, data=form)
 
     def post_json(self, url: str, document: Mapping[str, object], headers: Mapping[str, str | Secret]) -> HttpResponse:
-        """Post `document` to `url` as JSON, in the same way: a repetition may reach a server that has done it already.
+        """Post `document` to `url` as JSON, in the same way. A retry may reach a server that has already done it.
 
         Args:
-            document: its members may be secrets, but not what is inside them.
+            document: its members may be `Secret`, but not what is inside them.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
@@ -117,7 +117,7 @@ class HttpClient:
         return self._send("POST", url, headers, json=document)
 
     def get(self, url: str, headers: Mapping[str, str | Secret] | None = None) -> HttpResponse:
-        """Get what is at `url`, in the same way.
+        """Get the document at `url`, in the same way.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
@@ -146,11 +146,11 @@ class HttpClient:
                 last = answer
                 continue
             if answer is None or attempt.left() <= 0:
-                raise self._overrun(host, answer or last)
-            # A server that asks for a second's peace still gets the longer wait of a later attempt.
+                raise self._deadline_error(host, answer or last)
+            # A server that asks for one second still gets the longer pause of a later attempt.
             pause = max(answer.retry_after or 0, 2**retries * (0.5 + self._jitter() / 2))
             if retries == _RETRIES or not answer.retry or pause >= attempt.left():
-                raise self._give_up(answer)
+                raise self._final_error(answer)
             self._sleep(pause)
             last = answer
             retries += 1
@@ -165,20 +165,20 @@ class HttpClient:
                 return ahead.result(max(seconds, 0))
         return Connection(_MAXIMUM_BYTES)
 
-    def _overrun(self, host: str, last: "Failure | None") -> NetworkError:
-        seen = f" Last seen: {last.message}" if last else ""
+    def _deadline_error(self, host: str, last: "Failure | None") -> NetworkError:
+        seen = f" Last failure: {last.message}" if last else ""
         return NetworkError(
             f"{host} gave no complete answer within {self._timeout:g} seconds.{seen}",
-            hint="Check the network and any proxy between here and there, or allow more with --network-timeout.",
+            hint="Check the network and any proxy, or allow more seconds with --network-timeout.",
         )
 
-    def _give_up(self, failure: "Failure") -> NetworkError:
+    def _final_error(self, failure: "Failure") -> NetworkError:
         if not failure.retry_after:
             return NetworkError(failure.message, hint=failure.hint)
         when = datetime.fromtimestamp(self._now() + failure.retry_after, UTC)
         return NetworkError(
-            f"{failure.message} It asks to be left alone until {when:%Y-%m-%d %H:%M:%S} UTC.",
-            hint="Try again then, or allow a longer wait with --network-timeout.",
+            f"{failure.message} It asks for no request before {when:%Y-%m-%d %H:%M:%S} UTC.",
+            hint="Try again then, or wait longer for it with --network-timeout.",
         )
 
 
@@ -199,23 +199,23 @@ class _Attempt:
         from hsm_signer.entra.httpx_import import httpx
 
         host = host_of(self.url)
-        # The caller's deadline cuts the connection, but not one that is being made: these limits do, soon after, and
-        # leave room for another address or another attempt where packets to the first one vanish.
+        # The caller's deadline cuts an open connection, but not one that is being opened. These limits do, soon after,
+        # and leave time for another address or attempt if packets to the first one are lost.
         limits = httpx.Timeout(self.left() + 1, connect=min(self.left() + 1, 10))
         headers = {
             "User-Agent": f"hsm-signer/{__version__}",
             "Accept": "application/json",
-            # What is not compressed cannot swell past the size limit.
+            # Without compression, a small response cannot expand beyond the size limit.
             "Accept-Encoding": "identity",
             **revealed(self.headers),
         }
         content: dict[str, Any] = {kind: revealed(values) for kind, values in self.content.items()}
         try:
-            # Left to itself, httpx would verify a proxy that is reached over TLS against certifi's authorities.
+            # By default, httpx would verify a proxy that uses TLS with certifi's CA certificates.
             secured = self.trust if self.proxy and urlsplit(self.proxy).scheme == "https" else None
             proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
             transport = httpx.HTTPTransport(verify=self.trust, proxy=proxy, trust_env=False)
-            # httpx has no argument for it; httpcore has (https://www.encode.io/httpcore/network-backends/).
+            # httpx has no argument for this; httpcore has (https://www.encode.io/httpcore/network-backends/).
             transport._pool._network_backend = connection
             with (
                 httpx.Client(transport=transport, trust_env=False, timeout=limits) as client,
@@ -234,7 +234,7 @@ class _Attempt:
             return Failure(f"{host} sent more than {MAXIMUM_BODY} bytes.", WRONG_SERVER, retry=False)
         except (httpx.InvalidURL, UnicodeError):
             return Failure(
-                f"The address of {host}, or of a proxy before it, is not a valid one.",
+                f"The URL of {host}, or of the proxy, is not valid.",
                 "Check --authority, --token-endpoint and the variable HTTPS_PROXY.",
                 retry=False,
             )
@@ -242,7 +242,7 @@ class _Attempt:
 
 _RETRIES = 3
 _MAXIMUM_BYTES = MAXIMUM_BODY + 128 * 1024
-"""What a connection may bring: the body, headers, of which httpcore reads 100 KiB, and interim responses."""
+"""The bytes that a connection may receive: the body, headers (httpcore reads up to 100 KiB) and interim responses."""
 
 
 def _connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | None":
@@ -274,7 +274,7 @@ def _connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | N
 
 
 def _within(seconds: float, attempt: _Attempt, connection: "Connection") -> "HttpResponse | Failure | None":
-    """Return what the attempt brings, or None when it takes longer than that. Either way its connection has ended."""
+    """Return the result of an attempt, or None if it takes longer. Its connection is closed in both cases."""
     from hsm_signer.entra.connection import THREAD
 
     future: Future[HttpResponse | Failure] = Future()
@@ -285,9 +285,13 @@ def _within(seconds: float, attempt: _Attempt, connection: "Connection") -> "Htt
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name=THREAD, daemon=True).start()
     try:
+        threading.Thread(target=work, name=THREAD, daemon=True).start()
         wait([future], timeout=max(seconds, 0))
+    except RuntimeError:
+        message = f"No thread could be started for the request to {host_of(attempt.url)}."
+        raise NetworkError(message, hint=NO_THREAD_HINT) from None
+    else:
         return future.result() if future.done() else None
     finally:
         connection.cut()
@@ -296,16 +300,16 @@ def _within(seconds: float, attempt: _Attempt, connection: "Connection") -> "Htt
 def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
     import ssl
 
-    # Not create_default_context: it obeys SSLKEYLOGFILE, and would write what decrypts our connections to a file.
-    # Like it, this verifies certificates and host names.
+    # Not create_default_context: it obeys SSLKEYLOGFILE, and would write our session keys to a file. Like it, this
+    # verifies certificates and host names.
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trust.load_default_certs()
     if ca_bundle is not None:
         try:
             trust.load_verify_locations(cafile=require_trusted_path(ca_bundle, "CA bundle"))
         except OSError as error:
-            # An ssl.SSLError is an OSError whose text is about OpenSSL's insides.
-            reason = "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+            # An ssl.SSLError is an OSError too, but its text is about OpenSSL's internals.
+            reason = "has no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
             raise ConfigError(
                 f"The CA bundle {ca_bundle} {reason}.", hint="Give --ca-bundle a PEM file of certificates."
             ) from None
@@ -313,7 +317,7 @@ def _load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
 
 
 def _proxy_for(url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for `url`, or None. Loopback never has one."""
+    """Return the URL of the proxy that the environment sets for `url`, or None. Loopback never has one."""
     from urllib.request import getproxies, proxy_bypass
 
     split = urlsplit(url)
@@ -326,11 +330,11 @@ def _proxy_for(url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    # First of all the host: urlsplit raises ValueError for some that are none.
+    # The host first: urlsplit raises a ValueError for some malformed URLs.
     if not host_of(proxy) or urlsplit(proxy).scheme not in ("http", "https"):
-        # Not shown: there may be a password in it.
+        # Not shown: it may contain a password.
         raise ConfigError(
-            f"The proxy that the environment names for {host} is not an http or https URL.",
-            hint="Set HTTPS_PROXY to a URL like http://proxy.example.com:3128, or NO_PROXY to go without.",
+            f"The proxy in the environment for {host} is not an http or https URL.",
+            hint="Set HTTPS_PROXY to a URL like http://proxy.example.com:3128, or set NO_PROXY to use none.",
         )
     return proxy

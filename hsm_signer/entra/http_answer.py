@@ -1,4 +1,4 @@
-"""What came back from a server, or why nothing did: answers judged, failures put into words; pure."""
+"""Responses of a server, and explanations of failed attempts. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 
 from hsm_signer.entra.url import host_of
 
-# What takes long to import is imported where it is used: a program that only signs must not pay for it.
+# Slow imports are made where they are needed: a program that only signs must not wait for them.
 if TYPE_CHECKING:
     from hsm_signer.entra.httpx_import import httpx
 
@@ -21,12 +21,12 @@ MAXIMUM_BODY = 1024 * 1024
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What a server answered.
+    """A response.
 
     Args:
-        status: HTTP status; neither a redirect, nor 429, nor 5xx, which are errors.
-        headers: names are in lower case; not in the repr, for a server may echo what it was sent.
-        body: at most `MAXIMUM_BODY` bytes; not in the repr, for it may hold a token.
+        status: HTTP status, but not a redirect, 429 or 5xx: those are errors.
+        headers: names are in lower case; not in the repr, because a server may echo what it was sent.
+        body: at most `MAXIMUM_BODY` bytes; not in the repr, because it may contain a token.
     """
 
     status: int
@@ -37,10 +37,10 @@ class HttpResponse:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that a `Retry-After` header asks for, or None without a usable one (RFC 9110 section 10.2.3).
 
-    A date is measured from the answer's own `Date`, so that a wrong clock here does no harm.
+    A date is compared with the response's own `Date`, so that a wrong clock on this machine does not matter.
     """
     value = headers.get("retry-after", "").strip()
-    # More digits than this, some thirty years, are no wait but a mistake, and overflow the calendar.
+    # More digits (30 years) are a mistake, and would overflow a date.
     if re.fullmatch("[0-9]{1,9}", value):
         return float(value)
     if (when := parse_http_date(value)) is None:
@@ -62,7 +62,7 @@ def parse_http_date(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt brought no answer, in sentences that hold nothing of the request."""
+    """Why an attempt failed. The texts contain nothing of the request."""
 
     message: str
     hint: str
@@ -70,27 +70,27 @@ class Failure:
     retry_after: float | None = None
 
 
-WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this is not the server that was meant."
+WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this seems to be another server."
 
 
-_BROKEN = "Try again. If it stays so, look for a firewall or proxy that cuts connections."
+_BROKEN = "Try again. If it keeps failing, look for a firewall or proxy that cuts connections."
 
 
 def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
-    """Return why this answer is none to be passed on, or None when it is."""
+    """Return why a response is an error, or None if it is not."""
     status, host = response.status, host_of(url)
     if 300 <= status < 400:
         location, target = response.headers.get("location"), ""
-        with suppress(ValueError):  # of an address in brackets that is none
-            # The rest of the address is not shown: a server may put into it what it was sent.
+        with suppress(ValueError):  # malformed brackets in the host
+            # Only the host is shown: a server may put what it was sent into the rest.
             target = host_of(urljoin(url, location)) if location else ""
         return Failure(
-            f"{host} answered {status} and points to {target or 'nowhere'}; redirects are not followed.",
+            f"{host} answered {status}, a redirect to {target or 'nowhere'}; redirects are not followed.",
             WRONG_SERVER,
             retry=False,
         )
     if status == 429 or status >= 500:
-        state = "is throttling" if status == 429 else "is unwell"
+        state = "is throttling" if status == 429 else "is unavailable"
         return Failure(
             f"{host} {state}: it answered {status}.", "Try again later.", retry_after=retry_after(response.headers, now)
         )
@@ -98,7 +98,7 @@ def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
 
 
 def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
-    """Put a failed attempt into words, from the types in the exception's chain; its texts are not ours to show."""
+    """Explain a failed attempt by the types in the exception's chain: their texts may contain secrets."""
     import socket
     import ssl
 
@@ -115,24 +115,24 @@ def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
             )
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             reason = (cause.reason or "unknown reason").replace("_", " ").lower()
-            return Failure(f"There is no TLS with {way}: {reason}.", WRONG_SERVER, retry=False)
+            return Failure(f"The TLS handshake with {way} failed: {reason}.", WRONG_SERVER, retry=False)
         if isinstance(cause, socket.gaierror):
             looked_for = host_of(proxy) if proxy else host
             return Failure(
-                f"The name {looked_for} could not be resolved.", "Check its spelling, and this machine's DNS."
+                f"The name {looked_for} could not be resolved.", "Check its spelling and this machine's DNS."
             )
         if isinstance(cause, ConnectionRefusedError):
-            return Failure(f"The connection to {way} was refused.", "Check host and port, and any firewall.")
+            return Failure(f"The connection to {way} was refused.", "Check the host, the port and any firewall.")
     if isinstance(error, httpx.ProxyError):
         # httpcore's text is the status of the proxy's answer to CONNECT.
         status = str(error)[:3] if re.match("[1-5][0-9]{2}", str(error)) else "no usable answer"
         return Failure(
             f"The proxy {host_of(proxy or '')} did not connect to {host}: {status}.",
-            "Check HTTPS_PROXY and NO_PROXY, and whether the proxy needs a user name.",
+            "Check HTTPS_PROXY and NO_PROXY, and whether the proxy requires a user name.",
             retry=not status.startswith("4"),
         )
     if isinstance(error, httpx.ConnectTimeout):
-        return Failure(f"No connection to {way} came about in time.", "Check the network, and any firewall or proxy.")
+        return Failure(f"Connecting to {way} took too long.", "Check the network and any firewall or proxy.")
     if isinstance(error, httpx.RemoteProtocolError):
         return Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.", _BROKEN)
     reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
@@ -142,13 +142,11 @@ def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
 def _certificate_hint(verify_code: int) -> str:
     # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
     if verify_code in (9, 10):
-        return "Check this machine's clock; if it is right, the server's certificate must be renewed."
+        return "Check this machine's clock. If it is right, the server's certificate must be renewed."
     # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
     if verify_code in (62, 64):
-        return "Use a host name that the server's certificate names."
-    return (
-        "If a private authority or an inspecting proxy issued it, give that authority's certificate with --ca-bundle."
-    )
+        return "Use a host name that is in the server's certificate."
+    return "If a private CA or an inspecting proxy issued it, give the certificate of that CA with --ca-bundle."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

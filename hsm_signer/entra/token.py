@@ -1,4 +1,4 @@
-"""Asking for an access token, and reading the answer (RFC 6749 section 4.4, RFC 7523 section 2.2)."""
+"""Request an access token, and read the response (RFC 6749 section 4.4, RFC 7523 section 2.2)."""
 
 import json
 import re
@@ -15,26 +15,27 @@ from hsm_signer.entra.redaction import identifier, printable, without_tokens
 from hsm_signer.errors import EntraError, NetworkError
 from hsm_signer.system.secret import Secret, hidden_locals, revealed
 
-# A program that only signs must not pay for the client.
+# A program that only signs must not wait for the import of the HTTP client.
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
     from hsm_signer.entra.http_answer import HttpResponse
 
+_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
 BEARER = "Bearer"
-"""The only token type we can use (RFC 6750)."""
+"""The only token type that is supported (RFC 6750)."""
 
 
 @dataclass(frozen=True)
 class AccessToken:
-    """An access token and how long it is good.
+    """An access token and its times.
 
     Args:
         token: the token itself; not in the repr.
         token_type: always `BEARER`.
-        expires_in: seconds of life it had when it was asked for.
+        expires_in: its lifetime when it was requested, in seconds.
         expires_on: when it expires, in seconds since the epoch.
-        refresh_on: when the server would like it replaced, in seconds since the epoch, or None.
-        scope: the scope granted, or asked for where the server did not say.
+        refresh_on: when the server suggests to renew it, in seconds since the epoch, or None.
+        scope: the scope that was granted, or the requested one if the server does not say.
     """
 
     token: str = field(repr=False)
@@ -49,16 +50,16 @@ def token_form(*, client_id: str, scope: str, assertion: Secret, claims: str | N
     """Return the form of a client-credentials request.
 
     Args:
-        client_id: application (client) id.
+        client_id: application (client) ID.
         scope: space-separated, as `check_scopes` returns it.
         assertion: the signed client assertion.
-        claims: JSON of a claims request (OpenID Connect Core section 5.5), where one is needed.
+        claims: a claims request, JSON (OpenID Connect Core section 5.5), or None.
     """
     form: dict[str, str | Secret] = {
         "grant_type": "client_credentials",
         "client_id": client_id,
         "scope": scope,
-        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        "client_assertion_type": _ASSERTION_TYPE,
         "client_assertion": assertion,
     }
     return form if claims is None else {**form, "claims": claims}
@@ -71,18 +72,18 @@ def request_token(
     """Exchange the assertion in `form` for an access token.
 
     Args:
-        endpoint: where the form goes.
+        endpoint: receives the form.
         form: what `token_form` returned.
-        http: the client that posts it.
-        now: seconds since the epoch. A token's life is counted from before it was asked for, never too long.
+        http: posts it.
+        now: seconds since the epoch. A token's lifetime is counted from before the request, so it is never too long.
 
     Raises:
-        EntraError: the server refused; with its error code, AADSTS number and correlation id.
-        NetworkError: the server could not be reached, or its answer is no token response.
+        EntraError: the server refused; with its error code, AADSTS number and correlation ID.
+        NetworkError: the server could not be reached, or its answer is not a token response.
     """
     request_id = str(uuid.uuid4())
     headers = {"client-request-id": request_id, "return-client-request-id": "true"}
-    asked = int(now())
+    requested_at = int(now())
     response = http.post_form(endpoint.token_endpoint, form, headers)
     document = _parse(response)
     host = urlsplit(endpoint.token_endpoint).netloc
@@ -90,8 +91,8 @@ def request_token(
     if document is not None and isinstance(document.get("error"), str) and "access_token" not in document:
         raise _refusal(document, response, host, sent, request_id, now())
     if document is None or response.status != 200:
-        raise _nonsense(response, host, "is no token response")
-    return _access_token(document, response, host, sent["scope"], asked)
+        raise _unusable(response, host, "is not a token response")
+    return _access_token(document, response, host, sent["scope"], requested_at)
 
 
 def _parse(response: "HttpResponse") -> dict[str, object] | None:
@@ -103,38 +104,38 @@ def _parse(response: "HttpResponse") -> dict[str, object] | None:
 
 
 def _access_token(
-    document: Mapping[str, object], response: "HttpResponse", host: str, scope: str, asked: int
+    document: Mapping[str, object], response: "HttpResponse", host: str, scope: str, requested_at: int
 ) -> AccessToken:
     token = document.get("access_token")
-    # RFC 6749 appendix A.12, without the space: what cannot stand in a header is no bearer token.
+    # RFC 6749 appendix A.12, without the space: a bearer token must fit into a header.
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise _nonsense(response, host, "has no usable access_token")
+        raise _unusable(response, host, "has no usable access_token")
     kind = document.get("token_type")
     if not isinstance(kind, str) or kind.lower() != BEARER.lower():
-        raise _nonsense(response, host, "has a token_type other than Bearer")
-    life = _seconds(document.get("expires_in"))
-    if life is None:
-        raise _nonsense(response, host, "has no usable expires_in")
+        raise _unusable(response, host, "has a token_type other than Bearer")
+    lifetime = _seconds(document.get("expires_in"))
+    if lifetime is None:
+        raise _unusable(response, host, "has no usable expires_in")
     refresh = _seconds(document.get("refresh_in"))
     granted = document.get("scope")
     return AccessToken(
         token=token,
         token_type=BEARER,
-        expires_in=life,
-        expires_on=asked + life,
-        refresh_on=None if refresh is None else asked + refresh,
+        expires_in=lifetime,
+        expires_on=requested_at + lifetime,
+        refresh_on=None if refresh is None else requested_at + refresh,
         scope=granted if isinstance(granted, str) and granted else scope,
     )
 
 
 def _seconds(value: object) -> int | None:
-    # Old endpoints send numbers as strings. A bool is an int to Python, but not in JSON.
+    # Old endpoints send numbers as strings. A bool is an int in Python, but not in JSON.
     if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
 
 
-def _nonsense(response: "HttpResponse", host: str, complaint: str) -> NetworkError:
+def _unusable(response: "HttpResponse", host: str, complaint: str) -> NetworkError:
     kind = printable(response.headers.get("content-type", "no content type"), 80)
     return NetworkError(
         f"The answer of {host} {complaint} (status {response.status}, {kind}, {len(response.body)} bytes).",
@@ -165,18 +166,18 @@ def _refusal(
 
 
 def _aadsts(codes: object) -> int | None:
-    """Return the number that says most: old endpoints put a general one before the one that matters."""
+    """Return the most specific number: old endpoints put a general one before it."""
     if not isinstance(codes, list):
         return None
     numbers = [code for code in codes if isinstance(code, int) and not isinstance(code, bool) and 0 < code < 10**9]
     return next((number for number in numbers if aadsts.lookup(number)), numbers[0] if numbers else None)
 
 
-# RFC 6749 section 5.2: all that a server other than Entra need say.
+# RFC 6749 section 5.2: a server other than Entra may say no more than this.
 _RFC_6749_HINTS = {
-    "invalid_client": "Check that the server knows this client id, its certificate, and the audience it expects.",
-    "invalid_scope": "Check --scope against what the server offers this client.",
-    "unauthorized_client": "Ask whoever runs the server to allow this client the client_credentials grant.",
+    "invalid_client": "Check that the server knows this client ID and its certificate, and which audience it expects.",
+    "invalid_scope": "Check which scopes the server offers this client, and --scope.",
+    "unauthorized_client": "Ask the server's administrator to allow this client the client_credentials grant.",
     "unsupported_grant_type": "The server must support client_credentials; check --token-endpoint.",
 }
 _OTHER_HINT = "Ask the operator of the server what this error means."
@@ -194,16 +195,16 @@ def _hint(number: int, response: "HttpResponse", now: float) -> str:
 
 
 def _compare_clocks(ahead: int) -> str:
-    # A Date header counts whole seconds, and the answer was on its way for a while.
+    # A Date header has whole seconds, and the response took a while to arrive.
     if abs(ahead) <= 5:
-        return "This machine's clock agrees with the server's, so the assertion itself is too old or too new."
+        return "This machine's clock is right, so the assertion itself is too old or too new."
     return f"This machine's clock is {abs(ahead)} seconds {'ahead of' if ahead > 0 else 'behind'} the server's."
 
 
 def _first_line(description: object, assertion: str) -> str:
-    """Return the part of an error description that is for people."""
+    """Return the part of an error description that people need."""
     if not isinstance(description, str):
         return ""
-    # Entra appends its ids after a line break, and newer texts after a space; they are fields of their own.
+    # Entra appends IDs after a line break, or in newer texts after a space. They have fields of their own.
     line = re.split(r"[\r\n]| Trace ID: ", description.strip(), maxsplit=1)[0]
     return printable(without_tokens(line, assertion), 300)

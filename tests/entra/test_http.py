@@ -1,4 +1,4 @@
-"""The HTTP client against real sockets: deadline, retries, limits, TLS, proxies, and what must not leak."""
+"""The HTTP client with real sockets: deadline, retries, limits, TLS, proxies, and secrets that must not leak."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def status(code: int, *headers: str) -> bytes:
 
 
 def hang_up(connection: socket.socket, closing: threading.Event) -> None:
-    """Say nothing and close."""
+    """Close without an answer."""
 
 
 def stay_silent(connection: socket.socket, closing: threading.Event) -> None:
@@ -84,7 +84,7 @@ def test_the_form_is_posted_url_encoded(serve: Serve, received: list[bytes]) -> 
     assert received[0].endswith(f"client_assertion={SECRET}&scope=a+b%2F.default".encode())
 
 
-def test_the_request_says_who_asks(serve: Serve, received: list[bytes]) -> None:
+def test_the_request_names_this_program(serve: Serve, received: list[bytes]) -> None:
     post(f"http://127.0.0.1:{serve(OK)}/token")
     assert f"user-agent: hsm-signer/{__version__}\r\n".encode() in received[0].lower()
 
@@ -100,7 +100,7 @@ def test_an_answer_has_status_headers_and_body(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 404])
-def test_a_refusal_is_an_answer_and_is_not_retried(serve: Serve, received: list[bytes], code: int) -> None:
+def test_a_4xx_is_returned_without_a_retry(serve: Serve, received: list[bytes], code: int) -> None:
     assert (post(f"http://127.0.0.1:{serve(status(code))}/").status, len(received)) == (code, 1)
 
 
@@ -110,19 +110,19 @@ def test_a_repr_does_not_show_the_body() -> None:
 
 def test_a_redirect_is_not_followed(serve: Serve, received: list[bytes]) -> None:
     port = serve(status(302, "Location: https://user@evil.example/steal?x=1"))
-    with pytest.raises(NetworkError, match=r"answered 302 and points to evil\.example;"):
+    with pytest.raises(NetworkError, match=r"answered 302, a redirect to evil\.example;"):
         post(f"http://127.0.0.1:{port}/")
     assert len(received) == 1
 
 
-def test_a_redirect_within_the_host_names_it(serve: Serve) -> None:
+def test_a_redirect_within_the_host_is_not_followed_either(serve: Serve) -> None:
     port = serve(status(308, "Location: /elsewhere"))
-    with pytest.raises(NetworkError, match=f"points to 127.0.0.1:{port};"):
+    with pytest.raises(NetworkError, match=f"redirect to 127.0.0.1:{port};"):
         post(f"http://127.0.0.1:{port}/")
 
 
-def test_a_redirect_to_nowhere_is_still_an_error(serve: Serve) -> None:
-    with pytest.raises(NetworkError, match="points to nowhere"):
+def test_a_redirect_without_a_target_is_an_error(serve: Serve) -> None:
+    with pytest.raises(NetworkError, match="redirect to nowhere"):
         post(f"http://127.0.0.1:{serve(status(307))}/")
 
 
@@ -183,7 +183,7 @@ def dropping_connections() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-def test_the_deadline_holds_while_a_connection_does_not_come_about() -> None:
+def test_the_deadline_holds_while_connecting() -> None:
     with dropping_connections() as port:
         assert 0.3 <= overrun(f"http://127.0.0.1:{port}/") < 4
 
@@ -216,7 +216,7 @@ def until_the_client_hangs_up(connection: socket.socket, closing: threading.Even
 
 
 def attempts_and_sockets() -> tuple[int, int]:
-    """Count the attempts that are under way, and the sockets of this process, which is client and server."""
+    """Count the running attempts, and the sockets of this process, which is client and server."""
     files = []
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the one that lists them
@@ -234,7 +234,7 @@ def within_a_while(holds: Callable[[], bool]) -> bool:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """What happens inside leaves no thread and no socket, on either side of a connection."""
+    """Check that the block leaves no thread and no socket, on either side of a connection."""
     assert within_a_while(lambda: attempts_and_sockets()[0] == 0)  # of tests before this one
     before = attempts_and_sockets()[1]
     yield
@@ -329,16 +329,16 @@ def test_an_interrupt_ends_the_wait(serve: Serve) -> None:
             post(f"http://127.0.0.1:{port}/", timeout=60)
 
 
-def test_the_deadline_names_what_went_wrong_before_it(serve: Serve) -> None:
+def test_the_error_for_the_deadline_names_the_last_failure(serve: Serve) -> None:
     http = HttpClient(timeout=2, sleep=lambda _: None, jitter=lambda: 0.0)
-    with pytest.raises(NetworkError, match=r"within 2 seconds\. Last seen: .* answered 503"):
+    with pytest.raises(NetworkError, match=r"within 2 seconds\. Last failure: .* answered 503"):
         http.post_form(f"http://127.0.0.1:{serve(status(503), stay_silent)}/", FORM, {})
 
 
 # Getting a document
 
 
-def test_a_document_is_got_with_nothing_but_its_address(serve: Serve, received: list[bytes]) -> None:
+def test_a_get_sends_only_the_url_and_our_headers(serve: Serve, received: list[bytes]) -> None:
     answer = HttpClient(timeout=5).get(f"http://127.0.0.1:{serve(OK)}/metadata")
     assert (answer.status, answer.body) == (200, b"{}")
     head, _, body = received[0].partition(b"\r\n\r\n")
@@ -347,15 +347,15 @@ def test_a_document_is_got_with_nothing_but_its_address(serve: Serve, received: 
     assert body == b""
 
 
-def test_trouble_that_passes_is_overcome_in_getting_too(serve: Serve, clock: Clock) -> None:
+def test_a_get_is_retried(serve: Serve, clock: Clock) -> None:
     http = HttpClient(timeout=30, sleep=clock.sleep, monotonic=clock.monotonic, now=clock.now, jitter=lambda: 1.0)
     assert http.get(f"http://127.0.0.1:{serve(status(503), hang_up, OK)}/").status == 200
     assert clock.slept == [1.0, 2.0]
 
 
-def test_a_redirect_is_not_followed_in_getting_either(serve: Serve, received: list[bytes]) -> None:
+def test_a_get_does_not_follow_a_redirect(serve: Serve, received: list[bytes]) -> None:
     port = serve(status(302, "Location: https://evil.example/"))
-    with pytest.raises(NetworkError, match=r"points to evil\.example; redirects"):
+    with pytest.raises(NetworkError, match=r"redirect to evil\.example; redirects"):
         HttpClient(timeout=5).get(f"http://127.0.0.1:{port}/")
     assert len(received) == 1
 
@@ -374,7 +374,7 @@ def test_a_redirect_is_not_followed_in_getting_either(serve: Serve, received: li
         pytest.param(b"ICY 200\r\n\r\n", id="not HTTP"),
     ],
 )
-def test_trouble_that_passes_is_overcome(serve: Serve, clock: Clock, trouble: bytes) -> None:
+def test_a_temporary_failure_is_retried(serve: Serve, clock: Clock, trouble: bytes) -> None:
     assert post_on(clock, serve(trouble, OK)).status == 200
 
 
@@ -383,49 +383,49 @@ def test_a_retry_sends_the_same_form(serve: Serve, clock: Clock, received: list[
     assert received[0] == received[1]
 
 
-def test_waits_grow(serve: Serve, clock: Clock) -> None:
+def test_pauses_grow(serve: Serve, clock: Clock) -> None:
     failure_on(clock, serve(status(503)))
     assert clock.slept == [1.0, 2.0, 4.0]
 
 
-def test_jitter_takes_off_up_to_half_of_a_wait(serve: Serve, clock: Clock) -> None:
+def test_jitter_shortens_a_pause_by_up_to_half(serve: Serve, clock: Clock) -> None:
     http = HttpClient(timeout=30, sleep=clock.sleep, monotonic=clock.monotonic, now=clock.now, jitter=lambda: 0.0)
     http.post_form(f"http://127.0.0.1:{serve(status(503), OK)}/", FORM, {})
     assert clock.slept == [0.5]
 
 
-def test_four_attempts_are_made_in_all(serve: Serve, clock: Clock, received: list[bytes]) -> None:
+def test_there_are_four_attempts(serve: Serve, clock: Clock, received: list[bytes]) -> None:
     failure_on(clock, serve(status(503)))
     assert len(received) == 4
 
 
-def test_the_last_cause_is_named(serve: Serve, clock: Clock) -> None:
+def test_the_error_names_the_last_failure(serve: Serve, clock: Clock) -> None:
     assert "answered 502" in failure_on(clock, serve(status(500), status(500), status(500), status(502))).message
 
 
-def test_a_retry_after_in_seconds_is_waited_for(serve: Serve, clock: Clock) -> None:
+def test_a_retry_after_in_seconds_is_obeyed(serve: Serve, clock: Clock) -> None:
     post_on(clock, serve(status(429, "Retry-After: 7"), OK))
     assert clock.slept == [7.0]
 
 
-def test_a_retry_after_as_a_date_is_measured_by_the_servers_clock(serve: Serve, clock: Clock) -> None:
+def test_a_retry_after_as_a_date_is_relative_to_the_servers_clock(serve: Serve, clock: Clock) -> None:
     date = "Date: Mon, 01 Jan 2024 00:00:00 GMT"
     post_on(clock, serve(status(503, date, "Retry-After: Mon, 01 Jan 2024 00:00:09 GMT"), OK))
     assert clock.slept == [9.0]
 
 
-def test_a_retry_after_of_nothing_still_backs_off(serve: Serve, clock: Clock) -> None:
+def test_a_retry_after_of_zero_still_backs_off(serve: Serve, clock: Clock) -> None:
     post_on(clock, serve(status(503, "Retry-After: 0"), OK))
     assert clock.slept == [1.0]
 
 
-def test_a_wait_beyond_the_deadline_is_an_error_at_once(serve: Serve, clock: Clock, received: list[bytes]) -> None:
+def test_a_retry_after_beyond_the_deadline_fails_at_once(serve: Serve, clock: Clock, received: list[bytes]) -> None:
     failure_on(clock, serve(status(429, "Retry-After: 60")))
     assert (clock.slept, len(received)) == ([], 1)
 
 
-def test_a_wait_beyond_the_deadline_says_when_to_try_again(serve: Serve, clock: Clock) -> None:
-    assert "until 2023-11-14 22:14:20 UTC" in failure_on(clock, serve(status(429, "Retry-After: 60"))).message
+def test_a_retry_after_beyond_the_deadline_tells_when_to_try_again(serve: Serve, clock: Clock) -> None:
+    assert "before 2023-11-14 22:14:20 UTC" in failure_on(clock, serve(status(429, "Retry-After: 60"))).message
 
 
 def test_a_backoff_beyond_the_deadline_is_an_error_at_once(serve: Serve, clock: Clock) -> None:
@@ -433,7 +433,7 @@ def test_a_backoff_beyond_the_deadline_is_an_error_at_once(serve: Serve, clock: 
     assert clock.slept == []
 
 
-def test_the_waits_of_all_retries_share_one_deadline(serve: Serve, clock: Clock) -> None:
+def test_all_pauses_share_one_deadline(serve: Serve, clock: Clock) -> None:
     failure_on(clock, serve(status(503, "Retry-After: 12")), timeout=30)
     assert clock.slept == [12.0, 12.0]
 
@@ -444,7 +444,7 @@ def test_an_absurd_retry_after_does_not_overflow(serve: Serve, clock: Clock) -> 
 
 
 @given(text=st.text() | st.from_regex(r"[0-9]{1,30}", fullmatch=True))
-def test_any_retry_after_is_understood_or_ignored(text: str) -> None:
+def test_any_retry_after_is_parsed_or_ignored(text: str) -> None:
     wait = retry_after({"retry-after": text}, 0)
     assert wait is None or 0 <= wait < 10**9
 
@@ -455,7 +455,7 @@ def test_every_http_date_is_read(date: datetime) -> None:
     assert parse_http_date(format_datetime(whole, usegmt=True)) == whole.timestamp()
 
 
-def test_a_retry_after_in_the_past_asks_for_no_wait() -> None:
+def test_a_retry_after_in_the_past_is_no_pause() -> None:
     past = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
     assert retry_after({"retry-after": past}, time.time()) == 0
 
@@ -487,14 +487,14 @@ def test_a_ca_bundle_is_trusted(serve: Serve, authority: trustme.CA, ca_file: Pa
     assert post(f"https://127.0.0.1:{port}/", ca_bundle=ca_file).status == 200
 
 
-def test_an_unknown_authority_is_not_trusted_and_the_remedy_is_named(serve: Serve, authority: trustme.CA) -> None:
+def test_an_unknown_ca_is_not_trusted_and_the_hint_names_the_option(serve: Serve, authority: trustme.CA) -> None:
     port = serve(OK, tls=tls_for(authority, "127.0.0.1"))
     with pytest.raises(NetworkError, match="is not trusted") as caught:
         post(f"https://127.0.0.1:{port}/")
     assert "--ca-bundle" in str(caught.value.hint)
 
 
-def test_no_tls_secrets_are_written_whatever_the_environment_says(
+def test_no_tls_secrets_are_written_even_if_the_environment_says_so(
     serve: Serve, authority: trustme.CA, ca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
@@ -534,8 +534,8 @@ def test_an_expired_certificate_points_to_the_clock(serve: Serve, authority: tru
     assert "clock" in str(caught.value.hint)
 
 
-def test_a_server_without_tls_is_told_apart(serve: Serve) -> None:
-    with pytest.raises(NetworkError, match="There is no TLS with"):
+def test_a_server_without_tls_has_its_own_message(serve: Serve) -> None:
+    with pytest.raises(NetworkError, match="The TLS handshake with"):
         post(f"https://127.0.0.1:{serve(OK)}/")
 
 
@@ -556,11 +556,11 @@ def test_a_missing_ca_bundle_is_a_configuration_error(tmp_path: Path) -> None:
 def test_a_ca_bundle_without_certificates_is_a_configuration_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "ca.pem"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="holds no certificate"):
+    with pytest.raises(ConfigError, match="has no certificate"):
         HttpClient(timeout=1, ca_bundle=path)
 
 
-def test_a_directory_is_no_ca_bundle(tmp_path: Path) -> None:
+def test_a_directory_is_not_a_ca_bundle(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="CA bundle"):
         HttpClient(timeout=1, ca_bundle=tmp_path)
 
@@ -575,16 +575,24 @@ def closed_port() -> Iterator[int]:
         yield int(bound.getsockname()[1])
 
 
-def test_a_refused_connection_is_told_apart(clock: Clock, closed_port: int) -> None:
+@pytest.mark.usefixtures("no_more_threads")
+def test_without_a_thread_for_the_request_the_hint_names_the_limits(closed_port: int) -> None:
+    with pytest.raises(NetworkError) as caught:
+        post(f"http://127.0.0.1:{closed_port}/token")
+    assert caught.value.message == f"No thread could be started for the request to 127.0.0.1:{closed_port}."
+    assert "ulimit -u" in str(caught.value.hint)
+
+
+def test_a_refused_connection_has_its_own_message(clock: Clock, closed_port: int) -> None:
     assert "was refused" in failure_on(clock, closed_port).message
 
 
-def test_a_refused_connection_is_tried_again(clock: Clock, closed_port: int) -> None:
+def test_a_refused_connection_is_retried(clock: Clock, closed_port: int) -> None:
     failure_on(clock, closed_port)
     assert len(clock.slept) == 3
 
 
-def test_a_name_that_does_not_resolve_is_told_apart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_resolve_has_its_own_message(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -642,7 +650,7 @@ def test_loopback_is_never_reached_through_a_proxy(
     assert post(f"http://{host}:{serve(OK)}/").status == 200
 
 
-def test_no_proxy_is_honoured(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_obeyed(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def record(host: object, *_: object, **__: object) -> list[object]:
@@ -657,7 +665,7 @@ def test_no_proxy_is_honoured(closed_port: int, monkeypatch: pytest.MonkeyPatch)
     assert set(asked) == {"login.example.com"}
 
 
-def test_a_proxy_that_refuses_is_told_apart(
+def test_a_proxy_that_refuses_has_its_own_message(
     serve: Serve, received: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = serve(status(407))
@@ -690,7 +698,7 @@ def test_an_unusable_proxy_is_a_configuration_error_without_its_password(
 
 
 @pytest.mark.parametrize("answer", [status(503), status(302), hang_up, b"nonsense\r\n\r\n"])
-def test_no_exception_carries_the_assertion(
+def test_no_exception_contains_the_assertion(
     serve: Serve, clock: Clock, answer: bytes | Callable[[socket.socket, threading.Event], None]
 ) -> None:
     error = failure_on(clock, serve(answer))
@@ -698,7 +706,7 @@ def test_no_exception_carries_the_assertion(
     assert SECRET not in f"{error.message} {error.hint}"
 
 
-def test_no_log_holds_the_assertion(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_contains_the_assertion(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         post(f"http://127.0.0.1:{serve(OK)}/")
     assert caplog.records

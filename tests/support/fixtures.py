@@ -1,6 +1,7 @@
 """Fixtures that the tests of several folders use."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -92,3 +93,11 @@ def assertion_file(tmp_path: Path) -> Path:
     directory = tmp_path / "run"
     directory.mkdir(mode=0o700)
     return directory / "assertion"
+
+
+@pytest.fixture
+def no_more_threads() -> Iterator[None]:
+    """Make the system refuse every new thread: no address space has room for a stack of this size."""
+    previous = threading.stack_size(2**47)
+    yield
+    threading.stack_size(previous)

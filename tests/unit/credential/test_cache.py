@@ -6,7 +6,7 @@ import threading
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -390,15 +390,7 @@ def test_a_failure_reaches_who_did_not_wait(cache: TokenCache, server: Server) -
     assert cache.submit(KEY, server).exception() is server.failure
 
 
-@pytest.fixture
-def _no_more_threads() -> Iterator[None]:
-    """Let the system refuse every new thread: no address space has room for a stack of this size."""
-    previous = threading.stack_size(2**47)
-    yield
-    threading.stack_size(previous)
-
-
-@pytest.mark.usefixtures("_no_more_threads")
+@pytest.mark.usefixtures("no_more_threads")
 def test_without_a_thread_who_does_not_wait_is_told_and_nobody_waits_for_ever(
     cache: TokenCache, server: Server
 ) -> None:
@@ -407,7 +399,7 @@ def test_without_a_thread_who_does_not_wait_is_told_and_nobody_waits_for_ever(
     assert cache.get(KEY, server).token == "token 1"
 
 
-@pytest.mark.usefixtures("_no_more_threads")
+@pytest.mark.usefixtures("no_more_threads")
 def test_without_a_thread_for_a_renewal_the_last_good_token_is_returned(
     cache: TokenCache, server: Server, clock: Clock
 ) -> None:
