@@ -316,9 +316,8 @@ def test_a_field_that_cannot_be_used_is_named(serve: Serve, changes: dict[str, o
     ids=["empty", "list", "string", "null", "cut off", "no text", "deep", "long number"],
 )
 def test_a_body_that_is_no_json_object_is_an_error_without_it(serve: Serve, body: bytes) -> None:
-    with pytest.raises(
-        NetworkError, match=rf"not a token response \(status 200, application/json, {len(body)} bytes\)"
-    ):
+    expected = rf"is not a token response \(status 200, application/json, {len(body)} bytes\)"
+    with pytest.raises(NetworkError, match=expected):
         exchange(serve(answer(body)))
 
 
