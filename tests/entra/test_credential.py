@@ -502,7 +502,7 @@ class TestFailure:
             connect(certificate=file).get_token(GRAPH)
         assert caught.value.aadsts == 700027
         assert caught.value.correlation_id
-        assert "upload" in str(caught.value.hint)
+        assert "Upload the certificate" in str(caught.value.hint)
 
     def test_the_assertion_is_in_no_message_and_no_log(
         self, connect: Connect, entra: EntraEmulator, caplog: pytest.LogCaptureFixture
