@@ -452,7 +452,7 @@ class TestCertificate:
         findings = run(certificate=file)
         assert outcome(findings) == {**FINE, "token": "failed"}
         assert re.search(r"AADSTS700027.*Correlation id: [0-9a-f-]{36}\.", findings["token"].detail)
-        assert "upload" in fix(findings, "token")
+        assert "Upload the certificate" in fix(findings, "token")
 
 
 class TestServer:
