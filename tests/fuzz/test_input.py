@@ -31,7 +31,7 @@ from hsm_signer.device.pin.parse import parse_pin_source
 from hsm_signer.device.pin.refusals import PinRecord, forget_failures
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.entra import http
+from hsm_signer.entra import route
 from hsm_signer.entra.aadsts import lookup, parse_code
 from hsm_signer.entra.authority import resolve_endpoint
 from hsm_signer.entra.graph_service import resolve_graph
@@ -257,7 +257,7 @@ def test_addresses(authority: str | None, endpoint: str | None, audience: str | 
 def test_proxy_variables(monkeypatch: pytest.MonkeyPatch, name: str, value: bytes) -> None:
     with monkeypatch.context() as patch, only_errors_of_ours():
         patch.setenv(name, os.fsdecode(value))
-        http._proxy_for("https://login.example/x")
+        route.proxy_for("https://login.example/x")
 
 
 @fuzz
