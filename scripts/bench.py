@@ -3,16 +3,18 @@
 bench.py [ROUNDS]
 """
 
+import asyncio
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,7 @@ def main(rounds: int) -> None:
         bench = Bench(softhsm, softhsm.add_identity(), rounds)
         os.environ["BENCH_PIN"] = softhsm.pin
         cold(bench)
+        cold_token(bench)
         imports(bench)
         cached_token(bench)
         # A software signature of 2048 bits takes some 600 us, verification and two thread hand-overs some 100 us. Every
@@ -111,6 +114,73 @@ def cold(bench: Bench) -> None:
     report(
         "hsm-signer assertion, cold process", milliseconds(ours), milliseconds(theirs), ours / theirs, "at most 2.00"
     )
+
+
+_SIGNING = 0.6
+_ROUND_TRIP = 0.2
+
+
+def cold_token(bench: Bench) -> None:
+    """`hsm-signer token` with a slow device and a server far away, against the slower of the two alone."""
+    softhsm, tenant = bench.softhsm, "bench.example"
+    program = [str(Path(sys.executable).parent / "hsm-signer"), "token", "--tenant", tenant, "--client-id", "bench"]
+    program += ["--key", bench.key.uri, "--pin-source", "env:BENCH_PIN"]
+    program += ["--scope", "https://graph.microsoft.com/.default"]
+    with faulty(bench) as slow, EntraEmulator() as entra, far_away(entra.authority) as port:
+        entra.register("bench", bench.key.certificate or b"", tenant=tenant)
+        slow.rule("C_Sign", hang=_SIGNING)
+        near, far = entra.authority, f"https://127.0.0.1:{port}"
+        environment = {"PATH": "/usr/bin:/bin", "BENCH_PIN": softhsm.pin, **softhsm.environment, **slow.environment}
+        environment["STATE_DIRECTORY"] = str(softhsm.directory)
+
+        def run(module: Path, authority: str) -> Callable[[], None]:
+            command = [*program, "--module", str(module), "--ca-bundle", str(entra.ca_file), "--authority", authority]
+            command += ["--audience", entra.token_endpoint(tenant)]
+
+            def once() -> None:
+                subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603  # ours
+
+            return once
+
+        rounds = max(3, bench.rounds // 3)
+        device, network = in_turn(run(slow.path, near), run(softhsm.module, far), rounds)
+        both, _ = in_turn(run(slow.path, far), lambda: None, rounds)
+    slower = max(device, network)
+    report(
+        "hsm-signer token, slow device, far server",
+        milliseconds(both - _ROUND_TRIP / 2),
+        milliseconds(slower),
+        (both - _ROUND_TRIP / 2) / slower,
+        "at most 1.15, half a round trip left out",
+    )
+
+
+@contextmanager
+def far_away(url: str) -> Iterator[int]:
+    """Relay to a server so that a round trip takes `_ROUND_TRIP` seconds, and return the port to connect to."""
+    host, _, port = url.partition("://")[2].partition(":")
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await asyncio.sleep(_ROUND_TRIP)  # of the TCP handshake
+            onward_reader, onward_writer = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(pump(reader, onward_writer), pump(onward_reader, writer))
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await asyncio.sleep(_ROUND_TRIP / 2)
+                writer.write(data)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(relay, "127.0.0.1", 0), loop).result()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 def imports(bench: Bench) -> None:
