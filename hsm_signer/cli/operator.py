@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hsm_signer.cli.output import print_note
 from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.access import Operator
 from hsm_signer.device.lane import cue
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest

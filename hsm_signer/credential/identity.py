@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import CertificateSource, certificate_source, certificates_of
 from hsm_signer.credential.client import Client
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import Algorithm, Signer
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.uri import Pkcs11Uri

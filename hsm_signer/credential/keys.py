@@ -13,7 +13,7 @@ from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity, open_identity
-from hsm_signer.credential.operator import pin_source
+from hsm_signer.credential.key_access import pin_source
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.pin.pin import PinRefusal
 from hsm_signer.device.uri import Pkcs11Uri

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hsm_signer.credential.certificate_source import CertificateSource, certificates_of
 from hsm_signer.credential.client import Client, resolve_client
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device

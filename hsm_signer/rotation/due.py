@@ -5,7 +5,7 @@ from datetime import datetime
 
 from hsm_signer.config.keyfile import KeyFile, read_key_file
 from hsm_signer.config.profile import Profile, require_settings
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.manage.certificates import read_certificate_by_uri
 from hsm_signer.x509.certificate import parse_certificates

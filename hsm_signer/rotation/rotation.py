@@ -26,7 +26,7 @@ from hsm_signer.config.keyfile import KeyEntry, KeyFile, lock_key_file, read_key
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import certificates_of
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.device import Device, open_device

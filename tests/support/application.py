@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from hsm_signer.config.keyfile import KeyEntry, KeyFile, read_key_file, write_key_file
 from hsm_signer.config.profile import Profile, profile_from_arguments
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.facts import Contents

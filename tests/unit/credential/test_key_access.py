@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.access import Operator
 from hsm_signer.device.pin.pin import Pin, PinRequest
 from hsm_signer.device.pin.sources import EnvironmentPin, FilePin, FixedLogin, NoPinSource
