@@ -1,9 +1,9 @@
-"""Credentials in the shape of the Azure SDKs: for their clients, and for programs of your own.
+"""Credentials for the clients of the Azure SDKs, and for your own programs.
 
     with HsmCredential("contoso.onmicrosoft.com", client_id, "pkcs11:token=Office;id=%01", pin_source="env:PIN") as me:
         token = me.get_token("https://graph.microsoft.com/.default")
 
-They follow the protocols of azure-core (`TokenCredential`, `SupportsTokenInfo`) in structure, and need nothing of it.
+They implement azure-core's protocols (`TokenCredential`, `SupportsTokenInfo`), but do not need azure-core.
 """
 
 import functools
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """What a credential takes by keyword however it is made.
+    """The keywords that every way to make a credential takes.
 
     Keys:
-        prompt: asks a person for the PIN, where no other source is set.
-        additionally_allowed_tenants: those besides its own that ``tenant_id`` may name; "*" is any.
-        isolated: have a process of its own serve the device, which may hang or crash alone, and which a forked child
-            can have as well.
+        prompt: asks a person for the PIN if no other source is set.
+        additionally_allowed_tenants: tenants that ``tenant_id`` may name besides its own; "*" allows any.
+        isolated: open the device in a process of its own, which may hang or crash alone. A forked child can do so
+            too.
     """
 
     prompt: PinSource | None
@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
 
 
 class ProfileKeywords(TypedDict, total=False):
-    """The settings of a profile, as keywords; they mean what the command line's options of the same names mean."""
+    """The settings of a profile, as keywords. They mean the same as the command-line options with these names."""
 
     module: str | Path
     module_environment: Mapping[str, str]
@@ -61,7 +61,7 @@ class ProfileKeywords(TypedDict, total=False):
 
 
 class Credential:
-    """How credentials are made, synchronous and asynchronous ones alike.
+    """The base of the synchronous and the asynchronous credential.
 
     Args:
         tenant_id: GUID or domain.
@@ -92,22 +92,22 @@ class Credential:
 
     @classmethod
     def from_profile(cls, name: str, *, config: str | Path | None = None, **options: Unpack[Options]) -> Self:
-        """Return the credential that a profile describes, as the command line reads it with ``--profile``.
+        """Return the credential for a profile, which is read as with the command line's ``--profile``.
 
         Args:
-            name: of the table ``[profile.NAME]``. An HSM_SIGNER variable that is set wins over what is written there.
-            config: the TOML file; HSM_SIGNER_CONFIG and the usual places when None.
+            name: NAME of the table ``[profile.NAME]``. HSM_SIGNER variables override the profile.
+            config: the TOML file; None: HSM_SIGNER_CONFIG, else the default files.
             options: see `Options`.
 
         Raises:
-            ConfigError: there is no such profile or file, or it is not to be trusted; or as the constructor.
+            ConfigError: there is no such profile or file, or another user could change it; or as the constructor.
         """
         profile = load_profile({}, config=None if config is None else Path(config), name=name)
         return cls._with(_tokens(profile, **options))
 
     @classmethod
     def from_environment(cls, **options: Unpack[Options]) -> Self:
-        """Return the credential that the HSM_SIGNER variables, and then the AZURE ones, describe. No file is read.
+        """Return the credential for the HSM_SIGNER variables, then the AZURE variables. No file is read.
 
         Args:
             options: see `Options`.
@@ -139,13 +139,13 @@ def _tokens(
 
 
 class HsmCredential(Credential):
-    """Gets access tokens for one client, proving its identity with a key in a PKCS#11 device. Made as `Credential` is.
+    """Gets access tokens for one client, whose key is in a PKCS#11 device. See `Credential` for the arguments.
 
-    Hand it to any client of the Azure SDK for Python, or ask it for tokens yourself. Safe to use from several threads,
+    Pass it to any client of the Azure SDK for Python, or call `get_token` yourself. Safe to use from several threads,
     and, with `isolated`, in forked children. A context manager: `close` logs out of the device.
 
-    Errors are this package's own, also inside an SDK: a chain of credentials ends with one, for a refused PIN is no
-    reason to act as somebody else.
+    Its errors are this package's own, inside an SDK too. They end a chain of credentials: after a wrong PIN, the
+    program must not continue with another identity.
     """
 
     def __enter__(self) -> Self:
@@ -167,21 +167,21 @@ class HsmCredential(Credential):
         enable_cae: bool = False,
         **kwargs: object,
     ) -> "azure.AccessToken":
-        """Return an access token, from memory where there is a good one.
+        """Return an access token, from memory if a good one is there.
 
         Args:
-            scopes: what the token is for: one resource, as in ``https://graph.microsoft.com/.default``.
-            claims: JSON of a claims challenge; what is in memory is then passed over, and replaced.
-            tenant_id: another tenant than its own, if `additionally_allowed_tenants` has it.
-            enable_cae: ask for a token that is subject to continuous access evaluation; kept apart.
-            kwargs: what newer SDKs may pass; ignored.
+            scopes: one resource, as in ``https://graph.microsoft.com/.default``.
+            claims: a claims challenge, JSON. The token in memory is then not used, but replaced.
+            tenant_id: another tenant, if `additionally_allowed_tenants` allows it.
+            enable_cae: request a token that supports continuous access evaluation. It is cached separately.
+            kwargs: ignored; newer SDKs may pass more.
 
         Returns:
-            azure-core's ``AccessToken`` where azure-core is installed, else `hsm_signer.AccessToken`, which has all
-            of its attributes.
+            azure-core's ``AccessToken`` if azure-core is installed, else `hsm_signer.AccessToken`, which has the same
+            attributes and more.
 
         Raises:
-            ScopeError: there is not exactly one scope, or it is malformed; a ValueError too.
+            ScopeError: there is not exactly one scope, or it is malformed. It is also a ValueError.
             ConfigError: the tenant is not allowed.
             HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
         """
@@ -191,7 +191,7 @@ class HsmCredential(Credential):
     def get_token_info(
         self, *scopes: str, options: "azure.TokenRequestOptions | None" = None
     ) -> "azure.AccessTokenInfo":
-        """Return an access token with its type, and with the time at which Entra would like it renewed.
+        """Return an access token with its type and with the time at which Entra suggests to renew it.
 
         Args:
             scopes: as for `get_token`.
@@ -206,31 +206,31 @@ class HsmCredential(Credential):
         return as_access_token_info(self._tokens.get(query_from_options(self._tokens, scopes, options)))
 
     def assertion(self, context: object = None) -> str:
-        """Return a fresh client assertion for other programs to exchange. The device signs once.
+        """Return a new client assertion that other programs can exchange. The device signs once.
 
         A callback for MSAL (``client_credential={"client_assertion": credential.assertion}``) and for azure-identity
         (``ClientAssertionCredential(tenant_id, client_id, credential.assertion)``).
 
         Args:
-            context: what MSAL tells callbacks that want it; not needed, for the assertion is made out to this
-                credential's own token endpoint, in its own client's name.
+            context: what MSAL passes to callbacks; ignored. The assertion is for this credential's own client and token
+                endpoint.
 
         Raises:
-            DeviceError, DeviceTimeout: the device is not there, or failed. The next call looks it up afresh.
-            PinError: it wants a PIN that it did not get. A refused PIN is not presented again.
+            DeviceError, DeviceTimeout: the device is missing or failed. The next call looks for it again.
+            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
             KeyLookupError: the key or its certificate cannot be used.
         """
         return self._tokens.assertion()
 
     def close(self) -> None:
-        """Log out of the device. The next call opens it anew."""
+        """Log out of the device. The next call opens it again."""
         self._tokens.close()
 
 
 def query_from_options(
     tokens: Tokens, scopes: tuple[str, ...], options: "azure.TokenRequestOptions | None"
 ) -> TokenQuery:
-    """Return which token a call of ``get_token_info`` is for."""
+    """Return the query for a call of ``get_token_info``."""
     known = options or {}
     return tokens.build_query(
         scopes,
@@ -241,13 +241,13 @@ def query_from_options(
 
 
 def as_access_token(token: AccessToken) -> "azure.AccessToken":
-    """Return a token as azure-core's class, or as it is where there is no azure-core."""
+    """Return a token as azure-core's class, or unchanged without azure-core."""
     classes = _azure_classes()
     return cast("azure.AccessToken", classes.AccessToken(token.token, token.expires_on) if classes else token)
 
 
 def as_access_token_info(token: AccessToken) -> "azure.AccessTokenInfo":
-    """Return a token as azure-core's other class, or as it is where there is no azure-core."""
+    """Return a token as azure-core's other class, or unchanged without azure-core."""
     if (classes := _azure_classes()) is None:
         return cast("azure.AccessTokenInfo", token)
     info: azure.AccessTokenInfo = classes.AccessTokenInfo(
@@ -258,7 +258,7 @@ def as_access_token_info(token: AccessToken) -> "azure.AccessTokenInfo":
 
 @functools.cache
 def _azure_classes() -> ModuleType | None:
-    # Not before a token is there: it takes as long to load as all of ours.
+    # Only when there is a token: loading it takes as long as loading this whole package.
     try:
         return importlib.import_module("azure.core.credentials")
     except ImportError:

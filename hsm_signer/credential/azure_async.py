@@ -3,8 +3,8 @@
     async with AsyncHsmCredential(tenant, client_id, "pkcs11:token=Office;id=%01", pin_source="env:PIN") as me:
         token = await me.get_token("https://graph.microsoft.com/.default")
 
-The work is done by the synchronous code, in threads: one for each token that is being acquired, however many tasks wait
-for it. A task that is cancelled stops waiting, and nothing else: the token arrives, and is kept.
+The synchronous code does the work in threads: one for each token that is being acquired, no matter how many tasks wait
+for it. A task that is cancelled only stops waiting: the token still arrives and is kept.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 
 class AsyncHsmCredential(Credential):
-    """`HsmCredential` with everything to be awaited, from asyncio or trio. Made as `Credential` is.
+    """`HsmCredential` for asyncio and trio. See `Credential` for the arguments.
 
-    It may be used from several event loops, also at the same time. An asynchronous context manager: leaving it logs out
+    Several event loops may use it, even at the same time. An asynchronous context manager: leaving it logs out
     of the device.
     """
 
@@ -58,28 +58,28 @@ class AsyncHsmCredential(Credential):
     async def get_token_info(
         self, *scopes: str, options: "azure.TokenRequestOptions | None" = None
     ) -> "azure.AccessTokenInfo":
-        """Return an access token and what goes with it. See `HsmCredential.get_token_info`."""
+        """Return an access token with its type and times. See `HsmCredential.get_token_info`."""
         return as_access_token_info(
             await _outcome(self._tokens.submit(query_from_options(self._tokens, scopes, options)))
         )
 
     async def assertion(self) -> str:
-        """Return a fresh client assertion. See `HsmCredential.assertion`; callbacks that are not awaited need that."""
+        """Return a new client assertion. For callbacks that are not awaited, use `HsmCredential.assertion`."""
         return await anyio.to_thread.run_sync(self._tokens.assertion, abandon_on_cancel=True)
 
     async def close(self) -> None:
-        """Log out of the device. The next call opens it anew."""
+        """Log out of the device. The next call opens it again."""
         await anyio.to_thread.run_sync(self._tokens.close)
 
 
 async def _outcome(future: "Future[T]") -> T:
-    """Wait for a future that a thread completes, and return or raise what it holds."""
+    """Wait for a future that a thread completes, and return its result or raise its exception."""
     if not future.done():
         done = anyio.Event()
         soon = _waker()
 
         def wake(_: "Future[T]") -> None:
-            # A loop that has ended has nobody waiting.
+            # If the loop has ended, nobody is waiting.
             with suppress(RuntimeError):
                 soon(done.set)
 
@@ -89,8 +89,8 @@ async def _outcome(future: "Future[T]") -> T:
 
 
 def _waker() -> Callable[[Callable[[], None]], object]:
-    """Return what runs a function in this event loop, and may be called from any thread."""
-    # anyio's own way keeps the thread waiting until the function has run.
+    """Return a function that any thread may call to run another function in this event loop."""
+    # anyio's own function blocks the thread until the other function has run.
     loop: Any = anyio.lowlevel.current_token().native_token
     soon: Callable[[Callable[[], None]], object] = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
     return soon

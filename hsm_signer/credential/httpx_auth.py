@@ -1,9 +1,9 @@
-"""A credential as `httpx.Auth`: a script calls an API with the credential's tokens, and cannot send them astray.
+"""A credential as `httpx.Auth`: a script sends the credential's tokens to one API, and to no other server.
 
     graph = httpx.Client(auth=BearerAuth(credential, "https://graph.microsoft.com/.default"))
     users = graph.get("https://graph.microsoft.com/v1.0/users").json()
 
-httpx runs an auth once for a request and its redirects, and takes the token off a redirect to another origin.
+httpx runs an auth once for a request and its redirects, and removes the token from a redirect to another origin.
 """
 
 import base64
@@ -32,29 +32,29 @@ class Token(Protocol):
 
 
 class TokenCredential(Protocol):
-    """What gives tokens: `HsmCredential`, `AsyncHsmCredential`, or any other that the Azure SDK takes."""
+    """`HsmCredential`, `AsyncHsmCredential`, or any other credential for the Azure SDK."""
 
     def get_token(self, *scopes: str, claims: str | None = None, enable_cae: bool = False) -> Token | Awaitable[Token]:
-        """Return a token for `scopes`, past any cache where there are `claims`."""
+        """Return a token for `scopes`, and a new one if there are `claims`."""
 
 
 class BearerAuth(httpx.Auth):
     """Sends a credential's tokens to one API (RFC 6750 section 2.1), from `httpx.Client` and `httpx.AsyncClient`.
 
-    The first request says which API: to another scheme, host or port no token is sent, for the links in an answer may
-    lead anywhere. Tokens are asked for as ones that can be revoked at any moment (continuous access evaluation). An
-    answer that tells of that, 401 with ``insufficient_claims``, has the request sent once more with a token that meets
-    the claims it names, unless the request's body came from a stream, which cannot be read twice.
+    The first request sets the API: no token is sent to another scheme, host or port, because links in a response may
+    lead anywhere. The tokens support continuous access evaluation, so they can be revoked at any moment. The API then
+    answers 401 with ``insufficient_claims``, and the request is sent once more with a token that meets those claims,
+    unless its body came from a stream, which cannot be read twice.
 
     Safe to use from several threads and tasks.
 
     Args:
-        credential: gives the tokens, and keeps them. An asynchronous client asks a synchronous one in a thread; an
-            asynchronous one is for asynchronous clients only.
+        credential: returns the tokens, and caches them. An asynchronous client calls a synchronous credential in a
+            thread; an asynchronous credential is for asynchronous clients only.
         scopes: as `get_token` takes them: ``https://graph.microsoft.com/.default``.
 
     Raises:
-        ConfigError: from requests, when the address is not https (plain http only to loopback), or of another API.
+        ConfigError: from requests, if the URL is not https (plain http is allowed for loopback), or is another API's.
         HsmSignerError: from requests, whatever `get_token` raises.
     """
 
@@ -65,8 +65,8 @@ class BearerAuth(httpx.Auth):
         self._lock = threading.Lock()
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send the request with a token, and again where a challenge says so."""
-        # Where the request fails, httpx closes this while the exception passes, and its frames hold the token.
+        """Send the request with a token, and again after a claims challenge."""
+        # If the request fails, httpx closes this generator during the exception, whose frames contain the token.
         with hidden_locals():
             self._require_own_api(request.url)
             response = yield _with_token(request, self._get_token(None))
@@ -74,7 +74,7 @@ class BearerAuth(httpx.Auth):
                 yield _with_token(request, self._get_token(claims))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Do the same, without holding up other tasks: a device may want to be touched first."""
+        """Do the same without blocking other tasks: a device may require a touch."""
         self._require_own_api(request.url)
         response = yield _with_token(request, await self._get_token_async(None))
         if (claims := _claims_to_meet(request, response)) is not None:
@@ -99,7 +99,7 @@ class BearerAuth(httpx.Auth):
         origin = _origin(url)
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
             raise ConfigError(
-                f"The address {origin} is not https; the token would cross the network in the clear.",
+                f"The address {origin} is not https; the token would be sent unencrypted.",
                 hint="Use https. Plain http is for loopback addresses only.",
             )
         with self._lock:
@@ -112,7 +112,7 @@ class BearerAuth(httpx.Auth):
 
 
 def find_claims_challenge(www_authenticate: str) -> str | None:
-    """Return the claims that a bearer challenge wants a new token to meet, or None where none of them does.
+    """Return the claims that a new token must meet, from a bearer challenge, or None if there is no such challenge.
 
     Args:
         www_authenticate: the header's value, with any number of challenges (RFC 9110 section 11.6.1); several headers
@@ -138,7 +138,7 @@ _CHALLENGE = re.compile(
 
 
 def _challenges(header: str) -> list[tuple[str, dict[str, str]]]:
-    """Return schemes and their parameters, names in lower case. What has neither, such as a token68, is passed over."""
+    """Return schemes and their parameters, names in lower case. Anything else, such as a token68, is ignored."""
     challenges: list[tuple[str, dict[str, str]]] = []
     for element in _ELEMENT.finditer(header):
         found = _CHALLENGE.fullmatch(element[0].strip())
@@ -165,7 +165,7 @@ def _decode_claims(text: str) -> str | None:
 def _claims_to_meet(request: httpx.Request, response: httpx.Response) -> str | None:
     if response.status_code != 401 or not isinstance(request.stream, httpx.ByteStream):
         return None
-    # After redirects to elsewhere, it may be somebody else who answers.
+    # After a redirect, another server may have answered.
     if _origin(response.request.url) != _origin(request.url):
         return None
     return find_claims_challenge(", ".join(response.headers.get_list("www-authenticate")))

@@ -1,4 +1,4 @@
-"""The keys of a profile, in order of preference: which signs, which rests, and which one a key file names by now."""
+"""The keys of a profile, in order of preference: the first that works signs; a key file may name a new one."""
 
 import copy
 import logging
@@ -40,24 +40,24 @@ from hsm_signer.x509.certificate import parse_certificates
 
 logger = logging.getLogger(__name__)
 
-# With several keys, what makes the next one's turn. A refused PIN, a missed touch or a setting never does.
+# Errors after which the next key is tried. A wrong PIN, a missed touch or a setting is never among them.
 _NEXT_KEY = (DeviceGone, DeviceNotFound, DeviceTimeout, KeyNotFound, ModuleLoadError, SignatureInvalid)
 
 COOLDOWN = 30.0
-"""Seconds for which a key that failed is passed over while another one works."""
+"""Seconds for which a key that failed is not tried while another one works."""
 
 
 class Keys:
     """The keys of a profile, in order of preference: the first whose device is present and works signs.
 
-    A key is opened when it is first needed. One that fails is passed over for a while and then tried again, so that
-    the preferred device is returned to when it is back. Where the profile names a key file, its key is used as long as
-    the file says so. Safe to use from several threads.
+    A key is opened when it is first needed. After a failure it is tried again later, so that a preferred device that
+    comes back is used again. If the profile names a key file, the key that the file names now is used. Safe to use
+    from several threads.
 
     Args:
         profile: with at least one key.
         client: the client of the assertions.
-        operator: who can be asked and told.
+        operator: how to reach the person at the terminal.
         isolated: as for `open_identity`.
         monotonic: seconds on a clock that is never set.
     """
@@ -77,25 +77,25 @@ class Keys:
         self._isolated = isolated
         self._monotonic = monotonic
         self._keys = [_Key(uri) for uri in profile.key]
-        self._followed: tuple[int, ...] = ()
-        self._following = threading.Lock()
+        self._key_file_version: tuple[int, ...] = ()
+        self._reloading = threading.Lock()
         reset_after_fork(self, Keys.reset_after_fork)
 
     def assertion(self, audience: str, lifetime: int = DEFAULT_LIFETIME) -> str:
-        """Return a fresh client assertion, signed by the first key that can. See `Identity.assertion`.
+        """Return a new client assertion, signed with the first key that works. See `Identity.assertion`.
 
         Raises:
             DeviceError, DeviceTimeout, KeyLookupError: of the last key tried.
-            PinError: the device wants a PIN that it did not get. One that was refused is not presented again.
+            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
         """
         while True:
-            self._follow()
+            self._reload_key_file()
             keys = self._keys
             try:
                 return self._attempt(audience, lifetime)
             except HsmSignerError as error:
-                # The key may have been replaced meanwhile, and closed by another thread, or deleted from its device.
-                self._follow()
+                # Meanwhile the key may have been replaced: closed by another thread, or deleted from its device.
+                self._reload_key_file()
                 if self._keys is not keys:
                     continue
                 if self._operator.wait is None or not isinstance(error, DeviceNotFound | DeviceGone):
@@ -105,13 +105,13 @@ class Keys:
                 self._operator.wait(error)
 
     def state(self) -> tuple[object, ...]:
-        """Return what changes when the key file or the certificate's file does; empty where there is neither."""
+        """Return a value that changes when the key file or the certificate file changes; empty without these files."""
         return tuple(map(_version, filter(None, (self._profile.key_file, self._profile.certificate))))
 
     def is_current(self, header: Mapping[str, Any], written: float) -> bool:
-        """Tell, without the device, whether an assertion is by the key and the certificate in use.
+        """Return, without the device, whether an assertion was made with the current key and certificate.
 
-        Where the files do not say, it is, if they are older than the assertion.
+        If the files do not say, it was if they are older than the assertion.
 
         Args:
             header: of the assertion.
@@ -124,46 +124,46 @@ class Keys:
         return any(header.get(name) == value for each in known for name, value in each.items())
 
     def close(self) -> None:
-        """Let go of every device."""
+        """Close every device."""
         for key in self._keys:
             key.close()
 
     def reset_after_fork(self) -> None:
         """Leave the parent's devices to the parent in a forked child, which opens them again when it needs them."""
-        self._following = threading.Lock()
+        self._reloading = threading.Lock()
         for key in self._keys:
             key.reset_after_fork()
 
-    def _follow(self) -> None:
-        """Go over to the key that the key file names by now."""
+    def _reload_key_file(self) -> None:
+        """Switch to the key that the key file names now."""
         file = self._profile.key_file
         if file is None:
             return
-        with self._following:
+        with self._reloading:
             try:
                 version = file_version(file)
-                if version == self._followed:
+                if version == self._key_file_version:
                     return
                 uri = read_key_file(file).current.uri
             except (OSError, ConfigError) as error:
-                logger.warning("Going on with the key known so far: %s", error)
+                logger.warning("Using the key that was read last from the key file: %s", error)
                 return
-            self._followed = version
+            self._key_file_version = version
             (key,) = self._keys
             if uri != key.uri:
-                logger.info("the key file names another key")
-                # It is the same device, most likely, and the same PIN.
+                logger.info("The key file names another key.")
+                # It is most likely on the same device, with the same PIN.
                 self._keys = [_Key(uri, key.refusal, key.retire())]
 
     def _attempt(self, audience: str, lifetime: int) -> str:
         now = self._monotonic()
-        # Those that rest come last: they are tried before giving up, for one of them may be back.
-        *before, last = sorted(self._keys, key=lambda key: key.rests_until > now)
+        # Keys that failed recently come last, but are tried: their device may be back.
+        *before, last = sorted(self._keys, key=lambda key: key.next_try_at > now)
         for key in before:
             try:
                 return self._sign(key, audience, lifetime)
             except _NEXT_KEY as error:
-                key.rests_until = now + COOLDOWN
+                key.next_try_at = now + COOLDOWN
                 logger.warning("%s Trying the next key.", error)
         return self._sign(last, audience, lifetime)
 
@@ -186,7 +186,7 @@ def _thumbprints(profile: Profile) -> list[Mapping[str, str]] | None:
             recorded = read_key_file(profile.key_file).current.thumbprints
             return [recorded] if recorded else None
     except (OSError, ConfigError, CertificateUnusable):
-        pass  # it is being replaced
+        pass  # the file is being replaced
     return None
 
 
@@ -198,9 +198,9 @@ def _version(file: Path) -> tuple[int, ...]:
 
 
 def _changed(file: Path) -> float:
-    """Return when a file was last written, replaced, or given another target, epoch seconds; 0 without a file.
+    """Return when a file or its link was last written or replaced, epoch seconds; 0 if it does not exist.
 
-    Unlike the time of modification, the kernel's own (st_ctime) is not carried along when a file is moved into place.
+    This is st_ctime: unlike the modification time, it changes when a file is moved into place.
     """
     try:
         return max(file.stat().st_ctime, file.lstat().st_ctime)
@@ -208,16 +208,16 @@ def _changed(file: Path) -> float:
         return 0
 
 
-_inherited: list[Identity | None] = []
-"""Kept for as long as this process lives: what was open when it was forked."""
+_open_at_fork: list[Identity | None] = []
+"""Identities that were open when this process was forked. They must never be destroyed."""
 
 
 class _Key:
-    """One key, and what has become of it so far."""
+    """One key: its identity when it is open, and its failures."""
 
     def __init__(self, uri: Pkcs11Uri, refusal: PinRefusal | None = None, replaced: Identity | None = None) -> None:
         self.uri = uri
-        self.rests_until = 0.0
+        self.next_try_at = 0.0
         self.refusal = refusal
         self._retired = False
         self._replaced = replaced
@@ -232,22 +232,22 @@ class _Key:
                 raise copy.copy(self.refusal.error)
             if self._identity is None:
                 try:
-                    # Another key may be there: `Keys` waits when none is.
-                    impatient = replace(operator, wait=None)
+                    # Do not wait for this device: another key may work. `Keys` waits if none does.
+                    without_wait = replace(operator, wait=None)
                     self._identity = open_identity(
-                        profile, client, self.uri, impatient, isolated=isolated, replaced=self._replaced
+                        profile, client, self.uri, without_wait, isolated=isolated, replaced=self._replaced
                     )
                     self._replaced = None
                 except (PinIncorrect, PinLocked) as error:
-                    # Under the lock: whoever waits for it must not present the PIN again.
+                    # Under the lock: threads that wait for it must not send the PIN again.
                     self.refusal = PinRefusal(error)
                     raise
             return self._identity
 
     def retire(self) -> Identity | None:
-        """Let go of it for good, and return what is open, for the key that takes its place.
+        """Never open it again, and return its open identity, for the key that replaces it.
 
-        A thread that has chosen it, and not yet opened it, would leave it open behind.
+        A thread that has chosen this key but not opened it yet would otherwise leave it open.
         """
         with self._lock:
             self._retired = True
@@ -263,8 +263,8 @@ class _Key:
             identity.close()
 
     def reset_after_fork(self) -> None:
-        # A refusal stands: it is the same PIN. The identity is the parent's: it is neither closed nor destroyed, for
-        # what it holds leads to the parent's device.
-        _inherited.extend((self._identity, self._replaced))
+        # A refusal still counts: it is the same PIN. The identity belongs to the parent: closing or destroying it would
+        # act on the parent's device.
+        _open_at_fork.extend((self._identity, self._replaced))
         self._identity = self._replaced = None
         self._lock = threading.Lock()

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
 
 ANY_TENANT = "*"
-"""Among the allowed tenants: whichever is asked for."""
+"""In the allowed tenants: any tenant."""
 
-# The client capability "understands claims challenges", which asks for continuous access evaluation.
+# The client capability "understands claims challenges", which requests continuous access evaluation.
 _CAE_CLAIMS = {"access_token": {"xms_cc": {"values": ["CP1"]}}}
 
 
@@ -40,10 +40,10 @@ class TokenQuery:
     """Which token is needed.
 
     Attributes:
-        endpoint: of the tenant it is for.
-        scope: as the request will have it.
-        enable_cae: whether it is to be subject to continuous access evaluation.
-        claims: JSON of a claims challenge that a token in memory did not meet, or None.
+        endpoint: the token endpoint of its tenant.
+        scope: the `scope` parameter of the request.
+        enable_cae: whether it supports continuous access evaluation.
+        claims: a claims challenge that the token in memory does not meet, JSON, or None.
     """
 
     endpoint: Endpoint
@@ -55,20 +55,20 @@ class TokenQuery:
 class Tokens:
     """Gets access tokens for one client. Safe to use from several threads, and in a process forked from this one.
 
-    A forked child keeps the tokens. Its device it opens itself, which only `isolated` allows once the parent has loaded
-    the module.
+    A forked child keeps the tokens, but opens the device itself. If the parent has loaded the module, that needs
+    `isolated`.
 
     A context manager: `close` logs out of the device.
 
     Args:
-        profile: with a client id, a key, and a tenant or what stands for one.
-        operator: who can be asked and told.
-        additionally_allowed_tenants: those besides its own that tokens may be asked for; "*" is any.
-        isolated: have a process of its own serve the device, which may hang or crash alone.
+        profile: with a client ID, a key, and a tenant or what replaces one.
+        operator: how to reach the person at the terminal.
+        additionally_allowed_tenants: tenants that queries may name besides its own; "*" allows any.
+        isolated: open the device in a process of its own, which may hang or crash alone.
 
     Attributes:
         client: the client of the tokens.
-        keys: which of the profile's keys signs.
+        keys: the keys of the profile.
 
     Raises:
         ConfigError: a setting is missing, malformed, or contradicts another.
@@ -88,7 +88,7 @@ class Tokens:
         self.keys = Keys(profile, self.client, operator, isolated=isolated)
         self._cache = TokenCache()
         self._http: HttpClient | None = None
-        # The same few are asked for over and over: this is most of what a token in memory would cost.
+        # Programs request the same few tokens again and again, and building a query takes longer than finding a token.
         self._cached_query = functools.lru_cache(maxsize=128)(self._new_query)
 
     def __enter__(self) -> Self:
@@ -105,13 +105,13 @@ class Tokens:
         tenant_id: str | None = None,
         enable_cae: bool = False,
     ) -> TokenQuery:
-        """Decide which token is asked for.
+        """Return a query, checked.
 
         Args:
             scopes: one resource, as in ``https://graph.microsoft.com/.default``.
-            claims: JSON of a claims challenge; what is in memory is then passed over, and replaced.
+            claims: a claims challenge, JSON. The token in memory is then not used, but replaced.
             tenant_id: another tenant than its own, if that is allowed.
-            enable_cae: ask for continuous access evaluation; such tokens are kept apart.
+            enable_cae: request continuous access evaluation. Such tokens are cached separately.
 
         Raises:
             ScopeError: there is not exactly one scope, or it is malformed.
@@ -121,7 +121,7 @@ class Tokens:
         return query if claims is None else dataclasses.replace(query, claims=claims)
 
     def get(self, query: TokenQuery) -> AccessToken:
-        """Return the token for a query, from memory where there is a good one. The device signs at most once.
+        """Return the token for a query, from memory if a good one is there. The device signs at most once.
 
         Raises:
             HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
@@ -129,22 +129,22 @@ class Tokens:
         return self._cache.get(_unchallenged(query), lambda: self._request(query), query.claims)
 
     def submit(self, query: TokenQuery) -> "Future[AccessToken]":
-        """Do what `get` does, without keeping the caller waiting."""
+        """Do what `get` does, but return at once."""
         return self._cache.submit(_unchallenged(query), lambda: self._request(query), query.claims)
 
     @hidden_locals()
     def assertion(self) -> str:
-        """Return a fresh client assertion, made out to this client's own token endpoint. The device signs once.
+        """Return a new client assertion for this client's own token endpoint. The device signs once.
 
         Raises:
-            DeviceError, DeviceTimeout: the device is not there, or failed. The next call looks it up afresh.
-            PinError: it wants a PIN that it did not get. A refused PIN is not presented again.
+            DeviceError, DeviceTimeout: the device is missing or failed. The next call looks for it again.
+            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
             KeyLookupError: the key or its certificate cannot be used.
         """
         return self._assertion(self.client.endpoint)
 
     def close(self) -> None:
-        """Log out of the device. The next call opens it anew."""
+        """Log out of the device. The next call opens it again."""
         self.keys.close()
 
     def _new_query(self, scopes: tuple[str, ...], tenant_id: str | None, enable_cae: bool) -> TokenQuery:
@@ -153,7 +153,7 @@ class Tokens:
 
     def _endpoint_of(self, tenant: str | None) -> Endpoint:
         own = self.client.endpoint
-        # AD FS has no tenants: like azure-identity, pass over what a service's challenge says of them.
+        # AD FS has no tenants: like azure-identity, ignore the tenant in a service's challenge.
         if tenant is None or own.tenant == "adfs" or (own.tenant is not None and tenant.lower() == own.tenant.lower()):
             return own
         if not own.entra:
@@ -186,7 +186,7 @@ class Tokens:
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient
 
-        # It holds no connection: two that are made at the same time do no harm.
+        # It has no open connection, so it does no harm if two threads each create one.
         if self._http is None:
             self._http = HttpClient(timeout=self._profile.network_timeout, ca_bundle=self._profile.ca_bundle)
         return self._http
