@@ -145,7 +145,7 @@ def test_a_refusal_explains_itself(entra: EntraEmulator, endpoint: Endpoint, for
     assert "--client-id" in str(refused(endpoint, form, http).hint)
 
 
-def test_a_number_nobody_knows_leads_to_microsofts_page(
+def test_the_hint_for_an_unknown_number_is_microsofts_page(
     entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient
 ) -> None:
     entra.answer_next(Refused(999999, "invalid_request", "New."))
@@ -162,7 +162,7 @@ def test_the_message_is_entras_first_line(
     )
 
 
-def test_a_refusal_is_not_tried_again(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
+def test_a_refusal_is_not_retried(entra: EntraEmulator, endpoint: Endpoint, form: Form, http: HttpClient) -> None:
     entra.answer_next(Refused(700016, "unauthorized_client", "Application was not found."))
     refused(endpoint, form, http)
     assert len(entra.requests) == 1
@@ -171,7 +171,7 @@ def test_a_refusal_is_not_tried_again(entra: EntraEmulator, endpoint: Endpoint, 
 @pytest.mark.parametrize(
     "trouble", [Throttled("3"), Unavailable(), Disconnected(), Truncated()], ids=lambda trouble: type(trouble).__name__
 )
-def test_trouble_is_overcome_with_the_same_assertion(
+def test_a_retry_sends_the_same_assertion(
     entra: EntraEmulator,
     endpoint: Endpoint,
     form: Form,
@@ -202,7 +202,7 @@ def test_throttling_is_waited_out(
         (Throttled("3600"), "It asks for no request before"),
     ],
 )
-def test_an_answer_without_sense_is_a_clear_error(
+def test_an_unusable_answer_is_a_clear_error(
     entra: EntraEmulator,
     endpoint: Endpoint,
     form: Form,
@@ -258,7 +258,7 @@ def test_a_granted_scope_replaces_the_one_asked_for(serve: Serve) -> None:
     assert exchange(serve(answer({**GOOD, "scope": "read list"}))).scope == "read list"
 
 
-def test_a_life_in_seconds_may_be_a_string(serve: Serve) -> None:
+def test_expires_in_may_be_a_string(serve: Serve) -> None:
     assert exchange(serve(answer({**GOOD, "expires_in": "3599"}))).expires_in == 3599
 
 
@@ -315,7 +315,7 @@ def test_a_field_that_cannot_be_used_is_named(serve: Serve, changes: dict[str, o
     ],
     ids=["empty", "list", "string", "null", "cut off", "no text", "deep", "long number"],
 )
-def test_a_body_that_is_no_json_object_is_an_error_without_it(serve: Serve, body: bytes) -> None:
+def test_the_error_for_a_body_that_is_not_a_json_object_does_not_show_it(serve: Serve, body: bytes) -> None:
     expected = rf"is not a token response \(status 200, application/json, {len(body)} bytes\)"
     with pytest.raises(NetworkError, match=expected):
         exchange(serve(answer(body)))
@@ -351,7 +351,7 @@ def test_a_number_in_the_description_decides_nothing(serve: Serve) -> None:
     assert refusal(serve(answer(document, 401))).aadsts is None
 
 
-def test_the_number_that_says_most_is_taken(serve: Serve) -> None:
+def test_the_most_specific_number_is_used(serve: Serve) -> None:
     document = {"error": "invalid_client", "error_codes": [70002, 700024]}
     assert refusal(serve(answer(document, 401))).aadsts == 700024
 

@@ -80,7 +80,7 @@ def seen(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list
     return tokens
 
 
-def test_a_good_token_is_asked_for_once(cache: TokenCache, server: Server, clock: Clock) -> None:
+def test_a_good_token_is_requested_once(cache: TokenCache, server: Server, clock: Clock) -> None:
     assert seen(cache, server, clock, 0, 1, HOUR - REFRESH_BEFORE - 1) == ["token 1"] * 3
 
 
@@ -88,18 +88,18 @@ def test_a_token_is_renewed_300_seconds_before_it_expires(cache: TokenCache, ser
     assert seen(cache, server, clock, 0, HOUR - 300.1, HOUR - 300) == ["token 1", "token 1", "token 2"]
 
 
-def test_a_token_is_renewed_when_the_server_would_like_it(cache: TokenCache, clock: Clock) -> None:
+def test_a_token_is_renewed_when_the_server_suggests_it(cache: TokenCache, clock: Clock) -> None:
     server = Server(clock, life=24 * HOUR, refresh_in=12 * HOUR)
     assert seen(cache, server, clock, 0, 12 * HOUR - 1, 12 * HOUR) == ["token 1", "token 1", "token 2"]
 
 
-def test_a_wish_for_a_late_renewal_does_not_delay_it(cache: TokenCache, clock: Clock) -> None:
+def test_a_late_suggestion_does_not_delay_a_renewal(cache: TokenCache, clock: Clock) -> None:
     server = Server(clock, refresh_in=HOUR - 10)
     assert seen(cache, server, clock, 0, HOUR - 300) == ["token 1", "token 2"]
 
 
 @pytest.mark.parametrize("life", [10, 60, 300, 599])
-def test_a_short_lived_token_serves_half_its_life(cache: TokenCache, clock: Clock, life: int) -> None:
+def test_a_short_lived_token_is_used_for_half_its_life(cache: TokenCache, clock: Clock, life: int) -> None:
     server = Server(clock, life)
     assert seen(cache, server, clock, 0, life // 2 - 1, life - life // 2) == ["token 1", "token 1", "token 2"]
 
@@ -130,7 +130,7 @@ def test_the_same_challenge_again_is_answered_with_yet_another_token(
     assert [cache.get(KEY, server, "{}").token for _ in range(2)] == ["token 1", "token 2"]
 
 
-def test_a_token_from_a_challenge_is_not_asked_for_again(cache: TokenCache, server: Server, clock: Clock) -> None:
+def test_a_token_from_a_challenge_is_not_requested_again(cache: TokenCache, server: Server, clock: Clock) -> None:
     challenge(cache, token("from a challenge", clock.now))
     assert (cache.get(KEY, server).token, server.asked) == ("from a challenge", 0)
 
@@ -308,7 +308,7 @@ def test_callers_who_ask_together_share_a_failure_so_that_a_pin_is_presented_onc
     assert ({future.exception() for future in futures}, gate.asked) == ({refused}, 1)
 
 
-def test_an_interrupt_is_its_own_threads_and_the_others_are_told_in_other_words(gate: Gate) -> None:
+def test_an_interrupt_is_raised_in_its_own_thread_and_the_others_get_an_error(gate: Gate) -> None:
     futures = ask_together(gate, lambda _: gate.fail(KeyboardInterrupt()))
     kinds = sorted(type(future.exception()).__name__ for future in futures)
     assert kinds == ["HsmSignerError"] * (CALLERS - 1) + ["KeyboardInterrupt"]
@@ -370,13 +370,13 @@ def test_another_challenge_is_an_acquisition_of_its_own(cache: TokenCache, serve
     assert (other, slow.result().token) == ("token 1", "slow")
 
 
-def test_a_token_that_is_kept_is_there_as_soon_as_it_is_asked_for(cache: TokenCache, server: Server) -> None:
+def test_submit_returns_a_cached_token_at_once(cache: TokenCache, server: Server) -> None:
     cache.get(KEY, server)
     found = cache.submit(KEY, server)
     assert (found.done(), found.result().token) == (True, "token 1")
 
 
-def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache, server: Server, gate: Gate) -> None:
+def test_submit_and_get_share_an_acquisition(cache: TokenCache, server: Server, gate: Gate) -> None:
     begun = cache.submit(KEY, gate)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cache.get, KEY, server)
@@ -385,15 +385,13 @@ def test_who_does_not_wait_shares_an_acquisition_with_who_does(cache: TokenCache
     assert (gate.asked, server.asked) == (1, 0)
 
 
-def test_a_failure_reaches_who_did_not_wait(cache: TokenCache, server: Server) -> None:
+def test_submit_returns_a_failure(cache: TokenCache, server: Server) -> None:
     server.failure = PinIncorrect("The device refused the PIN.")
     assert cache.submit(KEY, server).exception() is server.failure
 
 
 @pytest.mark.usefixtures("no_more_threads")
-def test_without_a_thread_who_does_not_wait_is_told_and_nobody_waits_for_ever(
-    cache: TokenCache, server: Server
-) -> None:
+def test_without_a_thread_submit_returns_an_error_and_nobody_waits_forever(cache: TokenCache, server: Server) -> None:
     for _ in range(2):
         assert "no thread" in str(cache.submit(KEY, server).exception(60)).lower()
     assert cache.get(KEY, server).token == "token 1"
