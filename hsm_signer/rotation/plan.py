@@ -15,6 +15,7 @@ from hsm_signer.config.keyfile import KeyEntry, KeyFile
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.jwt.assertion import FILE_LIFETIME, KEPT_BY_READERS
+from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.x509.certificate import Certificate, certificate_details
 
 _OF_A_KEY = ("object", "id", "type", "pin_value")
@@ -107,6 +108,12 @@ def next_step(observed: Observed) -> Step | None:
     return Step.WAIT if retired else None
 
 
+def next_key(observed: Observed) -> KeyEntry:
+    """Return the next key, for a step that needs one."""
+    assert observed.file.next is not None  # noqa: S101  # next_step returns such steps only with a next key
+    return observed.file.next
+
+
 def retired_key(step: Step, observed: Observed) -> KeyEntry:
     """Return the retired key that a step is about."""
     if step is Step.FORGET:
@@ -185,6 +192,11 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
             return with_retired(lambda old: (replace(old, registered=False),))
         case Step.DELETE | Step.KEEP | Step.FORGET:
             return with_retired(lambda old: ())
+
+
+def as_registered(key: KeyEntry, certificate: Certificate, key_id: str | None) -> KeyEntry:
+    """Return a key as registered, with its credential's id and the thumbprints of that credential's certificate."""
+    return replace(key, registered=True, key_id=key_id, thumbprints=thumbprints(certificate))
 
 
 def plan(observed: Observed) -> list[Step]:

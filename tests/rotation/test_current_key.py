@@ -31,7 +31,7 @@ def parsed(uri: str) -> Pkcs11Uri:
 def test_the_current_key_is_not_taken_for_the_next_one(application: Application, spelling: str) -> None:
     before = application.seen()
     with pytest.raises(ConfigError, match="is the current key") as caught:
-        application.rotate(following=parsed(spelling))
+        application.rotate(next_key=parsed(spelling))
     assert caught.value.hint
     assert application.seen() == before
     assert application.token()
@@ -81,7 +81,7 @@ def test_a_retired_key_is_gone_back_to_when_it_is_named_as_the_next_one(applicat
     new = application.file.current.uri
     retired = replace(application.file, retired=(KeyEntry(Pkcs11Uri(token="rolling", id=b"\x01"), registered=False),))
     write_key_file(application.key_file, retired)
-    taken = application.rotate(following=old)
+    taken = application.rotate(next_key=old)
     assert taken[:2] == [Step.NAME, Step.REGISTER]
     assert application.file.current.uri == old
     assert application.is_tidy()
@@ -95,9 +95,9 @@ def test_a_next_key_that_has_become_the_current_one_is_no_reason_not_to_end_the_
     following = parsed(made.uri)
     application.entra.answer_next_graph(*[Slow(0)] * 3, GraphRefusal("Request_BadRequest", "Not now.", 400))
     with pytest.raises(EntraError):
-        application.rotate(following=following)
+        application.rotate(next_key=following)
     assert application.file.current.uri == following
-    assert application.rotate(following=following) == [Step.UNREGISTER, Step.DELETE]
+    assert application.rotate(next_key=following) == [Step.UNREGISTER, Step.DELETE]
     assert application.is_tidy()
 
 
@@ -172,7 +172,7 @@ class TestAnId:
 
     def test_that_the_next_key_shares_is_refused(self, application: Application, twin: KeyEntry) -> None:
         with pytest.raises(KeyUnfit, match="has the id of the current one"):
-            application.rotate(following=twin.uri)
+            application.rotate(next_key=twin.uri)
         assert len(application.on_device().certificates) == 1
         assert application.token()
 
@@ -181,7 +181,7 @@ class TestAUri:
     def test_of_another_device_is_not_looked_for_on_this_one(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
         with pytest.raises(KeyNotFound, match="is not on"):
-            application.rotate(following=replace(parsed(made.uri), token="elsewhere"))
+            application.rotate(next_key=replace(parsed(made.uri), token="elsewhere"))
         assert application.token()
 
     def test_of_a_retired_key_on_another_device_deletes_nothing_here(self, application: Application) -> None:
@@ -204,7 +204,7 @@ class TestAUri:
     def test_of_the_next_key_leads_to_the_device_as_the_current_ones_does(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
         application.softhsm.add_token("another device")
-        application.rotate(following=Pkcs11Uri(object=made.label))
+        application.rotate(next_key=Pkcs11Uri(object=made.label))
         assert application.is_tidy()
 
 

@@ -9,18 +9,18 @@ import pytest
 
 from tests.support.application import Application
 
-GRAPH, ROTATION = "hsm_signer.entra.graph", "hsm_signer.rotation.rotation"
+GRAPH, ACTIONS = "hsm_signer.entra.graph", "hsm_signer.rotation.actions"
 
 # What leaves a mark, and how often in one rotation. The key file is written after naming, registering, switching,
 # unregistering and deleting.
 MARKS = [
-    (ROTATION, "write_key_file", 5),
-    (ROTATION, "generate_key", 1),
+    ("hsm_signer.rotation.rotation", "write_key_file", 5),
+    (ACTIONS, "generate_key", 1),
     ("hsm_signer.device.manage.certificates", "store_certificate", 1),
     (GRAPH, "Graph.add_key", 1),
     (GRAPH, "Graph.remove_key", 1),
-    (ROTATION, "delete_certificate", 1),
-    (ROTATION, "delete_key", 1),
+    (ACTIONS, "delete_certificate", 1),
+    (ACTIONS, "delete_key", 1),
 ]
 CUTS = [
     pytest.param({"module": module, "name": name, "call": call, "when": when}, id=f"{when} {name} {call}")

@@ -144,7 +144,7 @@ def test_another_rotation_is_begun_only_where_its_key_is_named(rotated: Applicat
     made = rotated.softhsm.add_identity("made elsewhere", b"\x77")
     rotated.time.ago = 30 * MINUTE
     assert rotated.rotate(DEFAULT) == [Step.WAIT]
-    taken = rotated.rotate(DEFAULT, following=Pkcs11Uri.parse(made.uri))
+    taken = rotated.rotate(DEFAULT, next_key=Pkcs11Uri.parse(made.uri))
     assert taken == [Step.NAME, Step.REGISTER, Step.PROVE, Step.SWITCH, Step.WAIT, Step.WAIT]
     assert len(rotated.registered()) == 3
     rotated.time.ago = -41 * MINUTE

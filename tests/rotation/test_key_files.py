@@ -15,7 +15,8 @@ from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import HsmSignerError
 from hsm_signer.rotation.plan import Step
-from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.rotation.request import RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.names import GRAPH, PIN, TENANT
@@ -149,7 +150,7 @@ def test_after_any_run_the_current_key_works(
     file = tmp_path / "key.json"
     coming = None if following is None else filed(following)
     write_key_file(file, KeyFile(filed(current), coming, tuple(filed(each) for each in retired)))
-    request = RotationRequest(following=named, delete_old=delete_old, propagation=0)
+    request = RotationRequest(next_key=named, delete_old=delete_old, propagation=0)
     taken: list[Step] = []
 
     def report(step: Step, text: str) -> None:

@@ -20,7 +20,8 @@ from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
 from hsm_signer.rotation.plan import Step
-from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.rotation.request import RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 from hsm_signer.testing import Disconnected, GraphRefusal, Html, Slow, Throttled, Unavailable
 from hsm_signer.x509.issuance import create_certificate
 from tests.support.application import Application
@@ -199,7 +200,7 @@ def test_a_next_certificate_that_is_lost_after_it_was_registered_is_given_up_wit
 
 def test_a_next_key_that_is_there_already_is_taken(application: Application) -> None:
     made = application.softhsm.add_key("made elsewhere", b"\x77")
-    taken = application.rotate(following=Pkcs11Uri.parse(made.uri))
+    taken = application.rotate(next_key=Pkcs11Uri.parse(made.uri))
     assert Step.GENERATE not in taken
     assert application.file.current.uri == Pkcs11Uri.parse(made.uri)
     assert application.is_tidy()
@@ -210,14 +211,14 @@ def test_a_next_key_takes_the_place_of_one_that_was_only_begun(application: Appl
     with pytest.raises(EntraError):
         application.rotate()
     made = application.softhsm.add_identity("made elsewhere", b"\x77")
-    application.rotate(following=Pkcs11Uri.parse(made.uri))
+    application.rotate(next_key=Pkcs11Uri.parse(made.uri))
     assert application.file.current.uri == Pkcs11Uri.parse(made.uri)
     assert application.token()
 
 
 def test_a_next_key_that_is_not_there_is_not_made_up(application: Application) -> None:
     with pytest.raises(HsmSignerError, match="is not on"):
-        application.rotate(following=Pkcs11Uri(token="rolling", id=b"\x99"))
+        application.rotate(next_key=Pkcs11Uri(token="rolling", id=b"\x99"))
     assert application.token()
 
 

@@ -19,9 +19,10 @@ from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.inventory.facts import Contents
 from hsm_signer.device.inventory.inspect import examine
 from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.rotation.clock import Clock
 from hsm_signer.rotation.plan import Step
-from hsm_signer.rotation.registration import Clock
-from hsm_signer.rotation.rotation import Report, Rotation, RotationRequest
+from hsm_signer.rotation.request import Report, RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.names import CLIENT, GRAPH, PIN, TENANT
@@ -144,7 +145,8 @@ class Application:
 _CUT_OFF = """
 import importlib, json, os, signal, sys
 from hsm_signer.config.profile import profile_from_arguments
-from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.rotation.request import RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 
 arguments, cut = map(json.loads, sys.argv[1:])
 home = importlib.import_module(cut["module"])

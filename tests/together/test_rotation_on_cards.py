@@ -11,7 +11,8 @@ from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound, DeviceReadOnly
 from hsm_signer.rotation.plan import Step
-from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.rotation.request import RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 from hsm_signer.testing import EntraEmulator
 from tests.support.names import CLIENT, GRAPH, TENANT
 from tests.support.stacks.piv import PivStack
@@ -64,7 +65,7 @@ def rotate(
         if step is at:
             act()
 
-    with Rotation(profile, RotationRequest(following=following, propagation=0), report=report) as rotation:
+    with Rotation(profile, RotationRequest(next_key=following, propagation=0), report=report) as rotation:
         rotation.run()
     return taken
 

@@ -26,7 +26,8 @@ import httpx, pkcs11._pkcs11, ssl  # loaded before the interpreter's files may b
 import hsm_signer.device.device, hsm_signer.rotation.rotation
 from hsm_signer.config.profile import profile_from_arguments
 from hsm_signer.errors import HsmSignerError
-from hsm_signer.rotation.rotation import Rotation, RotationRequest
+from hsm_signer.rotation.request import RotationRequest
+from hsm_signer.rotation.rotation import Rotation
 from hsm_signer.credential.tokens import Tokens
 
 profile = profile_from_arguments(json.loads(sys.argv[1]))

@@ -103,7 +103,8 @@ def rotate(
 
     hsm-signer --profile prod rotate --delete-old-key
     """
-    from hsm_signer.rotation.rotation import Rotation, RotationRequest
+    from hsm_signer.rotation.request import RotationRequest
+    from hsm_signer.rotation.rotation import Rotation
 
     seconds_argument(propagation_timeout, "--propagation-timeout")
     if check:
@@ -111,7 +112,7 @@ def rotate(
         return
     request = RotationRequest(
         current=_uri(current, "--current"),
-        following=_uri(next_key, "--next"),
+        next_key=_uri(next_key, "--next"),
         bits=bits,
         subject=subject,
         days=days,

@@ -5,9 +5,8 @@ something waits until the side that matters has taken notice.
 """
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.client import resolve_client
@@ -19,6 +18,9 @@ from hsm_signer.entra.token import AccessToken, request_token, token_form
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME
 from hsm_signer.jwt.proof import PROOF_LIFETIME, build_proof
+from hsm_signer.rotation.clock import Clock
+from hsm_signer.rotation.plan import Step
+from hsm_signer.rotation.request import Report
 from hsm_signer.system.secret import Secret
 
 POLL = 5.0
@@ -31,22 +33,7 @@ _PROOF_REFUSED = "Authentication_MissingOrMalformed"
 _NO_SUCH_CREDENTIAL = "Request_ResourceNotFound"
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Time, and the way to let it pass.
-
-    Attributes:
-        now: epoch seconds.
-        monotonic: seconds on a clock that is never set.
-        sleep: waits for that many seconds.
-    """
-
-    now: Callable[[], float] = time.time
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
-class Registrar:
+class KeyCredentials:
     """The keys of one application at Entra.
 
     Attributes:
@@ -55,14 +42,15 @@ class Registrar:
     Args:
         profile: says which application, and where Entra is.
         propagation: seconds to wait for Entra to take notice of a change.
-        waiting: told once for each such wait that there is one.
+        report: called once when such a wait begins.
 
     Raises:
         ConfigError: a setting is missing, or the profile's server is none that knows Graph.
     """
 
-    def __init__(self, profile: Profile, propagation: float, waiting: Callable[[], None], clock: Clock) -> None:
-        self._propagation, self._waiting, self._clock = propagation, waiting, clock
+    def __init__(self, profile: Profile, propagation: float, report: Report, clock: Clock) -> None:
+        self._object_id = profile.object_id
+        self._propagation, self._report, self._clock = propagation, report, clock
         # An audience of the profile may be that of another server: the tokens for Graph come from Entra.
         self.client = resolve_client(replace(profile, audience=None))
         service = resolve_graph(self.client.endpoint, profile.graph)
@@ -120,7 +108,7 @@ class Registrar:
                 return False
             return True
 
-        if not self._within(accepted):
+        if not self._within(Step.PROVE, accepted):
             raise EntraError(
                 f"After {self._propagation:g} s Entra still does not accept the next key. The current one is in use as "
                 "before.",
@@ -157,7 +145,7 @@ class Registrar:
                     raise
             return True
 
-        if not self._within(done):
+        if not self._within(Step.UNREGISTER, done):
             raise EntraError(
                 f"After {self._propagation:g} s Graph still does not accept the new key's proof. The new key is in "
                 "use, and the old one still registered.",
@@ -180,13 +168,13 @@ class Registrar:
         except EntraError:
             return None
 
-    def object_id(self, known: str | None, listed: Registration | None) -> str:
+    def object_id(self, noted: str | None, listed: Registration | None) -> str:
         """Return the application's object id: the one that is known, else the one Graph tells.
 
         Raises:
             ConfigError: neither.
         """
-        found = known or (listed.object_id if listed else None)
+        found = self._object_id or noted or (listed.object_id if listed else None)
         if found is None:
             raise ConfigError(
                 "The object id of the application is needed for the proof, and Graph does not tell it.",
@@ -205,7 +193,7 @@ class Registrar:
             return False
         return True
 
-    def _within(self, done: Callable[[], bool]) -> bool:
+    def _within(self, step: Step, done: Callable[[], bool]) -> bool:
         """Return whether `done` comes to say yes before the time for propagation is over."""
         deadline = self._clock.monotonic() + self._propagation
         said = False
@@ -213,7 +201,7 @@ class Registrar:
             if self._clock.monotonic() + POLL > deadline:
                 return False
             if not said:
-                self._waiting()
+                self._report(step, "Waiting for Entra to take notice of the change…")
                 said = True
             self._clock.sleep(POLL)
         return True

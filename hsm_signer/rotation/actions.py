@@ -1,0 +1,202 @@
+"""The steps of a rotation: one function for each, which takes what is known before it and returns what is known after.
+
+The step that removes the old certificate from Entra is in `unregister`.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from types import MappingProxyType
+
+from cryptography import x509
+
+from hsm_signer.config.keyfile import KeyEntry
+from hsm_signer.crypto import Algorithm
+from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate, replace_certificates
+from hsm_signer.device.manage.generate import KeySpec, generate_key
+from hsm_signer.device.manage.keys import delete_key, key_labels
+from hsm_signer.entra.graph import demands_an_authority
+from hsm_signer.errors import EntraError, KeyExists, KeyNotFound, KeyUnfit
+from hsm_signer.rotation.context import RotationContext
+from hsm_signer.rotation.observe import observe_device
+from hsm_signer.rotation.plan import Observed, Step, after, as_registered, beside, next_key, next_label, retired_key
+from hsm_signer.rotation.unregister import unregister
+from hsm_signer.x509.issuance import create_certificate
+
+
+def choose_name(context: RotationContext, observed: Observed) -> Observed:
+    """Choose the next key's URI: of a key that the caller names, or with a label and an id of our own."""
+    current = observed.file.current.uri
+    if context.request.next_key is not None:
+        uri = beside(context.request.next_key, current)
+    else:
+        label = context.keys.signer(current).key.info.label
+        label = next_label(label, key_labels(context.keys.device), context.clock.utc_now().strftime("%Y%m%d"))
+        uri = replace(current, object=label, id=secrets.token_bytes(4))
+    observed = observe_device(context, after(Step.NAME, observed, KeyEntry(uri, registered=False)))
+    context.report(Step.NAME, f"The next key is {uri.object or uri}.")
+    return observed
+
+
+def generate(context: RotationContext, observed: Observed) -> Observed:
+    """Generate the next key on the device."""
+    device, current = context.keys.device, observed.file.current
+    uri, old = next_key(observed).uri, context.keys.signer(current.uri)
+    if context.request.next_key is not None or uri.id is None or uri.object is None:
+        raise KeyNotFound(f"{uri} is not on {device.info}.", hint="Check --next.")
+    # With another key beside it, a URI that leaves out label or id would mean both.
+    label, key_id = old.key.info.label or None, old.key.info.id or None
+    pinned = replace(current.uri, object=current.uri.object or label, id=current.uri.id or key_id)
+    observed = replace(observed, file=replace(observed.file, current=replace(current, uri=pinned)))
+    context.write(observed.file)
+    bits = context.request.bits or old.public_key.bits
+    spec = KeySpec(uri.object, uri.id, bits, always_authenticate=old.key.always_authenticate)
+    try:
+        generate_key(device, spec)
+    except KeyExists:
+        # An interrupted run left half of it, or somebody else took the name.
+        return choose_name(context, observed)
+    context.report(Step.GENERATE, f"{device.info} has made it: RSA, {bits} bits.")
+    return after(Step.GENERATE, observed)
+
+
+def certify(context: RotationContext, observed: Observed) -> Observed:
+    """Make the next key's certificate, signed by that key, and store it on the device."""
+    signer = context.keys.signer(next_key(observed).uri)
+    if signer.key.info.id == context.keys.signer(observed.file.current.uri).key.info.id:
+        raise KeyUnfit(
+            f"The next key has the id of the current one ({signer.key.info}), and a certificate stored for it "
+            "would replace the current key's.",
+            hint="Give it an id of its own, or make another key and name it with --next.",
+        )
+    subject, days = _subject(context, observed), context.request.days
+    der = create_certificate(signer, Algorithm.RS256, subject, days, context.clock.utc_now())
+    replace_certificates(context.keys.device, signer.key.info, der)
+    context.report(Step.CERTIFY, f"Its certificate: {subject}, valid for {days} days.")
+    return after(Step.CERTIFY, observed)
+
+
+def register(context: RotationContext, observed: Observed) -> Observed:
+    """Register the next key's certificate at Entra, proved by the current key."""
+    key, current = next_key(observed), observed.file.current
+    identity, prover = context.keys.identity(key.uri), context.keys.identity(current.uri)
+    certificate = identity.certificates.certificate()
+    context.credentials.authenticate(prover)
+    listed = context.credentials.listed()
+    # What is found out here is written with the step: a later run may have no permission to list.
+    object_id = context.credentials.object_id(observed.file.object_id, listed)
+    if listed is not None:
+        current = as_registered(
+            current, prover.certificates.certificate(), listed.find(prover.certificates.certificate())
+        )
+    key_id = None if listed is None else listed.find(certificate)
+    if key_id is None:
+        try:
+            key_id = context.credentials.add(identity, object_id, prover)
+        except EntraError as error:
+            if not demands_an_authority(error):
+                raise
+            raise _requires_ca_certificate(context, observed, error) from None
+    context.report(Step.REGISTER, f"Entra knows its certificate, thumbprint {certificate.sha1.hex().upper()}.")
+    file = replace(observed.file, current=current, object_id=object_id)
+    return after(Step.REGISTER, replace(observed, file=file), as_registered(key, certificate, key_id))
+
+
+def _requires_ca_certificate(context: RotationContext, observed: Observed, refusal: EntraError) -> EntraError:
+    command, uri = context.profile.command_line, next_key(observed).uri
+    request = ("certificate", "request", "--key", str(uri), "--subject", _subject(context, observed))
+    error = EntraError(
+        refusal.message,
+        hint="A policy of this tenant requires a certificate from a trusted CA. Make a request for the next key, "
+        "have the CA sign it, store the certificate beside that key, and run rotate again:",
+        error=refusal.error,
+        correlation_id=refusal.correlation_id,
+        trace_id=refusal.trace_id,
+    )
+    error.commands = (
+        command(*request, "--output-file", "next.csr"),
+        command("certificate", "import", "--key", str(uri), "--replace", "next.pem"),
+    )
+    return error
+
+
+def _subject(context: RotationContext, observed: Observed) -> str:
+    """Return the subject of the next certificate (RFC 4514)."""
+    current = x509.load_der_x509_certificate(context.keys.certificate(observed.file.current.uri).der)
+    return context.request.subject or current.subject.rfc4514_string()
+
+
+def prove(context: RotationContext, observed: Observed) -> Observed:
+    """Get a token with the next key."""
+    context.credentials.await_acceptance(context.keys.identity(next_key(observed).uri))
+    context.report(Step.PROVE, "A token was obtained with it.")
+    return after(Step.PROVE, observed)
+
+
+def switch(context: RotationContext, observed: Observed) -> Observed:
+    """Make the next key the current one."""
+    current, old_key_id = observed.file.current, context.request.old_key_id
+    if old_key_id not in (None, current.key_id):
+        # Kept for the run that removes the credential, which may be a later one.
+        current = replace(current, key_id=old_key_id, thumbprints={})
+    done = after(Step.SWITCH, replace(observed, file=replace(observed.file, current=current)))
+    context.write(done.file)  # before the report says so
+    context.report(Step.SWITCH, f"{context.path} names it: programs that follow the file use it from now on.")
+    return observe_device(context, done)
+
+
+def abandon(context: RotationContext, observed: Observed) -> Observed:
+    """Give up the next key, which can no longer be used."""
+    uri = next_key(observed).uri
+    context.report(Step.ABANDON, f"{uri} is registered, and not whole on the device any more. It is given up.")
+    return after(Step.ABANDON, observed)
+
+
+def forget(context: RotationContext, observed: Observed) -> Observed:
+    """Drop a retired key that is the current one from the key file."""
+    uri = retired_key(Step.FORGET, observed).uri
+    context.report(Step.FORGET, f"{context.path} lists {uri} as retired, but it is the current key. It stays in use.")
+    return after(Step.FORGET, observed)
+
+
+def delete(context: RotationContext, observed: Observed) -> Observed:
+    """Delete a retired key and its certificates from the device."""
+    keys, uri = context.keys, retired_key(Step.DELETE, observed).uri
+    # A key file may be wrong when it says that a key is not registered: delete none before the current key has worked.
+    context.credentials.authenticate(keys.identity(observed.file.current.uri))
+    keys.forget(uri)
+    with suppress(KeyNotFound):  # an interrupted run may have deleted it
+        key = keys.signer(uri).key.info
+        # The certificates first: they are found by their key. The certificate of another key may have the same id.
+        for certificate in certificates_of_key(keys.device, key):
+            delete_certificate(keys.device, certificate.der)
+        delete_key(keys.device, key)
+    context.report(Step.DELETE, f"The old key is deleted: {uri.object or uri}.")
+    return after(Step.DELETE, observed)
+
+
+def keep(context: RotationContext, observed: Observed) -> Observed:
+    """Leave a retired key on the device."""
+    uri = retired_key(Step.KEEP, observed).uri
+    command = context.profile.command_line("key", "delete", "--certificate", "--key", str(uri))
+    context.report(Step.KEEP, f"The old key stays on the device. To delete it: {command}")
+    return after(Step.KEEP, observed)
+
+
+ACTIONS: Mapping[Step, Callable[[RotationContext, Observed], Observed]] = MappingProxyType(
+    {
+        Step.NAME: choose_name,
+        Step.GENERATE: generate,
+        Step.CERTIFY: certify,
+        Step.REGISTER: register,
+        Step.PROVE: prove,
+        Step.SWITCH: switch,
+        Step.ABANDON: abandon,
+        Step.FORGET: forget,
+        Step.UNREGISTER: unregister,
+        Step.DELETE: delete,
+        Step.KEEP: keep,
+    }
+)
+"""What does each step. Only WAIT has nothing to do: the run ends there."""

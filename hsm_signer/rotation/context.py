@@ -1,0 +1,37 @@
+"""What every step of a rotation works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsm_signer.config.keyfile import KeyFile
+from hsm_signer.config.profile import Profile
+from hsm_signer.rotation.clock import Clock
+from hsm_signer.rotation.device_keys import DeviceKeys
+from hsm_signer.rotation.key_credentials import KeyCredentials
+from hsm_signer.rotation.request import Report, RotationRequest
+
+
+@dataclass(frozen=True)
+class RotationContext:
+    """What every step of a rotation works with.
+
+    Attributes:
+        profile: which key file, device and application.
+        request: what the caller asked for.
+        keys: the keys on the device.
+        credentials: the certificates registered at Entra.
+        path: the key file.
+        write: writes the key file, if the content changed.
+        report: informs the caller.
+        clock: the time.
+    """
+
+    profile: Profile
+    request: RotationRequest
+    keys: DeviceKeys
+    credentials: KeyCredentials
+    path: Path
+    write: Callable[[KeyFile], None]
+    report: Report
+    clock: Clock

@@ -1,0 +1,91 @@
+"""What the key file and the device say: the `Observed` that the plan decides by."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+from hsm_signer.config.keyfile import KeyEntry, KeyFile
+from hsm_signer.device.manage.certificates import read_certificate
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.errors import CertificateNotFound, ConfigError, KeyAmbiguous, KeyNotFound
+from hsm_signer.jwt.compact import thumbprints
+from hsm_signer.rotation.context import RotationContext
+from hsm_signer.rotation.plan import Observed, Step, beside, next_step, will_do, with_times
+from hsm_signer.x509.certificate import Certificate, parse_certificates
+
+
+def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
+    """Return what is known at the start of a run.
+
+    Args:
+        file: what the key file says.
+        grace: seconds for which a key stays registered after the switch to the next one.
+
+    Raises:
+        ConfigError: the next key is the current one.
+        HsmSignerError: the current key cannot be used.
+    """
+    now, next_uri = context.clock.now(), context.request.next_key
+    file = with_times(file, now, grace)
+    unfinished = file.next is not None or bool(file.retired)
+    observed = Observed(file, not unfinished, delete_old=context.request.delete_old, now=now, grace=grace)
+    if next_uri is None and next_step(observed) is Step.WAIT:
+        return observed  # no need to open the device
+    # No step is possible without the current key's certificate.
+    file = replace(file, current=_with_thumbprints(file.current, context.keys.certificate(file.current.uri)))
+    observed = replace(observed, file=file)
+    if next_uri is not None and not (file.next and file.next.registered):
+        next_uri = beside(next_uri, file.current.uri)
+        if file.next is not None:  # started, and not yet registered
+            observed = replace(observed, file=replace(file, next=KeyEntry(next_uri, registered=False)))
+        else:
+            keys = context.keys.public_keys(next_uri, file.current.uri)
+            named = not replace(observed, keys=keys).is_current(KeyEntry(next_uri))
+            if not named and not unfinished:
+                raise _same_key(next_uri)
+            observed = replace(observed, named=named)
+    return observe_device(context, observed)
+
+
+def observe_device(context: RotationContext, observed: Observed) -> Observed:
+    """Return what is known, with what the device now says about the keys of the key file.
+
+    Raises:
+        ConfigError: the next key is the current one.
+        KeyUnfit: the next key cannot be used.
+    """
+    current, next_key, retired = observed.file.current, observed.file.next, observed.file.retired
+    keys = context.keys.public_keys(*(key.uri for key in (current, next_key, *retired) if key is not None))
+    observed = replace(observed, keys=keys, has_key=next_key is not None and next_key.uri in keys)
+    if next_key is None:
+        return observed
+    if not observed.has_key:
+        with suppress(KeyNotFound, KeyAmbiguous):
+            context.keys.signer(next_key.uri)  # raises the reason why a key that exists cannot be used
+    if observed.is_current(next_key):
+        raise _same_key(next_key.uri)
+    return replace(observed, has_certificate=observed.has_key and _has_certificate(context, next_key))
+
+
+def _has_certificate(context: RotationContext, key: KeyEntry) -> bool:
+    signer = context.keys.signer(key.uri)
+    try:
+        (found,) = parse_certificates(
+            read_certificate(context.keys.device, signer.key.info), "The next key's certificate"
+        )
+    except (CertificateNotFound, KeyAmbiguous):
+        return False
+    return found.public_key == signer.public_key and will_do(found, key, context.request.days, context.clock.utc_now())
+
+
+def _with_thumbprints(key: KeyEntry, certificate: Certificate) -> KeyEntry:
+    """Return a key with the thumbprints of its certificate, by which programs see that theirs is still in use."""
+    if key.thumbprints == thumbprints(certificate) or (key.key_id is not None and not key.thumbprints):
+        return key
+    return replace(key, key_id=None, thumbprints=thumbprints(certificate))  # the id was another certificate's
+
+
+def _same_key(uri: Pkcs11Uri) -> ConfigError:
+    return ConfigError(
+        f"The next key, {uri}, is the current key. A rotation needs a different one.",
+        hint='Name another key with --next, or leave it out. If the key file has "next", remove it.',
+    )

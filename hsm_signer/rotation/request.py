@@ -1,0 +1,47 @@
+"""What the caller of a rotation asks for, and how it is informed of each step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hsm_signer.device.manage.generate import KeySpec
+from hsm_signer.device.uri import Pkcs11Uri
+from hsm_signer.rotation.plan import Step
+from hsm_signer.x509.issuance import DEFAULT_DAYS, parse_subject
+
+Report = Callable[[Step, str], None]
+"""Called after each step, and once when a wait begins, with the step and a sentence about what happened."""
+
+
+@dataclass(frozen=True)
+class RotationRequest:
+    """What a rotation is asked to do.
+
+    Attributes:
+        current: the key in use. Needed only if the key file does not exist yet.
+        next_key: a key on the device to use as the next one, instead of generating one.
+        bits: size of the next key. None: same as the current key.
+        subject: subject of the next certificate (RFC 4514). None: same as the current one.
+        days: validity of the next certificate.
+        delete_old: delete the old key and its certificate from the device at the end.
+        old_key_id: id of the old key's credential, for when Graph does not list credentials.
+        propagation: seconds to wait for a change to take effect at Entra.
+
+    Raises:
+        ConfigError: keys of that size cannot be generated, or the subject is malformed.
+    """
+
+    current: Pkcs11Uri | None = None
+    next_key: Pkcs11Uri | None = None
+    bits: int | None = None
+    subject: str | None = None
+    days: int = DEFAULT_DAYS
+    delete_old: bool = False
+    old_key_id: str | None = None
+    propagation: float = 600.0
+
+    def __post_init__(self) -> None:
+        # Checked before the first step, not when the value is needed.
+        if self.bits is not None:
+            KeySpec("next", bits=self.bits)
+        if self.subject is not None:
+            parse_subject(self.subject)
