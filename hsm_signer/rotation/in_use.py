@@ -1,21 +1,18 @@
-"""The key in use: what must not happen to it by accident."""
+"""Protect the key that programs use: it is not deleted by accident, and its certificate is not replaced."""
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
+from hsm_signer.crypto import PublicKey
+from hsm_signer.device.device import Device
 from hsm_signer.device.match import matches_device
+from hsm_signer.device.signer import DeviceSigner
 from hsm_signer.errors import CertificateExists, CertificateNotFound, ConfigError, KeyAmbiguous, KeyLookupError
 
-if TYPE_CHECKING:
-    from hsm_signer.crypto import PublicKey
-    from hsm_signer.device.device import Device
-    from hsm_signer.device.signer import DeviceSigner
 
-
-def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner") -> None:
-    """Check that replacing the certificates beside a key takes none from the programs that follow the key file.
+def require_not_in_use(profile: Profile, device: Device, signer: DeviceSigner) -> None:
+    """Check that no program uses the certificate stored with a key, so that it can be replaced.
 
     Raises:
         CertificateExists: the profile's key file names this key as the current one, and it has a certificate.
@@ -27,14 +24,14 @@ def require_not_in_use(profile: Profile, device: "Device", signer: "DeviceSigner
             read_certificate(device, signer.key.info)
         if _is_in_use(profile, device, signer.public_key):
             raise CertificateExists(
-                f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the "
-                "new certificate at once, and Entra would refuse them until it is registered.",
-                hint="To store the certificate of another key, name that key with --key. To replace this one: --force.",
+                f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the new "
+                "certificate at once, and Entra would refuse them until it is registered.",
+                hint="To store another key's certificate, name that key with --key. To replace this one, add --force.",
             )
 
 
-def require_deletable(profile: Profile, device: "Device", public_key: "PublicKey") -> None:
-    """Check that a key is not the one that programs use.
+def require_deletable(profile: Profile, device: Device, public_key: PublicKey) -> None:
+    """Check that programs do not use a key, so that it can be deleted.
 
     Raises:
         ConfigError: the profile's key file names it as the current one.
@@ -46,7 +43,7 @@ def require_deletable(profile: Profile, device: "Device", public_key: "PublicKey
         )
 
 
-def _is_in_use(profile: Profile, device: "Device", public_key: "PublicKey") -> bool:
+def _is_in_use(profile: Profile, device: Device, public_key: PublicKey) -> bool:
     if profile.configured_key_file is None or not profile.configured_key_file.exists():
         return False
     from hsm_signer.device.signer import open_signer
