@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from hsm_signer.testing.entra.answers import Throttled as Throttled
     from hsm_signer.testing.entra.answers import Truncated as Truncated
     from hsm_signer.testing.entra.answers import Unavailable as Unavailable
+    from hsm_signer.testing.entra.authority import TokenRequest as TokenRequest
     from hsm_signer.testing.entra.directory import GraphRefusal as GraphRefusal
     from hsm_signer.testing.entra.emulator import EntraEmulator as EntraEmulator
-    from hsm_signer.testing.entra.emulator import TokenRequest as TokenRequest
     from hsm_signer.testing.entra.graph import GraphRequest as GraphRequest
     from hsm_signer.testing.softhsm import SoftHsm as SoftHsm
 
@@ -40,7 +40,7 @@ _HOMES = {
     "EntraEmulator": "hsm_signer.testing.entra.emulator",
     "GraphRefusal": "hsm_signer.testing.entra.directory",
     "GraphRequest": "hsm_signer.testing.entra.graph",
-    "TokenRequest": "hsm_signer.testing.entra.emulator",
+    "TokenRequest": "hsm_signer.testing.entra.authority",
     "SoftHsm": "hsm_signer.testing.softhsm",
 }
 _EXTRA = {"joserfc", "starlette", "trustme", "uvicorn"}

@@ -5,68 +5,27 @@
         trust = ssl.create_default_context(cafile=entra.ca_file)
         response = httpx.post(entra.token_endpoint(tenant), data=form, verify=trust)
 
-`entra_rules` decides, `answers` misbehaves on request, `loopback` serves; here they meet. `graph` does the same for
-Microsoft Graph. Nothing is shared with the code that builds assertions.
+`authority` answers for Entra, `graph` for Microsoft Graph, and `loopback` serves both. Nothing is shared with the code that
+builds assertions.
 """
 
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from datetime import timedelta
-from email.utils import formatdate
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
-from joserfc import jwt
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from hsm_signer.errors import ConfigError
-from hsm_signer.testing.entra.answers import Answer, NoAccessToken, Refused, Script, Throttled, Unavailable
-from hsm_signer.testing.entra.directory import ADFS, Directory, EntraRefusal, Kind, RegisteredCertificate, object_id
-from hsm_signer.testing.entra.documents import (
-    access_token_claims,
-    error_document,
-    instance_discovery,
-    openid_configuration,
-)
+from hsm_signer.testing.entra.answers import Answer
+from hsm_signer.testing.entra.authority import Authority, Lifetimes, TokenRequest
+from hsm_signer.testing.entra.directory import Kind, RegisteredCertificate, object_id
 from hsm_signer.testing.entra.graph import Graph, GraphAnswer, GraphRequest
 from hsm_signer.testing.entra.graph_rules import Policy
 from hsm_signer.testing.entra.loopback import require_loopback
 from hsm_signer.testing.entra.registrations import Delay, Registrations
 from hsm_signer.testing.entra.running import Running
-from hsm_signer.testing.entra.token_rules import (
-    MANY_TENANTS,
-    WELL_KNOWN_RESOURCES,
-    Accepted,
-    TokenForm,
-    check_token_request,
-    unknown_instance,
-    unknown_tenant,
-)
-
-_AUTHORIZATION_ENDPOINT = re.compile(r"https?://\[?(?P<host>[^/\[\]@]+?)\]?(?::\d+)?/(?P<tenant>[\w.-]+)/")
-
-
-@dataclass
-class TokenRequest:
-    """A request to a token endpoint, as received.
-
-    Args:
-        tenant: from the path.
-        form: what was posted; its repr leaves the credential out.
-        headers: by name in lower case.
-        status: what was answered; None until then, and where the connection was broken off.
-    """
-
-    tenant: str
-    form: TokenForm
-    headers: Mapping[str, str] = field(repr=False)
-    status: int | None = None
 
 
 class EntraEmulator:
@@ -103,17 +62,13 @@ class EntraEmulator:
         forbid_listing: bool = False,
     ) -> None:
         require_loopback(host)
-        self.requests: list[TokenRequest] = []
         self._https, self._host, self._port = https, host, port
-        self._clock = clock
-        self._refuse_replay = refuse_replay
-        self._lifetimes = {"expires_in": token_lifetime, "ext_expires_in": token_lifetime}
-        if refresh_in is not None:
-            self._lifetimes["refresh_in"] = refresh_in
         self._registrations = Registrations(clock)
-        self._resources = set(WELL_KNOWN_RESOURCES)
-        self._spent: set[tuple[str, str]] = set()
-        self._script: Script[Throttled | Unavailable | NoAccessToken | Refused] = Script()
+        lifetimes = Lifetimes(token_lifetime, refresh_in)
+        self._authority = Authority(
+            self._registrations, clock, lambda: self._run, lifetimes=lifetimes, refuse_replay=refuse_replay
+        )
+        self.requests: list[TokenRequest] = self._authority.requests
         self._graph = Graph(self._registrations, clock, lambda: self._run, forbid_listing=forbid_listing)
         self._running: Running | None = None
 
@@ -147,11 +102,11 @@ class EntraEmulator:
 
     def add_resource(self, resource: str) -> None:
         """Let tokens be asked for `resource`, an application ID URI, beside the well-known ones."""
-        self._resources.add(resource.removesuffix("/"))
+        self._authority.resources.add(resource.removesuffix("/"))
 
     def answer_next(self, *answers: Answer) -> None:
         """Answer the next token requests so, one answer a request, before ordinary service resumes."""
-        self._script.extend(answers)
+        self._authority.script.extend(answers)
 
     def answer_next_graph(self, *answers: GraphAnswer) -> None:
         """Answer the next requests to Graph so, as `answer_next` does for token requests."""
@@ -203,8 +158,7 @@ class EntraEmulator:
 
     def token_endpoint(self, tenant: str) -> str:
         """URL to post token requests to, and the audience of assertions. AD FS is the tenant ``adfs``."""
-        path = "oauth2/token" if tenant == ADFS else "oauth2/v2.0/token"
-        return f"{self.authority}/{tenant}/{path}"
+        return self._authority.token_endpoint(tenant)
 
     def start(self) -> None:
         """Make the keys and begin to answer.
@@ -216,17 +170,7 @@ class EntraEmulator:
             raise ConfigError(
                 f"The emulator is running already, at {self.authority}.", hint="Use it, or make another EntraEmulator."
             )
-        application = Starlette(
-            routes=[
-                self._graph.route,
-                Route("/adfs/oauth2/token", self._token, methods=["GET", "POST"]),
-                Route("/{tenant}/oauth2/v2.0/token", self._token, methods=["GET", "POST"]),
-                Route("/common/discovery/instance", self._instance_discovery),
-                Route("/adfs/.well-known/openid-configuration", self._openid_configuration),
-                Route("/{tenant}/v2.0/.well-known/openid-configuration", self._openid_configuration),
-                Route("/{tenant}/discovery/v2.0/keys", self._keys),
-            ]
-        )
+        application = Starlette(routes=[self._graph.route, *self._authority.routes])
         self._running = Running.prepare(application, https=self._https, host=self._host, port=self._port)
         self._running.server.start()
 
@@ -248,87 +192,6 @@ class EntraEmulator:
         if self._running is None:
             raise ConfigError("The emulator is not running.", hint="Use it as a context manager, or call start().")
         return self._running
-
-    async def _token(self, request: Request) -> Response:
-        tenant = request.path_params.get("tenant", ADFS)
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        body = await request.body()
-        form = TokenForm.parse(body) if content_type == "application/x-www-form-urlencoded" else TokenForm()
-        received = TokenRequest(tenant, form, dict(request.headers))
-        self.requests.append(received)
-
-        def refuse(refusal: EntraRefusal) -> Response:
-            return self._refuse(refusal, request)
-
-        def ordinary() -> Response:
-            if request.method != "POST":
-                message = f"The endpoint only accepts POST requests. Received a {request.method} request."
-                return refuse(EntraRefusal(900561, "invalid_request", message))
-            outcome = check_token_request(form, self._directory(tenant), self._clock())
-            return self._issue(outcome, tenant) if isinstance(outcome, Accepted) else refuse(outcome)
-
-        def document(answer: Throttled | Unavailable | NoAccessToken | Refused) -> Response:
-            match answer:
-                case Throttled(retry_after):
-                    message = "There are too many incoming requests."
-                    return refuse(EntraRefusal(90055, "temporarily_unavailable", message, 429, retry_after))
-                case Unavailable(retry_after):
-                    message = "A transient error has occurred."
-                    return refuse(EntraRefusal(90033, "temporarily_unavailable", message, 503, retry_after))
-                case Refused(aadsts, error, description, status):
-                    return refuse(EntraRefusal(aadsts, error, description, status))
-                case NoAccessToken():
-                    return self._answer({"token_type": "Bearer", **self._lifetimes})
-
-        return await self._script.answer(received, ordinary, document, self._run.server.stopping)
-
-    def _directory(self, tenant: str) -> Directory:
-        return Directory(
-            tenant=tenant,
-            token_endpoint=self.token_endpoint(tenant),
-            applications=self._registrations.look_up(tenant),
-            resources=self._resources,
-            spent=self._spent,
-        )
-
-    def _issue(self, accepted: Accepted, tenant: str) -> Response:
-        if self._refuse_replay:
-            self._spent.add((accepted.client_id, accepted.jti))
-        lifetime = self._lifetimes["expires_in"]
-        claims = access_token_claims(
-            self.authority, tenant, accepted.client_id, accepted.resource, lifetime, self._clock()
-        )
-        key = self._run.signing_key
-        token = jwt.encode({"alg": "RS256", "kid": key.kid}, claims, key, algorithms=["RS256"])
-        return self._answer({"token_type": "Bearer", **self._lifetimes, "access_token": token})
-
-    def _refuse(self, refusal: EntraRefusal, request: Request) -> Response:
-        correlation_id = request.headers.get("client-request-id")
-        response = self._answer(error_document(refusal, self.authority, correlation_id, self._clock()), refusal.status)
-        if refusal.retry_after is not None:
-            response.headers["Retry-After"] = refusal.retry_after
-        return response
-
-    async def _instance_discovery(self, request: Request) -> Response:
-        match = _AUTHORIZATION_ENDPOINT.match(request.query_params.get("authorization_endpoint", ""))
-        # A client may reach the emulator by another name, which /etc/hosts gives it.
-        if match is None or match["host"] not in (urlsplit(self.authority).hostname, request.url.hostname):
-            return self._refuse(unknown_instance(), request)
-        return self._answer(instance_discovery(self.authority, match["host"], match["tenant"]))
-
-    async def _openid_configuration(self, request: Request) -> Response:
-        tenant = request.path_params.get("tenant", ADFS)
-        if tenant not in self._registrations and tenant not in MANY_TENANTS:
-            return self._refuse(replace(unknown_tenant(tenant).refusal, error="invalid_tenant"), request)
-        return self._answer(openid_configuration(self.authority, tenant, self.token_endpoint(tenant)))
-
-    async def _keys(self, request: Request) -> Response:
-        return self._answer({"keys": [self._run.signing_key.as_dict(private=False)]})
-
-    def _answer(self, document: Mapping[str, object], status: int = 200) -> Response:
-        # RFC 6749 section 5.1 wants no-store; the Date is the emulator's, so that a client can compare clocks.
-        headers = {"Cache-Control": "no-store", "Pragma": "no-cache", "Date": formatdate(self._clock(), usegmt=True)}
-        return JSONResponse(document, status, headers)
 
 
 def _kind(service_principal: bool) -> Kind:

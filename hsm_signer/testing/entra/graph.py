@@ -1,6 +1,6 @@
 """`Graph`: the part of Microsoft Graph with which an application rolls its own keys.
 
-`graph_rules` and `graph_proof` decide; here requests come in and answers go out.
+`graph_rules` and `proof_rules` decide; here requests come in and answers go out.
 """
 
 import uuid
