@@ -6,8 +6,9 @@ from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import Profile
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.device import Device
+from hsm_signer.device.manage.certificates import read_certificate
 from hsm_signer.device.match import matches_device
-from hsm_signer.device.signer import DeviceSigner
+from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.errors import CertificateExists, CertificateNotFound, ConfigError, KeyAmbiguous, KeyLookupError
 
 
@@ -17,8 +18,6 @@ def require_not_in_use(profile: Profile, device: Device, signer: DeviceSigner) -
     Raises:
         CertificateExists: the profile's key file names this key as the current one, and it has a certificate.
     """
-    from hsm_signer.device.manage.certificates import read_certificate
-
     with suppress(CertificateNotFound):
         with suppress(KeyAmbiguous):
             read_certificate(device, signer.key.info)
@@ -46,8 +45,6 @@ def require_deletable(profile: Profile, device: Device, public_key: PublicKey) -
 def _is_in_use(profile: Profile, device: Device, public_key: PublicKey) -> bool:
     if profile.configured_key_file is None or not profile.configured_key_file.exists():
         return False
-    from hsm_signer.device.signer import open_signer
-
     current = read_key_file(profile.configured_key_file).current.uri
     with suppress(KeyLookupError):
         return matches_device(current, device.info) and open_signer(device, current).public_key == public_key

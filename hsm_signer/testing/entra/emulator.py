@@ -5,8 +5,8 @@
         trust = ssl.create_default_context(cafile=entra.ca_file)
         response = httpx.post(entra.token_endpoint(tenant), data=form, verify=trust)
 
-`authority` answers for Entra, `graph` for Microsoft Graph, and `loopback` serves both. Nothing is shared with the code that
-builds assertions.
+`authority` answers for Entra, `graph` for Microsoft Graph, and `loopback` serves both. Nothing is shared with the code
+that builds assertions.
 """
 
 import time
