@@ -20,7 +20,16 @@ from hsm_signer.entra.graph import demands_an_authority
 from hsm_signer.errors import EntraError, KeyExists, KeyNotFound, KeyUnfit
 from hsm_signer.rotation.context import RotationContext
 from hsm_signer.rotation.observe import observe_device
-from hsm_signer.rotation.plan import Observed, Step, after, as_registered, beside, next_key, next_label, retired_key
+from hsm_signer.rotation.plan import (
+    Observed,
+    Step,
+    after,
+    as_registered,
+    complete_uri,
+    next_key,
+    next_label,
+    retired_key,
+)
 from hsm_signer.rotation.unregister import unregister
 from hsm_signer.x509.issuance import create_certificate
 
@@ -29,7 +38,7 @@ def choose_name(context: RotationContext, observed: Observed) -> Observed:
     """Choose the next key's URI: of a key that the caller names, or with a label and an id of our own."""
     current = observed.file.current.uri
     if context.request.next_key is not None:
-        uri = beside(context.request.next_key, current)
+        uri = complete_uri(context.request.next_key, current)
     else:
         label = context.keys.signer(current).key.info.label
         label = next_label(label, key_labels(context.keys.device), context.clock.utc_now().strftime("%Y%m%d"))
@@ -57,7 +66,7 @@ def generate(context: RotationContext, observed: Observed) -> Observed:
     except KeyExists:
         # An interrupted run left half of it, or somebody else took the name.
         return choose_name(context, observed)
-    context.report(Step.GENERATE, f"{device.info} has made it: RSA, {bits} bits.")
+    context.report(Step.GENERATE, f"Generated on {device.info}: RSA, {bits} bits.")
     return after(Step.GENERATE, observed)
 
 
@@ -66,14 +75,14 @@ def certify(context: RotationContext, observed: Observed) -> Observed:
     signer = context.keys.signer(next_key(observed).uri)
     if signer.key.info.id == context.keys.signer(observed.file.current.uri).key.info.id:
         raise KeyUnfit(
-            f"The next key has the id of the current one ({signer.key.info}), and a certificate stored for it "
-            "would replace the current key's.",
-            hint="Give it an id of its own, or make another key and name it with --next.",
+            f"The next key has the same id as the current one ({signer.key.info}). Storing a certificate for it would "
+            "replace the current key's certificate.",
+            hint="Give it a different id, or generate another key and name it with --next.",
         )
     subject, days = _subject(context, observed), context.request.days
     der = create_certificate(signer, Algorithm.RS256, subject, days, context.clock.utc_now())
     replace_certificates(context.keys.device, signer.key.info, der)
-    context.report(Step.CERTIFY, f"Its certificate: {subject}, valid for {days} days.")
+    context.report(Step.CERTIFY, f"Certificate stored: {subject}, valid for {days} days.")
     return after(Step.CERTIFY, observed)
 
 
@@ -83,7 +92,7 @@ def register(context: RotationContext, observed: Observed) -> Observed:
     identity, prover = context.keys.identity(key.uri), context.keys.identity(current.uri)
     certificate = identity.certificates.certificate()
     context.credentials.authenticate(prover)
-    listed = context.credentials.listed()
+    listed = context.credentials.read_registration()
     # What is found out here is written with the step: a later run may have no permission to list.
     object_id = context.credentials.object_id(observed.file.object_id, listed)
     if listed is not None:
@@ -98,7 +107,7 @@ def register(context: RotationContext, observed: Observed) -> Observed:
             if not demands_an_authority(error):
                 raise
             raise _requires_ca_certificate(context, observed, error) from None
-    context.report(Step.REGISTER, f"Entra knows its certificate, thumbprint {certificate.sha1.hex().upper()}.")
+    context.report(Step.REGISTER, f"Certificate registered with Entra, thumbprint {certificate.sha1.hex().upper()}.")
     file = replace(observed.file, current=current, object_id=object_id)
     return after(Step.REGISTER, replace(observed, file=file), as_registered(key, certificate, key_id))
 
@@ -108,8 +117,8 @@ def _requires_ca_certificate(context: RotationContext, observed: Observed, refus
     request = ("certificate", "request", "--key", str(uri), "--subject", _subject(context, observed))
     error = EntraError(
         refusal.message,
-        hint="A policy of this tenant requires a certificate from a trusted CA. Make a request for the next key, "
-        "have the CA sign it, store the certificate beside that key, and run rotate again:",
+        hint="A policy of this tenant requires a certificate from a trusted CA. Make a certificate request for the "
+        "next key, have the CA sign it, store the certificate on the device, and run rotate again:",
         error=refusal.error,
         correlation_id=refusal.correlation_id,
         trace_id=refusal.trace_id,
@@ -129,8 +138,8 @@ def _subject(context: RotationContext, observed: Observed) -> str:
 
 def prove(context: RotationContext, observed: Observed) -> Observed:
     """Get a token with the next key."""
-    context.credentials.await_acceptance(context.keys.identity(next_key(observed).uri))
-    context.report(Step.PROVE, "A token was obtained with it.")
+    context.credentials.wait_until_accepted(context.keys.identity(next_key(observed).uri))
+    context.report(Step.PROVE, "Got a token with the next key.")
     return after(Step.PROVE, observed)
 
 
@@ -142,14 +151,19 @@ def switch(context: RotationContext, observed: Observed) -> Observed:
         current = replace(current, key_id=old_key_id, thumbprints={})
     done = after(Step.SWITCH, replace(observed, file=replace(observed.file, current=current)))
     context.write(done.file)  # before the report says so
-    context.report(Step.SWITCH, f"{context.path} names it: programs that follow the file use it from now on.")
+    context.report(
+        Step.SWITCH, f"{context.path} now names the next key. Programs that read this file use it from now on."
+    )
     return observe_device(context, done)
 
 
 def abandon(context: RotationContext, observed: Observed) -> Observed:
     """Give up the next key, which can no longer be used."""
     uri = next_key(observed).uri
-    context.report(Step.ABANDON, f"{uri} is registered, and not whole on the device any more. It is given up.")
+    context.report(
+        Step.ABANDON,
+        f"{uri} is registered, but the key or its certificate is missing on the device. A new key replaces it.",
+    )
     return after(Step.ABANDON, observed)
 
 
@@ -172,7 +186,7 @@ def delete(context: RotationContext, observed: Observed) -> Observed:
         for certificate in certificates_of_key(keys.device, key):
             delete_certificate(keys.device, certificate.der)
         delete_key(keys.device, key)
-    context.report(Step.DELETE, f"The old key is deleted: {uri.object or uri}.")
+    context.report(Step.DELETE, f"Deleted the old key from the device: {uri.object or uri}.")
     return after(Step.DELETE, observed)
 
 

@@ -1,4 +1,4 @@
-"""Whether it is time to rotate: for monitoring."""
+"""Whether it is time to run `rotate`, for monitoring."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +13,13 @@ from hsm_signer.x509.certificate import parse_certificates
 
 @dataclass(frozen=True)
 class Due:
-    """Whether it is time to rotate.
+    """Whether it is time to run `rotate`.
 
     Attributes:
-        days_left: whole days of validity left to the current key's certificate; negative when it is over.
-        unfinished: whether a rotation was begun and not ended.
-        due: whether one of them asks for `rotate`.
-        until: where nothing can be done before that, epoch seconds: from when on an old key can be removed.
+        days_left: whole days until the current key's certificate expires; negative if it has expired.
+        unfinished: whether a rotation was started and not finished.
+        due: whether `rotate` has something to do now.
+        until: epoch seconds from which an old key can be removed; None if `rotate` need not wait.
     """
 
     days_left: int
@@ -29,12 +29,12 @@ class Due:
 
 
 def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operator = UNATTENDED) -> Due:
-    """Tell whether it is time to rotate. Logs in only where the device does not show the certificate without.
+    """Return whether it is time to rotate. Logs in only if the device shows certificates only after a login.
 
     Args:
-        warn_days: how many days before its end the certificate is due.
+        warn_days: the certificate is due this many days before it expires.
         now: timezone-aware.
-        operator: who can be asked for a PIN.
+        operator: who enters the PIN.
 
     Raises:
         ConfigError: the profile names no key.
@@ -52,7 +52,7 @@ def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operato
 
 
 def _until(file: KeyFile, now: datetime, grace: float | None) -> int | None:
-    """Return from when on a rotation can be ended, or None where `rotate` has something to do now."""
+    """Return when the next old key can be removed, or None if `rotate` has something to do now."""
     times = [key.until if key.registered and key.until else 0 for key in file.retired]
     first = min(times, default=0)
     return first if first > now.timestamp() and grace != 0 and file.next is None else None

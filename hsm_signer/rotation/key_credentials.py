@@ -1,7 +1,6 @@
-"""Entra's side of a rotation: which keys it knows, and how it is told of others.
+"""The key credentials of an application at Entra: read, add and remove them through Graph, and wait for each change.
 
-What it says of an application's keys, the token endpoint and Graph come to know at times of their own. Whoever changes
-something waits until the side that matters has taken notice.
+The token endpoint and Graph see a change at different times. The caller waits until the one it needs next has seen it.
 """
 
 import math
@@ -24,34 +23,35 @@ from hsm_signer.rotation.request import Report
 from hsm_signer.system.secret import Secret
 
 POLL = 5.0
-"""Seconds between two looks whether Entra has taken notice of a change."""
+"""Seconds between two checks whether a change has taken effect at Entra."""
 
-# AADSTS: no such key on the application, or none that verifies the assertion.
+# AADSTS: the application has no such key, or none that verifies the assertion.
 _KEY_UNKNOWN = 700027
-# How Graph refuses a proof by a key it does not know, or does not know yet.
+# Graph refuses a proof with this when it does not know the key, or not yet.
 _PROOF_REFUSED = "Authentication_MissingOrMalformed"
 _NO_SUCH_CREDENTIAL = "Request_ResourceNotFound"
 
 
 class KeyCredentials:
-    """The keys of one application at Entra.
+    """The key credentials of one application: the certificates that Entra accepts from it.
+
+    Args:
+        profile: names the application and the cloud.
+        propagation: seconds to wait for a change to take effect.
+        report: called once when such a wait begins.
+        clock: the time.
 
     Attributes:
         client: the application.
 
-    Args:
-        profile: says which application, and where Entra is.
-        propagation: seconds to wait for Entra to take notice of a change.
-        report: called once when such a wait begins.
-
     Raises:
-        ConfigError: a setting is missing, or the profile's server is none that knows Graph.
+        ConfigError: a setting is missing, or Graph's address does not follow from the profile's authority.
     """
 
     def __init__(self, profile: Profile, propagation: float, report: Report, clock: Clock) -> None:
         self._object_id = profile.object_id
         self._propagation, self._report, self._clock = propagation, report, clock
-        # An audience of the profile may be that of another server: the tokens for Graph come from Entra.
+        # The profile's audience may be another server's. Tokens for Graph come from Entra.
         self.client = resolve_client(replace(profile, audience=None))
         service = resolve_graph(self.client.endpoint, profile.graph)
         self._scope = service.scope
@@ -61,12 +61,15 @@ class KeyCredentials:
         self._token: AccessToken | None = None
 
     def authenticate(self, identity: Identity) -> None:
-        """Get a token for Graph, unless there is one that is good for a while."""
+        """Get a token for Graph, unless the last one is valid for long enough."""
         if self._token is None or self._token.expires_on < self._clock.now() + self._propagation + 60:
             self._token = self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))
 
-    def listed(self) -> Registration | None:
-        """Return what is registered, or None where Graph will not tell: keys can be rolled without being listed."""
+    def read_registration(self) -> Registration | None:
+        """Return what is registered, or None if Graph does not allow this application to read it.
+
+        addKey and removeKey work without that permission.
+        """
         try:
             return self._graph.registration()
         except EntraError as error:
@@ -75,27 +78,27 @@ class KeyCredentials:
             return None
 
     def add(self, added: Identity, object_id: str, prover: Identity) -> str | None:
-        """Register a key's certificate, proved by a key that is registered.
+        """Register a key's certificate, with a proof by a key that is registered already.
 
         Returns:
-            The id of its key credential; None where it was registered before, and Graph does not say as what.
+            The id of its key credential, or None if it was registered before and Graph does not return the id.
         """
         try:
             return self._graph.add_key(added.certificates.certificate().der, self._proof(object_id, prover)).key_id
         except EntraError:
-            # A run that was cut off may have done it, or the request before this repetition. Graph's errors are not
-            # documented so well that they would tell.
+            # An interrupted run may have registered it, or an earlier attempt of this request. Graph's documentation
+            # does not say which error means that.
             if not self._is_accepted(added):
                 raise
             return None
 
-    def await_acceptance(self, identity: Identity) -> None:
-        """Get a token with a key that was just registered, as soon as Entra takes it.
+    def wait_until_accepted(self, identity: Identity) -> None:
+        """Get a token with a key that was just registered, as soon as Entra accepts the key.
 
         Raises:
-            EntraError: it does not in time, or refuses for another reason.
+            EntraError: Entra does not accept it in time, or refuses for another reason.
         """
-        # The same assertion each time, for the key may want a touch.
+        # The same assertion for each attempt: the key may require a touch.
         lifetime = min(max(DEFAULT_LIFETIME, int(self._propagation) + 60), MAXIMUM_LIFETIME)
         assertion = Secret(identity.assertion(self.client.endpoint.audience, lifetime))
 
@@ -108,20 +111,20 @@ class KeyCredentials:
                 return False
             return True
 
-        if not self._within(Step.PROVE, accepted):
+        if not self._wait_until(Step.PROVE, accepted):
             raise EntraError(
-                f"After {self._propagation:g} s Entra still does not accept the next key. The current one is in use as "
-                "before.",
-                hint="Changes take some minutes to spread. Run rotate again: it goes on from here.",
+                f"After {self._propagation:g} s Entra still does not accept the next key. The current key stays in "
+                "use.",
+                hint="A change can take some minutes to take effect. Run rotate again: it continues here.",
                 aadsts=_KEY_UNKNOWN,
             )
 
     def remove(self, key_id: str, object_id: str, prover: Identity, removed: Callable[[], Identity | None]) -> None:
-        """Remove a key credential, proved by a key that stays.
+        """Remove a key credential, with a proof by a key that stays registered.
 
         Args:
-            removed: returns the identity of the key that is removed, or None where it cannot be had any more: to see
-                whether Entra still knows it, when Graph refuses.
+            removed: returns the identity of the key whose credential is removed, or None if that key cannot be used
+                any more. When Graph refuses, this shows whether Entra still accepts the key.
 
         Raises:
             EntraError: the proof is not accepted in time, or there is no such credential.
@@ -130,38 +133,38 @@ class KeyCredentials:
 
         def done() -> bool:
             nonlocal proof, signed
-            # The same for as long as it is good, for the key may want a touch.
+            # The same proof while it is valid: the key may require a touch.
             if self._clock.now() > signed + PROOF_LIFETIME - 60:
                 proof, signed = self._proof(object_id, prover), self._clock.now()
             try:
                 self._graph.remove_key(key_id, proof)
             except EntraError as error:
-                if error.error == _PROOF_REFUSED:  # Graph has not heard of the new key yet
+                if error.error == _PROOF_REFUSED:  # Graph does not know the new key yet
                     return False
-                # As in `add`.
+                # It may be removed already, as in `add`.
                 identity = removed()
                 known = error.error != _NO_SUCH_CREDENTIAL if identity is None else self._is_accepted(identity)
                 if known:
                     raise
             return True
 
-        if not self._within(Step.UNREGISTER, done):
+        if not self._wait_until(Step.UNREGISTER, done):
             raise EntraError(
                 f"After {self._propagation:g} s Graph still does not accept the new key's proof. The new key is in "
-                "use, and the old one still registered.",
-                hint="Run rotate again: it goes on from here. If it stays so, see that --object-id is right.",
+                "use, and the old one is still registered.",
+                hint="Run rotate again: it continues here. If this error comes back, check --object-id.",
                 error=_PROOF_REFUSED,
             )
 
     def restore(self, lost: Identity, object_id: str, prover: Identity) -> str | None:
-        """Register a certificate again that was removed in place of another.
+        """Register a certificate again, after it was removed by mistake.
 
         Args:
             lost: the key whose certificate may have been removed.
-            prover: the key whose certificate should have been removed. Where it was, Graph refuses its proof.
+            prover: the key whose certificate should have been removed. If it was, Graph refuses this proof.
 
         Returns:
-            The id of the new key credential, or None where Graph refuses.
+            The id of the new key credential, or None if Graph refuses.
         """
         try:
             return self._graph.add_key(lost.certificates.certificate().der, self._proof(object_id, prover)).key_id
@@ -169,22 +172,26 @@ class KeyCredentials:
             return None
 
     def object_id(self, noted: str | None, listed: Registration | None) -> str:
-        """Return the application's object id: the one that is known, else the one Graph tells.
+        """Return the application's object id: from the profile, the key file or Graph, in this order.
+
+        Args:
+            noted: from the key file.
+            listed: from Graph.
 
         Raises:
-            ConfigError: neither.
+            ConfigError: none of them has it.
         """
         found = self._object_id or noted or (listed.object_id if listed else None)
         if found is None:
             raise ConfigError(
-                "The object id of the application is needed for the proof, and Graph does not tell it.",
-                hint="Give --object-id. The portal shows it beside the client id; az shows it with: "
+                "The proof for Graph needs the object ID of the application, and Graph does not allow reading it.",
+                hint="Add --object-id. The portal shows it on the app's Overview page; az shows it with: "
                 f"az ad app show --id {self.client.client_id} --query id",
             )
         return found
 
     def _is_accepted(self, identity: Identity) -> bool:
-        """Whether Entra gives tokens for a key."""
+        """Return whether Entra issues tokens for a key."""
         try:
             self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))
         except EntraError as error:
@@ -193,16 +200,16 @@ class KeyCredentials:
             return False
         return True
 
-    def _within(self, step: Step, done: Callable[[], bool]) -> bool:
-        """Return whether `done` comes to say yes before the time for propagation is over."""
+    def _wait_until(self, step: Step, done: Callable[[], bool]) -> bool:
+        """Call `done` until it returns True, and return whether it did before the time for propagation ended."""
         deadline = self._clock.monotonic() + self._propagation
-        said = False
+        reported = False
         while not done():
             if self._clock.monotonic() + POLL > deadline:
                 return False
-            if not said:
-                self._report(step, "Waiting for Entra to take notice of the change…")
-                said = True
+            if not reported:
+                self._report(step, "Waiting for Entra to apply the change…")
+                reported = True
             self._clock.sleep(POLL)
         return True
 
@@ -215,5 +222,5 @@ class KeyCredentials:
 
     def _bearer(self) -> Secret:
         if self._token is None:
-            raise RuntimeError("authenticate comes first")
+            raise RuntimeError("call authenticate first")
         return Secret(self._token.token)

@@ -1,4 +1,4 @@
-"""What the key file and the device say: the `Observed` that the plan decides by."""
+"""Look at the key file and the device, and return what the plan needs to decide the next step."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateNotFound, ConfigError, KeyAmbiguous, KeyNotFound
 from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.rotation.context import RotationContext
-from hsm_signer.rotation.plan import Observed, Step, beside, next_step, will_do, with_times
+from hsm_signer.rotation.plan import Observed, Step, certificate_fits, complete_uri, next_step, with_until
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 
@@ -25,7 +25,7 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
         HsmSignerError: the current key cannot be used.
     """
     now, next_uri = context.clock.now(), context.request.next_key
-    file = with_times(file, now, grace)
+    file = with_until(file, now, grace)
     unfinished = file.next is not None or bool(file.retired)
     observed = Observed(file, not unfinished, delete_old=context.request.delete_old, now=now, grace=grace)
     if next_uri is None and next_step(observed) is Step.WAIT:
@@ -34,7 +34,7 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
     file = replace(file, current=_with_thumbprints(file.current, context.keys.certificate(file.current.uri)))
     observed = replace(observed, file=file)
     if next_uri is not None and not (file.next and file.next.registered):
-        next_uri = beside(next_uri, file.current.uri)
+        next_uri = complete_uri(next_uri, file.current.uri)
         if file.next is not None:  # started, and not yet registered
             observed = replace(observed, file=replace(file, next=KeyEntry(next_uri, registered=False)))
         else:
@@ -74,7 +74,9 @@ def _has_certificate(context: RotationContext, key: KeyEntry) -> bool:
         )
     except (CertificateNotFound, KeyAmbiguous):
         return False
-    return found.public_key == signer.public_key and will_do(found, key, context.request.days, context.clock.utc_now())
+    return found.public_key == signer.public_key and certificate_fits(
+        found, key, context.request.days, context.clock.utc_now()
+    )
 
 
 def _with_thumbprints(key: KeyEntry, certificate: Certificate) -> KeyEntry:

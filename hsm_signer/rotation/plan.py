@@ -1,8 +1,8 @@
-"""What a rotation does next, from what is seen on the device and written in the key file; pure.
+"""What a rotation does next, decided from the device and the key file; pure.
 
-The order keeps one promise: at every moment the current key is registered and works. The next key becomes current only
-after a token was obtained with it, and only then is the old one taken away. A run that was cut off anywhere is gone on
-with by looking again.
+The order keeps one promise: the current key is registered and works at every moment. The next key becomes the current
+one only after a token was obtained with it, and only then is the old one removed. After an interruption, the next run
+looks again and continues.
 """
 
 import re
@@ -20,54 +20,55 @@ from hsm_signer.x509.certificate import Certificate, certificate_details
 
 _OF_A_KEY = ("object", "id", "type", "pin_value")
 _OF_A_MODULE = ("module_name", "module_path")
-_NOT_NAMED_YET = Pkcs11Uri(vendor_path=(("x-next", ""),))  # where a key is only predicted; no other key has it
+_NOT_NAMED_YET = Pkcs11Uri(vendor_path=(("x-next", ""),))  # of a predicted key; no other key has this URI
 
 
 class Step(StrEnum):
-    """One thing to do. After each the key file is written, where it changed."""
+    """One step of a rotation. After each step the key file is written, if it changed."""
 
     NAME = "name"
-    """Write down what the next key will be called: what is made afterwards is found again."""
+    """Write the label and id of the next key into the key file, so that a later run finds what this one generates."""
     GENERATE = "generate"
     CERTIFY = "certify"
     REGISTER = "register"
     PROVE = "prove"
     """Get a token with the next key."""
     SWITCH = "switch"
-    """Let the next key be the current one."""
+    """Make the next key the current one."""
     ABANDON = "abandon"
-    """Give the next key up: it, or its certificate, was taken from the device after it was registered."""
+    """Give up the next key: it or its certificate was deleted from the device after it was registered."""
     FORGET = "forget"
-    """Drop a retired key from the key file and leave it alone: it is the current key, perhaps under another name."""
+    """Remove a retired key from the key file and nothing else: it is the current key, perhaps by another URI."""
     WAIT = "wait"
-    """Nothing can be done before a retired key's time is over. The run ends here, and a later one goes on."""
+    """A retired key must stay registered for some time. The run ends here, and a later one continues."""
     UNREGISTER = "unregister"
+    """Remove a retired key's certificate from Entra."""
     DELETE = "delete"
     """Delete a retired key from the device."""
     KEEP = "keep"
-    """Leave it there, and forget it."""
+    """Leave a retired key on the device, and remove it from the key file."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known when a step is decided.
+    """What is known when the next step is decided.
 
     Attributes:
-        file: what the key file says.
-        wanted: a new key is wanted in this run, and none has been begun.
-        named: this run was told which key is to be the next, and that comes before what is left of the last rotation.
-        keys: the public keys of those of the file's keys that are on the device. Only they tell one key from another:
-            the same key has many URIs.
+        file: the content of the key file.
+        start: this run starts a rotation, because none is unfinished.
+        named: the caller named the next key. Switching to it comes before the remaining steps of the last rotation.
+        keys: the public keys of the file's keys that are on the device. Keys are compared by them, because one key has
+            many URIs.
         has_key: the next key is on the device.
-        has_certificate: a certificate that will do is beside it.
+        has_certificate: the device holds a certificate for it that can be used.
         proven: a token was obtained with it in this run.
-        delete_old: retired keys are to be deleted.
+        delete_old: retired keys are deleted from the device.
         now: epoch seconds.
         grace: seconds for which a key stays registered after the switch to the next one.
     """
 
     file: KeyFile
-    wanted: bool
+    start: bool
     named: bool = False
     keys: Mapping[Pkcs11Uri, PublicKey] = field(default_factory=dict)
     has_key: bool = False
@@ -84,13 +85,13 @@ class Observed:
 
 
 def next_step(observed: Observed) -> Step | None:
-    """Return what to do next, or None when all is done."""
-    following, retired = observed.file.next, observed.file.retired
+    """Return what to do next, or None if nothing is left to do."""
+    coming, retired = observed.file.next, observed.file.retired
     if any(map(observed.is_current, retired)):
         return Step.FORGET
-    if following is not None:
+    if coming is not None:
         complete = observed.has_key and observed.has_certificate
-        if following.registered:
+        if coming.registered:
             if not complete:
                 return Step.ABANDON
             return Step.SWITCH if observed.proven else Step.PROVE
@@ -99,11 +100,11 @@ def next_step(observed: Observed) -> Step | None:
         return Step.CERTIFY if observed.has_key else Step.GENERATE
     if observed.named:
         return Step.NAME
-    if old := next(_whose_time_is_over(observed), None):
+    if old := next(_removable(observed), None):
         if old.registered:
             return Step.UNREGISTER
         return Step.DELETE if observed.delete_old or old.delete else Step.KEEP
-    if observed.wanted:
+    if observed.start:
         return Step.NAME
     return Step.WAIT if retired else None
 
@@ -118,27 +119,27 @@ def retired_key(step: Step, observed: Observed) -> KeyEntry:
     """Return the retired key that a step is about."""
     if step is Step.FORGET:
         return next(filter(observed.is_current, observed.file.retired))
-    return next(_whose_time_is_over(observed))
+    return next(_removable(observed))
 
 
-def _whose_time_is_over(observed: Observed) -> Iterator[KeyEntry]:
+def _removable(observed: Observed) -> Iterator[KeyEntry]:
     return (key for key in observed.file.retired if not key.registered or (key.until or 0) <= observed.now)
 
 
 def default_grace(lifetime: int) -> int:
-    """Return for how many seconds after the switch somebody may still hold an assertion by the old key.
+    """Return for how many seconds after the switch programs may still hold an assertion that the old key signed.
 
     Args:
-        lifetime: the longest that is configured for assertions; those in a file live for an hour unless told otherwise.
+        lifetime: of assertions, in seconds, as configured. An assertion file has one hour unless configured otherwise.
     """
     return max(lifetime, FILE_LIFETIME) + KEPT_BY_READERS
 
 
-def with_times(file: KeyFile, now: float, grace: float) -> KeyFile:
-    """Return the file with a time for each retired key. Nobody knows since when one without is retired: since now.
+def with_until(file: KeyFile, now: float, grace: float) -> KeyFile:
+    """Return the file with an `until` for each retired key. For a key without one, the time starts now.
 
     Args:
-        grace: seconds; with 0 the time of every key is over.
+        grace: seconds; 0 means that every key can be removed now.
     """
     until = int(now + grace)
     return replace(
@@ -151,41 +152,41 @@ def with_times(file: KeyFile, now: float, grace: float) -> KeyFile:
 
 
 def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observed:
-    """Return what is known once a step was done.
+    """Return what is known after a step.
 
     Args:
-        key: for NAME the next key, for REGISTER the same with what Entra calls it; None for a prediction.
+        key: for NAME the next key, for REGISTER the same key as registered; None to predict.
     """
     file = observed.file
-    following = file.next or KeyEntry(_NOT_NAMED_YET, registered=False)
+    coming = file.next or KeyEntry(_NOT_NAMED_YET, registered=False)
 
     def with_retired(change: Callable[[KeyEntry], tuple[KeyEntry, ...]]) -> Observed:
-        """Return what is known once the retired key that the step is about was replaced by others."""
+        """Return what is known after the retired key of this step was replaced."""
         about = retired_key(step, observed)
         changed = tuple(new for each in file.retired for new in (change(each) if each is about else (each,)))
         return replace(observed, file=replace(file, retired=changed))
 
     match step:
         case Step.NAME:
-            return replace(observed, file=replace(file, next=key or following), wanted=False, named=False)
+            return replace(observed, file=replace(file, next=key or coming), start=False, named=False)
         case Step.GENERATE:
             return replace(observed, has_key=True)
         case Step.CERTIFY:
             return replace(observed, has_certificate=True)
         case Step.REGISTER:
-            return replace(observed, file=replace(file, next=key or replace(following, registered=True)))
+            return replace(observed, file=replace(file, next=key or replace(coming, registered=True)))
         case Step.PROVE:
             return replace(observed, proven=True)
         case Step.SWITCH:
-            # It was in use, whatever a file that somebody wrote says of it.
+            # It was in use, so it is registered, even if a hand-written file does not say so.
             until = int(observed.now + observed.grace)
             old = replace(file.current, registered=True, until=until, delete=observed.delete_old)
-            return replace(observed, file=replace(file, current=following, next=None, retired=(*file.retired, old)))
+            return replace(observed, file=replace(file, current=coming, next=None, retired=(*file.retired, old)))
         case Step.ABANDON:
-            # Nobody holds an assertion by it.
-            given_up = replace(following, until=int(observed.now), delete=observed.delete_old)
+            # No program holds an assertion that it signed.
+            given_up = replace(coming, until=int(observed.now), delete=observed.delete_old)
             file = replace(file, next=None, retired=(*file.retired, given_up))
-            return replace(observed, file=file, wanted=True, has_key=False, has_certificate=False, proven=False)
+            return replace(observed, file=file, start=True, has_key=False, has_certificate=False, proven=False)
         case Step.WAIT:
             return replace(observed, now=min(key.until or 0 for key in file.retired))
         case Step.UNREGISTER:
@@ -208,32 +209,32 @@ def plan(observed: Observed) -> list[Step]:
     return steps
 
 
-def beside(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
-    """Return the URI of a key on the current key's device, with what it leaves out about the way to that device.
+def complete_uri(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
+    """Return the URI of a key on the current key's device, completed with what finds that device.
 
-    Programs will find the key by it, and so it must say as much as the current key's.
+    Programs find the key by this URI, so it must say as much about the device as the current key's URI does.
     """
     own = {*_OF_A_KEY, *(_OF_A_MODULE if uri.module_name or uri.module_path else ())}
     left_out = [each.name for each in fields(uri) if each.name not in own and getattr(uri, each.name) in (None, ())]
     return replace(uri, **{name: getattr(current, name) for name in left_out})
 
 
-def will_do(certificate: Certificate, key: KeyEntry, days: int, now: datetime) -> bool:
-    """Tell whether the certificate beside the next key is one to go on with.
+def certificate_fits(certificate: Certificate, key: KeyEntry, days: int, now: datetime) -> bool:
+    """Return whether a certificate stored for the next key can be used, or a new one must be made.
 
     Args:
-        days: of validity that are asked for.
+        days: the validity that the caller asks for.
         now: timezone-aware.
     """
     if now > certificate.not_after:
         return False
-    # One of ours that is valid for longer than is now asked for was refused by a policy, most likely.
+    # A self-signed certificate that is valid for longer than the caller asks for: a policy refused it, most likely.
     ours = certificate_details(certificate).issuer == certificate.subject
     return key.registered or not ours or (certificate.not_after - certificate.not_before).days <= days
 
 
 def next_label(current: str, taken: frozenset[str], today: str) -> str:
-    """Return a label for the next key: that of the current one with the date, and a number where that is taken.
+    """Return a label for the next key: the current one with the date, and a number if that label is taken.
 
     Args:
         today: as YYYYMMDD.

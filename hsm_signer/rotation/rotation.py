@@ -68,7 +68,7 @@ class Rotation:
             raise ConfigError(
                 f"The old certificate would stay registered for {self.grace} s, and no other rotation can start before "
                 f"then. The new certificate is valid for {request.days} days.",
-                hint="Choose a --grace of less than half of the --days.",
+                hint="Choose a --grace of less than half of --days.",
             )
         credentials = KeyCredentials(profile, request.propagation, report, clock)
         with ExitStack() as undo:
@@ -139,13 +139,13 @@ def require_key_file(profile: Profile) -> Path:
     """
     if profile.key_file is None:
         raise ConfigError(
-            "rotate replaces the key that a profile uses, so the profile must name it by a file that can be replaced.",
-            hint='Write key = "file:PATH" in the profile, and begin with: rotate --current URI',
+            "rotate can only replace a key that the profile names in a key file.",
+            hint='Write key = "file:PATH" in the profile, and run once: rotate --current URI',
         )
     if profile.certificate is not None:
         raise ConfigError(
-            "The profile names a certificate file, which would not follow the key.",
-            hint="Leave certificate out: the certificate is stored on the device, beside its key.",
+            "The profile names a certificate file, which would not follow the new key.",
+            hint="Remove certificate from the profile: rotate stores the certificate on the device, with its key.",
         )
     return profile.key_file
 
@@ -155,7 +155,7 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
         return read_key_file(path)
     if current is None:
         raise ConfigError(
-            f"The key file {path} does not exist, so it is not known which key is in use.",
-            hint="Begin with: rotate --current URI",
+            f"The key file {path} does not exist, so rotate does not know which key is in use.",
+            hint="Name the key once: rotate --current URI",
         )
     return KeyFile(KeyEntry(current))

@@ -17,13 +17,13 @@ def unregister(context: RotationContext, observed: Observed) -> Observed:
     """Remove a retired key's certificate from Entra, proved by the current key."""
     old, prover = retired_key(Step.UNREGISTER, observed), context.keys.identity(observed.file.current.uri)
     context.credentials.authenticate(prover)
-    listed = context.credentials.listed()
+    listed = context.credentials.read_registration()
     if listed is None:
         _remove_unlisted(context, observed, old, prover)
     elif key_id := _listed_credential(context, old, listed, prover.certificates.certificate()):
         object_id = context.credentials.object_id(observed.file.object_id, listed)
         context.credentials.remove(key_id, object_id, prover, lambda: context.keys.retired_identity(old.uri))
-    context.report(Step.UNREGISTER, "Entra does not know the old key any more.")
+    context.report(Step.UNREGISTER, "The old key is removed from Entra.")
     return observe_device(context, after(Step.UNREGISTER, observed))
 
 
@@ -35,17 +35,17 @@ def _listed_credential(context: RotationContext, old: KeyEntry, listed: Registra
 
 
 def _remove_unlisted(context: RotationContext, observed: Observed, old: KeyEntry, prover: Identity) -> None:
-    """Remove a retired key's credential where Graph does not say which credential is whose."""
+    """Remove a retired key's credential when Graph does not list which credential belongs to which key."""
     current, kept = observed.file.current, prover.certificates.certificate()
     certificate, identity = context.keys.retired_certificate(old.uri), context.keys.retired_identity(old.uri)
     key_id = context.request.old_key_id or old.key_id
-    # The file may be written by hand. An id is certain where this program has noted the certificate with it.
+    # The file may be written by hand. The id is certain only if this program wrote the thumbprints beside it.
     noted = old.thumbprints if key_id == old.key_id else {}
     certain = bool(noted) and (certificate is None or noted == thumbprints(certificate))
     if key_id in (None, current.key_id) or noted == thumbprints(kept):
-        raise _credential_unknown(context, "The id of the old key's credential is not known", old)
+        raise _credential_unknown(context, "The ID of the old key's credential is unknown", old)
     if not certain and identity is None and key_id != context.request.old_key_id:
-        raise _credential_unknown(context, f"Nothing shows that the credential {key_id} is the old key's", old)
+        raise _credential_unknown(context, f"It is not certain that credential {key_id} belongs to the old key", old)
     object_id = context.credentials.object_id(observed.file.object_id, None)
     context.credentials.remove(key_id, object_id, prover, lambda: identity)
     if certain or identity is None:
@@ -55,8 +55,8 @@ def _remove_unlisted(context: RotationContext, observed: Observed, old: KeyEntry
         current, wrong = as_registered(current, kept, restored), replace(old, key_id=None)
         retired = tuple(wrong if each is old else each for each in observed.file.retired)
         context.write(replace(observed.file, current=current, retired=retired))
-        mistake = f"The credential {key_id} belonged to the current key, and was registered again at once"
-        raise _credential_unknown(context, f"{mistake}. The old key's is not known", old)
+        mistake = f"Credential {key_id} belonged to the current key. It was removed, and registered again at once"
+        raise _credential_unknown(context, f"{mistake}. The old key's credential is unknown", old)
 
 
 def _credential_unknown(context: RotationContext, what: str, old: KeyEntry) -> ConfigError:

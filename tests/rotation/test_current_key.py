@@ -147,7 +147,7 @@ class TestACredential:
         current = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
         gone = KeyEntry(Pkcs11Uri(token="rolling", object="gone"), key_id=ours)
         write_key_file(reticent.key_file, replace(reticent.file, current=current, retired=(gone,)))
-        with pytest.raises(ConfigError, match="Nothing shows"):
+        with pytest.raises(ConfigError, match="It is not certain"):
             reticent.rotate()
         assert reticent.token()
 
@@ -171,7 +171,7 @@ class TestAnId:
         assert application.is_tidy()
 
     def test_that_the_next_key_shares_is_refused(self, application: Application, twin: KeyEntry) -> None:
-        with pytest.raises(KeyUnfit, match="has the id of the current one"):
+        with pytest.raises(KeyUnfit, match="has the same id as the current one"):
             application.rotate(next_key=twin.uri)
         assert len(application.on_device().certificates) == 1
         assert application.token()

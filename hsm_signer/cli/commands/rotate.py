@@ -1,4 +1,4 @@
-"""`rotate`: over to the next key, step by step."""
+"""`rotate`: replace the key, step by step."""
 
 import contextlib
 import functools
@@ -30,12 +30,12 @@ _option = functools.partial(typer.Option, rich_help_panel="Rotation")
 
 _MEANING = {
     Step.NAME: "choose the next key's label and id, and write them into the key file",
-    Step.GENERATE: "make the next key on the device",
+    Step.GENERATE: "generate the next key on the device",
     Step.CERTIFY: "make its certificate and store it on the device",
     Step.REGISTER: "add the certificate to the application (Graph addKey), proved by the current key",
-    Step.PROVE: "get a token with the next key, as soon as Entra takes it",
+    Step.PROVE: "get a token with the next key, as soon as Entra accepts it",
     Step.SWITCH: "name the next key in the key file as the current one",
-    Step.ABANDON: "give up the next key, which is gone from the device",
+    Step.ABANDON: "give up the next key: it is missing on the device",
     Step.FORGET: "remove the key file's entry that lists the current key as retired",
     Step.WAIT: "stop here: the old certificate stays registered until {}; a later run takes the remaining steps",
     Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
@@ -57,16 +57,16 @@ def rotate(
     ] = None,
     next_key: Annotated[
         str | None,
-        _option("--next", help="A key on the device that is to be the next, made there by other means.", metavar="URI"),
+        _option("--next", help="A key on the device to use next, instead of generating one.", metavar="URI"),
     ] = None,
-    bits: Annotated[int | None, _option(help="Of the next key. Default: as the current one.")] = None,
+    bits: Annotated[int | None, _option(help="Size of the next key in bits. Default: same as the current key.")] = None,
     subject: Annotated[
         str | None,
-        _option(help="Of its certificate. Default: as the current one.", metavar="NAME"),
+        _option(help="Subject of the next certificate. Default: same as the current one.", metavar="NAME"),
     ] = None,
     days: Annotated[
         int,
-        _option(help="Validity of its certificate.", min=1, max=MAXIMUM_DAYS),
+        _option(help="Validity of the next certificate, in days.", min=1, max=MAXIMUM_DAYS),
     ] = DEFAULT_DAYS,
     delete_old_key: Annotated[
         bool,
@@ -75,25 +75,28 @@ def rotate(
     old_key_id: Annotated[
         str | None,
         _option(
-            help="Id of the old key's credential at Entra, where it is not known and Graph does not tell.", metavar="ID"
+            help="ID of the old key's credential at Entra. Needed only if Graph does not list credentials.",
+            metavar="ID",
         ),
     ] = None,
     propagation_timeout: Annotated[
         float,
-        _option(help="How long to wait for Entra to take notice of a change.", metavar="SECONDS", min=0),
+        _option(help="How long to wait for a change to take effect at Entra.", metavar="SECONDS", min=0),
     ] = 600,
-    dry_run: Annotated[bool, _option("--dry-run", help="Show the steps, and take none.")] = False,
+    dry_run: Annotated[bool, _option("--dry-run", help="Show the steps without taking them.")] = False,
     check: Annotated[
         bool,
-        _option("--check", help="Only tell whether it is time: exit status 1 when it is. Rarely needs a login."),
+        _option(
+            "--check", help="Only check whether it is time to rotate: exit status 1 if it is. Rarely needs a login."
+        ),
     ] = False,
     warn_days: Annotated[
         int,
-        _option(help="For --check: how many days before its end a certificate is due.", min=0),
+        _option(help="With --check: a certificate is due this many days before it expires.", min=0),
     ] = RENEWAL_DAYS,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Replace the key without downtime: make the next one, register it, test it, use it, and remove the old one.
+    """Replace the key without downtime: generate the next one, register it, test it, use it, and remove the old one.
 
     The profile's key names a key file: key = "file:PATH".
     The old key stays in use until a token was obtained with the new one.
@@ -125,7 +128,7 @@ def rotate(
     def report(step: Step, text: str) -> None:
         steps.append({"step": step.value, "detail": text})
         if output is Output.TEXT:
-            with contextlib.suppress(ReaderGone):  # that nobody reads on is no reason to stop half-way
+            with contextlib.suppress(ReaderGone):  # a closed pipe is no reason to stop half-way
                 print_result(f"{step.value:<11} {displayable(text)}")
 
     with Rotation(profile, request, terminal_operator(wait=profile.wait), report=report) as rotation:
@@ -137,7 +140,7 @@ def rotate(
             else:
                 rotation.run()
         except BaseException:
-            # Whatever ends the run, and is explained on stderr: the steps before it were taken.
+            # stderr explains what ended the run; stdout lists the steps that were taken before it.
             if steps and output is Output.JSON:
                 with contextlib.suppress(ReaderGone, OutputError):
                     print_json(_document(rotation.file, steps, dry_run))

@@ -15,13 +15,13 @@ from hsm_signer.rotation.plan import (
     Observed,
     Step,
     after,
-    beside,
+    certificate_fits,
+    complete_uri,
     next_label,
     next_step,
     plan,
     retired_key,
-    will_do,
-    with_times,
+    with_until,
 )
 from hsm_signer.x509.certificate import Certificate
 
@@ -57,7 +57,7 @@ observations = st.builds(
         next=st.none() | filed,
         retired=st.lists(filed, max_size=2).map(tuple),
     ),
-    wanted=st.booleans(),
+    start=st.booleans(),
     has_key=st.booleans(),
     has_certificate=st.booleans(),
     proven=st.booleans(),
@@ -68,37 +68,37 @@ observations = st.builds(
 
 
 def test_a_rotation_from_the_beginning_takes_every_step_in_order() -> None:
-    assert plan(Observed(KeyFile(OLD), wanted=True)) == [*WHOLE, Step.KEEP]
+    assert plan(Observed(KeyFile(OLD), start=True)) == [*WHOLE, Step.KEEP]
 
 
 def test_the_old_key_is_deleted_where_that_is_asked_for() -> None:
-    assert plan(Observed(KeyFile(OLD), wanted=True, delete_old=True)) == [*WHOLE, Step.DELETE]
+    assert plan(Observed(KeyFile(OLD), start=True, delete_old=True)) == [*WHOLE, Step.DELETE]
 
 
 def test_nothing_is_left_to_do_where_nothing_is_wanted() -> None:
-    assert plan(Observed(KeyFile(OLD), wanted=False)) == []
+    assert plan(Observed(KeyFile(OLD), start=False)) == []
 
 
 @pytest.mark.parametrize(
     ("observed", "step"),
     [
-        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False), Step.GENERATE, id="named only"),
-        pytest.param(Observed(KeyFile(OLD, NEW), wanted=False, has_key=True), Step.CERTIFY, id="key only"),
+        pytest.param(Observed(KeyFile(OLD, NEW), start=False), Step.GENERATE, id="named only"),
+        pytest.param(Observed(KeyFile(OLD, NEW), start=False, has_key=True), Step.CERTIFY, id="key only"),
         pytest.param(
-            Observed(KeyFile(OLD, NEW), wanted=False, has_key=True, has_certificate=True), Step.REGISTER, id="certified"
+            Observed(KeyFile(OLD, NEW), start=False, has_key=True, has_certificate=True), Step.REGISTER, id="certified"
         ),
         pytest.param(
-            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True, has_certificate=True),
+            Observed(KeyFile(OLD, REGISTERED), start=False, has_key=True, has_certificate=True),
             Step.PROVE,
             id="registered",
         ),
         pytest.param(
-            Observed(KeyFile(OLD, REGISTERED), wanted=False, has_key=True), Step.ABANDON, id="its certificate is gone"
+            Observed(KeyFile(OLD, REGISTERED), start=False, has_key=True), Step.ABANDON, id="its certificate is gone"
         ),
-        pytest.param(Observed(KeyFile(OLD, REGISTERED), wanted=False), Step.ABANDON, id="it is gone"),
-        pytest.param(Observed(KeyFile(REGISTERED, retired=(OLD,)), wanted=False), Step.UNREGISTER, id="switched"),
+        pytest.param(Observed(KeyFile(OLD, REGISTERED), start=False), Step.ABANDON, id="it is gone"),
+        pytest.param(Observed(KeyFile(REGISTERED, retired=(OLD,)), start=False), Step.UNREGISTER, id="switched"),
         pytest.param(
-            Observed(KeyFile(REGISTERED, retired=(replace(OLD, registered=False),)), wanted=False),
+            Observed(KeyFile(REGISTERED, retired=(replace(OLD, registered=False),)), start=False),
             Step.KEEP,
             id="unregistered",
         ),
@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_off_is_gone_on_with_where_it_stands(observed: Observ
 
 
 def test_a_key_that_was_registered_and_lost_is_taken_from_entra_before_another_is_begun() -> None:
-    lost = Observed(KeyFile(OLD, REGISTERED), wanted=False)
+    lost = Observed(KeyFile(OLD, REGISTERED), start=False)
     assert plan(lost) == [Step.ABANDON, Step.UNREGISTER, Step.KEEP, *WHOLE, Step.KEEP]
 
 
@@ -154,13 +154,13 @@ def test_no_credential_is_removed_before_the_time_of_its_key_is_over(observed: O
 
 
 def test_after_the_switch_the_old_key_stays_registered_for_a_while() -> None:
-    observed = Observed(KeyFile(OLD), wanted=True, delete_old=True, now=NOW, grace=GRACE)
+    observed = Observed(KeyFile(OLD), start=True, delete_old=True, now=NOW, grace=GRACE)
     assert plan(observed) == [*WHOLE[:-1], Step.WAIT, Step.UNREGISTER, Step.DELETE]
 
 
 def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotation() -> None:
     over = replace(OLD, until=NOW, delete=True)
-    assert plan(Observed(KeyFile(REGISTERED, retired=(over,)), wanted=False, now=NOW)) == [Step.UNREGISTER, Step.DELETE]
+    assert plan(Observed(KeyFile(REGISTERED, retired=(over,)), start=False, now=NOW)) == [Step.UNREGISTER, Step.DELETE]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotatio
 def test_the_time_that_is_written_counts_and_without_one_it_begins_now(
     key: KeyEntry, grace: int, until: int | None
 ) -> None:
-    assert with_times(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
+    assert with_until(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
 
 
 @given(observations)
@@ -187,7 +187,7 @@ def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observe
 
 
 def test_a_key_that_is_named_comes_before_what_is_left_of_the_last_rotation() -> None:
-    assert plan(Observed(KeyFile(OLD, retired=(REGISTERED,)), wanted=False, named=True))[0] is Step.NAME
+    assert plan(Observed(KeyFile(OLD, retired=(REGISTERED,)), start=False, named=True))[0] is Step.NAME
 
 
 # Any file that a person could write: each of its keys is one of a few, by one of the names that it has.
@@ -215,8 +215,8 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
     device, entra = {"one", "two", "three"}, {"one", current}
     if current == "gone" or (file.next is not None and names[file.next.uri] == current):
         return  # refused: `test_current_key`
-    wanted = file.next is None and not file.retired
-    observed = Observed(file, wanted, named is not None and names[named] != current, delete_old=delete_old)
+    start = file.next is None and not file.retired
+    observed = Observed(file, start, named is not None and names[named] != current, delete_old=delete_old)
     while True:
         uris = [key.uri for key in (observed.file.current, observed.file.next, *observed.file.retired) if key]
         keys = {uri: PublicKey(NUMBERS[names[uri]], 65537) for uri in uris if names[uri] in device}
@@ -263,7 +263,7 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
 def test_the_next_keys_uri_says_as_much_about_the_device_as_the_current_ones(
     uri: str, current: str, expected: str
 ) -> None:
-    assert beside(Pkcs11Uri.parse(uri), Pkcs11Uri.parse(current)) == Pkcs11Uri.parse(expected)
+    assert complete_uri(Pkcs11Uri.parse(uri), Pkcs11Uri.parse(current)) == Pkcs11Uri.parse(expected)
 
 
 @pytest.mark.parametrize(
@@ -288,15 +288,15 @@ def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, t
 def test_a_certificate_of_ours_for_longer_than_is_asked_for_is_made_again(
     certificate: Certificate, now: datetime, days: int, will: bool
 ) -> None:
-    assert will_do(certificate, NEW, days, now) is will
+    assert certificate_fits(certificate, NEW, days, now) is will
 
 
 def test_a_certificate_that_is_registered_will_do_whatever_is_asked_for_by_now(
     certificate: Certificate, now: datetime
 ) -> None:
-    assert will_do(certificate, REGISTERED, 1, now)
+    assert certificate_fits(certificate, REGISTERED, 1, now)
 
 
 @pytest.mark.parametrize("filed", [NEW, REGISTERED])
 def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: KeyEntry) -> None:
-    assert not will_do(certificate, filed, 365, now + timedelta(days=200))
+    assert not certificate_fits(certificate, filed, 365, now + timedelta(days=200))
