@@ -23,8 +23,8 @@ def require_not_in_use(profile: Profile, device: Device, signer: DeviceSigner) -
             read_certificate(device, signer.key.info)
         if _is_in_use(profile, device, signer.public_key):
             raise CertificateExists(
-                f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the new "
-                "certificate at once, and Entra would refuse them until it is registered.",
+                f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the "
+                "new certificate at once, and Entra would refuse them until it is registered.",
                 hint="To store another key's certificate, name that key with --key. To replace this one, add --force.",
             )
 
