@@ -112,7 +112,7 @@ def test_a_proof_that_graph_refuses_leaves_the_current_key_in_use(application: A
     ):
         rotation.run()
     assert caught.value.hint is not None
-    assert "object id" in caught.value.hint
+    assert "object ID" in caught.value.hint
     assert application.token()
     application.rotate()
     assert application.is_tidy()
