@@ -53,11 +53,11 @@ class InternalError(HsmSignerError):
 # Where each command lives, in the order of the help.
 COMMANDS = {
     "token": "token",
-    "assertion": "token",
+    "assertion": "assertion",
     "assertion-file": "assertion_file",
     "decode": "decode",
-    "verify": "decode",
-    "explain": "decode",
+    "verify": "verify",
+    "explain": "explain",
     "device": "device",
     "rotate": "rotate",
     "key": "key",
@@ -98,7 +98,8 @@ def options(
     ] = False,
 ) -> None:
     """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device."""
-    from hsm_signer.cli.log import configure_logging, keep_modules_apart
+    from hsm_signer.cli.log import configure_logging
+    from hsm_signer.cli.module_output import keep_modules_apart
 
     keep_modules_apart(verbose=verbose)
     configure_logging(verbose=verbose, as_json=log_format is LogFormat.JSON)

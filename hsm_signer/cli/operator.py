@@ -8,21 +8,14 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from hsm_signer.cli.output import print_note
 from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
-from hsm_signer.config.profile import Profile
-from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.access import Operator
 from hsm_signer.device.lane import cue
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest
-from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, HsmSignerError, PinLastTry, PinUnavailable
+from hsm_signer.errors import HsmSignerError, PinLastTry, PinUnavailable
 from hsm_signer.system.display import displayable
-
-if TYPE_CHECKING:
-    from hsm_signer.device.access import KeyAccess
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +32,6 @@ def terminal_operator(*, wait: bool = False) -> Operator:
     return Operator(
         prompt=TerminalPrompt(), confirm=confirm_last_try, slow=show_slow, wait=DeviceAwaited() if wait else None
     )
-
-
-def access_to_one(profile: Profile) -> "KeyAccess":
-    """Return how to get to the one key of a profile, or to its device; without a key, to the only device there is.
-
-    Raises:
-        ConfigError: the profile names several.
-    """
-    if len(profile.key) > 1:
-        raise ConfigError(f"There are {len(profile.key)} keys, and this is about one.", hint="Name one with --key.")
-    return key_access(profile, profile.key[0] if profile.key else Pkcs11Uri(), terminal_operator(wait=profile.wait))
 
 
 @contextlib.contextmanager

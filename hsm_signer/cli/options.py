@@ -2,24 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
+from hsm_signer.cli.output import Output
 from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS, Setting
 from hsm_signer.errors import CertificateNotFound
-
-
-class Output(StrEnum):
-    """Text for people, or JSON for programs."""
-
-    TEXT = "text"
-    JSON = "json"
-
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Format of the result on stdout.")]
 

@@ -5,12 +5,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.system.display import displayable, displayable_lines
 from hsm_signer.system.private_file import replacing, unwritable
+
+
+class Output(StrEnum):
+    """Text for people, or JSON for programs."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class ReaderGone(Exception):
@@ -55,6 +63,11 @@ def print_result(result: str | bytes, *, styled: bool = False) -> None:
 def print_json(value: object) -> None:
     """Write a result as one JSON document."""
     print_result(to_json(value))
+
+
+def print_as(output: Output, document: object, text: str) -> None:
+    """Write a result in the form that --output asks for: `document` as JSON, or `text`."""
+    print_result(to_json(document) if output is Output.JSON else text)
 
 
 def to_json(value: object) -> str:
@@ -110,9 +123,9 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
             document["commands"] = error.commands
         text = json.dumps({"error": document})
     else:
-        lines = [f"{_paint('error', '31')}: {displayable(error.message)}"]
+        lines = [f"{paint('error', '31', sys.stderr)}: {displayable(error.message)}"]
         if error.hint:
-            lines.append(f"{_paint('hint', '36')}: {displayable(error.hint)}")
+            lines.append(f"{paint('hint', '36', sys.stderr)}: {displayable(error.hint)}")
         lines += [f"  {displayable(command)}" for command in error.commands]
         if correlation_id:
             lines.append(f"correlation id: {correlation_id}")
@@ -122,8 +135,13 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
         sys.stderr.flush()
 
 
-def _paint(text: str, code: str) -> str:
-    colourful = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+def paint(text: str, code: str, stream: TextIO | None) -> str:
+    """Return `text` in a colour if `stream` is a terminal and NO_COLOR is not set.
+
+    Args:
+        code: the colour, by ECMA-48 section 8.3.117.
+    """
+    colourful = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
     return f"\x1b[{code}m{text}\x1b[0m" if colourful else text
 
 

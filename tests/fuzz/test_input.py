@@ -17,10 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hsm_signer.cli.commands.decode import _rows, _table
 from hsm_signer.cli.commands.token import _exec_credential_version
 from hsm_signer.cli.output import to_json
 from hsm_signer.cli.text.certificate import certificate_json, certificate_text
+from hsm_signer.cli.text.jwt import jwt_text
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS
@@ -188,8 +188,7 @@ jwt_part = with_odd_members({"alg": "RS256", "x5t": "abc", "nbf": 1, "iat": 1.5,
 def test_jwts(text: str) -> None:
     with only_errors_of_ours():
         jwt = parse_jwt(text)
-        rows = [("", ""), *_rows(jwt.header, NOW.timestamp()), *_rows(jwt.claims, NOW.timestamp())]
-        assert all(line.isprintable() for line in _table(rows).split("\n"))
+        assert all(line.isprintable() for line in jwt_text(jwt, NOW.timestamp()).split("\n"))
         # Infinity and NaN are no JSON.
         json.loads(to_json({"header": jwt.header, "claims": jwt.claims}), parse_constant=pytest.fail)
         for check in check_assertion(jwt, CERTIFICATE, NOW.timestamp()):

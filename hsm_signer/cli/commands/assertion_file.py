@@ -13,14 +13,13 @@ from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import profile_options
 from hsm_signer.cli.output import print_result
 from hsm_signer.config.profile import Profile
-from hsm_signer.config.settings import missing
 from hsm_signer.config.values import absolute
-from hsm_signer.credential.client import Client
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.errors import ConfigError
 from hsm_signer.jwt.assertion import FILE_LIFETIME
 from hsm_signer.service.assertion_file import INTERVAL, AssertionFile
 from hsm_signer.service.assertion_loop import keep
+from hsm_signer.service.client_variables import client_variables
 from hsm_signer.system.private_file import warn_unless_in_memory
 from hsm_signer.system.systemd import ServiceManager
 
@@ -57,7 +56,7 @@ def assertion_file(
     with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
         client = tokens.client
         if print_env:
-            variables = _variables(path, client)
+            variables = client_variables(absolute(path, "PATH"), client)
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
             print_result(os.fsencode("".join(lines)))  # for a shell, not for eyes: every octet counts
             return
@@ -76,24 +75,6 @@ def assertion_file(
             keep(file, tokens.assertion, source=tokens.keys, once=once, wait_for_device=profile.wait, manager=manager)
         finally:
             manager.notify(STOPPING=1)
-
-
-def _variables(path: Path, client: Client) -> dict[str, str]:
-    """Return the variables with which the Azure SDKs find the file, and Terraform's azurerm."""
-    endpoint = client.endpoint
-    if endpoint.tenant is None:
-        raise missing("tenant")
-    file = str(absolute(path, "PATH"))
-    return {
-        "AZURE_FEDERATED_TOKEN_FILE": file,
-        "AZURE_TENANT_ID": endpoint.tenant,
-        "AZURE_CLIENT_ID": client.client_id,
-        "AZURE_AUTHORITY_HOST": endpoint.authority,
-        "ARM_USE_OIDC": "true",
-        "ARM_OIDC_TOKEN_FILE_PATH": file,
-        "ARM_TENANT_ID": endpoint.tenant,
-        "ARM_CLIENT_ID": client.client_id,
-    }
 
 
 def _mode(text: str | None, group: str | None) -> int:

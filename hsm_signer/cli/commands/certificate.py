@@ -1,7 +1,7 @@
 """`certificate`: make, request, import, export and show the certificate of a key."""
 
-import dataclasses
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.cli.operator import access_to_one
-from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, profile_options, read_certificate_file
-from hsm_signer.cli.output import print_json, print_note, print_result, result_writer, to_json
+from hsm_signer.cli.one_device import access_to_one, open_one_device
+from hsm_signer.cli.options import OutputFileOption, OutputOption, profile_options, read_certificate_file
+from hsm_signer.cli.output import Output, print_as, print_note, print_result, result_writer, to_json
 from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
 from hsm_signer.cli.text.registration import graph_body, registration_steps
 from hsm_signer.config.profile import Profile
@@ -59,11 +59,15 @@ class Form(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Make, import and show the certificate of a key.")
-    group.command("create")(profile_options("Device")(create))
-    group.command("request")(profile_options("Device")(request))
-    group.command("import")(profile_options("Device")(import_))
-    group.command("export")(profile_options("Device")(export))
-    group.command("show")(profile_options("Device")(show))
+    commands: dict[str, Callable[..., None]] = {
+        "create": create,
+        "request": request,
+        "import": import_,
+        "export": export,
+        "show": show,
+    }
+    for name, command in commands.items():
+        group.command(name)(profile_options("Device")(command))
     app.add_typer(group, name="certificate")
 
 
@@ -191,10 +195,8 @@ def show(
     """Show a certificate, with its thumbprints. Logs in only where the device hides it."""
     now = datetime.now(UTC)
     shown = [_stored(profile)] if file is None else parse_certificates(read_certificate_file(file), str(file))
-    if output is Output.JSON:
-        print_json({"certificates": [certificate_facts(certificate, now) for certificate in shown]})
-    else:
-        print_result("\n\n".join(certificate_text(certificate, now) for certificate in shown))
+    document = {"certificates": [certificate_facts(certificate, now) for certificate in shown]}
+    print_as(output, document, "\n\n".join(certificate_text(certificate, now) for certificate in shown))
 
 
 def _require_replaceable(
@@ -210,10 +212,8 @@ def _require_replaceable(
 
 
 def _open(profile: Profile, *, writable: bool = False) -> "Device":
-    from hsm_signer.device.device import open_device
-
     try:
-        return open_device(dataclasses.replace(access_to_one(profile), writable=writable))
+        return open_one_device(profile, writable=writable)
     except DeviceReadOnly as error:
         raise DeviceReadOnly(
             error.message,

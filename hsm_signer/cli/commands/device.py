@@ -1,13 +1,13 @@
 """`device`: what modules, devices, keys and certificates there are, and the record of refused PINs."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from hsm_signer.cli.operator import access_to_one, show_slow
-from hsm_signer.cli.options import Output, OutputOption, profile_options
-from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.one_device import examine_one_device
+from hsm_signer.cli.operator import show_slow
+from hsm_signer.cli.options import OutputOption, profile_options
+from hsm_signer.cli.output import Output, print_as, print_json, print_result
 from hsm_signer.config.profile import Profile, load_profile
 from hsm_signer.config.settings import SETTINGS
 from hsm_signer.device.uri import Pkcs11Uri
@@ -63,13 +63,9 @@ def show(
     --key names the device, and may be left out when there is only one.
     """
     from hsm_signer.cli.text.inventory import module_text, plain
-    from hsm_signer.device.inventory.inspect import examine
 
-    facts = examine(access_to_one(profile), datetime.now(UTC), login=login)
-    if output is Output.JSON:
-        print_json(plain(facts))
-    else:
-        print_result(module_text(facts))
+    facts = examine_one_device(profile, login=login)
+    print_as(output, plain(facts), module_text(facts))
 
 
 def forget_pin_failures(
@@ -97,9 +93,5 @@ def forget_pin_failures(
             f"The record of refused PINs in {directory} cannot be removed: {error.strerror}.",
             hint="Run this as the user whose logins failed.",
         ) from None
-    if output is Output.JSON:
-        print_json({"forgotten": forgotten})
-    elif forgotten:
-        print_result("\n".join(f"Forgot the refused PINs of {displayable(device)}." for device in forgotten))
-    else:
-        print_result(f"There is nothing to forget in {directory}.")
+    lines = [f"Forgot the refused PINs of {displayable(device)}." for device in forgotten]
+    print_as(output, {"forgotten": forgotten}, "\n".join(lines) or f"There is nothing to forget in {directory}.")

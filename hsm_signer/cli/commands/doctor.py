@@ -1,7 +1,6 @@
 """`doctor`: examines everything from the configuration to a token, and says how to mend it."""
 
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputOption, profile_options
-from hsm_signer.cli.output import print_json, print_result
+from hsm_signer.cli.options import OutputOption, profile_options
+from hsm_signer.cli.output import Output, paint, print_json, print_result
 from hsm_signer.cli.text.layout import WIDTH, wrapped
 from hsm_signer.config.profile import Profile
 from hsm_signer.system.display import displayable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from hsm_signer.doctor.verdicts import Verdict
 
 _NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
-_COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}  # ECMA-48 section 8.3.117
+_COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}
 
 
 def register(app: typer.Typer) -> None:
@@ -57,15 +56,11 @@ def _lines(name: str, verdict: "Verdict") -> Iterator[str]:
     indent = " " * (_NAME + _STATUS)
     width = min(shutil.get_terminal_size((WIDTH, 0)).columns, 120)
     detail = _wrap(verdict.detail, width - len(indent))
-    yield f"{name:{_NAME}}{_paint(verdict.status)}{' ' * (_STATUS - len(verdict.status))}{detail[0]}"
+    status = paint(verdict.status, _COLOURS[verdict.status], sys.stdout) + " " * (_STATUS - len(verdict.status))
+    yield f"{name:{_NAME}}{status}{detail[0]}"
     for line in detail[1:] + (_wrap(f"fix: {verdict.fix}", width - len(indent)) if verdict.fix else []):
         yield indent + line
 
 
 def _wrap(text: str, width: int) -> list[str]:
     return wrapped(displayable(text), width=max(width, 20)) or [""]
-
-
-def _paint(status: str) -> str:
-    colourful = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return f"\x1b[{_COLOURS[status]}m{status}\x1b[0m" if colourful else status

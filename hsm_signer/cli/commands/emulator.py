@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hsm_signer.cli.options import Output, OutputOption, read_certificate_file
-from hsm_signer.cli.output import print_note, print_result
+from hsm_signer.cli.options import OutputOption, read_certificate_file
+from hsm_signer.cli.output import Output, print_note, print_result
 from hsm_signer.config.values import text_argument
 
 _OPTIONS = ("authority", "tenant", "client_id", "ca_bundle")

@@ -1,16 +1,16 @@
 """`key`: make, list and delete keys on a device."""
 
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsm_signer.cli.operator import access_to_one
-from hsm_signer.cli.options import Output, OutputOption, profile_options
-from hsm_signer.cli.output import print_json, print_note, print_result
+from hsm_signer.cli.one_device import access_to_one, examine_one_device, open_one_device
+from hsm_signer.cli.options import OutputOption, profile_options
+from hsm_signer.cli.output import Output, print_as, print_json, print_note, print_result
 from hsm_signer.cli.terminal import ask, has_terminal
 from hsm_signer.config.profile import Profile
 from hsm_signer.errors import ConfigError, KeyUnfit
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(no_args_is_help=True, help="Make, list and delete keys on the device.")
-    group.command("generate")(profile_options("Device")(generate))
-    group.command("list")(profile_options("Device")(list_keys))
-    group.command("delete")(profile_options("Device")(delete))
+    commands: dict[str, Callable[..., None]] = {"generate": generate, "list": list_keys, "delete": delete}
+    for name, command in commands.items():
+        group.command(name)(profile_options("Device")(command))
     app.add_typer(group, name="key")
 
 
@@ -49,11 +49,10 @@ def generate(
     --key names the device, and may be left out when there is only one.
     Making a key may take minutes: the device is given 300 s, or --device-timeout where that is more.
     """
-    from hsm_signer.device.device import open_device
     from hsm_signer.device.manage.generate import KeySpec, generate_key
 
     spec = KeySpec(label, None if key_id is None else _octets(key_id), bits, always_authenticate)
-    with open_device(replace(access_to_one(profile), writable=True)) as device:
+    with open_one_device(profile, writable=True) as device:
         made = generate_key(device, spec)
     if output is Output.JSON:
         print_json(
@@ -76,16 +75,13 @@ def list_keys(profile: Profile, output: OutputOption = Output.TEXT) -> None:
     --key names the device, and may be left out when there is only one.
     """
     from hsm_signer.cli.text.inventory import module_text, plain
-    from hsm_signer.device.inventory.inspect import examine
 
-    module = examine(access_to_one(profile), datetime.now(UTC), login=True)
+    module = examine_one_device(profile, login=True)
     (device,) = module.devices
     assert device.contents is not None  # noqa: S101  # it was looked into
-    if output is Output.JSON:
-        print_json({"keys": plain(device.contents.keys)})
-        return
     only_keys = replace(device, contents=replace(device.contents, certificates=()))
-    print_result(module_text(replace(module, devices=(only_keys,))))
+    text = module_text(replace(module, devices=(only_keys,)))
+    print_as(output, {"keys": plain(device.contents.keys)}, text)
 
 
 def delete(
@@ -100,14 +96,13 @@ def delete(
 
     What will be deleted is shown on the terminal, and the label of the key must be typed.
     """
-    from hsm_signer.device.device import open_device
     from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate
     from hsm_signer.device.manage.keys import delete_key, find_key
     from hsm_signer.device.signer import open_signer
     from hsm_signer.rotation.in_use import require_deletable
 
-    access = access_to_one(profile)
-    if access.uri.object is None and access.uri.id is None:
+    uri = access_to_one(profile).uri
+    if uri.object is None and uri.id is None:
         raise ConfigError(
             "No key is named: the URI has neither object nor id.", hint="Copy the URI of --key from key list."
         )
@@ -116,8 +111,8 @@ def delete(
             "The deletion of a key is confirmed on a terminal, and there is none.",
             hint="Give --yes, if you are sure of --key.",
         )
-    with open_device(replace(access, writable=True)) as device:
-        key = find_key(device, access.uri)
+    with open_one_device(profile, writable=True) as device:
+        key = find_key(device, uri)
         with suppress(KeyUnfit):  # one that cannot sign for us is not in use
             require_deletable(profile, device, open_signer(device, key.selector).public_key)
         certificates = certificates_of_key(device, key)

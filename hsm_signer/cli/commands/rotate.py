@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputOption, profile_options
-from hsm_signer.cli.output import ReaderGone, print_json, print_result
+from hsm_signer.cli.options import OutputOption, profile_options
+from hsm_signer.cli.output import Output, ReaderGone, print_json, print_result
 from hsm_signer.cli.text.layout import days_in_words
 from hsm_signer.config.profile import Profile
 from hsm_signer.config.values import seconds_argument, text_argument, uri_argument

@@ -1,4 +1,4 @@
-"""The main job: `token` and `assertion`."""
+"""`token`: gets an access token, the main job."""
 
 import contextlib
 import os
@@ -10,12 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from hsm_signer.cli.operator import terminal_operator
-from hsm_signer.cli.options import Output, OutputFileOption, OutputOption, profile_options
+from hsm_signer.cli.options import OutputFileOption, profile_options
 from hsm_signer.cli.output import result_writer, to_json
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.entra.token import AccessToken
-from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.strict_json import parse_json
 
 _EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"
@@ -31,9 +30,8 @@ class TokenOutput(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
+    """Add the command to the program."""
     app.command()(profile_options("Device", "Assertion", "Exchange")(token))
-    app.command()(profile_options("Device", "Assertion")(assertion))
 
 
 def token(
@@ -58,24 +56,6 @@ def token(
         query = tokens.build_query(profile.scope)
         with result_writer(output_file) as write:
             write(_show_token(tokens.get(query), output, tokens))
-
-
-def assertion(
-    profile: Profile,
-    output: OutputOption = Output.TEXT,
-    output_file: OutputFileOption = None,
-) -> None:
-    """Sign a client assertion and print it. Sends nothing, needs no network."""
-    with (
-        Tokens(profile, terminal_operator(wait=profile.wait)) as tokens,
-        result_writer(output_file) as write,
-    ):
-        jwt = tokens.assertion()
-        if output is Output.TEXT:
-            write(jwt)
-        else:
-            parsed = parse_jwt(jwt)
-            write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
 
 
 def _show_token(token: AccessToken, output: TokenOutput, tokens: Tokens) -> str:

@@ -4,7 +4,7 @@ They are wrapped, never cut. A URI or a thumbprint stays in one piece, so that i
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from hsm_signer.system.display import displayable
@@ -34,6 +34,13 @@ def heading(indent: int, title: str, rest: str) -> Iterator[str]:
     under = " " * (indent + 2)
     yield from wrapped(displayable(title), " " * indent, under)
     yield from wrapped(displayable(rest), under, under)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows as lines, every column but the last aligned. Values are made displayable, and are not wrapped."""
+    cells = [tuple(map(displayable, row)) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, [*widths[:-1], 0])).rstrip() for row in cells)
 
 
 def wrapped(text: str, before: str = "", under: str = "", width: int = WIDTH) -> list[str]:

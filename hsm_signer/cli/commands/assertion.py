@@ -1,0 +1,35 @@
+"""`assertion`: signs a client assertion and prints it."""
+
+import typer
+
+from hsm_signer.cli.operator import terminal_operator
+from hsm_signer.cli.options import OutputFileOption, OutputOption, profile_options
+from hsm_signer.cli.output import Output, result_writer, to_json
+from hsm_signer.config.profile import Profile
+from hsm_signer.credential.tokens import Tokens
+from hsm_signer.jwt.compact import parse_jwt
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(profile_options("Device", "Assertion")(assertion))
+
+
+def assertion(
+    profile: Profile,
+    output: OutputOption = Output.TEXT,
+    output_file: OutputFileOption = None,
+) -> None:
+    """Sign a client assertion and print it. Needs no network: nothing is sent.
+
+    An assertion is a signed JWT that proves the client's identity. Keep it secret until it expires.
+
+    hsm-signer assertion --profile prod --output-file assertion.jwt
+    """
+    with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens, result_writer(output_file) as write:
+        jwt = tokens.assertion()
+        if output is Output.TEXT:
+            write(jwt)
+        else:
+            parsed = parse_jwt(jwt)
+            write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
