@@ -1,4 +1,4 @@
-"""What docs/ shows can be copied: every Python snippet runs as it stands, and every command line is understood."""
+"""What docs/ shows can be copied: every Python snippet runs unchanged, and every command line is valid."""
 
 import json
 import re
@@ -22,6 +22,7 @@ from .vault import Vault
 
 ROOT = Path(__file__).parents[2]
 INDEX = "docs/README.md"
+CONFIGURATION = "docs/configuration.md"
 TEXTS = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))
 }
@@ -57,7 +58,7 @@ def only(page: str, language: str) -> Snippet:
 
 
 def arguments_in(snippet: Snippet) -> list[list[str]]:
-    """Return the arguments of each hsm-signer command in a block; what a shell would expand stays as it is."""
+    """Return the arguments of each hsm-signer command in a block, unexpanded."""
     text = snippet.text.replace("\\\n", " ")
     if snippet.language == "yaml":
         assert re.search(r"^ *command: hsm-signer$", text, re.MULTILINE)
@@ -75,7 +76,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def softhsm() -> Iterator[SoftHsm]:
-    """A device of its own: one that other tests gave wrong PINs warns of them."""
+    """A device for these tests alone: after other tests' wrong PINs it would show warnings."""
     with SoftHsm(label="docs") as softhsm:
         yield softhsm
 
@@ -87,7 +88,7 @@ def key(softhsm: SoftHsm) -> SoftHsmKey:
 
 @pytest.fixture
 def configuration(softhsm: SoftHsm, tmp_path: Path) -> Path:
-    """The directory for it, with the file that holds the PIN."""
+    """The configuration directory, with the file that holds the PIN."""
     directory = tmp_path / ".config" / "hsm-signer"
     directory.mkdir(parents=True)
     pin = directory / "pin"
@@ -100,7 +101,7 @@ def configuration(softhsm: SoftHsm, tmp_path: Path) -> Path:
 def here(
     softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, vault: Vault, configuration: Path
 ) -> Mapping[str, str]:
-    """What stands on the pages, and what takes its place in a test."""
+    """What the pages say, and what a test puts there instead."""
     pin = configuration / "pin"
     settings = f"module={str(softhsm.module)!r}, authority={entra.authority!r}, ca_bundle={str(entra.ca_file)!r}"
     # The SDKs know their own hosts, and would ask Microsoft about any other.
@@ -129,7 +130,7 @@ def put_here(text: str, here: Mapping[str, str]) -> str:
 def program(
     softhsm: SoftHsm, entra: EntraEmulator, vault: Vault, here: Mapping[str, str], configuration: Path, tmp_path: Path
 ) -> Program:
-    """hsm-signer, and Python, for somebody who has written the configuration that the index shows."""
+    """hsm-signer and Python, with the configuration that the index shows."""
     config = configuration / "config.toml"
     config.write_text(put_here(only(INDEX, "toml").text, here))
     config.chmod(0o600)
@@ -150,7 +151,7 @@ def program(
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A directory of programs: hsm-signer, and one that stands in the place of Terraform."""
+    """A directory of programs: hsm-signer, and a stub of Terraform."""
     directory = tmp_path / "bin"
     directory.mkdir(mode=0o700)
     script = directory / "hsm-signer"
@@ -174,19 +175,19 @@ def test_a_python_snippet_runs_and_gets_what_it_asks_for(
     # Where a profile is read, variables would hide what it says.
     variables = exported(snippet.page) if "from_environment" in snippet.text else {}
     environment = {name: put_here(value, here) for name, value in variables.items()}
-    # Warnings count: nothing is to be left open, and nothing deprecated to be recommended.
+    # Warnings fail the test: a snippet leaves nothing open, and uses nothing deprecated.
     result = program(environment=environment, python=("-W", "default", "-c", put_here(snippet.text, here)))
     assert (result.status, result.stderr) == (0, "")
     assert [request.status for request in entra.requests] == [200]
     answers = len(vault.tokens) + [request.status for request in entra.graph_requests].count(200)
     assert answers == len(re.findall(r"\b(?:client\.get_secret|graph\.get)\(", snippet.text))
-    assert "eyJ" not in result.stdout  # no token on the screen of who tries it
+    assert "eyJ" not in result.stdout  # no token is shown
 
 
 class TestCommands:
     @pytest.mark.parametrize("arguments", COMMANDS)
-    def test_a_command_line_is_understood(self, program: Program, arguments: list[str]) -> None:
-        # An option that is not there is an error before help is given.
+    def test_a_command_line_is_valid(self, program: Program, arguments: list[str]) -> None:
+        # An unknown option is an error, even with --help.
         result = program(*arguments, "--help")
         assert (result.status, result.stderr) == (0, "")
 
@@ -244,7 +245,7 @@ class TestUnit:
         return parser
 
     def test_it_is_not_restarted_where_that_could_do_harm(self) -> None:
-        rows = re.findall(r"^\| (\d+) \|.*\| (?:\*\*)?not restart(?:\*\*)? \|$", README, re.MULTILINE)
+        rows = re.findall(r"^\| (\d+) \|.*\| (?:\*\*)?not restart(?:\*\*)? \|$", TEXTS[CONFIGURATION], re.MULTILINE)
         assert self.unit()["Service"]["RestartPreventExitStatus"].split() == rows
 
     def test_the_file_is_in_the_directory_that_it_has_made(self) -> None:
@@ -253,11 +254,13 @@ class TestUnit:
 
 
 class TestPages:
-    def test_each_is_in_the_index_and_says_what_was_not_tried(self) -> None:
+    def test_each_is_in_the_index(self) -> None:
         linked = re.findall(r"\]\(([\w/-]+\.md)\)", TEXTS[INDEX])
-        pages = [page for page in TEXTS if page != INDEX]
-        assert sorted(f"docs/{page}" for page in linked) == pages
-        assert [page for page in pages if "\nNot tried on live Entra." not in TEXTS[page]] == []
+        assert sorted(f"docs/{page}" for page in linked) == [page for page in TEXTS if page != INDEX]
+
+    def test_each_guide_says_what_was_not_tried(self) -> None:
+        guides = [page for page in TEXTS if page not in (INDEX, CONFIGURATION)]
+        assert [page for page in guides if "\nNot tried on live Entra." not in TEXTS[page]] == []
 
     def test_links_lead_somewhere(self) -> None:
         links = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https:)([^)#]+)", text)]

@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""What the README and docs/configuration.md say is true."""
 
 import re
 import subprocess
@@ -10,6 +10,7 @@ from hsm_signer.config.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 # What differs from one run to the next, and what it is called instead.
 _VARIABLE = (
@@ -45,7 +46,7 @@ def test_the_transcript_is_what_the_demo_shows() -> None:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    rows = {row.split("|")[1].strip(): row for row in README.splitlines() if row.startswith("| ")}
+    rows = {row.split("|")[1].strip(): row for row in CONFIGURATION.splitlines() if row.startswith("| ")}
     for setting in SETTINGS.values():
         row = rows[f"`{setting.option}`" if setting.panel else f"(profile only) `{setting.name}`"]
         for variable in filter(None, (setting.variable, setting.azure)):
@@ -61,4 +62,4 @@ def test_every_exit_status_is_in_the_table() -> None:
     classes = [each for each in vars(errors).values() if isinstance(each, type)]
     statuses = {each.exit_status for each in classes if issubclass(each, errors.HsmSignerError)}
     for status in statuses:
-        assert f"\n| {status} |" in README
+        assert f"\n| {status} |" in CONFIGURATION
