@@ -1,4 +1,4 @@
-"""Ratios of what hsm-signer does to the least that is needed for it; medians, both sides in turn.
+"""Compare what hsm-signer does with the least work that does the same: ratios of medians, measured alternately.
 
 bench.py [ROUNDS]
 """
@@ -76,7 +76,7 @@ class Bench:
 
 
 def main(rounds: int) -> None:
-    """Measure everything and print a line each."""
+    """Measure everything, and print one line for each measurement."""
     with tempfile.TemporaryDirectory() as directory, SoftHsm(Path(directory), label=LABEL) as softhsm:
         bench = Bench(softhsm, softhsm.add_identity(), rounds)
         os.environ["BENCH_PIN"] = softhsm.pin
@@ -200,9 +200,9 @@ def imports(bench: Bench) -> None:
 
 
 def cached_token(bench: Bench) -> None:
-    """A token that is in memory, asked for as the Azure SDKs ask, against MSAL's cache of the same token."""
+    """A token from memory, requested as the Azure SDKs do, against MSAL's cache of the same token."""
     tenant, scope, batch = "bench.example", "https://graph.microsoft.com/.default", range(1000)
-    # requests, under MSAL, prefers these to the authority it is told of.
+    # requests, which MSAL uses, prefers these to the CA file that it is given.
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         os.environ.pop(name, None)
     with EntraEmulator() as entra:
@@ -336,7 +336,7 @@ def two_workers(bench: Bench) -> None:
 
 
 def overrun(bench: Bench) -> None:
-    """How long after its deadline a call that hangs is given up, in this process and in a worker."""
+    """How long after its deadline a hanging call returns, in this process and in a worker."""
     with faulty(bench) as module:
         with open_worker(bench.access(Path(module.path), timeout=1)) as signer:
             module.rule("C_Sign", hang=float("inf"))
@@ -369,7 +369,7 @@ def crash(bench: Bench) -> None:
 
 
 def thousand_keys(bench: Bench) -> None:
-    """Looking up one key among a thousand, against the bare search call."""
+    """Find one key among a thousand, against the bare search call."""
     with SoftHsm(label="crowd", pin=bench.softhsm.pin) as crowd:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         crowd.import_key(key, "key", b"\x00\x00")
@@ -424,7 +424,7 @@ def _store_copies(session: pkcs11.Session, key: rsa.RSAPrivateKey, count: int) -
 
 @contextmanager
 def faulty(bench: Bench) -> Iterator[FaultyModule]:
-    """Put the module that misbehaves on command before the SoftHSM."""
+    """Put the module that misbehaves on command in front of the SoftHSM."""
     softhsm = bench.softhsm
     with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as module:
         yield module

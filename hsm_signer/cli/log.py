@@ -1,4 +1,4 @@
-"""Warnings and logs, on stderr, for people or for machines."""
+"""The log on stderr, as text for people or as JSON for programs."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ class _Json(logging.Formatter):
 
 
 def configure_logging(*, verbose: bool, as_json: bool) -> None:
-    """Send this package's log to stderr: warnings, and with `verbose` every step."""
+    """Send this package's log to stderr: warnings only, or every step with `verbose`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
     logger = logging.getLogger("hsm_signer")

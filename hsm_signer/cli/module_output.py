@@ -1,4 +1,4 @@
-"""Keeps what PKCS#11 modules print apart from our own output."""
+"""Keeps what PKCS#11 modules print out of our own output."""
 
 import os
 import sys
@@ -6,13 +6,10 @@ from typing import Any
 
 
 def keep_modules_apart(*, verbose: bool) -> None:
-    """Keep what PKCS#11 modules print out of our output: stdout stays ours alone, and stderr unless `verbose`.
+    """Drop what PKCS#11 modules print on descriptors 1 and 2, or with `verbose` send it to stderr.
 
-    tpm2-pkcs11 and the libraries below it report on stderr what they also return; p11-kit's proxy loads it for
-    everybody.
-
-    Args:
-        verbose: let what they print be seen, on stderr; else it goes nowhere.
+    tpm2-pkcs11 and the libraries below it print on stderr what they also return, and p11-kit's proxy loads it for
+    everybody. Our own stdout and stderr move to other descriptors.
     """
     if verbose:
         sys.stdout = _apart(sys.stdout, 1, instead=os.dup(2))
@@ -22,7 +19,7 @@ def keep_modules_apart(*, verbose: bool) -> None:
 
 
 def _apart(stream: Any, descriptor: int, *, instead: int) -> Any:
-    """Return a stream to where `stream` leads, while the descriptor itself is made to lead where `instead` does."""
+    """Return a stream that writes where `stream` does, and redirect the descriptor itself to `instead`."""
     try:
         if stream is None or stream.fileno() != descriptor:
             return stream

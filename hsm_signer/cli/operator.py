@@ -1,6 +1,7 @@
-"""The person at the terminal: asked for the PIN, told to touch, told what is waited for.
+"""The person at the terminal, who types the PIN, touches the key and plugs in the device.
 
-The PIN is asked for on the terminal even when stdin and stdout are pipes. Cues go to stderr, and are taken away again.
+The PIN prompt uses the terminal even if stdin and stdout are pipes. Cues such as "Touch the key" go to stderr, and are
+removed again.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ def terminal_operator(*, wait: bool = False) -> Operator:
 
 @contextlib.contextmanager
 def show_slow(what: str) -> Iterator[None]:
-    """Show on a terminal that the device is taking its time, for as long as it does; else put it into the log."""
+    """Show on a terminal that a call into the device takes long, until it returns. Without a terminal, log it."""
     if not sys.stderr.isatty():
         logger.info("%s.", cue(what))
         yield
@@ -53,7 +54,7 @@ def show_slow(what: str) -> Iterator[None]:
 
 
 class DeviceAwaited:
-    """Says once what is waited for, and lets a moment pass."""
+    """Waits for a device: says so once, and pauses between looks."""
 
     def __init__(self) -> None:
         self._said = False
@@ -67,7 +68,7 @@ class DeviceAwaited:
 
 
 class TerminalPrompt:
-    """The PIN source a person is."""
+    """The PIN source `prompt`: asks a person on the terminal."""
 
     description = "the terminal"
     identity = "the terminal"
@@ -84,24 +85,24 @@ class TerminalPrompt:
             return PinPad.PROTECTED
         if not has_terminal():
             raise PinUnavailable(
-                f"{request.device} wants a PIN, and there is no terminal to ask on.",
+                f"{request.device} requires a PIN, and there is no terminal to ask on.",
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
             )
         warning = f"{displayable(request.warning)}\n" if request.warning else ""
         text = ask_secret(f"{warning}PIN for {displayable(request.device)}: ")
         if not text:
-            raise PinUnavailable("No PIN was entered.", hint="Nothing was sent to the device; repeat the command.")
+            raise PinUnavailable("No PIN was entered.", hint="Nothing was sent to the device. Run the command again.")
         return Pin(text)
 
 
 def confirm_last_try(request: PinRequest) -> None:
-    """Ask, where there is a terminal, whether the try that may lock the device is to be taken.
+    """Ask whether to log in although a wrong PIN would lock the device. Without a terminal, nobody is asked.
 
     Raises:
-        PinLastTry: it is not.
+        PinLastTry: the answer is not "yes".
     """
     if not has_terminal():
         return
     question = f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to continue: "
     if ask(question) != "yes":
-        raise PinLastTry("The last try was not taken.", hint="Unblock the PIN with the device's own tool first.")
+        raise PinLastTry("No PIN was sent.", hint="Reset the PIN tries with the device's own tool first.")

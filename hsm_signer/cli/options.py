@@ -13,7 +13,7 @@ from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS, Setting
 from hsm_signer.errors import CertificateNotFound
 
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Format of the result on stdout.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Format of the result.")]
 
 OutputFileOption = Annotated[
     Path | None,
@@ -24,12 +24,12 @@ OutputFileOption = Annotated[
 def profile_options(
     *panels: str, settings: Mapping[str, str] = MappingProxyType({}), **defaults: object
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of settings, and call it with the profile that they add up to.
+    """Give a command the options of settings, and call it with the profile that results from them.
 
     Args:
-        panels: whose settings the command takes: "Device", "Assertion", "Exchange", "Graph".
+        panels: which settings the command takes: "Device", "Assertion", "Exchange", "Graph".
         settings: names of further settings, with the help for this command.
-        defaults: values of `Profile` fields that are set nowhere.
+        defaults: values of `Profile` fields for this command, if they are set nowhere.
 
     Returns:
         A decorator for a function whose first parameter is the profile.

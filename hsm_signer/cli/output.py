@@ -1,4 +1,4 @@
-"""Where results and errors go: stdout whole or not at all, files atomically, errors in one form."""
+"""Where results and errors go: results to stdout or atomically to a file, notes and errors to stderr."""
 
 import contextlib
 import json
@@ -22,11 +22,11 @@ class Output(StrEnum):
 
 
 class ReaderGone(Exception):
-    """Whoever read our stdout has closed it. No error, and no message."""
+    """The program that reads our stdout has closed it. This is no error, and needs no message."""
 
 
 class Write(Protocol):
-    """Takes the result, once."""
+    """Writes the result, once."""
 
     def __call__(self, result: str | bytes) -> None:
         """Write `result`."""
@@ -37,7 +37,7 @@ def print_result(result: str | bytes, *, styled: bool = False) -> None:
     """Write a result to stdout: text, made displayable, and a newline, or octets as they are.
 
     Args:
-        styled: the text is displayable but for colours of our own.
+        styled: the text is displayable already, and has colours of ours.
 
     Raises:
         OutputError: it cannot be written.
@@ -71,20 +71,20 @@ def print_as(output: Output, document: object, text: str) -> None:
 
 
 def to_json(value: object) -> str:
-    """Return `value` as the JSON people and programs read: in ASCII, so that nothing in it steers a terminal."""
+    """Return `value` as JSON, in ASCII, so that nothing in it controls a terminal."""
     return json.dumps(value, indent=2)
 
 
 @contextlib.contextmanager
 def result_writer(file: Path | None) -> Iterator[Write]:
-    """Make sure that a result can be written before work, or a touch, is spent on it; then write it.
+    """Check that a result can be written before work, or a touch, is spent on it; then write it.
 
     Args:
-        file: where to, or None for stdout. It appears whole, with mode 0600, when the result was written, and holds
-            it without a trailing newline: SDKs post the text of an assertion file as it stands.
+        file: None for stdout. The file appears when the result is complete, with mode 0600 and without a newline at the
+            end, because SDKs post the text of an assertion file unchanged.
 
     Raises:
-        OutputError: it cannot be written; a file that was there before is unchanged.
+        OutputError: it cannot be written. An older file is unchanged.
     """
     if file is None:
         _stdout()
@@ -102,13 +102,13 @@ def result_writer(file: Path | None) -> Iterator[Write]:
 
 
 def print_note(text: str) -> None:
-    """Write lines for people, made displayable, to stderr, beside the result."""
+    """Write lines for people, made displayable, to stderr."""
     sys.stderr.write(displayable_lines(text) + "\n")
     sys.stderr.flush()
 
 
 def print_error(error: HsmSignerError, *, as_json: bool) -> None:
-    """Explain an error on stderr: a sentence of what, one of how to mend it."""
+    """Print an error on stderr: what happened, and how to fix it."""
     entra = error if isinstance(error, EntraError) else None
     aadsts, correlation_id = (entra.aadsts, entra.correlation_id) if entra else (None, None)
     if as_json:
@@ -147,5 +147,7 @@ def paint(text: str, code: str, stream: TextIO | None) -> str:
 
 def _stdout() -> TextIO:
     if sys.stdout is None:
-        raise OutputError("There is no stdout to write the result to.", hint="Do not close it, or use --output-file.")
+        raise OutputError(
+            "stdout is closed, so the result cannot be written.", hint="Use --output-file, or leave stdout open."
+        )
     return sys.stdout

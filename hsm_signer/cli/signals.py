@@ -1,4 +1,4 @@
-"""Signals that end the program: they unwind it, so that what was begun is taken back."""
+"""Signals that end the program raise an exception, so that `finally` blocks run and clean up."""
 
 import signal
 from types import FrameType
@@ -19,14 +19,14 @@ class Terminated(BaseException):
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:
     """End the program: a handler for a signal."""
-    # Once. A terminal that closes and a service manager send several, and the next would cut short the unwinding.
+    # Once: a terminal that closes and a service manager send several, and the next one would interrupt the cleanup.
     for each in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise Terminated(number)
 
 
 def handle_termination() -> None:
-    """Have SIGTERM and SIGHUP unwind the program. SIGHUP is left alone where it is ignored, as nohup(1) has it."""
+    """Raise `Terminated` on SIGTERM and SIGHUP. If SIGHUP is ignored, as under nohup(1), it stays ignored."""
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, terminate)

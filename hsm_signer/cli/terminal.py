@@ -1,4 +1,4 @@
-"""Asking a person on the terminal, whatever stdin and stdout are. Whatever signal comes, the terminal echoes again."""
+"""Ask a person on the terminal, even if stdin and stdout are pipes. After any signal, the terminal echoes again."""
 
 import contextlib
 import locale
@@ -16,7 +16,7 @@ _TERMINAL = "/dev/tty"
 
 
 def has_terminal() -> bool:
-    """Whether there is a person to ask."""
+    """Return whether there is a terminal to ask on."""
     try:
         with open(_TERMINAL, "rb"):
             return True
@@ -25,20 +25,20 @@ def has_terminal() -> bool:
 
 
 def ask(question: str) -> str:
-    """Ask on the terminal; return what was typed, without blanks around it. Needs `has_terminal`."""
+    """Ask on the terminal; return the answer, stripped. Call `has_terminal` first."""
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
         terminal.write(displayable_lines(question).encode())
         return terminal.readline().decode(errors="replace").strip()
 
 
 def ask_secret(question: str) -> str:
-    """Ask on the terminal without echo; return the line that was typed, if any. Needs `has_terminal`.
+    """Ask on the terminal without echo; return the line that was typed, if any. Call `has_terminal` first.
 
     Bytes that are not text in the locale's encoding become surrogates, which no PIN has.
     """
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
         line = b""
-        # A terminal that was closed gives nothing.
+        # The terminal may have been closed: then there is no answer.
         with contextlib.suppress(OSError):
             with _silent(terminal.fileno(), displayable_lines(question).encode()):
                 line = terminal.readline()
@@ -48,7 +48,7 @@ def ask_secret(question: str) -> str:
 
 @contextlib.contextmanager
 def _silent(terminal: int, question: bytes) -> Iterator[None]:
-    """Turn echo off and ask; again after the program was stopped and continued."""
+    """Turn echo off and ask. Do so again after the program was stopped (Ctrl-Z) and continued."""
     before = termios.tcgetattr(terminal)
     silent = [*before]
     silent[3] &= ~termios.ECHO
@@ -58,7 +58,7 @@ def _silent(terminal: int, question: bytes) -> Iterator[None]:
         os.write(terminal, question)
 
     def end() -> None:
-        # A closed one has nothing to restore. In the background it is another program's, and setting it would stop us.
+        # A closed terminal cannot be restored. In the background, it is another program's: changing it would stop us.
         with contextlib.suppress(OSError, termios.error):
             if os.tcgetpgrp(terminal) == os.getpgrp():
                 termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
@@ -67,11 +67,11 @@ def _silent(terminal: int, question: bytes) -> Iterator[None]:
         end()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        # Continued. In the background, setting the terminal stops the program once more (SIGTTOU).
+        # Continued. In the background, changing the terminal stops the program once more (SIGTTOU).
         signal.signal(signal.SIGTSTP, stop)
         begin()
 
-    # These would stop and end the program at once. The others unwind it anyway, or are ignored.
+    # By default, these stop or end the program at once. The other signals raise an exception, or are ignored.
     handlers = {signal.SIGTSTP: stop, signal.SIGQUIT: terminate}
     in_force = [each for each in handlers if _is_in_force(each)]
     try:
@@ -86,6 +86,6 @@ def _silent(terminal: int, question: bytes) -> Iterator[None]:
 
 
 def _is_in_force(number: signal.Signals) -> bool:
-    """Whether a signal has its default effect, and a handler can be set for it here."""
+    """Return whether a signal has its default effect, and this thread can set a handler for it."""
     is_main = threading.current_thread() is threading.main_thread()
     return is_main and signal.getsignal(number) == signal.SIG_DFL

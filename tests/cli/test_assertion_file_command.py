@@ -50,7 +50,7 @@ def refused(result: Result, status: int) -> str:
 
 
 class TestOnce:
-    def test_writes_an_assertion_that_lives_for_an_hour(
+    def test_writes_an_assertion_that_is_valid_for_an_hour(
         self, program: Program, signing: Settings, file: Path, certificate: Path
     ) -> None:
         result = program("assertion-file", str(file), "--once", *options(signing))

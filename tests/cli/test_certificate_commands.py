@@ -107,9 +107,7 @@ class TestCreate:
         assert found == x509.load_pem_x509_certificate(result.stdout.encode())
         assert found.public_key() == key.public_key
 
-    def test_assertions_go_with_it(
-        self, program: Program, device: list[str], signing: Settings, key: SoftHsmKey
-    ) -> None:
+    def test_assertions_use_it(self, program: Program, device: list[str], signing: Settings, key: SoftHsmKey) -> None:
         file = program.directory / "certificate.pem"
         assert program("certificate", "create", *device, *SUBJECT, "--output-file", str(file)).status == 0
         jwt = program("assertion", *options(signing, key=key.uri)).stdout
@@ -146,19 +144,19 @@ class TestCreate:
         assert program("certificate", "create", *device, "--module", str(faulty.path), *SUBJECT).status == 0
         assert [login.right for login in faulty.logins()] == [True]
 
-    def test_a_certificate_that_is_there_is_not_replaced_unasked(
+    def test_an_existing_certificate_is_not_replaced_without_the_option(
         self, program: Program, device: list[str], softhsm: SoftHsm, key: SoftHsmKey, certified: bytes
     ) -> None:
         assert_explained(program("certificate", "create", *device, *SUBJECT), 5, "certificate_exists")
         assert stored(softhsm, key) == x509.load_der_x509_certificate(certified)
 
-    def test_that_it_is_there_costs_no_signature(
+    def test_checking_that_a_certificate_exists_costs_no_signature(
         self, program: Program, device: list[str], faulty: FaultyModule, certified: bytes
     ) -> None:
         program("certificate", "create", *device, "--module", str(faulty.path), *SUBJECT)
         assert faulty.calls("C_Sign") == 0
 
-    def test_asked_to_it_replaces(
+    def test_with_the_option_it_replaces(
         self, program: Program, device: list[str], softhsm: SoftHsm, key: SoftHsmKey, certified: bytes
     ) -> None:
         result = program("certificate", "create", *device, *SUBJECT, "--replace")
@@ -181,7 +179,7 @@ class TestCreate:
         assert stored(softhsm, key) == x509.load_der_x509_certificate(certified)
         assert list(program.directory.iterdir()) == []
 
-    def test_where_the_old_one_cannot_be_deleted_repeating_it_puts_things_right(
+    def test_if_the_old_one_cannot_be_deleted_repeating_the_command_helps(
         self,
         program: Program,
         device: list[str],
@@ -196,7 +194,9 @@ class TestCreate:
         again = program(*replacing)
         assert stored(softhsm, key) == x509.load_pem_x509_certificate(again.stdout.encode())
 
-    def test_a_configured_file_is_warned_of(self, program: Program, device: list[str], certificate: Path) -> None:
+    def test_a_configured_certificate_file_causes_a_warning(
+        self, program: Program, device: list[str], certificate: Path
+    ) -> None:
         configured = {"HSM_SIGNER_CERTIFICATE": str(certificate)}
         result = program("certificate", "create", *device, *SUBJECT, environment=configured)
         assert result.stderr.startswith("hsm-signer: warning: ")
@@ -262,9 +262,7 @@ class TestRequest:
         result = program("certificate", "request", *device, *SUBJECT, "-o", "json")
         assert x509.load_pem_x509_csr(result.json["pem"].encode()).public_key() == key.public_key
 
-    def test_needs_no_device_that_can_be_written_to(
-        self, program: Program, device: list[str], faulty: FaultyModule
-    ) -> None:
+    def test_works_on_a_write_protected_device(self, program: Program, device: list[str], faulty: FaultyModule) -> None:
         faulty.rule("C_CreateObject", rv=TOKEN_WRITE_PROTECTED)
         assert program("certificate", "request", *device, "--module", str(faulty.path), *SUBJECT).status == 0
 
@@ -272,7 +270,7 @@ class TestRequest:
         result = program("certificate", "request", *device, "--subject", "CN=a;O=b")
         assert_explained(result, 2, "config_error")
 
-    def test_a_key_that_is_not_there(self, program: Program, refer: Refer, key: SoftHsmKey) -> None:
+    def test_a_missing_key(self, program: Program, refer: Refer, key: SoftHsmKey) -> None:
         absent = options({**refer(key), "key": key_uri("absent")})
         assert_explained(program("certificate", "request", *absent, *SUBJECT), 5, "key_not_found")
 
@@ -297,7 +295,7 @@ class TestImport:
         return x509.load_der_x509_certificate(softhsm.issue_certificate(private_key.public_key(), subject="authority"))
 
     @pytest.mark.parametrize("form", ["pem", "der", "chain", "p7b", "p7c"])
-    def test_every_customary_form_is_taken_and_the_keys_certificate_stored(
+    def test_every_usual_format_is_accepted_and_the_keys_certificate_stored(
         self,
         program: Program,
         device: list[str],
@@ -335,7 +333,7 @@ class TestImport:
         assert [login.right for login in faulty.logins()] == [True]
         assert faulty.calls("C_Sign") == 0
 
-    def test_a_certificate_that_is_there_is_not_replaced_unasked(
+    def test_an_existing_certificate_is_not_replaced_without_the_option(
         self,
         program: Program,
         device: list[str],
@@ -383,7 +381,7 @@ class TestImport:
         assert stored(softhsm, key) == x509.load_der_x509_certificate(certified)
 
     @pytest.mark.parametrize("content", [b"", b"not a certificate", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])
-    def test_what_is_no_certificate_is_refused_before_the_device_is_touched(
+    def test_a_file_without_a_certificate_is_refused_before_the_device_is_used(
         self, program: Program, device: list[str], faulty: FaultyModule, content: bytes
     ) -> None:
         file = program.directory / "text"
@@ -392,7 +390,7 @@ class TestImport:
         assert_explained(result, 5, "certificate_unusable")
         assert faulty.calls("C_Initialize") == 0
 
-    def test_a_file_that_is_not_there(self, program: Program, device: list[str]) -> None:
+    def test_a_missing_file(self, program: Program, device: list[str]) -> None:
         assert_explained(program("certificate", "import", *device, "missing.pem"), 5, "certificate_not_found")
 
 
@@ -402,14 +400,12 @@ class TestExport:
         assert (result.status, result.stderr) == (0, "")
         assert result.stdout.encode() == x509.load_der_x509_certificate(certified).public_bytes(Encoding.PEM)
 
-    def test_der_is_written_octet_for_octet(self, program: Program, device: list[str], certified: bytes) -> None:
+    def test_der_is_written_unchanged(self, program: Program, device: list[str], certified: bytes) -> None:
         result = program("certificate", "export", *device, "--form", "der", "--output-file", "app.cer")
         assert (result.status, result.stdout, result.stderr) == (0, "", "")
         assert (program.directory / "app.cer").read_bytes() == certified
 
-    def test_der_goes_through_a_pipe_octet_for_octet(
-        self, program: Program, device: list[str], certified: bytes
-    ) -> None:
+    def test_der_goes_through_a_pipe_unchanged(self, program: Program, device: list[str], certified: bytes) -> None:
         within = ("sh", "-c", '"$@" | base64 -w0', "sh")
         result = program("certificate", "export", *device, "--form", "der", within=within)
         assert base64.b64decode(result.stdout) == certified
@@ -423,7 +419,7 @@ class TestExport:
             "displayName": "CN=hsm-signer test",
         }
 
-    def test_a_file_of_pem_is_followed_by_how_it_is_registered(
+    def test_with_a_pem_file_it_says_how_to_register_it(
         self, program: Program, device: list[str], certified: bytes
     ) -> None:
         result = program("certificate", "export", *device, "--output-file", "app.pem")
@@ -476,7 +472,7 @@ valid     \d{{4}}-\d\d-\d\d to \d{{4}}-\d\d-\d\d, (29|30) days left
 key       RSA, 2048 bits
 usage     any
 purpose   any
-SHA-1     {sha1}, as the Entra portal shows it
+SHA-1     {sha1} (the thumbprint in the Entra portal)
 x5t       {base64url(sha1)}
 SHA-256   {sha256}
 x5t#S256  {base64url(sha256)}
@@ -545,7 +541,7 @@ class TestRegistrationSteps:
     def test_without_file_and_client_id_it_says_what_to_put_there(self, certified: bytes) -> None:
         (certificate,) = parse_certificates(certified, "it")
         steps = registration_steps(certificate, None, None)
-        assert "as it was printed, is to be in certificate.pem." in steps
+        assert "First save the certificate above as certificate.pem." in steps
         assert "--id CLIENT_ID --cert @certificate.pem " in steps
 
 

@@ -26,7 +26,7 @@ def settings(signing: Settings, faulty: FaultyModule, program: Program) -> list[
 @pytest.mark.parametrize(
     ("call", "said"), [("C_Login", "Still logging in…"), ("C_SignInit", f"{TOUCH}…")], ids=["login", "signature"]
 )
-def test_a_terminal_shows_what_is_waited_for_until_it_is_over(
+def test_a_terminal_shows_the_cue_until_the_call_returns(
     command: Sequence[str],
     call: str,
     said: str,
@@ -47,7 +47,7 @@ def test_a_terminal_shows_what_is_waited_for_until_it_is_over(
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_without_a_terminal_only_the_log_tells_to_touch(
+def test_without_a_terminal_only_the_log_says_to_touch(
     command: Sequence[str], program: Program, settings: list[str], faulty: FaultyModule
 ) -> None:
     faulty.rule("C_SignInit", hang=1.5, times=1)

@@ -74,7 +74,7 @@ class TestList:
             r"""^MODULE \S+\s+SoftHSM 2\.\d+, "Implementation of PKCS11"
 (  .*\n)*  DEVICE 'office'  SoftHSM project, SoftHSM v2, serial ([0-9a-f]{16})
     uri       pkcs11:token=office;serial=\2(\?module-name=\w+)?
-    PIN       fine; a login is needed
+    PIN       ok; login required
     signs     RS256 \(CKM_SHA256_RSA_PKCS\), PS256 \(CKM_SHA256_RSA_PKCS_PSS\)$""",
             result.stdout,
             re.MULTILINE,
@@ -130,9 +130,7 @@ class TestList:
         assert re.search("^  problem ?", block, re.MULTILINE)
         assert re.search("^  hint ", block, re.MULTILINE)
 
-    def test_the_uris_work_as_they_stand(
-        self, ordinary: Program, softhsm: SoftHsm, signing: Settings, office: str
-    ) -> None:
+    def test_the_printed_uris_work(self, ordinary: Program, softhsm: SoftHsm, signing: Settings, office: str) -> None:
         configure(ordinary, "ours", softhsm.module)
         found = modules(ordinary("device", "list", "-o", "json"))["ours"]["devices"]
         (listed,) = (device["uri"] for device in found if device["info"]["label"] == "office")
@@ -153,7 +151,7 @@ class TestShow:
     def test_without_a_login_says_that_keys_may_be_hidden(self, program: Program, device: Settings) -> None:
         result = program("device", "show", *options(device))
         assert (result.status, result.stderr) == (0, "")
-        assert "Nobody is logged in, so private keys may be hidden; --login shows them.\n" in result.stdout
+        assert "Not logged in: the device may hide its private keys. --login shows them.\n" in result.stdout
         assert "\n    KEY " not in result.stdout
         assert "\n    CERTIFICATE 'good'  id 01\n" in result.stdout
 
@@ -170,7 +168,7 @@ class TestShow:
             r"""
     KEY 'good'  id 01, RSA 2048 bits
       uri       pkcs11:token=office;serial=[0-9a-f]{16};object=good;id=%01
-      guarded   sensitive, never extractable, made on the device
+      protected sensitive, never extractable, generated on the device
 """,
             result.stdout,
         )
@@ -304,8 +302,8 @@ DEVICE = DeviceFacts(
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (PinState.NOT_NEEDED, "no login is needed"),
-        (PinState.FINE, "fine"),
+        (PinState.NOT_NEEDED, "no login required"),
+        (PinState.FINE, "ok; login required"),
         (PinState.COUNT_LOW, "a wrong PIN was entered"),
         (PinState.LAST_TRY, "one more wrong PIN locks the device"),
         (PinState.LOCKED, "unblock it"),
@@ -318,9 +316,9 @@ def test_the_state_of_the_pin_is_in_words(state: PinState, words: str) -> None:
     assert words in line
 
 
-def test_a_pin_pad_is_told() -> None:
+def test_a_pin_pad_is_named() -> None:
     text = module_text(ModuleFacts(None, "/m.so", None, (replace(DEVICE, pad=True),)))
-    assert "PIN       fine; a login is needed; it is entered on the device's own pad\n" in text
+    assert "PIN       ok; login required; enter it on the device's own PIN pad\n" in text
 
 
 def key(sensitive: bool | None, extractable: bool | None, never: bool | None, local: bool | None) -> KeyFacts:
@@ -331,16 +329,19 @@ def key(sensitive: bool | None, extractable: bool | None, never: bool | None, lo
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (key(True, False, True, True), "sensitive, never extractable, made on the device"),
-        (key(False, True, False, False), "NOT SENSITIVE, EXTRACTABLE, not made on the device: copies may exist"),
-        (key(True, False, False, True), "sensitive, not extractable, made on the device"),
-        (key(None, None, None, None), "sensitive or not is not told, extractable or not is not told, origin not told"),
+        (key(True, False, True, True), "sensitive, never extractable, generated on the device"),
+        (
+            key(False, True, False, False),
+            "NOT SENSITIVE, EXTRACTABLE, not generated on the device, so copies may exist",
+        ),
+        (key(True, False, False, True), "sensitive, not extractable, generated on the device"),
+        (key(None, None, None, None), "sensitive: not reported, extractable: not reported, origin not reported"),
     ],
 )
 def test_the_protection_of_a_key_is_in_words(facts: KeyFacts, words: str) -> None:
     device = replace(DEVICE, contents=Contents(hidden=False, keys=(facts,), certificates=()))
     text = " ".join(module_text(ModuleFacts(None, "/m.so", None, (device,))).split())
-    assert f"guarded {words}, wants the PIN with each signature" in text
+    assert f"protected {words}, requires the PIN with each signature" in text
 
 
 @given(words=st.text(max_size=200), label=st.text(max_size=40))

@@ -1,10 +1,15 @@
 """`--help`, `--version` and usage errors; and what they, and the commands, do not load."""
 
 import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer.main
 
 import hsm_signer
+from hsm_signer.cli.app import make_program
 from tests.support.program import Program, Settings, options
 
 ASSERTION = {
@@ -224,3 +229,27 @@ def test_token_does_not_load_the_command_line_of_httpx(program: Program, exchang
     modules = loaded(program, "token", *options(exchange))
     assert {"httpx._client", "httpx._main"} & modules == {"httpx._client"}
     assert "click" not in modules
+
+
+def help_texts(path: list[str], command: Any) -> Iterator[tuple[list[str], str]]:
+    """Yield the words that call each command that does something, and its help."""
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield path, command.help
+    for name, each in inner.items():
+        yield from help_texts([*path, name], each)
+
+
+HELP_TEXTS = list(help_texts([], typer.main.get_command(make_program([]))))
+
+
+@pytest.mark.parametrize(("command", "text"), [pytest.param(*each, id=" ".join(each[0])) for each in HELP_TEXTS])
+def test_each_command_has_an_example_that_is_valid(program: Program, command: list[str], text: str) -> None:
+    examples = [line for line in text.splitlines() if re.search(r"\bhsm-signer (--|[a-z])", line)]
+    assert examples
+    for example in examples:
+        words = shlex.split(re.sub(r'^eval "\$\((.*)\)"$', r"\1", example).partition(" < ")[0].rpartition("| ")[2])
+        assert words[0] == "hsm-signer"
+        assert [word for word in words if word in command] == command
+        result = program(*words[1:], "--help")
+        assert (result.status, result.stderr) == (0, "")

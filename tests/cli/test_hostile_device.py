@@ -152,7 +152,7 @@ def test_nothing_hostile_reaches_a_terminal(hostile: Hostile, terminal: Terminal
     assert_fit(seen)
 
 
-def test_the_question_for_the_pin_is_fit_to_be_shown(hostile: Hostile, terminal: Terminal) -> None:
+def test_the_pin_prompt_shows_no_control_characters(hostile: Hostile, terminal: Terminal) -> None:
     ended, seen = on_a_terminal(hostile, terminal, hostile.arguments("assertion", pin_source="prompt"), pin=PIN)
     assert ended == 0
     assert r"PIN for '\x1b]0;own\x07\nerror: forged" in seen
@@ -242,7 +242,7 @@ def test_the_name_of_a_file_forges_no_line(program: Program) -> None:
         assert_fit(result.stderr)
 
 
-def test_the_way_to_register_a_certificate_is_fit_to_be_shown(hostile: Hostile) -> None:
+def test_the_registration_steps_show_no_control_characters(hostile: Hostile) -> None:
     name = "x\n\x1b[31merror: forged.pem"
     arguments = for_the_command(hostile.arguments("certificate export"))
     result = hostile.program(*arguments, "--output-file", name)

@@ -248,7 +248,7 @@ def test_how_long_to_wait_for_entra_is_a_number_of_seconds(seconds: str, run_her
 
 
 @pytest.mark.parametrize("group", ["99999999999999", "4294967295", "nobody-of-this-name", "\udcff", "-1"])
-def test_a_group_that_cannot_be_is_refused_before_anything_is_signed(group: str, run_here: Run, base: Base) -> None:
+def test_an_impossible_group_is_refused_before_anything_is_signed(group: str, run_here: Run, base: Base) -> None:
     arguments = [*base["assertion-file"][:-1], f"--group={group}", "assertion"]
     status, told = run_here(["assertion-file", *arguments])
     assert status == 2
@@ -256,14 +256,14 @@ def test_a_group_that_cannot_be_is_refused_before_anything_is_signed(group: str,
 
 
 @pytest.mark.parametrize("option", ["--client-id", "--output-file", "--config"])
-def test_octets_that_are_not_utf_8_are_no_bug_of_a_process_either(
+def test_bytes_that_are_not_utf_8_are_no_bug_in_a_real_process_either(
     program: Program, signing: Settings, option: str
 ) -> None:
     result = program("assertion", *options(signing), option, os.fsdecode(b"a\xff"))
     assert explained(result.status, result.stderr), result.stderr
 
 
-def test_a_bug_of_ours_says_where_it_is_and_nothing_of_what_was_at_hand(program: Program, signing: Settings) -> None:
+def test_a_bug_of_ours_says_where_it_is_and_shows_no_values(program: Program, signing: Settings) -> None:
     # Python itself is broken for the program: a module of the standard library that cannot do what it promises.
     broken = program.directory / "broken"
     broken.mkdir()

@@ -63,10 +63,11 @@ class TestGenerate:
             r"pkcs11:token=vault;serial=[0-9a-f]{16};object=office%20key;id=(%[0-9A-F]{2}){4}\n", result.stdout
         )
         assert result.stderr == (
-            f"Next, its certificate: hsm-signer certificate create --key '{result.stdout.strip()}'\n"
+            "Next: create its certificate.\n"
+            f"  hsm-signer certificate create --subject CN=NAME --key '{result.stdout.strip()}'\n"
         )
 
-    def test_the_uri_signs_as_it_stands(
+    def test_the_printed_uri_can_sign(
         self, program: Program, vault: SoftHsm, device: Settings, signing: Settings
     ) -> None:
         uri = program("key", "generate", *options(device), "--label", "signer").stdout.strip()
@@ -103,7 +104,7 @@ class TestGenerate:
         assert [login.right for login in faulty.logins()] == [True]
 
     @pytest.mark.parametrize("taken", [("--label", "k"), ("--label", "other", "--id", "0a")], ids=["label", "id"])
-    def test_what_is_taken_is_refused(self, program: Program, device: Settings, taken: tuple[str, ...]) -> None:
+    def test_a_label_or_id_in_use_is_refused(self, program: Program, device: Settings, taken: tuple[str, ...]) -> None:
         program("key", "generate", *options(device), "--label", "k", "--id", "0a")
         assert_explained(program("key", "generate", *options(device), *taken), 5, "key_exists")
         assert labels(program, device) == ["k"]
@@ -120,7 +121,7 @@ class TestGenerate:
         ],
         ids=lambda given: " ".join(given).replace("\n", " "),
     )
-    def test_what_makes_no_key_is_refused_before_the_device_is_looked_for(
+    def test_an_impossible_key_is_refused_before_the_search_for_the_device(
         self, program: Program, device: Settings, given: tuple[str, ...]
     ) -> None:
         nowhere = options(device, key="pkcs11:token=nowhere")
@@ -135,7 +136,7 @@ class TestGenerate:
         assert_explained(result, 3, "device_error")
         assert "It is full" in result.stderr
 
-    def test_a_wrong_pin_is_presented_once(self, program: Program, device: Settings, faulty: FaultyModule) -> None:
+    def test_a_wrong_pin_is_sent_once(self, program: Program, device: Settings, faulty: FaultyModule) -> None:
         wrong = options(device, module=str(faulty.path), pin_source="env:OTHER_PIN")
         result = program("key", "generate", *wrong, "--label", "k", environment={"OTHER_PIN": WRONG_PIN})
         assert (result.status, result.stdout) == (4, "")
@@ -145,7 +146,7 @@ class TestGenerate:
         vault.add_token("second")
         assert_explained(program("key", "generate", *options(device), "--label", "k"), 3, "device_ambiguous")
 
-    def test_cut_short_is_not_reported_as_made_and_can_be_mended(
+    def test_an_interrupted_creation_is_not_reported_as_done_and_can_be_repeated(
         self, program: Program, device: Settings, faulty: FaultyModule
     ) -> None:
         faulty.rule("C_GenerateKeyPair", after_forward=True, crash=True)
@@ -188,7 +189,7 @@ class TestList:
         (key,) = program("key", "list", *options(device), "-o", "json").json["keys"]
         assert (key["label"], key["id"], key["bits"], key["never_extractable"]) == ("k", "01", 2048, True)
 
-    def test_is_about_one_device(self, program: Program, device: Settings) -> None:
+    def test_works_on_one_device_only(self, program: Program, device: Settings) -> None:
         two = ("--key", "pkcs11:token=vault", "--key", "pkcs11:token=other")
         assert_explained(program("key", "list", *options(device), *two), 2, "config_error")
 
@@ -205,20 +206,20 @@ class TestDelete:
         shown = program("device", "show", *options(device), "-o", "json").json["devices"][0]
         return sorted(each["label"] for each in shown["contents"]["certificates"])
 
-    def test_takes_the_pair_and_leaves_the_certificate(
+    def test_deletes_the_key_pair_and_leaves_the_certificate(
         self, program: Program, device: Settings, key: SoftHsmKey
     ) -> None:
         result = program("key", "delete", *options(device, key=key.uri), "--yes")
         assert (result.status, result.stdout) == (0, "Deleted key 'old', id 01.\n")
         assert re.fullmatch(
-            r"certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40} is still on the device\. "
-            r"--certificate would have deleted it too\.\n",
+            r"The certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40} is still on the device\. "
+            r"With --certificate, it would have been deleted, too\.\n",
             result.stderr,
         )
         assert labels(program, device) == ["other"]
         assert self.certificates(program, device) == ["old", "other"]
 
-    def test_takes_its_certificates_on_request(
+    def test_deletes_the_certificates_with_the_option(
         self, program: Program, vault: SoftHsm, device: Settings, key: SoftHsmKey
     ) -> None:
         vault.add_certificate(vault.issue_certificate(key.public_key, subject="second"), "under another id", b"\x07")
@@ -256,14 +257,14 @@ class TestDelete:
         assert faulty.calls("C_Login") == 0
 
     @pytest.mark.parametrize("uri", [None, "pkcs11:token=vault"])
-    def test_a_device_alone_names_no_key(self, program: Program, device: Settings, uri: str | None) -> None:
+    def test_the_uri_of_a_device_names_no_key(self, program: Program, device: Settings, uri: str | None) -> None:
         assert_explained(program("key", "delete", *options(device, key=uri), "--yes"), 2, "config_error")
 
-    def test_a_key_that_is_not_there_is_not_found(self, program: Program, device: Settings) -> None:
+    def test_a_missing_key_is_not_found(self, program: Program, device: Settings) -> None:
         uri = "pkcs11:object=nothing"
         assert_explained(program("key", "delete", *options(device, key=uri), "--yes"), 5, "key_not_found")
 
-    def test_cut_short_can_be_repeated(
+    def test_an_interrupted_deletion_can_be_repeated(
         self, program: Program, device: Settings, key: SoftHsmKey, faulty: FaultyModule
     ) -> None:
         # After the certificate and the public half.
@@ -285,7 +286,7 @@ class TestConfirmation:
     def answer(program: Program, terminal: Terminal, command: list[str], typed: str) -> Result:
         """Run a command, type something at its question, and return how it ended."""
         with program.start(*command, within=terminal.shell) as process:
-            terminal.wait_for("to go on: ")
+            terminal.wait_for("of the key: ")
             terminal.type(typed)
             terminal.wait_for("it ended with ")
             terminal.type("\n")
@@ -301,7 +302,7 @@ class TestConfirmation:
         shown = terminal.seen.replace("\r", "")
         assert shown.startswith("This permanently deletes from 'vault' (SoftHSM project, SoftHSM v2, ")
         assert re.search(r"\n  certificate CN=hsm-signer test, SHA-1 [0-9A-F]{40}\n  key 'old', id 01\n", shown)
-        assert "Type the label of the key to go on: " in shown
+        assert "To continue, type the label of the key: " in shown
         assert labels(program, device) == []
 
     @pytest.mark.parametrize("typed", ["yes\n", "\n", "old key\n", "\x04"], ids=["yes", "nothing", "another", "end"])
@@ -319,7 +320,7 @@ class TestConfirmation:
         vault.import_key(rsa.generate_private_key(65537, 2048), "", b"\x0a\x0b")
         command = ["key", "delete", *options(device, key="pkcs11:id=%0A%0B")]
         result = self.answer(program, terminal, command, "0a0b\n")
-        assert "Type the id of the key" in terminal.seen
+        assert "type the ID of the key" in terminal.seen
         assert result.status == 0, result.stderr
         assert labels(program, device) == []
 

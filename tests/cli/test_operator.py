@@ -23,13 +23,13 @@ class TestLastTry:
         assert "--allow-last-try" in result.stderr
         assert faulty.calls("C_Login") == 0
 
-    def test_is_taken_with_it_where_there_is_nobody_to_ask(
+    def test_with_the_option_it_is_taken_if_there_is_no_terminal(
         self, program: Program, signing: Settings, faulty: FaultyModule
     ) -> None:
         assert program(*arguments(signing, faulty, "--allow-last-try")).status == 0
 
     @pytest.mark.parametrize(("answer", "status", "logins"), [("yes", 0, 1), ("y", 4, 0), ("", 4, 0)])
-    def test_is_asked_about_once_more_on_a_terminal(
+    def test_a_terminal_is_asked_for_confirmation(
         self,
         program: Program,
         signing: Settings,

@@ -67,7 +67,7 @@ def settings_of(command: Sequence[str], signing: Settings, module: Path) -> Sett
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_process_of_ours_leaves_no_core_and_lets_nobody_in(
+def test_a_process_of_ours_writes_no_core_file_and_cannot_be_traced(
     command: list[str], program: Program, signing: Settings, module: Path, found: Path
 ) -> None:
     settings = options(settings_of(command, signing, module))
@@ -75,7 +75,7 @@ def test_a_process_of_ours_leaves_no_core_and_lets_nobody_in(
     assert found.read_text().splitlines()[0] == "dumpable 0, core 0"
 
 
-def test_a_program_that_uses_the_library_stays_as_it_is(program: Program, module: Path, found: Path) -> None:
+def test_a_program_that_uses_the_library_is_left_unchanged(program: Program, module: Path, found: Path) -> None:
     program(str(module), environment={"FOUND": str(found)}, python=("-c", LIBRARY), within=WITH_CORES)
     assert found.read_text().splitlines()[0] == f"dumpable 1, core {HARD_LIMIT}"
 

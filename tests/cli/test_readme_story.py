@@ -29,7 +29,7 @@ def normalised(text: str) -> list[str]:
     return text.splitlines()
 
 
-def test_a_key_goes_from_an_empty_device_to_the_next_one_as_the_readme_tells(program: Program) -> None:
+def test_the_readme_s_commands_lead_from_an_empty_device_to_the_second_key(program: Program) -> None:
     block = re.search(r"<!-- life.*?```console\n(.*?)```", README, re.DOTALL)
     assert block
     with SoftHsm(label="Office", pin=PIN) as softhsm, EntraEmulator(https=False) as entra:

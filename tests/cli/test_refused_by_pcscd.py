@@ -61,7 +61,7 @@ def test_a_command_that_looks_for_the_device_says_so(
     assert_tells_of_polkit(result.error["message"], result.error["hint"])
 
 
-def test_the_list_of_devices_says_so(program: Program, module: Path, environment: dict[str, str]) -> None:
+def test_device_list_says_so(program: Program, module: Path, environment: dict[str, str]) -> None:
     result = program("device", "list", "--module", str(module), "-o", "json", environment=environment)
     assert result.status == 0
     problem = next(found["problem"] for found in result.json["modules"] if found["path"] == str(module))

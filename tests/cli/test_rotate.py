@@ -139,7 +139,7 @@ def steps(result: Result) -> list[str]:
     return [line.split()[0] for line in result.stdout.splitlines()]
 
 
-def test_the_next_key_takes_over_and_the_old_one_is_taken_away(stage: Stage) -> None:
+def test_the_next_key_takes_over_and_the_old_one_is_removed(stage: Stage) -> None:
     before = stage.registered()
     result = stage.begin("--delete-old-key")
     assert (result.status, result.stderr) == (0, "")
@@ -150,7 +150,7 @@ def test_the_next_key_takes_over_and_the_old_one_is_taken_away(stage: Stage) -> 
     assert stage.works()
 
 
-def test_the_old_key_stays_on_the_device_unless_it_is_to_be_deleted(stage: Stage) -> None:
+def test_the_old_key_stays_on_the_device_without_the_option(stage: Stage) -> None:
     result = stage.begin()
     assert steps(result) == [*STEPS, "keep"]
     assert stage.first.uri.partition("?")[0].rpartition(";")[2] in result.stdout
@@ -158,7 +158,7 @@ def test_the_old_key_stays_on_the_device_unless_it_is_to_be_deleted(stage: Stage
     assert len(stage.registered()) == 1
 
 
-def test_an_application_that_may_not_list_its_keys_rolls_them_all_the_same(reticent: Stage) -> None:
+def test_an_application_that_may_not_list_its_keys_can_still_rotate_them(reticent: Stage) -> None:
     first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
     object_id = reticent.entra.object_id(CLIENT, tenant=TENANT)
     assert reticent.begin("--object-id", object_id, "--old-key-id", first, "--delete-old-key").status == 0
@@ -168,7 +168,7 @@ def test_an_application_that_may_not_list_its_keys_rolls_them_all_the_same(retic
     assert reticent.works()
 
 
-def test_without_its_id_and_the_permission_to_list_the_old_credential_waits_to_be_named(reticent: Stage) -> None:
+def test_without_its_id_and_the_permission_to_list_keys_it_asks_for_the_old_credential(reticent: Stage) -> None:
     first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
     refused = reticent.begin("--object-id", reticent.entra.object_id(CLIENT, tenant=TENANT))
     assert refused.status == 2
@@ -178,7 +178,7 @@ def test_without_its_id_and_the_permission_to_list_the_old_credential_waits_to_b
     assert len(reticent.registered()) == 1
 
 
-def test_without_the_object_id_and_the_permission_to_list_it_is_asked_for(reticent: Stage) -> None:
+def test_without_the_object_id_and_the_permission_to_read_it_it_asks_for_it(reticent: Stage) -> None:
     result = reticent.begin()
     assert result.status == 2
     assert "--object-id" in result.stderr
@@ -203,7 +203,7 @@ def test_a_change_that_does_not_spread_leaves_the_current_key_in_use(stage: Stag
     assert steps(stage("rotate")) == ["prove", "switch", "unregister", "keep"]
 
 
-def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_run_goes_on(stage: Stage) -> None:
+def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_run_continues(stage: Stage) -> None:
     stage.entra.delay_propagation(token_requests=3)
     with stage.program.start("rotate", "--current", stage.first.uri, environment=stage.environment) as process:
         assert process.stdout is not None
@@ -217,7 +217,7 @@ def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_
     assert steps(stage("rotate"))[-4:] == ["prove", "switch", "unregister", "keep"]
 
 
-def test_it_goes_on_to_the_end_although_nobody_reads_what_it_says(stage: Stage) -> None:
+def test_it_finishes_even_if_nobody_reads_its_output(stage: Stage) -> None:
     with stage.program.start(
         "rotate", "--current", stage.first.uri, "--delete-old-key", environment=stage.environment
     ) as process:
@@ -307,7 +307,7 @@ class TestWhileAssertionsByTheOldKeyMayBeInUse:
         assert len(stage.registered()) == 2
         assert stage.works()
 
-    def test_a_run_says_only_that_and_a_later_one_ends_the_rotation(self, stage: Stage) -> None:
+    def test_a_run_says_what_remains_and_a_later_one_finishes_the_rotation(self, stage: Stage) -> None:
         stage.begin(*self.LATER, "--delete-old-key")
         before = stage.key_file.read_text()
         again = stage("rotate", *self.LATER, "--pin-source", "env:NOT_SET")
@@ -338,7 +338,7 @@ class TestWhileAssertionsByTheOldKeyMayBeInUse:
         assert "3600 s after the switch" in result.stdout
 
     @pytest.mark.parametrize("grace", ["-1", "1.5", "inf", "nan", "99999999999"])
-    def test_a_time_that_is_none_is_refused_before_anything_is_begun(self, stage: Stage, grace: str) -> None:
+    def test_an_invalid_time_is_refused_before_anything_starts(self, stage: Stage, grace: str) -> None:
         assert_explained(stage.begin("--grace", grace), 2, "config_error")
         assert not stage.key_file.exists()
 
@@ -356,7 +356,7 @@ class TestTheCheck:
         assert result.status == 1
         assert result.json == {"due": True, "days_left": 19, "unfinished": False, "until": None}
 
-    def test_says_that_a_rotation_was_not_ended(self, stage: Stage) -> None:
+    def test_says_that_a_rotation_is_unfinished(self, stage: Stage) -> None:
         stage.entra.answer_next_graph(GraphRefusal("Request_BadRequest", "No.", 400))
         stage.begin()
         assert stage("rotate", "--check", "-o", "json").json["unfinished"]
@@ -398,7 +398,7 @@ class TestIsRefused:
         assert steps(again) == ["certify", *STEPS[3:], "delete"]
         assert stage.on_device() == (1, 1)
 
-    def test_where_a_policy_wants_an_authority_until_its_certificate_is_there(self, stage: Stage) -> None:
+    def test_if_a_policy_requires_a_ca_it_stops_until_the_certificate_is_stored(self, stage: Stage) -> None:
         authority = Authority()
         stage.entra.restrict_certificates(issuer=authority.certificate)
         before = stage.registered()
@@ -443,14 +443,14 @@ class TestIsRefused:
             pytest.param(["--graph", "https://graph.example.com"], id="Graph"),
         ],
     )
-    def test_with_wrong_input_before_anything_is_begun(self, stage: Stage, wrong: list[str]) -> None:
+    def test_wrong_input_is_refused_before_anything_starts(self, stage: Stage, wrong: list[str]) -> None:
         result = stage.begin(*wrong)
         assert result.status == 2
         assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
         assert "4711" not in result.stderr
         assert not stage.key_file.exists()
 
-    def test_with_a_wrong_pin_which_the_next_run_does_not_present_again(self, stage: Stage) -> None:
+    def test_with_a_wrong_pin_that_the_next_run_does_not_send_again(self, stage: Stage) -> None:
         wrong = {**stage.environment, "DEVICE_PIN": "0815"}
         first, second = (
             stage.program("rotate", "--current", stage.first.uri, "-o", "json", environment=wrong) for _ in range(2)
@@ -483,21 +483,21 @@ class TestTheCertificateInUse:
         assert (stage.on_device(), stage.registered()) == before
         assert stage.works()
 
-    def test_is_replaced_where_that_is_meant(self, stage: Stage, renewed: str) -> None:
+    def test_is_replaced_with_force(self, stage: Stage, renewed: str) -> None:
         assert stage("certificate", "import", renewed, "--replace", "--force").status == 0
         assert not stage.works()
 
-    def test_is_not_in_use_where_another_key_is_meant(self, stage: Stage, renewed: str) -> None:
+    def test_is_not_in_use_if_the_key_file_names_another_key(self, stage: Stage, renewed: str) -> None:
         create = ("certificate", "create", "--subject", "CN=app", "--replace", "--key", stage.first.uri)
         assert stage(*create).status == 0
         assert stage.works()
 
-    def test_is_stored_where_there_is_none_yet(self, stage: Stage) -> None:
+    def test_is_stored_if_the_key_has_none_yet(self, stage: Stage) -> None:
         key = stage.softhsm.add_key("new", b"\x05")
         stage.key_file.write_text(json.dumps({"key": key.uri}))
         assert stage("certificate", "create", "--subject", "CN=app", "--replace").status == 0
 
-    def test_stays_with_its_key_which_is_not_deleted(self, stage: Stage, renewed: str) -> None:
+    def test_a_certificate_stays_if_its_key_is_not_deleted(self, stage: Stage, renewed: str) -> None:
         current = json.loads(stage.key_file.read_text())["key"]
         before = stage.on_device()
         for named in ([], ["--key", current.partition(";id=")[0]]):
@@ -515,7 +515,7 @@ def test_the_command_that_deletes_an_old_key_names_it(stage: Stage) -> None:
     assert stage.works()
 
 
-def test_a_program_is_told_that_the_key_file_is_not_there_yet(stage: Stage) -> None:
+def test_a_program_is_told_that_the_key_file_does_not_exist_yet(stage: Stage) -> None:
     result = stage("token")
     assert_explained(result, 2, "config_error")
     assert "rotate --current URI" in result.stderr

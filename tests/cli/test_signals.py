@@ -67,7 +67,7 @@ def test_at_the_question_for_the_pin(
 
 
 @pytest.mark.parametrize(("typed", "status"), [("\x03", 130), ("\x1c", 131)], ids=["Ctrl-C", "Ctrl-backslash"])
-def test_of_the_keyboard_reach_the_worker_too_and_leave_no_word_of_it(
+def test_keyboard_signals_reach_the_worker_too_and_print_nothing(
     typed: str, status: int, program: Program, signing: Settings, terminal: Terminal
 ) -> None:
     (program.directory / "run").mkdir(mode=0o700)

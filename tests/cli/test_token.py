@@ -90,7 +90,7 @@ def test_token_as_an_exec_credential_is_what_kubectl_reads(
         (None, "client.authentication.k8s.io/v1"),
     ],
 )
-def test_an_exec_credential_is_of_the_version_that_kubectl_asks_for(
+def test_an_exec_credential_has_the_version_that_kubectl_asks_for(
     program: Program, exchange: Settings, asked: str | None, given: str
 ) -> None:
     # client-go says so in this variable, and takes no other version.
@@ -101,7 +101,9 @@ def test_an_exec_credential_is_of_the_version_that_kubectl_asks_for(
 
 
 @pytest.mark.parametrize("info", ["[" * 50_000, "[1]", '"text"', '{"apiVersion": [{}]}', "9" * 5000])
-def test_an_exec_credential_is_given_whatever_is_said_of_it(program: Program, exchange: Settings, info: str) -> None:
+def test_an_exec_credential_is_printed_whatever_kubectl_s_variable_holds(
+    program: Program, exchange: Settings, info: str
+) -> None:
     result = program("token", *options(exchange), "-o", "exec-credential", environment={"KUBERNETES_EXEC_INFO": info})
     assert (result.status, result.stderr) == (0, "")
     assert result.json["apiVersion"] == "client.authentication.k8s.io/v1"

@@ -169,7 +169,7 @@ def exported(page: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("snippet", [pytest.param(each, id=f"{each.page}:{each.line}") for each in snippets("python")])
-def test_a_python_snippet_runs_and_gets_what_it_asks_for(
+def test_a_python_snippet_runs_and_gets_an_answer(
     snippet: Snippet, program: Program, here: Mapping[str, str], entra: EntraEmulator, vault: Vault
 ) -> None:
     # Where a profile is read, variables would hide what it says.
@@ -194,7 +194,7 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("page", "lifetime"), [("docs/clients/federated-token-file.md", 3600), ("docs/clients/terraform.md", 14400)]
     )
-    def test_a_shell_leaves_a_program_a_file_with_an_assertion(
+    def test_the_shell_commands_leave_a_file_with_an_assertion(
         self, program: Program, installed: Path, page: str, lifetime: int
     ) -> None:
         block = next(each.text for each in snippets("sh") if each.page == page)
@@ -233,7 +233,7 @@ class TestKubeconfig:
         assert (credential["apiVersion"], credential["kind"]) == (version[1], "ExecCredential")
         assert entra.requests[-1].form["scope"] == f"{AKS}/.default"
 
-    def test_is_the_readmes(self) -> None:
+    def test_it_is_the_same_in_the_readme(self) -> None:
         assert only("docs/clients/kubectl.md", "yaml").text in README
 
 
@@ -248,7 +248,7 @@ class TestUnit:
         rows = re.findall(r"^\| (\d+) \|.*\| (?:\*\*)?not restart(?:\*\*)? \|$", TEXTS[CONFIGURATION], re.MULTILINE)
         assert self.unit()["Service"]["RestartPreventExitStatus"].split() == rows
 
-    def test_the_file_is_in_the_directory_that_it_has_made(self) -> None:
+    def test_the_file_is_in_the_directory_that_systemd_creates(self) -> None:
         service = self.unit()["Service"]
         assert f" /run/{service['RuntimeDirectory']}/assertion " in service["ExecStart"]
 

@@ -29,7 +29,7 @@ def run(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
 
 
-def test_it_signs_and_is_given_no_wrong_pin(environment: dict[str, str]) -> None:
+def test_it_signs_and_gets_no_wrong_pin(environment: dict[str, str]) -> None:
     done = run({**environment, "HSM_SIGNER_TEST_PIN_SOURCE": "env:OWN_PIN"})
     assert done.returncode == 0, done.stdout
     assert "1 passed, 2 skipped" in done.stdout

@@ -24,7 +24,7 @@ def assertion(
 
     An assertion is a signed JWT that proves the client's identity. Keep it secret until it expires.
 
-    hsm-signer assertion --profile prod --output-file assertion.jwt
+    hsm-signer --profile prod assertion --output-file assertion.jwt
     """
     with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens, result_writer(output_file) as write:
         jwt = tokens.assertion()

@@ -1,4 +1,4 @@
-"""`assertion-file`: keeps a fresh assertion where AZURE_FEDERATED_TOKEN_FILE points."""
+"""`assertion-file`: keeps a fresh assertion in a file."""
 
 import grp
 import os
@@ -24,7 +24,7 @@ from hsm_signer.system.private_file import warn_unless_in_memory
 from hsm_signer.system.systemd import ServiceManager
 
 _NO_GROUP = 2**32 - 1
-"""The highest gid_t means none: chown(2)."""
+"""The highest gid_t means "no group": chown(2)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,31 +34,43 @@ def register(app: typer.Typer) -> None:
 
 def assertion_file(
     profile: Profile,
-    path: Annotated[Path, typer.Argument(help="Its directory must be writable by nobody else.", metavar="PATH")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="The file to write. Nobody else may be able to write to its directory.", metavar="PATH"),
+    ],
     interval: Annotated[
-        int, typer.Option(min=1, help="After how long the assertion is replaced.", metavar="SECONDS")
+        int, typer.Option(min=1, help="How often to replace the assertion.", metavar="SECONDS")
     ] = INTERVAL,
     mode: Annotated[
-        str | None, typer.Option(help="0600, 0640, 0400 or 0440. Default: 0600, with --group 0640.", metavar="OCTAL")
+        str | None,
+        typer.Option(
+            help="Mode of the file: 0600, 0640, 0400 or 0440. Default: 0600, with --group 0640.", metavar="OCTAL"
+        ),
     ] = None,
-    group: Annotated[str | None, typer.Option(help="Group the file is to belong to.", metavar="NAME")] = None,
-    once: Annotated[bool, typer.Option("--once", help="End as soon as the file holds a fresh assertion.")] = False,
+    group: Annotated[str | None, typer.Option(help="Group of the file, by name or number.", metavar="NAME")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Exit as soon as the file holds a fresh assertion.")] = False,
     print_env: Annotated[
-        bool, typer.Option("--print-env", help="Print the variables that programs need, for a shell, and end.")
+        bool,
+        typer.Option("--print-env", help="Print the variables that other programs need, as shell commands, and exit."),
     ] = False,
 ) -> None:
-    """Keep a fresh assertion in a file, for programs that take a federated token: Azure SDKs, Terraform.
+    """Keep a fresh assertion in a file, for the Azure SDKs and Terraform.
 
+    These programs read the file named by AZURE_FEDERATED_TOKEN_FILE, and need neither the PIN nor the device.
     While the device is unavailable, the last assertion stays in the file, even after it expires.
-    If the device refuses the PIN, the command ends.
-    It notifies systemd when the first assertion is written (Type=notify) and while it works (WatchdogSec=).
+    If the device refuses the PIN, the command ends with status 4.
+    Under systemd, it reports the first assertion (Type=notify) and that it is alive (WatchdogSec=).
+
+    hsm-signer assertion-file /run/hsm-signer/assertion --group azure-clients
+
+    eval "$(hsm-signer assertion-file /run/hsm-signer/assertion --print-env)"
     """
     with Tokens(profile, terminal_operator(wait=profile.wait and once), isolated=True) as tokens:
         client = tokens.client
         if print_env:
             variables = client_variables(absolute(path, "PATH"), client)
             lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
-            print_result(os.fsencode("".join(lines)))  # for a shell, not for eyes: every octet counts
+            print_result(os.fsencode("".join(lines)))  # for a shell, not for people: every byte counts
             return
         file = AssertionFile(
             path,
@@ -81,7 +93,7 @@ def _mode(text: str | None, group: str | None) -> int:
     if text is None:
         return 0o600 if group is None else 0o640
     if not re.fullmatch("[0-7]{3,4}", text):
-        raise ConfigError(f"--mode is {text!r}, and no octal mode.", hint="Give one like 0640.")
+        raise ConfigError(f"--mode {text!r} is not an octal mode.", hint="Give one like 0640.")
     return int(text, 8)
 
 
@@ -92,5 +104,7 @@ def _group_id(name: str) -> int:
         if (number := int(name)) < _NO_GROUP:
             return number
         raise KeyError
-    except (KeyError, ValueError):  # a ValueError: a number too long to be read
-        raise ConfigError(f"There is no group {name!r}.", hint="See getent group, or give its number.") from None
+    except (KeyError, ValueError):  # ValueError: the number is too long to be read
+        raise ConfigError(
+            f"There is no group {name!r}.", hint="To list the groups: getent group. You can also give a number."
+        ) from None

@@ -1,4 +1,4 @@
-"""`certificate`: make, request, import, export and show the certificate of a key."""
+"""`certificate`: create, request, import, export and show the certificate of a key."""
 
 import logging
 from collections.abc import Callable
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SubjectOption = Annotated[
-    str, typer.Option(help="Distinguished name (RFC 4514), as in 'CN=my app,O=Contoso'.", metavar="NAME")
+    str, typer.Option(help="Subject of the certificate (RFC 4514), such as 'CN=my app,O=Contoso'.", metavar="NAME")
 ]
 AlgorithmOption = Annotated[
-    Algorithm, typer.Option(help="Of the signature on it, which has no bearing on those of assertions.")
+    Algorithm, typer.Option(help="Algorithm of the certificate's own signature. Assertions do not depend on it.")
 ]
 ReplaceOption = Annotated[
-    bool, typer.Option("--replace", help="Delete those stored beside the key, once the new one is stored.")
+    bool,
+    typer.Option("--replace", help="Delete the key's other certificates from the device, after the new one is stored."),
 ]
 
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="With --replace: even if the key file names this key as the one in use.")
+    bool, typer.Option("--force", help="With --replace: also if the key file names this key as the one in use.")
 ]
 
 
 class Form(StrEnum):
-    """Forms in which a certificate is registered."""
+    """Forms in which a certificate can be exported."""
 
     PEM = "pem"
     DER = "der"
@@ -58,7 +59,7 @@ class Form(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(no_args_is_help=True, help="Make, import and show the certificate of a key.")
+    group = typer.Typer(no_args_is_help=True, help="Create, request, import, export and show the certificate of a key.")
     commands: dict[str, Callable[..., None]] = {
         "create": create,
         "request": request,
@@ -75,23 +76,25 @@ def create(
     profile: Profile,
     subject: SubjectOption,
     days: Annotated[
-        int, typer.Option(min=1, max=MAXIMUM_DAYS, help="How long it is valid.", metavar="DAYS")
+        int, typer.Option(min=1, max=MAXIMUM_DAYS, help="How long the certificate is valid.", metavar="DAYS")
     ] = DEFAULT_DAYS,
     algorithm: AlgorithmOption = Algorithm.RS256,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Do not store it on the device.")] = False,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Do not store the certificate on the device.")] = False,
     replace: ReplaceOption = False,
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
-    """Make a self-signed certificate: the device signs it and stores it beside the key. Prints it as PEM.
+    """Create a self-signed certificate for the key, store it on the device, and print it as PEM.
 
-    Says on stderr how it is registered with the application.
+    On stderr it says how to register the certificate with the app. Until then, Entra refuses the key.
+
+    hsm-signer certificate create --key 'pkcs11:token=Office;object=app' --subject CN=app --output-file app.pem
     """
     from hsm_signer.device.manage.certificates import replace_certificates
     from hsm_signer.device.signer import open_signer
 
-    parse_subject(subject)  # before anybody is asked for a PIN
+    parse_subject(subject)  # before anybody has to type a PIN
     now = datetime.now(UTC)
     with result_writer(output_file) as write, _open(profile, writable=not no_store) as device:
         signer = open_signer(device)
@@ -103,7 +106,7 @@ def create(
         (certificate,) = parse_certificates(der, "The new certificate")
         write(certificate_json(certificate, now) if output is Output.JSON else to_pem(der))
     if not no_store:
-        _warn_of_another(profile)
+        _warn_of_configured_certificate(profile)
     if output is Output.TEXT:
         print_note(registration_steps(certificate, output_file, profile.client_id))
 
@@ -115,10 +118,15 @@ def request(
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
-    """Make a request for a certificate (PKCS#10), signed by the device, for a certification authority. Prints PEM."""
+    """Create a certificate request (PKCS#10) for a certificate authority (CA), and print it as PEM.
+
+    The device signs the request with the key. Store what the CA returns with certificate import.
+
+    hsm-signer certificate request --key 'pkcs11:token=Office;object=app' --subject CN=app --output-file app.csr
+    """
     from hsm_signer.device.signer import open_signer
 
-    parse_subject(subject)  # before anybody is asked for a PIN
+    parse_subject(subject)  # before anybody has to type a PIN
     with result_writer(output_file) as write, _open(profile) as device:
         pem = to_pem(certificate_request(open_signer(device), algorithm, subject), "CERTIFICATE REQUEST")
         write(to_json({"pem": pem.decode("ascii")}) if output is Output.JSON else pem)
@@ -127,13 +135,21 @@ def request(
 def import_(
     profile: Profile,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="PEM, DER or PKCS#7, alone or with its chain.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The certificate, alone or with its chain: PEM, DER or PKCS#7.", show_default=False
+        ),
     ],
     replace: ReplaceOption = False,
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Store the certificate that an authority has issued for the key beside it. Of a chain, only that one."""
+    """Store the certificate that a certificate authority (CA) has issued for the key on the device.
+
+    From a chain, it stores only the key's certificate.
+
+    hsm-signer certificate import --key 'pkcs11:token=Office;object=app' app.crt
+    """
     from hsm_signer.device.manage.certificates import replace_certificates
     from hsm_signer.device.signer import open_signer
 
@@ -145,26 +161,31 @@ def import_(
         if certificate.is_attestation:
             raise CertificateUnusable(
                 f"{file} holds only the device's attestation certificate for the key, which cannot be used to sign in.",
-                hint="Import one that was issued for the key. To request one: hsm-signer certificate request",
+                hint="Import one that a CA issued for the key. To request one: hsm-signer certificate request",
             )
         require_usable(certificate, signer.public_key, now)
         _require_replaceable(profile, device, signer, replace=replace, force=force)
         replace_certificates(device, signer.key.info, certificate.der)
-    _warn_of_another(profile)
+    _warn_of_configured_certificate(profile)
     print_result(certificate_json(certificate, now) if output is Output.JSON else certificate_text(certificate, now))
 
 
 def export(
     profile: Profile,
     form: Annotated[
-        Form, typer.Option(help="pem; der; graph: the body that registers it through Microsoft Graph.")
+        Form,
+        typer.Option(
+            help="Form of the certificate. graph is the body of the Microsoft Graph request that registers it."
+        ),
     ] = Form.PEM,
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
-    """Write the certificate stored beside the key, to register it. Logs in only where the device hides it.
+    """Print the key's certificate from the device, to register it.
 
-    Written to a file as PEM, it says on stderr how it is registered with the application.
+    Logs in only if the device hides the certificate. With --output-file, it also says how to register it.
+
+    hsm-signer certificate export --key 'pkcs11:token=Office;object=app' --output-file app.pem
     """
     with result_writer(output_file) as write:
         certificate = _stored(profile)
@@ -187,12 +208,19 @@ def show(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]", help="PEM, DER or PKCS#7. Default: what is stored beside the key.", show_default=False
+            metavar="[FILE]",
+            help="PEM, DER or PKCS#7. Default: the key's certificate on the device.",
+            show_default=False,
         ),
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show a certificate, with its thumbprints. Logs in only where the device hides it."""
+    """Show a certificate and its thumbprints.
+
+    Without FILE, it logs in only if the device hides the certificate.
+
+    hsm-signer certificate show app.pem
+    """
     now = datetime.now(UTC)
     shown = [_stored(profile)] if file is None else parse_certificates(read_certificate_file(file), str(file))
     document = {"certificates": [certificate_facts(certificate, now) for certificate in shown]}
@@ -217,8 +245,8 @@ def _open(profile: Profile, *, writable: bool = False) -> "Device":
     except DeviceReadOnly as error:
         raise DeviceReadOnly(
             error.message,
-            hint="Keep the certificate in a file (certificate create --no-store --output-file FILE) and name that with "
-            "--certificate; or store it with the device's own tool: `ykman piv certificates import 9a FILE`, "
+            hint="Keep the certificate in a file (certificate create --no-store --output-file FILE) and name it with "
+            "--certificate. Or store it with the device's own tool: `ykman piv certificates import 9a FILE`, "
             "`yubico-piv-tool -s 9a -a import-certificate -i FILE` (slot 9a is id=%01, 9c is id=%02).",
         ) from error
 
@@ -229,6 +257,6 @@ def _stored(profile: Profile) -> Certificate:
     return parse_certificates(read_certificate_by_uri(access_to_one(profile)), "The certificate on the device")[0]
 
 
-def _warn_of_another(profile: Profile) -> None:
+def _warn_of_configured_certificate(profile: Profile) -> None:
     if profile.certificate is not None:
-        logger.warning("Assertions still go with the certificate that is configured, %s.", profile.certificate)
+        logger.warning("Assertions still use the configured certificate, %s.", profile.certificate)

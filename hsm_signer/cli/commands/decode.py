@@ -20,7 +20,7 @@ def decode(jwt: JwtArgument = None, output: OutputOption = Output.TEXT) -> None:
 
     Checks nothing: a JWT that decodes may be forged or expired. The signature is not shown.
 
-    hsm-signer assertion --profile prod | hsm-signer decode
+    hsm-signer --profile prod assertion | hsm-signer decode
     """
     parsed = read_jwt(jwt)
     print_as(output, {"header": parsed.header, "claims": parsed.claims}, jwt_text(parsed, time.time()))

@@ -1,4 +1,4 @@
-"""`device`: what modules, devices, keys and certificates there are, and the record of refused PINs."""
+"""`device`: shows modules, devices, keys and certificates, and forgets refused PINs."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from hsm_signer.errors import ModuleLoadError, PinError
 from hsm_signer.system.display import displayable
 
 _LIST_SETTINGS = {
-    "module": "PKCS#11 module to list as well as those in p11-kit's configuration.",
+    "module": "PKCS#11 module to list besides those in p11-kit's configuration.",
     "device_timeout": SETTINGS["device_timeout"].help,
 }
 
@@ -30,9 +30,12 @@ def register(app: typer.Typer) -> None:
 
 
 def list_devices(profile: Profile, output: OutputOption = Output.TEXT) -> None:
-    """List modules and their devices, with what --key takes, the PIN's state and what they can sign. Never logs in.
+    """List the PKCS#11 modules of this machine and their devices, with the URI of each device for --key.
 
+    Shows the state of each PIN and which algorithms the device can sign with. Never logs in.
     A module that fails, hangs or crashes is listed with the reason.
+
+    hsm-signer device list
     """
     from hsm_signer.cli.text.inventory import module_text, plain
     from hsm_signer.device.inventory.survey import known_modules, survey
@@ -41,7 +44,7 @@ def list_devices(profile: Profile, output: OutputOption = Output.TEXT) -> None:
     if not modules:
         raise ModuleLoadError(
             "p11-kit's configuration names no PKCS#11 module, and --module names none.",
-            hint="Name the vendor's library with --module, or install its package.",
+            hint="Name the vendor's library with --module FILE, or install its package.",
         )
     surveys = (survey(each, profile.module_environment, profile.device_timeout, show_slow) for each in modules)
     if output is Output.JSON:
@@ -54,13 +57,15 @@ def list_devices(profile: Profile, output: OutputOption = Output.TEXT) -> None:
 def show(
     profile: Profile,
     login: Annotated[
-        bool, typer.Option("--login", help="Log in first: many devices hide private keys until then.")
+        bool, typer.Option("--login", help="Log in first. Many devices hide private keys until then.")
     ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show one device with its keys and certificates. Logs in only with --login, and then once.
+    """Show a device with its keys and certificates.
 
-    --key names the device, and may be left out when there is only one.
+    --key names the device. It is not needed if there is only one. Without --login, it does not log in.
+
+    hsm-signer device show --login --key pkcs11:token=Office
     """
     from hsm_signer.cli.text.inventory import module_text, plain
 
@@ -71,19 +76,22 @@ def show(
 def forget_pin_failures(
     context: typer.Context,
     key: Annotated[
-        list[str] | None, typer.Option(help="Only of the devices this URI means. Default: of all.", metavar="URI")
+        list[str] | None,
+        typer.Option(help="Forget only for the devices that match this URI. Default: for all.", metavar="URI"),
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Forget which PINs devices have refused, so that their sources may be tried again.
+    """Forget which PINs devices have refused, so that unattended logins send them again.
 
-    Only for PINs that were corrected: each wrong one costs a try, and the last try locks the device.
+    Correct the PIN in its source first: each wrong PIN costs a try, and after the last one the device is locked.
+
+    hsm-signer device forget-pin-failures --key pkcs11:token=Office
     """
     from hsm_signer.device.match import matches_device
     from hsm_signer.device.pin.refusals import forget_failures
 
     profile = load_profile({"key": key}, config=context.obj.config, name=context.obj.profile)
-    # Not the keys of the profile: the record may be of another profile's device.
+    # Not the keys of the profile: the record may belong to another profile's device.
     chosen = profile.key if key else (Pkcs11Uri(),)
     directory = profile.state_directory / "pins"
     try:

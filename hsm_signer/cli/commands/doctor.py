@@ -1,4 +1,4 @@
-"""`doctor`: examines everything from the configuration to a token, and says how to mend it."""
+"""`doctor`: checks everything from the configuration to a token, and says how to fix what fails."""
 
 import contextlib
 import shutil
@@ -30,12 +30,15 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     profile: Profile,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave out what needs the network.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Skip the checks that need the network.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Examine everything from the PKCS#11 module to the token endpoint, and say how to mend it.
+    """Check everything from the PKCS#11 module to the access token, and say how to fix what fails.
 
-    Logs in once and signs once. Shows no token and no assertion. Exits 0 when nothing failed, 1 when something did.
+    Logs in once and signs once. Shows no token and no assertion.
+    Exits with 0 if no check failed, else with 1.
+
+    hsm-signer --profile prod doctor
     """
     from hsm_signer.doctor.doctor import examine
 
@@ -52,7 +55,7 @@ def doctor(
 
 
 def _lines(name: str, verdict: "Verdict") -> Iterator[str]:
-    """Name, status and detail side by side, and the fix under the detail."""
+    """Return name, status and detail side by side, and the fix under the detail."""
     indent = " " * (_NAME + _STATUS)
     width = min(shutil.get_terminal_size((WIDTH, 0)).columns, 120)
     detail = _wrap(verdict.detail, width - len(indent))

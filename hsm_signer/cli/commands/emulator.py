@@ -1,4 +1,4 @@
-"""`emulator`: a local stand-in for Entra, for trying things out and for tests."""
+"""`emulator`: runs a local stand-in for Entra."""
 
 import json
 import threading
@@ -22,23 +22,29 @@ def register(app: typer.Typer) -> None:
 def emulator(
     certificate: Annotated[
         list[Path],
-        typer.Option(help="Certificate of the client, PEM or DER. Repeatable.", metavar="FILE", show_default=False),
+        typer.Option(
+            help="Certificate of the client, PEM or DER. Repeat it for more.", metavar="FILE", show_default=False
+        ),
     ],
-    tenant: Annotated[str, typer.Option(help="The tenant it plays.", metavar="TENANT")] = "emulator.example",
+    tenant: Annotated[str, typer.Option(help="Tenant ID or domain.", metavar="TENANT")] = "emulator.example",
     client_id: Annotated[
-        str, typer.Option(help="The app registration it knows.", metavar="ID")
+        str, typer.Option(help="Client ID of the app registration.", metavar="ID")
     ] = "11111111-2222-4333-8444-555555555555",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port. 0 is any free one.")] = 0,
     plain_http: Annotated[
-        bool, typer.Option("--plain-http", help="http instead of https with a CA of its own.")
+        bool, typer.Option("--plain-http", help="Serve http. Default: https, with its own CA.")
     ] = False,
-    refuse_replay: Annotated[bool, typer.Option("--refuse-replay", help="Refuse a jti seen before.")] = False,
+    refuse_replay: Annotated[
+        bool, typer.Option("--refuse-replay", help="Refuse an assertion whose ID (jti) was used before.")
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Run a strict local stand-in for Entra, on loopback, until it is interrupted.
+    """Run a local stand-in for Entra, for tests and trials, until Ctrl-C.
 
-    It checks assertions as Entra is documented to, and answers with tokens nobody outside can mistake for Microsoft's.
-    On the same port it is the part of Microsoft Graph with which an application rolls its keys.
+    It listens on loopback only. It checks assertions as Microsoft documents it, and its tokens are valid nowhere else.
+    On the same port it serves the part of Microsoft Graph that replaces an application's keys.
+
+    hsm-signer emulator --certificate app.pem
     """
     from hsm_signer.testing import EntraEmulator
 
@@ -56,13 +62,13 @@ def emulator(
             "object_id": running.object_id(client_id, tenant=tenant),
         }
         if output is Output.JSON:
-            # One line: whoever started it reads that, and then goes on.
+            # One line: the program that started it reads a line and continues.
             print_result(json.dumps(ready))
         else:
             options = [f"--{name.replace('_', '-')} {ready[name]}" for name in _OPTIONS if ready[name]]
             print_result(
                 f"Entra emulator at {running.authority}. Use it with:\n  hsm-signer token {' '.join(options)}\n"
-                f"Microsoft Graph at {ready['graph']}. There the application has the object id {ready['object_id']}."
+                f"Microsoft Graph at {ready['graph']}. The application's object ID there: {ready['object_id']}."
             )
         print_note("Stop it with Ctrl-C.")
         threading.Event().wait()

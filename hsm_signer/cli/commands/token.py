@@ -21,7 +21,7 @@ _EXEC_CREDENTIAL_BETA = "client.authentication.k8s.io/v1beta1"
 
 
 class TokenOutput(StrEnum):
-    """What becomes of the access token."""
+    """Formats of the result."""
 
     TEXT = "text"
     JSON = "json"
@@ -41,15 +41,20 @@ def token(
         typer.Option(
             "--output",
             "-o",
-            help="text: the bare token; json; header: an Authorization header; exec-credential: for kubectl.",
+            help="Format of the result. text is the bare token, header an Authorization header; exec-credential is "
+            "for kubectl.",
         ),
     ] = TokenOutput.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
-    """Get an access token: the device signs an assertion, Entra exchanges it.
+    """Get an access token from Entra.
 
-    hsm-signer token --tenant contoso.onmicrosoft.com --client-id 11111111-2222-3333-4444-555555555555
-    --key 'pkcs11:token=Office;id=%01' --scope https://graph.microsoft.com/.default
+    The device signs a client assertion, and Entra exchanges it for the token.
+    Keep the token secret: anybody who has it can act as the application until it expires.
+
+    hsm-signer --profile prod token
+
+    hsm-signer --profile prod token --scope https://vault.azure.net/.default -o json
     """
     require_settings(profile, "tenant", "client_id", "key", "scope")
     with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
@@ -93,7 +98,7 @@ def _exec_credential(token: AccessToken) -> dict[str, Any]:
 
 
 def _exec_credential_version(asked: str) -> str:
-    """Return the version that client-go asks for, for it takes no other; v1 where it does not say.
+    """Return the version that client-go asks for, because it accepts no other. Default: v1.
 
     https://kubernetes.io/docs/reference/config-api/client-authentication.v1/; v1beta1 has the same status.
     """

@@ -1,1 +1,1 @@
-"""What the command line shows to people."""
+"""What people read: facts as lines of text, and the same facts as JSON."""

@@ -9,19 +9,19 @@ from hsm_signer.jwt.compact import base64url_encode
 from hsm_signer.x509.certificate import Certificate, certificate_details, to_pem
 
 ATTESTATION = "attestation: proof that a device generated the key; not for signing in"
-"""What is said of a certificate by which a device attests a key."""
+"""How text for people names an attestation certificate."""
 
 
 def certificate_json(certificate: Certificate, now: datetime) -> str:
-    """Return what there is to say of a certificate, and itself as PEM, as JSON."""
+    """Return the facts about a certificate, and the certificate itself as PEM, as JSON."""
     return to_json({**certificate_facts(certificate, now), "pem": to_pem(certificate.der).decode("ascii")})
 
 
 def certificate_facts(certificate: Certificate, now: datetime) -> dict[str, Any]:
-    """Return what there is to say of a certificate, by the names that scripts read.
+    """Return the facts about a certificate, by the names that scripts read.
 
     Args:
-        now: from when days are counted, timezone-aware.
+        now: `days_left` counts from here; timezone-aware.
     """
     details = certificate_details(certificate)
     return {
@@ -44,7 +44,7 @@ def certificate_facts(certificate: Certificate, now: datetime) -> dict[str, Any]
 
 
 def certificate_text(certificate: Certificate, now: datetime) -> str:
-    """Return what there is to say of a certificate, as lines without a last newline."""
+    """Return the facts about a certificate as lines, without a newline at the end."""
     facts = certificate_facts(certificate, now)
     rows = {
         **({"kind": ATTESTATION} if certificate.is_attestation else {}),
@@ -55,7 +55,7 @@ def certificate_text(certificate: Certificate, now: datetime) -> str:
         "key": f"RSA, {facts['bits']} bits" if facts["bits"] else "not RSA",
         "usage": _names(facts["key_usage"]),
         "purpose": _names(facts["extended_key_usage"]),
-        "SHA-1": f"{facts['portal']}, as the Entra portal shows it",
+        "SHA-1": f"{facts['portal']} (the thumbprint in the Entra portal)",
         "x5t": facts["x5t"],
         "SHA-256": certificate.sha256.hex().upper(),
         "x5t#S256": facts["x5t#S256"],

@@ -12,7 +12,7 @@ from hsm_signer.device.pin.state import PinState
 
 
 def module_text(module: ModuleFacts) -> str:
-    """Return a module and what is known of its devices, as lines without a last newline."""
+    """Return a module and its devices as lines, without a newline at the end."""
     lines = [*heading(0, f"MODULE {module.path}", _library(module))]
     lines += _problem(2, module.problem)
     for device in module.devices:
@@ -23,7 +23,7 @@ def module_text(module: ModuleFacts) -> str:
 
 
 def plain(facts: object) -> object:
-    """Return facts as dictionaries, lists, texts and numbers: octets in hexadecimal, times as RFC 3339 writes them."""
+    """Return facts as dictionaries, lists, strings and numbers: bytes in hexadecimal, times by RFC 3339."""
     if is_dataclass(facts):
         members: dict[str, object] = {}
         for field in fields(facts):
@@ -66,37 +66,37 @@ def _device(device: DeviceFacts) -> Iterator[str]:
 
 
 def _pin(device: DeviceFacts) -> str:
-    pad = "; it is entered on the device's own pad" if device.pad else ""
+    pad = "; enter it on the device's own PIN pad" if device.pad else ""
     match device.pin:
         case PinState.NOT_NEEDED:
-            return "no login is needed"
+            return "no login required"
         case PinState.FINE:
-            return f"fine; a login is needed{pad}"
+            return f"ok; login required{pad}"
         case PinState.COUNT_LOW:
-            return f"a wrong PIN was entered since the last login; a login is needed{pad}"
+            return f"a wrong PIN was entered since the last login; login required{pad}"
         case PinState.LAST_TRY:
-            return f"LAST TRY: one more wrong PIN locks the device; a login is needed{pad}"
+            return f"LAST TRY: one more wrong PIN locks the device; login required{pad}"
         case PinState.LOCKED:
-            return "LOCKED after too many wrong tries: unblock it with the device's own tool"
+            return "LOCKED after too many wrong PINs: unblock it with the device's own tool"
         case PinState.NOT_SET:
             return "not set: set the user PIN with the device's own tool"
 
 
 def _algorithms(device: DeviceFacts) -> str:
     chosen = [f"{each.algorithm} ({each.name})" for each in device.mechanisms if each.chosen]
-    return ", ".join(chosen) or "nothing that Entra accepts"
+    return ", ".join(chosen) or "no algorithm that Entra accepts"
 
 
 def _mechanisms(device: DeviceFacts, *, chosen: bool) -> list[str]:
     width = max((len(each.name) for each in device.mechanisms), default=0)
     return [
-        f"{each.algorithm} by {each.name:{width}}  {each.work}" for each in device.mechanisms if each.chosen is chosen
+        f"{each.algorithm} with {each.name:{width}}  {each.work}" for each in device.mechanisms if each.chosen is chosen
     ]
 
 
 def _contents(contents: Contents) -> Iterator[str]:
     if contents.hidden:
-        yield "    Nobody is logged in, so private keys may be hidden; --login shows them."
+        yield "    Not logged in: the device may hide its private keys. --login shows them."
     elif not contents.keys:
         yield "    no private key"
     for key in contents.keys:
@@ -110,12 +110,12 @@ def _key(key: KeyFacts) -> Iterator[str]:
     kind = " ".join(part for part in (key.kind, bits) if part)
     yield from heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
     yield from row(6, "uri", key.uri)
-    yield from row(6, "guarded", ", ".join(_protection(key.protection)))
+    yield from row(6, "protected", ", ".join(_protection(key.protection)))
     yield from _problem(6, key.problem)
 
 
 def _protection(protection: Protection) -> Iterator[str]:
-    yield {True: "sensitive", False: "NOT SENSITIVE", None: "sensitive or not is not told"}[protection.sensitive]
+    yield {True: "sensitive", False: "NOT SENSITIVE", None: "sensitive: not reported"}[protection.sensitive]
     match protection.extractable, protection.never_extractable:
         case True, _:
             yield "EXTRACTABLE"
@@ -124,11 +124,15 @@ def _protection(protection: Protection) -> Iterator[str]:
         case False, _:
             yield "not extractable"
         case _:
-            yield "extractable or not is not told"
-    origin = {True: "made on the device", False: "not made on the device: copies may exist", None: "origin not told"}
+            yield "extractable: not reported"
+    origin = {
+        True: "generated on the device",
+        False: "not generated on the device, so copies may exist",
+        None: "origin not reported",
+    }
     yield origin[protection.local]
     if protection.always_authenticate:
-        yield "wants the PIN with each signature"
+        yield "requires the PIN with each signature"
 
 
 def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[str]:
@@ -150,9 +154,11 @@ def _certificate(certificate: CertificateFacts, contents: Contents) -> Iterator[
 def _certified(certificate: CertificateFacts, contents: Contents) -> str:
     key = next((key for key in contents.keys if key.uri == certificate.key), None)
     if key is None:
-        return "no key shown here"
+        return "none of these keys"
     name = f"key {key.label!r}, id {_id(key.id)}"
-    return name if key.id == certificate.id else f"{name}: the ids differ, so name it with --certificate FILE"
+    return (
+        name if key.id == certificate.id else f"{name}; the IDs differ, so name the certificate with --certificate FILE"
+    )
 
 
 def _problem(indent: int, problem: Problem | None) -> Iterator[str]:

@@ -35,7 +35,7 @@ def _in_words(moment: float, now: float) -> str:
     try:
         shown = datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (ValueError, OverflowError, OSError):
-        return "no time that a calendar has"
+        return "not a valid time"
     distance = round(moment - now)
     if distance == 0:
         return f"{shown}, now"

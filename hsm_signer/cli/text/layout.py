@@ -1,6 +1,6 @@
 """Lines of 80 columns for people; pure.
 
-They are wrapped, never cut. A URI or a thumbprint stays in one piece, so that it can be copied.
+Long text is wrapped, never cut. A URI or a thumbprint stays on one line, so that it can be copied.
 """
 
 import textwrap
@@ -14,11 +14,11 @@ _LABEL = 10
 
 
 def row(indent: int, label: str, *values: str) -> Iterator[str]:
-    """Return the lines of a label and its values, each value on a line of its own, wrapped under itself."""
+    """Return the lines of a label and its values. Each value begins a line, and is wrapped under itself."""
     before, under = f"{' ' * indent}{label:{_LABEL}}", " " * (indent + _LABEL)
     for value in map(displayable, values):
         if max(map(len, value.split()), default=0) > WIDTH - len(under):
-            # Too long for the line. It stays whole, with less before it.
+            # A word is too long for the line: it stays whole, and begins further left.
             yield before.rstrip()
             before = under = " " * (indent + 2)
         yield from wrapped(value, before, under)
@@ -26,7 +26,7 @@ def row(indent: int, label: str, *values: str) -> Iterator[str]:
 
 
 def heading(indent: int, title: str, rest: str) -> Iterator[str]:
-    """Title and rest on one line if they fit, else on two."""
+    """Return title and rest on one line if they fit, else on two."""
     line = f"{' ' * indent}{displayable(title)}  {displayable(rest)}".rstrip()
     if len(line) <= WIDTH:
         yield line
@@ -47,9 +47,9 @@ def wrapped(text: str, before: str = "", under: str = "", width: int = WIDTH) ->
     """Return `text` as lines.
 
     Args:
-        before: what the first begins with.
-        under: what the others begin with.
-        width: of a line, characters.
+        before: begins the first line.
+        under: begins the other lines.
+        width: longest line, in characters.
     """
     return textwrap.wrap(
         text, width, initial_indent=before, subsequent_indent=under, break_long_words=False, break_on_hyphens=False
@@ -57,11 +57,11 @@ def wrapped(text: str, before: str = "", under: str = "", width: int = WIDTH) ->
 
 
 def days_in_words(days: int) -> str:
-    """Return a number of days with its noun."""
+    """Return "1 day", "2 days"."""
     return f"{days} day{'' if days == 1 else 's'}"
 
 
 def validity_in_words(not_before: datetime, not_after: datetime, days_left: int) -> str:
-    """Return from when to when a certificate is valid, and how long that still is."""
+    """Return the validity of a certificate, and how much of it is left."""
     left = "EXPIRED" if days_left < 0 else f"{days_in_words(days_left)} left"
     return f"{not_before:%Y-%m-%d} to {not_after:%Y-%m-%d}, {left}"

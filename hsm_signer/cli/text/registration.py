@@ -1,4 +1,7 @@
-"""How the first certificate of an application is registered, when there is none yet to prove anything with; pure."""
+"""How an administrator registers the first certificate of an application; pure.
+
+Later ones are registered by `rotate`, which proves each request with a key that is registered already.
+"""
 
 import base64
 import shlex
@@ -12,16 +15,16 @@ _PLACEHOLDER = "CLIENT_ID"
 
 
 def registration_steps(certificate: Certificate, file: Path | None, client_id: str | None) -> str:
-    """Return what an administrator does to register a certificate, by each of three ways.
+    """Return the three ways in which an administrator can register a certificate, with the commands to type.
 
     Args:
-        file: what holds it as PEM, or None where it was printed.
-        client_id: of the application, if it is known.
+        file: the PEM file that holds it; None if it was printed.
+        client_id: client ID of the application, if it is known.
     """
     application = client_id or _PLACEHOLDER
     pem = str(file or "certificate.pem")
     shown = displayable(pem)
-    saved = "" if file else f" The certificate, as it was printed, is to be in {pem}."
+    saved = "" if file else f" First save the certificate above as {pem}."
     # https://learn.microsoft.com/cli/azure/ad/app/credential: without --append the others are removed, without
     # --end-date the credential ends after a year at the latest.
     azure = [
@@ -29,18 +32,18 @@ def registration_steps(certificate: Certificate, file: Path | None, client_id: s
         *("--end-date", certificate.not_after.isoformat(timespec="seconds")),
     ]
     return f"""\
-An administrator now registers {certificate.subject} in one of these ways.{saved}
-  Azure CLI, keeping the other credentials:
+Next: register this certificate with the app, in one of three ways.{saved}
+  Azure CLI (the app keeps its other credentials):
     {displayable(shlex.join(azure))}
-  Entra admin centre, which will show the thumbprint {certificate.sha1.hex().upper()}:
-    App registrations > the application > Certificates & secrets > Certificates > Upload certificate > {shown}
-  Microsoft Graph, while no certificate is registered (it replaces all that are):
+  Entra admin center (it then shows the thumbprint {certificate.sha1.hex().upper()}):
+    App registrations > your app > Certificates & secrets > Certificates > Upload certificate > {shown}
+  Microsoft Graph (only if the app has no certificate yet: this replaces all of them):
     PATCH /v1.0/applications(appId='{displayable(application)}')
-    with what this prints: hsm-signer certificate export --form graph"""
+    The body is what this prints: hsm-signer certificate export --form graph"""
 
 
 def graph_body(certificate: Certificate) -> str:
-    """Return the body of the request that makes a certificate the only one of its application.
+    """Return the body of the Graph request that makes this certificate the only one of the application.
 
     https://learn.microsoft.com/graph/api/application-update, resource keyCredential
     """
