@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.config.profile import Profile
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError
 

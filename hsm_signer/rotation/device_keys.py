@@ -8,7 +8,7 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.credential.certificate_source import certificates_of
 from hsm_signer.credential.client import Client
 from hsm_signer.credential.identity import Identity
-from hsm_signer.credential.operator import key_access
+from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.access import Operator
 from hsm_signer.device.device import Device, open_device
