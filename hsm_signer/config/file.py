@@ -1,7 +1,6 @@
 """The configuration file: where it is, whether it can be trusted, and the profiles in it (TOML)."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +91,8 @@ def base_directory(environ: Mapping[str, str], variable: str, default: str) -> P
 
 def _load_toml(file: Path) -> tuple[Mapping[str, object], Path]:
     """Return the content of a file, and the file's path without symbolic links."""
+    import tomllib  # 5 ms, which a program without a configuration file need not spend
+
     content, opened = read_trusted(file, "configuration")
     try:
         return tomllib.loads(content.decode()), opened

@@ -1,20 +1,29 @@
 """Entra's error numbers (AADSTS): parse one, look up its explanation, and decide whether the error lasts. Pure."""
 
+import functools
 import re
+from typing import TYPE_CHECKING
 
-from hsm_signer.entra.aadsts_table import TABLE, AadstsError
 from hsm_signer.errors import ConfigError, EntraError
 
-_BY_CODE = {entry.code: entry for entry in TABLE}
+if TYPE_CHECKING:
+    from hsm_signer.entra.aadsts_table import AadstsError
 
 # RFC 6749 section 5.2: what other servers than Entra say about the scope and the client's rights. Not invalid_client:
 # they also use it for the assertion.
 _LASTING_ERRORS = frozenset({"invalid_scope", "unauthorized_client", "unsupported_grant_type"})
 
 
-def lookup(code: int) -> AadstsError | None:
+def lookup(code: int) -> "AadstsError | None":
     """Return the explanation of AADSTS `code`, or None."""
-    return _BY_CODE.get(code)
+    return _by_code().get(code)
+
+
+@functools.cache
+def _by_code() -> "dict[int, AadstsError]":
+    from hsm_signer.entra.aadsts_table import TABLE  # long, and needed only when Entra refuses
+
+    return {entry.code: entry for entry in TABLE}
 
 
 def is_lasting(refusal: EntraError) -> bool:
