@@ -472,7 +472,7 @@ valid     \d{{4}}-\d\d-\d\d to \d{{4}}-\d\d-\d\d, (29|30) days left
 key       RSA, 2048 bits
 usage     any
 purpose   any
-SHA-1     {sha1} (the thumbprint in the Entra portal)
+SHA-1     {sha1} \(as the portal shows it\)
 x5t       {base64url(sha1)}
 SHA-256   {sha256}
 x5t#S256  {base64url(sha256)}
@@ -532,7 +532,7 @@ class TestRegistrationSteps:
 
     def test_the_portal_is_described_with_the_thumbprint_it_will_show(self, steps: str, certified: bytes) -> None:
         sha1 = x509.load_der_x509_certificate(certified).fingerprint(hashes.SHA1())  # noqa: S303  # a name
-        assert f"thumbprint {sha1.hex().upper()}:\n" in steps
+        assert f"thumbprint {sha1.hex().upper()}):\n" in steps
         assert "Upload certificate > my app.pem\n" in steps
 
     def test_graph_is_addressed_by_the_client_id(self, steps: str) -> None:

@@ -198,7 +198,7 @@ def test_the_life_of_a_key_on_a_hostile_device(
         within=terminal.shell,
         stdout=terminal.program_side,
     ) as process:
-        terminal.wait_for("to go on: ")
+        terminal.wait_for("of the key: ")
         terminal.type("aa\n")
         terminal.wait_for("it ended with 0")
         terminal.type("\n")

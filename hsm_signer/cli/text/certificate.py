@@ -55,7 +55,7 @@ def certificate_text(certificate: Certificate, now: datetime) -> str:
         "key": f"RSA, {facts['bits']} bits" if facts["bits"] else "not RSA",
         "usage": _names(facts["key_usage"]),
         "purpose": _names(facts["extended_key_usage"]),
-        "SHA-1": f"{facts['portal']} (the thumbprint in the Entra portal)",
+        "SHA-1": f"{facts['portal']} (as the portal shows it)",
         "x5t": facts["x5t"],
         "SHA-256": certificate.sha256.hex().upper(),
         "x5t#S256": facts["x5t#S256"],
