@@ -317,7 +317,7 @@ class TestDifferences:
             (replace(GUARDED, extractable=True), "CKA_EXTRACTABLE is True and should be False"),
             (replace(GUARDED, never_extractable=False), "CKA_NEVER_EXTRACTABLE is False and should be True"),
             (replace(GUARDED, local=False), "CKA_LOCAL is False and should be True"),
-            (replace(GUARDED, local=None), "CKA_LOCAL is not told and should be True"),
+            (replace(GUARDED, local=None), "CKA_LOCAL is not reported and should be True"),
             (replace(GUARDED, always_authenticate=True), "CKA_ALWAYS_AUTHENTICATE is True and should be False"),
         ],
     )

@@ -249,7 +249,7 @@ def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
     told = replace(told, always_authenticate=bool(told.always_authenticate))
     pairs = [(f"CKA_{each.name.upper()}", getattr(told, each.name), getattr(asked, each.name)) for each in fields(told)]
     return [
-        f"{name} is {'not told' if found is None else found} and should be {wanted}"
+        f"{name} is {'not reported' if found is None else found} and should be {wanted}"
         for name, found, wanted in [("its length in bits", bits, spec.bits), *pairs]
         if found != wanted
     ]

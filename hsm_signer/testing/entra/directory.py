@@ -25,7 +25,7 @@ class RegisteredCertificate:
     """A certificate as an application or a service principal holds it.
 
     Args:
-        display_name: what whoever added it called it, or None.
+        display_name: the name that was given with it, or None.
         key_id: GUID by which Graph knows the credential; a fresh one unless given.
     """
 
@@ -191,7 +191,7 @@ class RequestRefused(Exception):
 
 
 def invalid_request(aadsts: int, message: str) -> RequestRefused:
-    """The request is wrong whoever sends it."""
+    """Return the refusal of a request that is wrong for every client."""
     return RequestRefused(EntraRefusal(aadsts, "invalid_request", message))
 
 
@@ -201,7 +201,7 @@ def invalid_client(aadsts: int, message: str) -> RequestRefused:
 
 
 def missing_field(name: str) -> RequestRefused:
-    """A field that Entra requires is not there."""
+    """Return the refusal of a request without a field that Entra requires."""
     return invalid_request(
         90014,
         f"The required field '{name}' is missing from the credential. "

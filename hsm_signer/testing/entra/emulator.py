@@ -93,7 +93,7 @@ class EntraEmulator:
         return self._registrations.credentials(tenant, client_id, _kind(service_principal))
 
     def object_id(self, client_id: str, *, tenant: str) -> str:
-        """Return the application's object id. It follows from tenant and client id, whoever is registered."""
+        """Return the application's object id. It depends on the tenant and the client ID alone."""
         return object_id(Kind.APPLICATION, tenant, client_id)
 
     def service_principal_id(self, client_id: str, *, tenant: str) -> str:

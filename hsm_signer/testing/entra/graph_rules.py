@@ -1,7 +1,7 @@
 """What Microsoft Graph accepts when an application rolls its keys, as pure functions.
 
 The rules are those of the pages "application: addKey", "removeKey" and "keyCredential resource type". The pages name no
-errors. Public reports show the service's code and wording for an object that is not there, for an end date that has
+errors. Public reports show the service's code and wording for a missing object, for an end date that has
 passed and for a lifetime beyond the policy (of a password). The other codes follow their pattern, and are unverified.
 
 - An application needs no permission to roll its own keys, and here it has none beyond: another object is refused.
@@ -178,7 +178,7 @@ def check_remove_key(body: bytes, holder: DirectoryObject, now: float) -> Regist
     """Return the certificate that a request to removeKey takes from `holder`.
 
     Raises:
-        GraphRefused: it may not be taken away, or is not there.
+        GraphRefused: there is no such certificate, or it may not be removed.
     """
     document = _members(_json(body), "the body", {"keyId", "proof"})
     key_id = _string(document, "keyId")

@@ -118,7 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def require_loopback(host: str) -> None:
-    """Refuse every host but this machine: the emulator hands out tokens to whoever asks rightly.
+    """Refuse every host but this machine: the emulator issues tokens for every valid request.
 
     Raises:
         ConfigError: the host is not a loopback address.

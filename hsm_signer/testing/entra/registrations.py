@@ -76,7 +76,7 @@ class Registrations:
         holders[kind].append(_Entry(credential, _ALWAYS))
 
     def credentials(self, tenant: str, app_id: str, kind: Kind) -> tuple[RegisteredCertificate, ...]:
-        """Return what one of `objects` holds, or nothing when it is not there."""
+        """Return the certificates of one of `objects`, or nothing if there is no such object."""
         for found in self.objects(tenant):
             if (found.app_id, found.kind) == (app_id, kind):
                 return found.credentials

@@ -1,8 +1,8 @@
 """What Entra's token endpoint accepts, as one pure function: `check_token_request`.
 
 The rules are Microsoft's for the client credentials flow with a certificate. Numbers, errors and wording are those seen
-in the service's answers. The order is tenant, form, application, assertion, scope: whoever is not authenticated learns
-nothing about scopes. `assertion_rules` holds what concerns the assertion alone.
+in the service's answers. The order is tenant, form, application, assertion, scope: a client that is not authenticated
+learns nothing about scopes. `assertion_rules` holds what concerns the assertion alone.
 """
 
 import re
