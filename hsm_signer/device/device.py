@@ -212,7 +212,7 @@ class Device:
             with contextlib.suppress(HsmSignerError, pkcs11.PKCS11Error):
                 self.module.call("closing the session", session.close, _CLOSE_TIMEOUT)
 
-    def give_up(self, refusal: PinError) -> None:
+    def close_after_refusal(self, refusal: PinError) -> None:
         """Close the device after it has refused the PIN for a signature, and record the refusal."""
         login, record = self._login, self._record()
         self.close()

@@ -90,7 +90,7 @@ class DeviceSigner:
             signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
         except (PinIncorrect, PinLocked) as error:
             # This PIN must not be sent again, and the session is left in an operation that some modules never end.
-            self._device.give_up(error)
+            self._device.close_after_refusal(error)
             raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
         return signature

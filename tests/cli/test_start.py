@@ -62,3 +62,8 @@ def test_a_pipe_gets_no_colours_whatever_the_environment_says(
 ) -> None:
     result = program(*arguments, environment={variable: "1"})
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_python_m_runs_the_same_program(program: Program) -> None:
+    as_module, installed = program("--version", python=("-m", "hsm_signer")), program("--version")
+    assert (as_module.status, as_module.stdout, as_module.stderr) == (0, installed.stdout, "")
