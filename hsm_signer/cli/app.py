@@ -30,7 +30,7 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """Formats of the log."""
 
     TEXT = "text"
     JSON = "json"
@@ -38,19 +38,19 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True)
 class GlobalOptions:
-    """What stands before the command; `typer.Context.obj`."""
+    """Global options that every command reads, in `typer.Context.obj`."""
 
     config: Path | None
     profile: str | None
 
 
 class InternalError(HsmSignerError):
-    """A bug of ours."""
+    """A bug in hsm-signer."""
 
     code = "internal_error"
 
 
-# Where each command lives, in the order of the help.
+# The module of each command, in the order of the help.
 COMMANDS = {
     "token": "token",
     "assertion": "assertion",
@@ -89,15 +89,18 @@ def options(
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Profile in it. Default: default. \\[env: HSM_SIGNER_PROFILE]", metavar="NAME"),
+        typer.Option(help="Profile to use. Default: default. \\[env: HSM_SIGNER_PROFILE]", metavar="NAME"),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is done.")] = False,
-    log_format: Annotated[LogFormat, typer.Option(help="Form of warnings and logs on stderr.")] = LogFormat.TEXT,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each step on stderr.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of warnings and logs on stderr.")] = LogFormat.TEXT,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Microsoft Entra ID tokens from a private key that never leaves its PKCS#11 device."""
+    """Get access tokens from Microsoft Entra ID with a private key that never leaves its PKCS#11 device.
+
+    If something does not work, run hsm-signer doctor: it says what is wrong and how to fix it.
+    """
     from hsm_signer.cli.log import configure_logging
     from hsm_signer.cli.module_output import keep_modules_apart
 
@@ -117,8 +120,8 @@ def make_program(arguments: Sequence[str]) -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="An option falls back to its variable, then to the profile, then to the AZURE variable, then to a "
-        "default.",
+        epilog="A value comes from the option, else from its HSM_SIGNER variable, else from the profile, else from its "
+        "AZURE variable, else from the default.",
     )
     program.callback()(options)
     command = find_command(arguments, GLOBAL_OPTIONS)
@@ -153,7 +156,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as ending:
         return ending.exit_code
     except SystemExit:
-        # How typer leaves when the reader of its help is gone. Results are printed by `print_result`.
+        # typer exits like this if nobody reads its help. For results, `print_result` raises ReaderGone.
         return 0
     except _CommandLineError as error:
         return _usage_error(error, as_json)
@@ -166,8 +169,8 @@ def run(arguments: Sequence[str]) -> int:
 def run_and_exit() -> NoReturn:
     """Run the command line of this process and end it.
 
-    It ends without the interpreter's finalizers: they would call C_Finalize, which python-pkcs11 does with the GIL
-    held, and a module that hangs there could not be left. Sessions were closed before, and their end is the logout.
+    It skips the interpreter's finalizers: they would call C_Finalize, which python-pkcs11 does with the GIL held, and a
+    module that hangs there could not be interrupted. All sessions are closed by then, which logs out.
     """
     keep_memory_private()
     handle_termination()
@@ -185,13 +188,13 @@ def run_and_exit() -> NoReturn:
 
 
 def _colour_only_terminals() -> None:
-    """Keep the help plain in a pipe: typer colours it wherever GITHUB_ACTIONS, FORCE_COLOR or PY_COLORS is set."""
+    """Print help without colours in a pipe: typer colours it if GITHUB_ACTIONS, FORCE_COLOR or PY_COLORS is set."""
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # read once, when typer first formats something
 
 
 def _occupy_standard_descriptors() -> None:
-    # Opened while a standard descriptor is closed, a file or a socket would take its number, and what is printed.
+    # If a standard descriptor is closed, the next file or socket gets its number, and receives what we print.
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -200,7 +203,7 @@ def _occupy_standard_descriptors() -> None:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Whether an error is to be JSON too. Decided before parsing, which may be what fails."""
+    """Return whether errors should be JSON, too. Decided before parsing, because parsing may fail."""
     pairs = zip(arguments, [*arguments, ""][1:], strict=True)
     return any(
         argument in ("-ojson", "--output=json") or (argument in ("-o", "--output") and value == "json")
@@ -219,13 +222,13 @@ def _usage_error(error: Exception, as_json: bool) -> int:
 
 
 def _unforeseen(error: Exception) -> HsmSignerError:
-    # Help is printed by the library that parses, past our own way out.
+    # typer prints the help itself, not with `print_result`.
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return OutputError(f"The output could not be written: {error.strerror}.", hint="Is a disk full?")
-    # Where it happened, and not what: the text of an exception we did not foresee may hold a secret.
+    # Say where it happened, not what: the text of an unexpected exception may hold a secret.
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     return InternalError(
         f"This is a bug in hsm-signer {__version__}: {type(error).__name__} at {places}.",
-        hint="Please report it with this line.",
+        hint="Please report it, with this line.",
     )
