@@ -1,4 +1,4 @@
-"""What the program needs to work on: a device, Entra's stand-in, and a terminal."""
+"""Fixtures of the command line's tests: a device, the emulator of Entra, and a terminal."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ def key_uri(label: str) -> str:
 
 @pytest.fixture(scope="session")
 def softhsm() -> Iterator[SoftHsm]:
-    """A SoftHSM whose token `office` holds a key, by label, for everything that can be wrong with one."""
+    """A SoftHSM whose device `office` holds keys, each with another defect, named by their labels."""
     with SoftHsm(label="office", pin=PIN) as softhsm:
         softhsm.add_token("twins")
         softhsm.add_token("twins")
@@ -45,13 +45,13 @@ def softhsm() -> Iterator[SoftHsm]:
 
 @pytest.fixture(scope="session")
 def good(softhsm: SoftHsm) -> SoftHsmKey:
-    """The key with which nothing is wrong."""
+    """A key without a defect."""
     return softhsm.add_identity("good", b"\x01")
 
 
 @pytest.fixture(scope="session")
 def certificate(good: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of its certificate."""
+    """The file with the certificate of the good key."""
     assert good.certificate is not None
     file = tmp_path_factory.mktemp("certificate") / "good.der"
     file.write_bytes(good.certificate)
@@ -67,7 +67,7 @@ def entra(certificate: Path) -> Iterator[EntraEmulator]:
 
 @pytest.fixture(scope="session")
 def signing(softhsm: SoftHsm, good: SoftHsmKey) -> Settings:
-    """What `assertion` needs."""
+    """Settings with which `assertion` succeeds."""
     return {
         "tenant": TENANT,
         "client_id": CLIENT,
@@ -79,7 +79,7 @@ def signing(softhsm: SoftHsm, good: SoftHsmKey) -> Settings:
 
 @pytest.fixture(scope="session")
 def exchange(signing: Settings, entra: EntraEmulator) -> Settings:
-    """What `token` needs."""
+    """Settings with which `token` succeeds."""
     return {
         **signing,
         "authority": entra.authority,

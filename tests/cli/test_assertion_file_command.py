@@ -1,4 +1,4 @@
-"""`assertion-file` as a service: what systemd hears, what readers find, and what becomes of it when things go wrong."""
+"""`assertion-file` as a service: what systemd hears, what readers find, and what happens when something fails."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""`certificate`: what a person and a script see of it, what is on the device afterwards, and what is refused."""
+"""`certificate`: what people and scripts see, what is on the device afterwards, and what is refused."""
 
 import base64
 import itertools
@@ -42,14 +42,14 @@ def refer(softhsm: SoftHsm) -> Refer:
 
 @pytest.fixture
 def key(softhsm: SoftHsm) -> SoftHsmKey:
-    """A key of its own, without a certificate."""
+    """A new key without a certificate."""
     number = next(_numbers)
     return softhsm.add_key(f"fresh-{number}", b"\xc0" + number.to_bytes(2, "big"))
 
 
 @pytest.fixture
 def certified(softhsm: SoftHsm, key: SoftHsmKey) -> bytes:
-    """The certificate stored beside that key, of an authority."""
+    """A certificate from a CA, stored for that key on the device."""
     der = softhsm.issue_certificate(key.public_key)
     softhsm.add_certificate(der, key.label, key.id)
     return der
@@ -62,7 +62,7 @@ def device(refer: Refer, key: SoftHsmKey) -> list[str]:
 
 
 def stored(softhsm: SoftHsm, key: SoftHsmKey) -> x509.Certificate | None:
-    """Read the one certificate beside a key, past our own code."""
+    """Read the one certificate of a key, without our own code."""
     with pkcs11.lib(str(softhsm.module)).get_token(token_label=softhsm.label).open() as session:
         template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key.id}
         ders = [found[Attribute.VALUE] for found in list(session.get_objects(template))]
@@ -275,7 +275,7 @@ class TestRequest:
         assert_explained(program("certificate", "request", *absent, *SUBJECT), 5, "key_not_found")
 
     def test_a_wrong_pin(self, program: Program, device: list[str]) -> None:
-        # A token of its own: SoftHSM remembers a refused PIN, and would warn whoever logs in next.
+        # Another SoftHSM token: after a refused PIN, SoftHSM warns at the next login.
         spare = ("--no-pin-record", "--pin-source", "env:OTHER_PIN", "--key", "pkcs11:token=spare")
         module = device[device.index("--module") : device.index("--module") + 2]
         result = program("certificate", "request", *module, *spare, *SUBJECT, environment={"OTHER_PIN": WRONG_PIN})
@@ -285,7 +285,7 @@ class TestRequest:
 class TestImport:
     @pytest.fixture
     def issued(self, softhsm: SoftHsm, key: SoftHsmKey) -> x509.Certificate:
-        """What an authority has issued for the key."""
+        """A certificate that a CA has issued for the key."""
         return x509.load_der_x509_certificate(softhsm.issue_certificate(key.public_key, subject="issued"))
 
     @pytest.fixture

@@ -60,7 +60,7 @@ def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parameter(parameter: Any) -> tuple[str, str]:
-    """Return the spellings of a parameter, and all else that matters of it. Its classes are typer's own."""
+    """Return the spellings of a parameter, and the facts that matter to scripts."""
     positional = parameter.param_type_name == "argument"
     choices = getattr(parameter.type, "choices", None)
     default = parameter.default.value if isinstance(parameter.default, enum.Enum) else parameter.default
@@ -162,7 +162,7 @@ def _call(function: Callable[..., object], *, own: bool = False) -> dict[str, st
 
 
 def documents(program: Program) -> dict[str, dict[str, str]]:
-    """Return the form of each JSON document that the commands print, for a device and an application of their own."""
+    """Return the form of each JSON document that the commands print, for a new device and application."""
     found: dict[str, list[object]] = {}
     with SoftHsm(label="vault", pin=PIN) as vault, EntraEmulator(https=False) as entra:
         key = vault.add_identity("app", b"\x01")
@@ -289,7 +289,7 @@ def test_what_scripts_rely_on_is_what_is_recorded(
 
 
 def _lines(value: object, *place: str) -> Iterator[str]:
-    """Return a tree as lines that each say where they belong."""
+    """Return a tree as lines, each with its path."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _lines(inner, *place, name)

@@ -1,4 +1,4 @@
-"""`device list`, `device show` and `device forget-pin-failures`: what a person and a script see of them."""
+"""`device list`, `device show` and `device forget-pin-failures`: what people and scripts see."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def hanging(softhsm: SoftHsm) -> Iterator[FaultyModule]:
 
 @pytest.fixture
 def ordinary(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """The program as somebody who is not root runs it: with a p11-kit configuration of its own."""
+    """The program as another user than root runs it, with a private p11-kit configuration."""
     path = f"{make_site(tmp_path_factory.mktemp('site'))}:{program.environment['PYTHONPATH']}"
     return replace(program, environment={**program.environment, "PYTHONPATH": path})
 

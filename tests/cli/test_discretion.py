@@ -1,4 +1,4 @@
-"""What the program keeps to itself, and how sparingly it uses the device."""
+"""The program shows no secrets, and uses the device no more than needed."""
 
 import glob
 import json
@@ -14,7 +14,7 @@ from tests.support.program import Program, Settings, options
 
 
 def secrets(*jwts: str) -> Iterator[str]:
-    """Everything that must not be shown: the PINs, and the telling parts of the JWTs."""
+    """Return everything that must not be shown: the PINs, and the secret parts of the JWTs."""
     yield from (PIN, WRONG_PIN)
     for jwt in jwts:
         yield from jwt.split(".")[1:]
@@ -84,7 +84,7 @@ def test_a_token_costs_one_signature_and_one_login(
 
 @pytest.fixture
 def spy() -> Path:
-    """OpenSC's module that writes down the calls into another."""
+    """OpenSC's spy module, which records the calls into another module."""
     found = glob.glob("/usr/lib*/pkcs11/pkcs11-spy.so") + glob.glob("/usr/lib/*/pkcs11/pkcs11-spy.so")
     assert found, "pkcs11-spy.so is missing: apt-get install opensc-pkcs11"
     return Path(found[0])

@@ -1,4 +1,4 @@
-"""`emulator`: a process that says when it is ready, serves other processes, and ends when it is told to."""
+"""`emulator`: a process that says when it is ready, serves other processes, and stops on a signal."""
 
 import json
 import shlex

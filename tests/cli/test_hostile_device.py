@@ -1,4 +1,4 @@
-"""A device whose every text is an attack on the terminal: nothing it says reaches one, whatever command shows it."""
+"""Every text on the device attacks the terminal: no command lets its control characters reach one."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CLEAR_LINE = "\r\x1b[K"  # ours, when a cue is taken away
 
 @dataclass(frozen=True)
 class Hostile:
-    """The device, and what leads to it."""
+    """The device, and the settings that lead to it."""
 
     program: Program
     settings: Settings

@@ -1,4 +1,4 @@
-"""Whatever value an option, a variable or a profile is given, the program explains itself: status 70 is for our bugs.
+"""Any value of an option, a variable or a profile gets a result or an explanation: status 70 is for bugs only.
 
 The commands run in this process, on a real device and against the emulator, as `run` is called by the program itself.
 """

@@ -1,4 +1,4 @@
-"""`decode`, `verify` and `explain`: what they show, and what they keep from the terminal."""
+"""`decode`, `verify` and `explain`: what they show, and that it cannot control the terminal."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`key generate`, `key list` and `key delete`: what a person and a script see of them."""
+"""`key generate`, `key list` and `key delete`: what people and scripts see."""
 
 import base64
 import re
@@ -27,7 +27,7 @@ DEVICE_MEMORY = 0x31  # CKR_DEVICE_MEMORY, PKCS#11 v3.1 section 6.1
 
 @pytest.fixture
 def vault() -> Iterator[SoftHsm]:
-    """The only device there is, and empty."""
+    """An empty device, the only one."""
     with SoftHsm(label="vault", pin=PIN) as vault:
         yield vault
 
@@ -197,7 +197,7 @@ class TestList:
 class TestDelete:
     @pytest.fixture
     def key(self, vault: SoftHsm) -> SoftHsmKey:
-        """A key with its certificate, beside another."""
+        """A key with its certificate. The device has another key, too."""
         vault.add_identity("other", b"\x02")
         return vault.add_identity("old", b"\x01")
 

@@ -1,4 +1,4 @@
-"""Our own processes show their memory to nobody, and what they start sees no PIN. Other programs stay as they are."""
+"""Our processes protect their memory, and the programs they start see no PIN. Other programs are left unchanged."""
 
 import resource
 from collections.abc import Sequence

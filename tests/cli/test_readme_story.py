@@ -1,4 +1,4 @@
-"""The README's story of a key's life is what happens."""
+"""The README's commands, from an empty device to the second key, do what it says."""
 
 import re
 import shlex

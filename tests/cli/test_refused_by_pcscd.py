@@ -1,6 +1,6 @@
 """A user whom polkit keeps from pcscd or from a reader, as it does with services and remote logins.
 
-Modules make a device that is not there of it, or a device that fails.
+Modules then report no device, or a device that fails.
 """
 
 import os
@@ -42,7 +42,7 @@ def module(request: pytest.FixtureRequest) -> Path:
 
 
 def assert_tells_of_polkit(message: str, hint: str) -> None:
-    """The message says who refuses, and the hint how to allow it."""
+    """Assert that the message says who refuses, and the hint how to allow it."""
     assert "pcscd" in message
     assert "refuses this user" in message
     assert READER in message or "reader" not in message

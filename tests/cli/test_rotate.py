@@ -1,4 +1,4 @@
-"""`rotate`: from one key to the next against Entra's and Graph's emulator, and what stops it on the way."""
+"""`rotate` against the emulator of Entra and Graph: from one key to the next, and what stops it."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def stage(program: Program) -> Iterator[Stage]:
 
 @pytest.fixture
 def reticent(program: Program) -> Iterator[Stage]:
-    """The same, with a Graph that does not tell the application what it holds."""
+    """The same, with a Graph that does not list the application's credentials."""
     with staged(program, forbid_listing=True) as stage:
         yield stage
 
@@ -105,7 +105,7 @@ def staged(program: Program, *, forbid_listing: bool = False) -> Iterator[Stage]
 
 
 class Authority:
-    """A certification authority, which signs requests."""
+    """A certificate authority, which signs requests."""
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(65537, 2048)
@@ -126,7 +126,7 @@ class Authority:
 
 
 def commands(result: Result) -> list[list[str]]:
-    """The arguments of the commands that an error says to give, each on a line of its own."""
+    """Return the arguments of the commands that an error tells the user to run."""
     return [shlex.split(line)[1:] for line in result.stderr.splitlines() if line.strip().startswith("hsm-signer ")]
 
 
@@ -460,7 +460,7 @@ class TestIsRefused:
 
 
 class TestTheCertificateInUse:
-    """Replaced, it leaves programs with one that Entra does not know."""
+    """If it were replaced, programs would use one that Entra does not know."""
 
     @pytest.fixture
     def renewed(self, stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""Signals while the program waits for a person or a program: the terminal echoes again, and nothing is left behind."""
+"""Signals while the program waits for a person or a program: the terminal echoes again, and no file is left."""
 
 import os
 import signal

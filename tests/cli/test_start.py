@@ -1,4 +1,4 @@
-"""The first moments of the program, and who gets colours."""
+"""Start-up: Ctrl-C during the imports, and colours on terminals only."""
 
 import signal
 import subprocess

@@ -27,7 +27,7 @@ TEXTS = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# The server application of AKS, which the emulator knows when it is told.
+# The server application of AKS. The emulator knows it after `add_resource`.
 AKS = "6dae42f8-4368-4678-94ff-3960e28e3630"
 
 

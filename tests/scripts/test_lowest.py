@@ -1,4 +1,4 @@
-"""What `scripts/test --lowest` installs is what pyproject.toml allows at the least."""
+"""`scripts/test --lowest` installs the lowest versions that pyproject.toml allows."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 
-# They judge the code and run only in the version of constraints.txt: each release has other opinions.
+# They check the code, and run only in the version of constraints.txt: each release has other rules.
 LINTERS = {"import-linter", "mypy", "ruff"}
 
 

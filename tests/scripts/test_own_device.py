@@ -1,4 +1,4 @@
-"""The contract on a device of one's own, as CONTRIBUTING.md runs it: here a SoftHSM is that device."""
+"""The contract test on one's own device, as CONTRIBUTING.md runs it. Here that device is a SoftHSM."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """What leads to the device, but for the source of its PIN."""
+    """The variables that lead to the device, without the source of its PIN."""
     with SoftHsm(label="own") as softhsm:
         key = softhsm.add_identity()
         uri = str(Pkcs11Uri(token="own", id=key.id, module_path=str(softhsm.module)))
