@@ -15,19 +15,17 @@ class HsmSignerError(Exception):
     Args:
         message: what was looked for and what was found, in one or two sentences.
         hint: how to fix it, in one or two sentences, or None if the message says that.
-
-    Attributes:
         commands: the commands or options to type, each shown on its own line below the hint.
     """
 
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 70
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, commands: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.commands: tuple[str, ...] = ()
+        self.commands = commands
 
 
 class ConfigError(HsmSignerError):

@@ -80,16 +80,17 @@ class TerminalPrompt:
         Raises:
             PinUnavailable: there is no terminal, or nothing was entered.
         """
+        name = _name(request)
+        warning = f"{displayable(request.warning)}\n" if request.warning else ""
         if request.pad:
-            print_note(f"Enter the PIN of {displayable(request.device)} on its PIN pad.")
+            print_note(f"{warning}Enter the PIN of {name} on its PIN pad.")
             return PinPad.PROTECTED
         if not has_terminal():
             raise PinUnavailable(
                 f"{request.device} requires a PIN, and there is no terminal to ask on.",
                 hint="Give a --pin-source: file:PATH, env:NAME, fd:N, command:ARGV or credential:NAME.",
             )
-        warning = f"{displayable(request.warning)}\n" if request.warning else ""
-        text = ask_secret(f"{warning}PIN for {displayable(request.device)}: ")
+        text = ask_secret(f"{warning}PIN for {name}: ")
         if not text:
             raise PinUnavailable("No PIN was entered.", hint="Nothing was sent to the device. Run the command again.")
         return Pin(text)
@@ -102,7 +103,13 @@ def confirm_last_try(request: PinRequest) -> None:
         PinLastTry: the answer is not "yes".
     """
     if not has_terminal():
+        logger.warning("%s: %s", request.device, request.warning)
         return
-    question = f"{displayable(request.device)} has one PIN try left. A wrong PIN locks it. Type yes to continue: "
+    question = f"{_name(request)} has one PIN try left. A wrong PIN locks it. Type yes to continue: "
     if ask(question) != "yes":
         raise PinLastTry("No PIN was sent.", hint="Reset the PIN tries with the device's own tool first.")
+
+
+def _name(request: PinRequest) -> str:
+    """Return what to call the device: its short name, with -v the full one."""
+    return displayable(request.device if logger.isEnabledFor(logging.DEBUG) or not request.name else request.name)

@@ -28,7 +28,15 @@ def ask(question: str) -> str:
     """Ask on the terminal; return the answer, stripped. Call `has_terminal` first."""
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
         terminal.write(displayable_lines(question).encode())
-        return terminal.readline().decode(errors="replace").strip()
+        line = b""
+        try:
+            line = terminal.readline()
+        finally:
+            # After Ctrl-C and Ctrl-D, what comes next begins a line of its own.
+            if not line.endswith(b"\n"):
+                with contextlib.suppress(OSError):
+                    terminal.write(b"\n")
+        return line.decode(errors="replace").strip()
 
 
 def ask_secret(question: str) -> str:
@@ -39,10 +47,12 @@ def ask_secret(question: str) -> str:
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
         line = b""
         # The terminal may have been closed: then there is no answer.
-        with contextlib.suppress(OSError):
-            with _silent(terminal.fileno(), displayable_lines(question).encode()):
+        try:
+            with contextlib.suppress(OSError), _silent(terminal.fileno(), displayable_lines(question).encode()):
                 line = terminal.readline()
-            terminal.write(b"\n")
+        finally:
+            with contextlib.suppress(OSError):
+                terminal.write(b"\n")
         return line.rstrip(b"\r\n").decode(locale.getpreferredencoding(False), errors="surrogateescape")
 
 

@@ -1,7 +1,7 @@
 """How to get to a key: which one it is, how its device is opened, and the person who can be asked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hsm_signer.device.lane import Slow, log_slow
@@ -26,6 +26,17 @@ class Operator:
     confirm: Callable[[PinRequest], None] | None = None
     slow: Slow = log_slow
     wait: Callable[[HsmSignerError], None] | None = None
+
+    def confirm_last_try(self, request: PinRequest) -> PinRequest:
+        """Have the operator confirm a try that may lock the device. Then no other warning is needed.
+
+        Raises:
+            PinLastTry: the operator says no.
+        """
+        if not request.last_try or self.confirm is None:
+            return request
+        self.confirm(request)
+        return replace(request, warning=None)
 
 
 UNATTENDED = Operator()

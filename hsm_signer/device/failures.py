@@ -6,6 +6,7 @@ from pkcs11 import TokenFlag
 from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.state import locked
+from hsm_signer.device.pin.unblock import pin_tool
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -173,7 +174,7 @@ def require_valid_signature(
 
 
 def explain_login_failure(
-    error: pkcs11.PKCS11Error, device: str, flags: TokenFlag, before: TokenFlag | None = None
+    error: pkcs11.PKCS11Error, device: DeviceInfo, flags: TokenFlag, before: TokenFlag | None = None
 ) -> HsmSignerError:
     """Return our error for a login, ordinary or context-specific, that failed.
 
@@ -184,20 +185,28 @@ def explain_login_failure(
     if isinstance(error, pkcs11.PinLocked) or flags & TokenFlag.USER_PIN_LOCKED:
         return locked(device)
     if isinstance(error, PIN_REFUSED) or (before is not None and flags & ~before & _WRONG_PIN_COUNTED):
-        return PinIncorrect(
-            f"{device} refused the PIN ({_name(error)}). It was sent once and will not be sent again."
-            + (" One more wrong PIN locks the device." if flags & TokenFlag.USER_PIN_FINAL_TRY else ""),
-            hint="Check the PIN and its source before the next try: a device locks after a few wrong PINs.",
-        )
+        return _wrong_pin(error, device, last_try=bool(flags & TokenFlag.USER_PIN_FINAL_TRY))
     if isinstance(error, pkcs11.UserPinNotInitialized):
         return PinError(f"No PIN is set on {device}.", hint="Set the user PIN with the device's own tool first.")
     if isinstance(error, pkcs11.PinExpired):
         return PinError(f"The PIN of {device} has expired.", hint="Change it with the device's own tool.")
     if isinstance(error, _PIN_NOT_CHECKED):
-        return explain_failure(error, "logging in", device)
+        return explain_failure(error, "logging in", str(device))
     return LoginInterrupted(
         f"{device} failed while logging in ({_name(error)}). Whether it checked the PIN is unknown.",
         hint="Check that the device is plugged in and works, then run the command again.",
+    )
+
+
+def _wrong_pin(error: pkcs11.PKCS11Error, device: DeviceInfo, *, last_try: bool) -> PinIncorrect:
+    tool = pin_tool(device)
+    # The others say more: for example, that it is too short.
+    detail = "" if type(error) is pkcs11.PinIncorrect and not str(error) else f" ({_name(error)})"
+    return PinIncorrect(
+        f"Wrong PIN for {device.short_name}{detail}. It was sent once and will not be sent again."
+        + (" One more wrong PIN locks the device." if last_try else ""),
+        hint=f"{tool.tries} Check the PIN, and where it comes from, before the next try.",
+        commands=tool.commands,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pkcs11
@@ -13,7 +13,7 @@ from pkcs11.types import Session, Slot, Token
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.lane import Lane
-from hsm_signer.device.match import DeviceInfo, select_device
+from hsm_signer.device.match import DeviceInfo, select_device, short_names
 from hsm_signer.device.module import Module, load_module
 from hsm_signer.device.module_search import find_module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
@@ -44,11 +44,13 @@ class PresentDevice:
         slot: where it is.
         info: what it reports of itself.
         flags: its flags when it was found.
+        name: its short name, which no other device that is plugged in has.
     """
 
     slot: Slot
     info: DeviceInfo
     flags: TokenFlag
+    name: str
 
     @property
     def pin(self) -> PinState:
@@ -62,7 +64,7 @@ class PresentDevice:
 
     def require_pin_tries(self, *, allow_last_try: bool) -> str | None:
         """Return a warning about the next login, or None; raise PinLocked or PinLastTry where it must not be tried."""
-        return require_pin_tries(str(self.info), self.flags, allow_last_try=allow_last_try)
+        return require_pin_tries(self.info, self.flags, allow_last_try=allow_last_try)
 
 
 def load(access: KeyAccess, lane: Lane | None = None) -> Module:
@@ -177,10 +179,12 @@ def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
         DeviceError: the module failed.
     """
     try:
-        return [describe(module, token) for token in present_tokens(module, origin)]
+        found = [describe(module, token) for token in present_tokens(module, origin)]
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "looking for devices", f"The module {module.path}")
         raise add_pcscd_problem(failure) from error
+    names = short_names([each.info for each in found])
+    return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 
 
 def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
@@ -250,4 +254,4 @@ def describe(module: Module, token: Token) -> PresentDevice:
         library_description=module.library.library_description,
         library_version=module.library.library_version,
     )
-    return PresentDevice(slot, info, token.flags)
+    return PresentDevice(slot, info, token.flags, info.short_name)

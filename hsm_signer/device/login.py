@@ -31,13 +31,12 @@ def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
     if not found.flags & TokenFlag.LOGIN_REQUIRED:
         return None
     warning = found.require_pin_tries(allow_last_try=access.allow_last_try)
-    if warning is not None:
-        logger.warning("%s: %s", found.info, warning)
     last_try = bool(found.flags & TokenFlag.USER_PIN_FINAL_TRY)
-    request = PinRequest(str(found.info), warning=warning, last_try=last_try, pad=found.has_pin_pad)
-    if last_try and access.operator.confirm is not None:
-        access.operator.confirm(request)
-    return ask(access.pin, request)
+    request = PinRequest(str(found.info), found.name, warning=warning, last_try=last_try, pad=found.has_pin_pad)
+    confirmed = access.operator.confirm_last_try(request)
+    if confirmed.warning is not None and not access.pin.attended:  # the prompt shows it
+        logger.warning("%s: %s", found.info, confirmed.warning)
+    return ask(access.pin, confirmed)
 
 
 def count_logins_so_far(access: KeyAccess) -> int:
@@ -107,7 +106,7 @@ def check_pin_state(slot: Slot, device: DeviceInfo, access: KeyAccess) -> str | 
         flags = read_token(slot).flags
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "reading the PIN state", str(device)) from error
-    return require_pin_tries(str(device), flags, allow_last_try=access.allow_last_try)
+    return require_pin_tries(device, flags, allow_last_try=access.allow_last_try)
 
 
 def _check(module: Module, found: PresentDevice, access: KeyAccess) -> str | None:
@@ -148,7 +147,7 @@ def _open_session(found: PresentDevice, login: Login, access: KeyAccess) -> Sess
     except pkcs11.UserAlreadyLoggedIn:
         pass
     except pkcs11.PKCS11Error as error:
-        raise explain_login_failure(error, device, flags_after(token), token.flags) from error
+        raise explain_login_failure(error, found.info, flags_after(token), token.flags) from error
     try:
         # The whole process is logged in, through another device object of ours, and this session may use that.
         return token.open(rw=access.writable)

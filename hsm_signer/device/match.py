@@ -31,6 +31,11 @@ class DeviceInfo:
         """What stays the same wherever the device is plugged in. A serial alone identifies nothing."""
         return self.manufacturer, self.model, self.serial, self.label
 
+    @property
+    def short_name(self) -> str:
+        """What a person calls it: its label. It cannot control a terminal."""
+        return displayable(self.label or self.model or self.slot_description)
+
     def __str__(self) -> str:
         name = self.label or self.model or self.slot_description
         details = ", ".join(part for part in (self.manufacturer, self.model, self.serial) if part)
@@ -142,6 +147,15 @@ def device_uris(devices: Sequence[DeviceInfo]) -> list[Pkcs11Uri]:
 def key_uris(device: DeviceInfo, keys: Sequence[KeyInfo]) -> list[Pkcs11Uri]:
     """Return for each key of a device a URI that none of the others matches, unless label and id are the same."""
     return [_shortest_key(device, key, keys) for key in keys]
+
+
+def short_names(devices: Sequence[DeviceInfo]) -> list[str]:
+    """Return for each of the devices that are present its short name, with the serial where others share that name."""
+    names = [device.short_name for device in devices]
+    return [
+        f"{name} #{displayable(device.serial)}" if names.count(name) > 1 else name
+        for name, device in zip(names, devices, strict=True)
+    ]
 
 
 def device_uri_text(uri: Pkcs11Uri) -> str:

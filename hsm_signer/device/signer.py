@@ -132,7 +132,7 @@ class DeviceSigner:
             # ykcs11 2.7 keeps the PIN and sends it itself to a card that was unplugged, whatever the key requires.
             if pin is None and not isinstance(error, (pkcs11.PinIncorrect, pkcs11.PinLocked)):
                 raise
-            raise explain_login_failure(error, str(self._device.info), flags_after(session.token)) from error
+            raise explain_login_failure(error, self._device.info, flags_after(session.token)) from error
         except pkcs11.PKCS11Error as error:
             if pin is None or not is_wrong_role(error):
                 raise

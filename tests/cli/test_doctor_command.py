@@ -132,7 +132,7 @@ def test_neither_pin_nor_token_nor_assertion_is_shown(program: Program, exchange
 def test_findings_are_shown_before_the_pin_prompt(program: Program, signing: Settings, terminal: Terminal) -> None:
     arguments = ("doctor", "--offline", *options(signing, pin_source="prompt"))
     with program.start(*arguments, within=terminal.shell) as process:
-        terminal.wait_for("PIN for 'office'")
+        terminal.wait_for("PIN for office: ")
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         assert list(table(os.read(process.stdout.fileno(), 65536).decode())) == PROBES[: PROBES.index("login")]

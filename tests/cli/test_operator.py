@@ -4,6 +4,7 @@ import pytest
 from pkcs11 import TokenFlag
 
 from tests.support.faulty_module.control import FaultyModule
+from tests.support.names import PIN
 from tests.support.program import Program, Settings, options
 from tests.support.terminal import Terminal
 
@@ -45,8 +46,35 @@ class TestLastTry:
             terminal.type(answer + "\n")
             terminal.wait_for(f"it ended with {status}")
             terminal.type("\n")
-            process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=60)
         assert faulty.calls("C_Login") == logins
+        assert "warning" not in stderr
+
+    @pytest.mark.parametrize(("typed", "status"), [("\x03", 130), ("\x04", 4)], ids=["Ctrl-C", "Ctrl-D"])
+    def test_leaves_the_line_of_the_question(
+        self, program: Program, signing: Settings, faulty: FaultyModule, terminal: Terminal, typed: str, status: int
+    ) -> None:
+        command = arguments(signing, faulty, "--allow-last-try")
+        with program.start(*command, within=terminal.shell) as process:
+            terminal.wait_for("Type yes to continue: ")
+            terminal.type(typed)
+            terminal.wait_for(f"\r\nit ended with {status}")
+            terminal.type("\n")
+            process.communicate(timeout=60)
+
+    def test_is_asked_about_without_a_second_warning(
+        self, program: Program, signing: Settings, faulty: FaultyModule, terminal: Terminal
+    ) -> None:
+        command = ["assertion", *options(signing, module=str(faulty.path), pin_source=None), "--allow-last-try"]
+        with program.start(*command, within=terminal.shell) as process:
+            terminal.wait_for("Type yes to continue: ")
+            terminal.type("yes\n")
+            terminal.wait_for("PIN for ")
+            terminal.type(PIN + "\n")
+            terminal.wait_for("it ended with 0")
+            terminal.type("\n")
+            _, stderr = process.communicate(timeout=60)
+        assert (terminal.seen + stderr).count("locks") == 1
 
 
 def test_a_device_is_waited_for_on_request(program: Program, signing: Settings, faulty: FaultyModule) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support.names import PIN
+from tests.support.names import PIN, WRONG_PIN
 from tests.support.program import Program, Settings, options
 from tests.support.terminal import COLOUR, Terminal
 
@@ -13,7 +13,7 @@ def test_the_pin_is_asked_for_on_the_terminal_while_stdin_and_stdout_are_pipes(
     program: Program, signing: Settings, terminal: Terminal
 ) -> None:
     with program.start("assertion", *options(signing, pin_source=None), within=terminal.shell) as process:
-        terminal.wait_for("PIN for 'office'")
+        terminal.wait_for("PIN for office: ")
         assert not terminal.echoes()
         terminal.type(PIN + "\n")
         terminal.wait_for("it ended with 0")
@@ -34,6 +34,7 @@ def test_ctrl_c_at_the_question_ends_quietly_and_restores_the_terminal(
         assert not terminal.echoes()
         terminal.type(PIN[:4] + "\x03")
         terminal.wait_for("it ended with 130")
+        assert terminal.seen == "PIN for office: \r\nit ended with 130\r\n"
         assert terminal.echoes()
         terminal.type("\n")
         assert process.communicate(timeout=60) == ("", "")
@@ -49,12 +50,40 @@ def test_no_pin_typed_is_no_pin_sent(program: Program, signing: Settings, termin
         terminal.wait_for("PIN for")
         terminal.type(typed)
         terminal.wait_for("it ended with 4")
+        assert terminal.seen == "PIN for office: \r\nit ended with 4\r\n"
         terminal.type("\n")
         stdout, stderr = process.communicate(timeout=60)
     assert stdout == ""
     assert stderr.startswith("error: No PIN was entered.")
     # SoftHSM would remember a refused one, and say so now.
     assert program("assertion", *options(signing)).stderr == ""
+
+
+def answer(program: Program, signing: Settings, terminal: Terminal, typed: str, *more: str, status: int) -> str:
+    """Answer the question for the PIN, and return what stderr then says."""
+    settings = options(signing, pin_source="prompt")
+    with program.start(*more, "assertion", *settings, within=terminal.shell) as process:
+        terminal.wait_for(": ")
+        terminal.type(typed + "\n")
+        terminal.wait_for(f"it ended with {status}")
+        terminal.type("\n")
+        return process.communicate(timeout=60)[1]
+
+
+def test_after_a_wrong_pin_there_is_one_warning_and_a_way_out(
+    program: Program, signing: Settings, terminal: Terminal
+) -> None:
+    said = answer(program, signing, terminal, WRONG_PIN, status=4)
+    assert said.startswith("error: Wrong PIN for office. It was sent once and will not be sent again.\nhint: ")
+    assert "\n  softhsm2-util --init-token --token office " in said
+    terminal.seen = ""
+    assert answer(program, signing, terminal, PIN, status=0) == ""
+    assert terminal.seen.lstrip().startswith("A wrong PIN was entered since the last login.\r\nPIN for office: ")
+
+
+def test_with_v_the_question_names_the_device_in_full(program: Program, signing: Settings, terminal: Terminal) -> None:
+    answer(program, signing, terminal, PIN, "-v", status=0)
+    assert "PIN for 'office' (SoftHSM project, SoftHSM v2, " in terminal.seen
 
 
 @pytest.mark.parametrize(

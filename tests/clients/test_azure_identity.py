@@ -73,7 +73,7 @@ def test_a_chain_ends_with_our_error_and_does_not_act_as_somebody_else(
 ) -> None:
     monkeypatch.setenv("DEVICE_PIN", "not-the-pin")
     with HsmCredential(**arguments) as refused:
-        with pytest.raises(ClientAuthenticationError, match="refused the PIN") as caught:
+        with pytest.raises(ClientAuthenticationError, match="Wrong PIN") as caught:
             ChainedTokenCredential(refused, by_assertion).get_token(GRAPH)
     assert "not-the-pin" not in str(caught.value)
     assert entra.requests == []

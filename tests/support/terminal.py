@@ -1,5 +1,6 @@
 """A terminal of its own for a program that is tested, and the person in front of it."""
 
+import codecs
 import os
 import re
 import select
@@ -23,6 +24,7 @@ class Terminal:
         self._open = [self.program_side, self._person]
         self.name = os.ttyname(self.program_side)
         self.seen = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def close(self) -> None:
         """Close it, unless it is closed."""
@@ -33,7 +35,7 @@ class Terminal:
         while text not in self.seen:
             readable, _, _ = select.select([self._person], [], [], 20)
             assert readable, f"saw only {self.seen!r}"
-            self.seen += os.read(self._person, 4096).decode()
+            self.seen += self._decode(os.read(self._person, 4096))
 
     def type(self, text: str) -> None:
         os.write(self._person, text.encode())

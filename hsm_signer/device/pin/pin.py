@@ -65,13 +65,15 @@ class PinRequest:
     """The device that requires a PIN, and what a person must know before typing it.
 
     Args:
-        device: the name of the device for people, for example `YubiKey PIV #1234 (Office)`.
+        device: the full name of the device.
+        name: its short name, for the prompt: `YubiKey PIV #12345678`.
         warning: shown first, for example that a wrong PIN was entered before.
         last_try: whether a wrong PIN now locks the device.
         pad: whether the device has its own PIN pad.
     """
 
     device: str
+    name: str = ""
     warning: str | None = None
     last_try: bool = False
     pad: bool = False

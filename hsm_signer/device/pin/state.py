@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from pkcs11 import TokenFlag
 
+from hsm_signer.device.match import DeviceInfo
+from hsm_signer.device.pin.unblock import pin_tool
 from hsm_signer.errors import PinLastTry, PinLocked
 
 
@@ -31,7 +33,7 @@ def pin_state(flags: TokenFlag) -> PinState:
     return PinState.FINE if flags & TokenFlag.USER_PIN_INITIALIZED else PinState.NOT_SET
 
 
-def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) -> str | None:
+def require_pin_tries(device: DeviceInfo, flags: TokenFlag, *, allow_last_try: bool) -> str | None:
     """Decide whether a login may be attempted.
 
     Args:
@@ -51,7 +53,9 @@ def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) ->
         if not allow_last_try:
             raise PinLastTry(
                 f"{device} has one PIN try left; a wrong PIN would lock it. No login was attempted.",
-                hint="If you are sure of the PIN, repeat with --allow-last-try; a right PIN resets the counter.",
+                hint="If you are sure of the PIN, repeat with --allow-last-try: a right PIN gives back all tries. "
+                "If not, use the device's own tool.",
+                commands=pin_tool(device).commands,
             )
         return "This is the last try: a wrong PIN locks the device."
     if flags & TokenFlag.USER_PIN_COUNT_LOW:
@@ -59,10 +63,13 @@ def require_pin_tries(device: str, flags: TokenFlag, *, allow_last_try: bool) ->
     return None
 
 
-def locked(device: str) -> PinLocked:
+def locked(device: DeviceInfo) -> PinLocked:
     """Return the error for a device whose PIN is locked."""
+    tool = pin_tool(device)
     return PinLocked(
         f"The PIN of {device} is locked after too many wrong tries.",
-        hint="Unblock it with the device's own tool and its PUK or SO PIN (ykman piv access unblock-pin, "
-        "pkcs15-tool --unblock-pin, tpm2_dictionarylockout --clear-lockout).",
+        hint="Unblock it with the device's own tool."
+        if tool.unblock
+        else "Unblock it with the vendor's own tool and the device's PUK or SO PIN.",
+        commands=() if tool.unblock is None else (f"{tool.unblock}  # {tool.unblock_needs}",),
     )

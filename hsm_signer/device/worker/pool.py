@@ -234,8 +234,7 @@ class WorkerSigner:
 
     def _log_in(self, request: PinRequest) -> Login:
         """Answer a worker that asks for the PIN: with the accepted one, else with what the source gives now."""
-        if request.last_try and self._access.operator.confirm is not None:
-            self._access.operator.confirm(request)
+        request = self._access.operator.confirm_last_try(request)
         same = self._accepted and self._accepted_by == request.device
         if not same or not is_up_to_date(self._login, self._access.pin):
             self._accepted = False

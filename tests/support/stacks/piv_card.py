@@ -24,6 +24,9 @@ ATTESTATION = 0xF9
 
 TRIES = 3
 
+PUK = "12345678"
+"""The one that a YubiKey has from the factory."""
+
 _AID = bytes.fromhex("a000000308000010000100")
 _YUBICO = bytes.fromhex("a000000527")
 _RSA_2048 = 0x07
@@ -137,6 +140,8 @@ class PivCard:
                 return self._get_data(apdu.data)
             case 0x20:
                 return self._verify(apdu)
+            case 0x2C:
+                return self._reset_retry_counter(apdu)
             case 0x87:
                 return self._authenticate(apdu)
             case 0xFD:
@@ -187,6 +192,16 @@ class PivCard:
             raise _Refused(0x63C0 | self.tries)
         self.tries = TRIES
         self._verified = self._fresh = True
+        return b""
+
+    def _reset_retry_counter(self, apdu: "_Apdu") -> bytes:
+        """RESET RETRY COUNTER (SP 800-73-4 part 2 section 3.2.3): the PUK, then the new PIN."""
+        if apdu.p2 != _PIN or len(apdu.data) != 16:
+            raise _Refused(0x6A80)
+        if apdu.data[:8] != PUK.encode():
+            raise _Refused(0x63C2)
+        self._pin, self.tries = apdu.data[8:], TRIES
+        self.forget_login()
         return b""
 
     def _authenticate(self, apdu: "_Apdu") -> bytes:

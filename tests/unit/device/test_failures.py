@@ -18,7 +18,8 @@ from hsm_signer.errors import (
     PinLocked,
 )
 
-DEVICE = "'Office card' (Yubico, PIV, 0001)"
+INFO = DeviceInfo("Office card", "Yubico", "PIV", "0001", 0, "reader", "", "", "", (0, 0))
+DEVICE = str(INFO)
 NO_FLAGS = TokenFlag(0)
 LOW, FINAL, LOCKED = TokenFlag.USER_PIN_COUNT_LOW, TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_LOCKED
 
@@ -77,14 +78,14 @@ def test_whatever_a_call_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error
 
 @pytest.mark.parametrize("kind", RETURNED)
 def test_whatever_a_login_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
-    assert type(explain_login_failure(kind(), DEVICE, NO_FLAGS)) is LOGIN.get(kind.__name__, LoginInterrupted)
+    assert type(explain_login_failure(kind(), INFO, NO_FLAGS)) is LOGIN.get(kind.__name__, LoginInterrupted)
 
 
 @pytest.mark.parametrize("counted", [LOW, FINAL, LOW | FINAL])
 def test_a_wrong_pin_that_the_device_has_counted_was_refused_whatever_it_returned(counted: TokenFlag) -> None:
-    refused = explain_login_failure(pkcs11.DeviceError(), DEVICE, counted, before=NO_FLAGS)
+    refused = explain_login_failure(pkcs11.DeviceError(), INFO, counted, before=NO_FLAGS)
     assert type(refused) is PinIncorrect
-    assert type(explain_login_failure(pkcs11.DeviceError(), DEVICE, counted, before=counted)) is LoginInterrupted
+    assert type(explain_login_failure(pkcs11.DeviceError(), INFO, counted, before=counted)) is LoginInterrupted
 
 
 @pytest.mark.parametrize("kind", RETURNED)
@@ -147,16 +148,16 @@ def test_other_devices_are_changed_unless_they_are_write_protected(other: Device
 
 @pytest.mark.parametrize("kind", RETURNED)
 def test_every_failure_has_a_hint(kind: type[pkcs11.PKCS11Error]) -> None:
-    errors = explain_failure(kind(), "signing", DEVICE), explain_login_failure(kind(), DEVICE, NO_FLAGS)
+    errors = explain_failure(kind(), "signing", DEVICE), explain_login_failure(kind(), INFO, NO_FLAGS)
     assert all(error.hint for error in errors)
 
 
 @pytest.mark.parametrize("kind", [pkcs11.PinIncorrect, pkcs11.ArgumentsBad, pkcs11.GeneralError])
 def test_a_device_that_says_it_is_locked_now_is_locked_whatever_it_returned(kind: type[pkcs11.PKCS11Error]) -> None:
-    assert type(explain_login_failure(kind(), DEVICE, LOCKED)) is PinLocked
+    assert type(explain_login_failure(kind(), INFO, LOCKED)) is PinLocked
 
 
 @pytest.mark.parametrize(("flags", "warned"), [(NO_FLAGS, False), (LOW, False), (LOW | FINAL, True)])
 def test_a_refused_pin_says_when_the_next_one_would_lock(flags: TokenFlag, warned: bool) -> None:
-    refused = explain_login_failure(pkcs11.PinIncorrect(), DEVICE, flags)
+    refused = explain_login_failure(pkcs11.PinIncorrect(), INFO, flags)
     assert ("One more wrong PIN locks the device." in refused.message) == warned

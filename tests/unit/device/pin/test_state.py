@@ -5,10 +5,11 @@ from itertools import chain, combinations
 import pytest
 from pkcs11 import TokenFlag
 
+from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
 from hsm_signer.errors import PinLastTry, PinLocked
 
-DEVICE = "'Office card' (Yubico, PIV, 0001)"
+DEVICE = DeviceInfo("Office card", "Yubico", "PIV", "0001", 0, "reader", "", "", "", (0, 0))
 NO_FLAGS = TokenFlag(0)
 USABLE = TokenFlag.LOGIN_REQUIRED | TokenFlag.TOKEN_INITIALIZED | TokenFlag.USER_PIN_INITIALIZED
 LOW, FINAL, LOCKED = TokenFlag.USER_PIN_COUNT_LOW, TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_LOCKED
