@@ -27,9 +27,9 @@ def has_terminal() -> bool:
 def ask(question: str) -> str:
     """Ask on the terminal; return the answer, stripped. Call `has_terminal` first."""
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
-        terminal.write(displayable_lines(question).encode())
         line = b""
         try:
+            terminal.write(displayable_lines(question).encode())
             line = terminal.readline()
         finally:
             # After Ctrl-C and Ctrl-D, what comes next begins a line of its own.
