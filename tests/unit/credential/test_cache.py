@@ -1,4 +1,4 @@
-"""Tokens are kept, renewed early by one caller for all, and not thrown away because a renewal failed."""
+"""Tokens are cached, renewed early by one caller for all, and kept while a renewal fails."""
 
 import gc
 import logging
@@ -72,7 +72,7 @@ def challenge(cache: TokenCache, token: AccessToken, claims: str = "{}") -> Acce
 
 
 def seen(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list[str]:
-    """The tokens that are returned at these moments, in seconds after the start."""
+    """Return the tokens that the cache gives at these moments, in seconds after the start."""
     tokens = []
     for seconds in after:
         clock.now = START + seconds
@@ -116,17 +116,13 @@ def test_tokens_for_different_keys_are_kept_apart(cache: TokenCache, server: Ser
     assert [cache.get(key, server).token for key in [*keys, *keys]] == ["token 1", "token 2", "token 3"] * 2
 
 
-def test_a_challenge_is_answered_with_a_new_token_which_is_kept(
-    cache: TokenCache, server: Server, clock: Clock
-) -> None:
+def test_a_claims_challenge_gets_a_new_token_which_is_cached(cache: TokenCache, server: Server, clock: Clock) -> None:
     cache.get(KEY, server)
     answer = challenge(cache, token("from a challenge", clock.now))
     assert (answer.token, cache.get(KEY, server).token) == ("from a challenge",) * 2
 
 
-def test_the_same_challenge_again_is_answered_with_yet_another_token(
-    cache: TokenCache, server: Server, clock: Clock
-) -> None:
+def test_repeating_the_same_challenge_gets_another_new_token(cache: TokenCache, server: Server, clock: Clock) -> None:
     assert [cache.get(KEY, server, "{}").token for _ in range(2)] == ["token 1", "token 2"]
 
 
@@ -135,18 +131,14 @@ def test_a_token_from_a_challenge_is_not_requested_again(cache: TokenCache, serv
     assert (cache.get(KEY, server).token, server.asked) == ("from a challenge", 0)
 
 
-def test_a_challenge_that_cannot_be_answered_is_not_answered_with_the_token_that_was_challenged(
-    cache: TokenCache, server: Server
-) -> None:
+def test_a_failed_challenge_does_not_return_the_challenged_token(cache: TokenCache, server: Server) -> None:
     cache.get(KEY, server)
     server.failure = NetworkError("The endpoint is down.")
     with pytest.raises(NetworkError):
         cache.get(KEY, server, "{}")
 
 
-def test_a_challenge_that_cannot_be_answered_does_not_delay_a_renewal(
-    cache: TokenCache, server: Server, clock: Clock
-) -> None:
+def test_a_failed_challenge_does_not_delay_a_renewal(cache: TokenCache, server: Server, clock: Clock) -> None:
     cache.get(KEY, server)
     clock.now, server.failure = START + HOUR - REFRESH_BEFORE, NetworkError("The endpoint is down.")
     with pytest.raises(NetworkError):
@@ -178,7 +170,7 @@ def test_the_last_good_token_is_returned_while_its_renewal_fails(
     assert seen(cache, server, clock, HOUR - 300, HOUR - 1) == ["token 1", "token 1"]
 
 
-def test_a_failed_renewal_is_tried_again_after_30_seconds_and_not_before(
+def test_a_failed_renewal_is_retried_after_30_seconds_and_not_before(
     cache: TokenCache, server: Server, clock: Clock
 ) -> None:
     cache.get(KEY, server)
@@ -191,7 +183,7 @@ def test_a_failed_renewal_is_tried_again_after_30_seconds_and_not_before(
     assert (asked, RETRY_AFTER) == ([2, 2, 2, 3, 3], 30)
 
 
-def test_a_failed_renewal_does_not_delay_one_of_an_expired_token(
+def test_after_a_failed_renewal_an_expired_token_is_renewed_without_delay(
     cache: TokenCache, server: Server, clock: Clock
 ) -> None:
     cache.get(KEY, server)
@@ -235,7 +227,7 @@ def test_a_bug_in_a_renewal_is_not_hidden_by_the_last_good_token(
 
 
 class Gate:
-    """An acquisition that is under way until it is ended."""
+    """An acquisition that lasts until the test ends it."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -257,8 +249,8 @@ class Gate:
 class WatchedClock(Clock):
     """A clock that knows which threads have looked at it.
 
-    The cache looks before it decides who acquires, and without letting go of its lock in between: a thread that has
-    looked cannot come too late any more.
+    The cache looks at the clock before it decides who acquires, and holds its lock in between. So a thread that has
+    looked is sure to take part in the current acquisition.
     """
 
     def __init__(self) -> None:
@@ -286,7 +278,7 @@ def gate() -> Gate:
 
 
 def ask_together(gate: Gate, finish: Callable[[TokenCache], None]) -> list[Future[AccessToken]]:
-    """Let many threads ask for a token that has expired, and let the acquisition end when all have asked."""
+    """Let many threads ask for an expired token, and end the acquisition when all have asked."""
     clock = WatchedClock()
     cache = TokenCache(clock)
     challenge(cache, token("expired", START - HOUR))
@@ -297,12 +289,12 @@ def ask_together(gate: Gate, finish: Callable[[TokenCache], None]) -> list[Futur
     return futures
 
 
-def test_callers_who_ask_together_share_one_acquisition(gate: Gate) -> None:
+def test_concurrent_callers_share_one_acquisition(gate: Gate) -> None:
     futures = ask_together(gate, lambda _: gate.succeed(token("shared", START)))
     assert ({future.result().token for future in futures}, gate.asked) == ({"shared"}, 1)
 
 
-def test_callers_who_ask_together_share_a_failure_so_that_a_pin_is_presented_once(gate: Gate) -> None:
+def test_concurrent_callers_share_a_failure_so_a_wrong_pin_is_sent_once(gate: Gate) -> None:
     refused = PinIncorrect("The device refused the PIN.")
     futures = ask_together(gate, lambda _: gate.fail(refused))
     assert ({future.exception() for future in futures}, gate.asked) == ({refused}, 1)
@@ -314,7 +306,9 @@ def test_an_interrupt_is_raised_in_its_own_thread_and_the_others_get_an_error(ga
     assert kinds == ["HsmSignerError"] * (CALLERS - 1) + ["KeyboardInterrupt"]
 
 
-def test_callers_who_ask_together_share_a_good_token_that_came_from_elsewhere_while_theirs_failed(gate: Gate) -> None:
+def test_concurrent_callers_whose_acquisition_fails_get_a_good_token_that_a_challenge_brought_meanwhile(
+    gate: Gate,
+) -> None:
     def finish(cache: TokenCache) -> None:
         challenge(cache, token("from a challenge", START))
         gate.fail(NetworkError("The endpoint is down."))
@@ -322,7 +316,7 @@ def test_callers_who_ask_together_share_a_good_token_that_came_from_elsewhere_wh
     assert {future.result().token for future in ask_together(gate, finish)} == {"from a challenge"}
 
 
-def test_while_a_good_token_is_renewed_other_callers_get_it_at_once(
+def test_while_one_caller_renews_a_good_token_the_others_get_it_at_once(
     cache: TokenCache, server: Server, clock: Clock, gate: Gate
 ) -> None:
     cache.get(KEY, server)
@@ -335,7 +329,7 @@ def test_while_a_good_token_is_renewed_other_callers_get_it_at_once(
         assert (meanwhile, renewing.result().token, server.asked) == ("token 1", "renewed", 1)
 
 
-def test_an_acquisition_does_not_hold_up_one_for_another_key(
+def test_an_acquisition_does_not_delay_one_for_another_key(
     cache: TokenCache, server: Server, clock: Clock, gate: Gate
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
@@ -346,7 +340,7 @@ def test_an_acquisition_does_not_hold_up_one_for_another_key(
         assert (other, slow.result().token) == ("token 1", "slow")
 
 
-def test_after_a_shared_acquisition_the_token_is_kept(cache: TokenCache, server: Server, gate: Gate) -> None:
+def test_the_token_of_a_shared_acquisition_is_cached(cache: TokenCache, server: Server, gate: Gate) -> None:
     with ThreadPoolExecutor(1) as pool:
         leading = pool.submit(cache.get, KEY, gate)
         gate.begun.wait()
@@ -363,7 +357,7 @@ def test_callers_with_the_same_challenge_share_one_acquisition(cache: TokenCache
     assert ({first.result().token, second.result().token}, server.asked) == ({"shared"}, 0)
 
 
-def test_another_challenge_is_an_acquisition_of_its_own(cache: TokenCache, server: Server, gate: Gate) -> None:
+def test_different_challenges_get_separate_acquisitions(cache: TokenCache, server: Server, gate: Gate) -> None:
     slow = cache.submit(KEY, gate, "{}")
     other = cache.get(KEY, server, '{"access_token": {}}').token
     gate.succeed(token("slow", START))
@@ -391,14 +385,16 @@ def test_submit_returns_a_failure(cache: TokenCache, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("no_more_threads")
-def test_without_a_thread_submit_returns_an_error_and_nobody_waits_forever(cache: TokenCache, server: Server) -> None:
+def test_if_no_thread_can_start_submit_returns_an_error_and_no_caller_waits_forever(
+    cache: TokenCache, server: Server
+) -> None:
     for _ in range(2):
         assert "no thread" in str(cache.submit(KEY, server).exception(60)).lower()
     assert cache.get(KEY, server).token == "token 1"
 
 
 @pytest.mark.usefixtures("no_more_threads")
-def test_without_a_thread_for_a_renewal_the_last_good_token_is_returned(
+def test_if_no_thread_can_start_for_a_renewal_the_last_good_token_is_returned(
     cache: TokenCache, server: Server, clock: Clock
 ) -> None:
     cache.get(KEY, server)
@@ -412,12 +408,12 @@ def test_a_forked_child_keeps_the_tokens(cache: TokenCache, server: Server) -> N
     assert (cache.get(KEY, server).token, server.asked) == ("token 1", 1)
 
 
-def test_a_forked_child_waits_neither_for_a_lock_nor_for_an_acquisition_of_the_parents(
+def test_a_forked_child_does_not_wait_for_its_parents_lock_or_acquisition(
     cache: TokenCache, server: Server, gate: Gate
 ) -> None:
     begun = cache.submit(KEY, gate)
     gate.begun.wait()
-    # As at a fork, when another thread is about to look.
+    # As at a fork while another thread is in the cache.
     cache._lock.acquire()
     cache.reset_after_fork()
     assert cache.get(KEY, server).token == "token 1"
@@ -437,7 +433,7 @@ def refused(cache: TokenCache, acquire: Callable[[], AccessToken], challenge: st
 
 
 def requests_at(cache: TokenCache, server: Server, clock: Clock, *after: float) -> list[int]:
-    """How often the server has been asked after the cache was, at these moments, in seconds after the start."""
+    """Ask the cache at these moments, in seconds after the start; return the server's count of requests after each."""
     counts = []
     for seconds in after:
         clock.now = START + seconds
@@ -447,13 +443,13 @@ def requests_at(cache: TokenCache, server: Server, clock: Clock, *after: float) 
 
 
 class TestRefusal:
-    def test_that_will_last_is_raised_again_without_a_request(self, cache: TokenCache, server: Server) -> None:
+    def test_a_lasting_refusal_is_raised_again_without_a_request(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         first, second = refused(cache, server), refused(cache, server)
         assert server.asked == 1
         assert (str(second), vars(second)) == (str(first), vars(first))
 
-    def test_is_raised_as_a_copy_with_a_traceback_of_its_own(self, cache: TokenCache, server: Server) -> None:
+    def test_each_caller_gets_a_copy_with_its_own_traceback(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         errors = [refused(cache, server) for _ in range(3)]
         for error in errors:
@@ -463,9 +459,9 @@ class TestRefusal:
         # Of three errors, only the first comes from the server.
         assert [innermost_function(error) == "__call__" for error in errors] == [True, False, False]
 
-    def test_does_not_keep_what_the_acquisition_had_in_its_frames(self, cache: TokenCache) -> None:
+    def test_a_remembered_refusal_does_not_keep_the_variables_of_the_acquisition_alive(self, cache: TokenCache) -> None:
         class Assertion:
-            """Something that is held by the frame which raises."""
+            """An object in the frame that raises."""
 
         held: list[weakref.ref[Assertion]] = []
 
@@ -480,48 +476,52 @@ class TestRefusal:
         refused(cache, acquire)
         assert len(held) == 1
 
-    def test_is_asked_for_again_after_five_seconds_and_then_ever_later_up_to_a_minute(
+    def test_the_server_is_asked_again_after_five_seconds_then_less_and_less_often_down_to_once_a_minute(
         self, cache: TokenCache, server: Server, clock: Clock
     ) -> None:
         server.failure = refuse()
         moments = [0, 4.9, 5, 14.9, 15, 34.9, 35, 74.9, 75, 134.9, 135, 194.9, 195]
         assert requests_at(cache, server, clock, *moments) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]
 
-    def test_that_comes_again_after_a_long_time_is_a_first_one(
+    def test_a_refusal_long_after_the_last_one_starts_with_the_shortest_pause(
         self, cache: TokenCache, server: Server, clock: Clock
     ) -> None:
         server.failure = refuse()
         requests_at(cache, server, clock, 0, 5, 15)
         assert requests_at(cache, server, clock, HOUR, HOUR + 4.9, HOUR + 5) == [4, 4, 5]
 
-    def test_is_forgotten_when_the_clock_is_set_back(self, cache: TokenCache, server: Server, clock: Clock) -> None:
+    def test_a_refusal_is_forgotten_when_the_clock_is_set_back(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
         server.failure = refuse()
         assert requests_at(cache, server, clock, 0, -HOUR) == [1, 2]
 
-    def test_is_forgotten_after_a_success(self, cache: TokenCache, clock: Clock) -> None:
+    def test_a_refusal_is_forgotten_after_a_success(self, cache: TokenCache, clock: Clock) -> None:
         server = Server(clock, life=10)
         server.failure = refuse()
         requests_at(cache, server, clock, 0, 5)
         server.failure = None
         assert seen(cache, server, clock, 15) == ["token 3"]
         server.failure = refuse()
-        # The token has expired, and the pauses begin again with the shortest.
+        # The token has expired, and the first pause is the shortest one again.
         assert requests_at(cache, server, clock, 25, 29.9, 30) == [4, 4, 5]
 
-    def test_is_forgotten_after_a_challenge_was_answered(self, cache: TokenCache, server: Server, clock: Clock) -> None:
+    def test_a_refusal_is_forgotten_after_a_challenge_got_a_token(
+        self, cache: TokenCache, server: Server, clock: Clock
+    ) -> None:
         server.failure = refuse()
         requests_at(cache, server, clock, 0, 5)
         challenge(cache, token("from a challenge", clock.now, life=1))
-        # Else it would be raised for ten seconds from the last time on.
+        # If it were remembered, its next pause would be ten seconds.
         assert requests_at(cache, server, clock, 6, 10.9, 11) == [3, 3, 4]
 
-    def test_of_one_token_is_none_of_another(self, cache: TokenCache, server: Server) -> None:
+    def test_a_refusal_for_one_key_does_not_affect_another(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
         server.failure = None
         assert cache.get("another scope, tenant, or continuous access evaluation", server).token == "token 2"
 
-    def test_of_a_challenge_is_of_that_challenge_alone(self, cache: TokenCache, server: Server) -> None:
+    def test_a_refused_challenge_affects_only_that_challenge(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server, "{}")
         refused(cache, server, "{}")
@@ -530,13 +530,13 @@ class TestRefusal:
         assert cache.get(KEY, server).token == "token 2"
         assert cache.get(KEY, server, '{"access_token": {}}').token == "token 3"
 
-    def test_without_a_challenge_does_not_answer_one(self, cache: TokenCache, server: Server) -> None:
+    def test_a_refusal_without_a_challenge_does_not_affect_a_challenge(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
         server.failure = None
         assert cache.get(KEY, server, "{}").token == "token 2"
 
-    def test_of_a_renewal_leaves_the_token_that_is_still_good(
+    def test_a_refused_renewal_does_not_drop_a_token_that_is_still_good(
         self, cache: TokenCache, server: Server, clock: Clock
     ) -> None:
         cache.get(KEY, server)
@@ -545,29 +545,29 @@ class TestRefusal:
         asked = server.asked
         assert requests_at(cache, server, clock, HOUR, HOUR + 1) == [asked] * 2
 
-    def test_of_a_renewal_is_never_raised_while_the_token_is_good(
+    def test_a_refused_renewal_is_never_raised_while_the_token_is_good(
         self, cache: TokenCache, server: Server, clock: Clock
     ) -> None:
         cache.get(KEY, server)
         server.failure = refuse()
-        # By the fourth, its pause is longer than the one after any failed renewal.
+        # After the fourth refusal, its pause is longer than the one after a failed renewal.
         moments = [HOUR - 300 + RETRY_AFTER * attempt for attempt in range(10)]
         assert seen(cache, server, clock, *moments) == ["token 1"] * 10
 
-    def test_reaches_who_does_not_wait(self, cache: TokenCache, server: Server) -> None:
+    def test_submit_returns_a_remembered_refusal_at_once(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
         found = cache.submit(KEY, server)
         assert (found.done(), type(found.exception()), server.asked) == (True, EntraError, 1)
 
-    def test_is_remembered_by_a_forked_child(self, cache: TokenCache, server: Server) -> None:
+    def test_a_forked_child_remembers_a_refusal(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         refused(cache, server)
         cache.reset_after_fork()
         refused(cache, server)
         assert server.asked == 1
 
-    def test_is_asked_for_once_by_fifty_threads(self, cache: TokenCache, server: Server) -> None:
+    def test_fifty_threads_send_one_request_for_a_refusal(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         with ThreadPoolExecutor(50) as pool:
             numbers = {error.aadsts for error in pool.map(lambda _: refused(cache, server), range(500))}
@@ -576,7 +576,7 @@ class TestRefusal:
     @pytest.mark.parametrize(
         "failure",
         [
-            # A rotation or a renewal of the certificate is about to cure these.
+            # A rotation or a renewed certificate may fix these at any moment.
             refuse(700027, "invalid_client"),
             refuse(700024, "invalid_client"),
             refuse(1000502, "invalid_client"),
@@ -592,7 +592,7 @@ class TestRefusal:
         ],
         ids=lambda failure: f"{getattr(failure, 'aadsts', '')} {type(failure).__name__}",
     )
-    def test_that_may_be_over_at_once_is_not_remembered(
+    def test_a_failure_that_may_end_at_any_moment_is_not_remembered(
         self, cache: TokenCache, server: Server, failure: Exception
     ) -> None:
         server.failure = failure
@@ -607,8 +607,8 @@ def innermost_function(error: EntraError) -> str:
     return traceback.extract_tb(error.__traceback__)[-1].name
 
 
-class TestBound:
-    def test_a_token_that_expired_is_dropped_when_another_arrives(
+class TestTheSizeOfTheCache:
+    def test_an_expired_token_is_dropped_when_another_arrives(
         self, cache: TokenCache, server: Server, clock: Clock
     ) -> None:
         expired = weakref.ref(cache.get(KEY, server))
@@ -621,27 +621,27 @@ class TestBound:
         gc.collect()
         assert expired() is None
 
-    def test_it_keeps_some_hundreds_of_tokens(self, cache: TokenCache, server: Server) -> None:
+    def test_it_keeps_500_tokens(self, cache: TokenCache, server: Server) -> None:
         for key in range(1000):
             cache.get(key, server)
         for key in reversed(range(1000)):
             cache.get(key, server)
         assert server.asked == 1000 + 500
 
-    def test_the_token_that_was_not_used_for_longest_is_dropped(self, cache: TokenCache, server: Server) -> None:
+    def test_the_least_recently_used_token_is_dropped(self, cache: TokenCache, server: Server) -> None:
         for key in range(500):
             cache.get(key, server)
         cache.get(0, server)
         cache.get(500, server)
         assert [cache.get(0, server).token, cache.get(1, server).token] == ["token 1", "token 502"]
 
-    def test_it_remembers_some_hundreds_of_refusals(self, cache: TokenCache, server: Server) -> None:
+    def test_it_remembers_500_refusals(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         for challenge in [*range(1000), *reversed(range(1000))]:
             refused(cache, server, str(challenge))
         assert server.asked == 1000 + 500
 
-    def test_the_refusal_that_was_not_raised_for_longest_is_forgotten(self, cache: TokenCache, server: Server) -> None:
+    def test_the_least_recently_raised_refusal_is_forgotten(self, cache: TokenCache, server: Server) -> None:
         server.failure = refuse()
         for challenge in [*range(500), 0, 500]:
             refused(cache, server, str(challenge))
@@ -651,7 +651,7 @@ class TestBound:
         refused(cache, server, "1")
         assert server.asked == asked + 1
 
-    def test_a_flood_of_refusals_costs_no_token(self, cache: TokenCache, server: Server) -> None:
+    def test_many_refusals_do_not_push_out_a_token(self, cache: TokenCache, server: Server) -> None:
         cache.get(KEY, server)
         server.failure = refuse()
         for challenge in range(1000):
@@ -666,7 +666,7 @@ class TestBound:
         gate.succeed(token("shared", START))
         assert {first.result().token, second.result().token} == {"shared"}
 
-    def test_fifty_threads_get_the_token_of_their_key_and_acquire_each_once_at_a_time(
+    def test_fifty_threads_get_the_token_of_their_key_and_no_key_is_acquired_twice_at_a_time(
         self, cache: TokenCache, clock: Clock
     ) -> None:
         lock, busy, most = threading.Lock(), Counter[int](), Counter[int]()

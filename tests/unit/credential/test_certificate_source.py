@@ -1,4 +1,4 @@
-"""A certificate is read again when it may have been renewed, and kept while it is being replaced."""
+"""A certificate is read again when it may have been renewed; the last good one is used while it is being replaced."""
 
 import os
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Device:
 
 
 class TestACertificateOnTheDevice:
-    def test_that_was_renewed_is_used_after_a_while(self, first: bytes, renewed: bytes) -> None:
+    def test_a_renewed_certificate_is_used_after_a_while(self, first: bytes, renewed: bytes) -> None:
         device, clock = Device([first]), [0.0]
         certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
         seen = [certificates.certificate().der]
@@ -56,7 +56,7 @@ class TestACertificateOnTheDevice:
         assert seen == [first, first, renewed]
         assert device.read == 2
 
-    def test_is_the_one_known_while_it_is_being_replaced(self, first: bytes, renewed: bytes) -> None:
+    def test_the_last_good_certificate_is_used_while_it_is_being_replaced(self, first: bytes, renewed: bytes) -> None:
         device, clock = Device([first]), [0.0]
         certificates = StoredCertificate(device.certificate, "the device", lambda: clock[0])
         certificates.certificate()
@@ -64,7 +64,7 @@ class TestACertificateOnTheDevice:
         clock[0] = REREAD
         assert certificates.certificate().der == first
 
-    def test_must_be_the_only_one_to_begin_with(self, first: bytes, renewed: bytes) -> None:
+    def test_several_certificates_at_the_start_are_refused(self, first: bytes, renewed: bytes) -> None:
         with pytest.raises(KeyAmbiguous):
             StoredCertificate(Device([first, renewed]).certificate, "the device").certificate()
 
@@ -80,7 +80,7 @@ def file(path: Path, signer: Signer) -> CertificateFile:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put another file in its place, as a renewal does."""
+    """Replace the file by another one, as a renewal does."""
     fresh = path.with_name("fresh")
     fresh.write_bytes(content)
     os.replace(fresh, path)
@@ -123,7 +123,7 @@ def test_a_certificate_file_that_did_not_change_is_not_read_again(
     assert file.chain() is file.chain()
 
 
-def test_the_certificates_are_kept_while_their_file_is_gone(file: CertificateFile, path: Path, first: bytes) -> None:
+def test_the_certificates_are_kept_while_their_file_is_missing(file: CertificateFile, path: Path, first: bytes) -> None:
     path.write_bytes(first)
     file.certificate()
     path.unlink()
@@ -140,7 +140,7 @@ def test_the_certificates_are_kept_while_their_file_is_damaged(
     assert file.certificate().der == first
 
 
-def test_a_file_that_was_damaged_is_read_again_when_it_is_mended(
+def test_a_damaged_file_is_read_again_once_it_is_replaced(
     file: CertificateFile, path: Path, first: bytes, renewed: bytes
 ) -> None:
     for content in (first, b"damaged", renewed):
@@ -149,18 +149,18 @@ def test_a_file_that_was_damaged_is_read_again_when_it_is_mended(
     assert file.certificate().der == renewed
 
 
-def test_a_file_that_was_never_there_is_named(file: CertificateFile, path: Path) -> None:
+def test_a_file_that_never_existed_is_named(file: CertificateFile, path: Path) -> None:
     with pytest.raises(CertificateNotFound) as refused:
         file.certificate()
     assert refused.value.message == f"The certificate {path} cannot be read: No such file or directory."
 
 
-def test_a_directory_is_no_certificate_file(tmp_path: Path, signer: Signer) -> None:
+def test_a_directory_instead_of_a_certificate_file_is_refused(tmp_path: Path, signer: Signer) -> None:
     with pytest.raises(CertificateNotFound, match="Is a directory"):
         CertificateFile(tmp_path, signer.public_key).certificate()
 
 
-def test_a_file_that_was_never_good_is_refused(file: CertificateFile, path: Path) -> None:
+def test_a_file_without_a_certificate_in_it_is_refused(file: CertificateFile, path: Path) -> None:
     path.write_bytes(b"damaged")
     with pytest.raises(CertificateUnusable, match=r"is not an X\.509 certificate"):
         file.certificate()
@@ -174,7 +174,7 @@ def test_the_keys_own_certificate_comes_first_and_the_others_keep_their_order(
     assert [each.der for each in file.chain()] == [first, root, intermediate]
 
 
-def test_a_file_without_the_keys_certificate_is_refused_when_it_is_used(
+def test_a_file_without_the_keys_certificate_is_refused_when_an_assertion_is_built(
     file: CertificateFile, path: Path, signer: Signer, other_key: rsa.RSAPrivateKey, issue: Issue, now: datetime
 ) -> None:
     path.write_bytes(issue(other_key))
@@ -182,7 +182,7 @@ def test_a_file_without_the_keys_certificate_is_refused_when_it_is_used(
         Identity(APP, signer, file, now=now.timestamp).assertion(AUDIENCE)
 
 
-def test_a_certificate_renewed_under_a_running_service_is_used(
+def test_an_identity_uses_a_certificate_that_was_renewed_after_it_had_expired(
     file: CertificateFile, path: Path, key: rsa.RSAPrivateKey, signer: Signer, issue: Issue, now: datetime
 ) -> None:
     whose = Identity(APP, signer, file, now=now.timestamp)

@@ -1,4 +1,4 @@
-"""An identity signs assertions for its client, but not without a valid certificate of its key."""
+"""An identity signs assertions for its client, and signs nothing without a valid certificate for its key."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +43,7 @@ def header(assertion: str) -> dict[str, Any]:
     ],
     ids=["both", "PS256 only", "RS256 only", "neither"],
 )
-def test_auto_is_ps256_if_the_device_supports_it_and_else_rs256(
+def test_auto_is_ps256_if_the_device_supports_it_otherwise_rs256(
     key: rsa.RSAPrivateKey, make_signer: MakeSigner, certificate: Certificate, now: datetime,
     able: frozenset[Algorithm], expected: str,
 ) -> None:  # fmt: skip
@@ -74,7 +74,7 @@ def test_the_whole_chain_is_sent(
     assert len(sent["x5c"]) == 2
 
 
-def test_an_assertion_has_the_client_the_audience_and_the_times(
+def test_an_assertion_names_the_client_the_audience_and_the_times(
     signer: Signer, certificate: Certificate, now: datetime
 ) -> None:
     claims = parse_jwt(identity(signer, certificate, now=now).assertion(AUDIENCE, 300)).claims
@@ -102,7 +102,7 @@ def test_nothing_is_signed_when_the_certificate_has_expired(
         expired.assertion(AUDIENCE)
 
 
-def test_nothing_is_signed_when_the_certificate_is_of_another_key(
+def test_nothing_is_signed_when_the_certificate_belongs_to_another_key(
     signer: Signer, other_key: rsa.RSAPrivateKey, issue: Issue, now: datetime
 ) -> None:
     other = parse_certificates(issue(other_key), "test")[0]

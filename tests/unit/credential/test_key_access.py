@@ -1,4 +1,4 @@
-"""From a profile to how its key is opened: above all, where the PIN comes from."""
+"""How the key of a profile is opened: above all, where its PIN comes from."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ OFFICE = Pkcs11Uri(token="Office")
 
 
 class Prompt:
-    """Somebody at a terminal."""
+    """A person at a terminal."""
 
     description = identity = "the prompt"
     attended = True
@@ -41,7 +41,7 @@ WITH_VALUE = Pkcs11Uri(token="Office", pin_value="4711")
         (None, OFFICE, None, NoPinSource),
     ],
 )
-def test_the_pin_comes_from_the_setting_else_the_uri_else_the_prompt(
+def test_the_pin_comes_from_the_setting_or_else_the_uri_or_else_the_prompt(
     setting: str | None, uri: Pkcs11Uri, prompt: Prompt | None, expected: type[object]
 ) -> None:
     access = key_access(Profile(key=(uri,), pin_source=setting), uri, Operator(prompt=prompt))
@@ -61,6 +61,6 @@ def test_the_pin_file_of_a_profile_is_the_one_it_names() -> None:
     assert source.path == Path("/etc/hsm-signer/pin")
 
 
-def test_without_a_record_of_refused_pins_there_is_no_place_for_one() -> None:
+def test_a_profile_that_records_no_refused_pins_has_no_directory_for_them() -> None:
     profiles = [Profile(key=(OFFICE,), state_directory=Path("/s"), pin_record=kept) for kept in (True, False)]
     assert [key_access(profile, OFFICE).pin_record for profile in profiles] == [Path("/s/pins"), None]

@@ -1,4 +1,4 @@
-"""Of several keys the first whose device is there signs; a refused PIN is not presented again."""
+"""The first key whose device is present signs; a wrong PIN is not sent again."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 
 
 class Devices:
-    """What becomes of opening each key: stands in for `open_identity`, which would need the devices."""
+    """Replaces `open_identity`, which needs real devices, and decides for each key whether it opens."""
 
     def __init__(self, working: Identity) -> None:
         self.opened: list[str | None] = []
@@ -89,7 +89,7 @@ def devices(signer: Signer, certificate: Certificate, now: datetime, monkeypatch
 
 
 def signed_by(keys: Keys) -> str:
-    """The device whose key signed: here it is the client of the assertion."""
+    """Return the device whose key signed: in these tests it is the client of the assertion."""
     return str(parse_jwt(keys.assertion(AUDIENCE)).claims["iss"])
 
 
@@ -111,20 +111,20 @@ def test_when_a_device_is_absent_or_does_not_work_the_next_key_signs(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind.__name__ not in NEXT_KEY])
-def test_any_other_failure_is_not_passed_over(devices: Devices, kind: type[HsmSignerError]) -> None:
+def test_any_other_failure_stops_the_search_for_a_key(devices: Devices, kind: type[HsmSignerError]) -> None:
     devices.failing = {OFFICE: kind}
     with pytest.raises(kind, match="Office failed"):
         devices.keys(OFFICE, HOME).assertion(AUDIENCE)
     assert devices.opened == ["Office"]
 
 
-def test_when_no_key_works_the_failure_is_the_last_ones(devices: Devices) -> None:
+def test_when_no_key_works_the_failure_of_the_last_one_is_raised(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound, HOME: DeviceGone}
     with pytest.raises(DeviceGone, match="Home failed"):
         devices.keys(OFFICE, HOME).assertion(AUDIENCE)
 
 
-def test_passing_over_a_key_is_told(devices: Devices, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipping_a_key_is_logged(devices: Devices, caplog: pytest.LogCaptureFixture) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     devices.keys(OFFICE, HOME).assertion(AUDIENCE)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
@@ -132,14 +132,14 @@ def test_passing_over_a_key_is_told(devices: Devices, caplog: pytest.LogCaptureF
     ]
 
 
-def test_a_key_that_failed_rests_while_another_one_works(devices: Devices) -> None:
+def test_a_failed_key_is_not_tried_while_another_one_works(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     keys = devices.keys(OFFICE, HOME)
     assert [signed_by(keys) for _ in range(2)] == ["Home", "Home"]
     assert devices.opened == ["Office", "Home"]
 
 
-def test_the_preferred_key_is_returned_to_when_it_has_rested(devices: Devices) -> None:
+def test_the_preferred_key_is_tried_again_after_the_cooldown(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     keys, seen = devices.keys(OFFICE, HOME), []
     for devices.now in (0.0, COOLDOWN - 0.1, COOLDOWN):
@@ -148,7 +148,7 @@ def test_the_preferred_key_is_returned_to_when_it_has_rested(devices: Devices) -
     assert seen == ["Home", "Home", "Office"]
 
 
-def test_a_key_that_rests_is_tried_before_giving_up(devices: Devices) -> None:
+def test_a_key_in_its_cooldown_is_tried_when_no_other_key_works(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     keys = devices.keys(OFFICE, HOME, VAULT)
     before = signed_by(keys)
@@ -158,7 +158,7 @@ def test_a_key_that_rests_is_tried_before_giving_up(devices: Devices) -> None:
     assert (before, signed_by(keys)) == ("Home", "Office")
 
 
-def test_a_device_that_is_waited_for_is_found_among_several(devices: Devices) -> None:
+def test_waiting_for_a_device_finds_any_of_several(devices: Devices) -> None:
     devices.failing = {OFFICE: DeviceNotFound, HOME: DeviceNotFound}
     waited: list[str] = []
 
@@ -180,7 +180,7 @@ def test_a_device_that_refused_a_pin_is_not_opened_again(devices: Devices, kind:
     assert devices.opened == ["Office"]
 
 
-def test_closing_lets_go_of_every_device_and_the_next_assertion_opens_anew(devices: Devices) -> None:
+def test_closing_closes_every_device_and_the_next_assertion_opens_them_again(devices: Devices) -> None:
     keys = devices.keys(OFFICE)
     keys.assertion(AUDIENCE)
     keys.close()
@@ -189,22 +189,22 @@ def test_closing_lets_go_of_every_device_and_the_next_assertion_opens_anew(devic
 
 
 @pytest.mark.parametrize("isolated", [True, False])
-def test_every_key_is_opened_in_a_process_of_its_own_if_one_is(devices: Devices, isolated: bool) -> None:
+def test_either_every_key_is_opened_in_its_own_process_or_none_is(devices: Devices, isolated: bool) -> None:
     devices.failing = {OFFICE: DeviceNotFound}
     devices.keys(OFFICE, HOME, isolated=isolated).assertion(AUDIENCE)
     assert devices.isolated == [isolated, isolated]
 
 
-def test_after_a_fork_a_key_is_opened_anew_and_the_parents_left_alone(devices: Devices) -> None:
+def test_after_a_fork_the_child_opens_the_key_again_and_leaves_the_parents_device_open(devices: Devices) -> None:
     keys = devices.keys(OFFICE)
     keys.assertion(AUDIENCE)
-    keys._keys[0]._lock.acquire()  # as another thread of the parent may have held it
+    keys._keys[0]._lock.acquire()  # another thread of the parent may hold it at the fork
     keys.reset_after_fork()
     keys.assertion(AUDIENCE)
     assert (devices.opened, devices.closed) == (["Office", "Office"], [])
 
 
-def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices) -> None:
+def test_a_pin_refused_before_a_fork_is_not_sent_after_it(devices: Devices) -> None:
     devices.failing = {OFFICE: PinIncorrect}
     keys = devices.keys(OFFICE)
     for _ in range(2):
@@ -215,7 +215,7 @@ def test_a_pin_refused_before_a_fork_is_not_presented_after_it(devices: Devices)
 
 
 class TestAKeyFile:
-    """It names Office, and then Home."""
+    """A key file that first names Office, then Home."""
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -226,15 +226,15 @@ class TestAKeyFile:
     def keys(self, devices: Devices, file: Path) -> Keys:
         return Keys(Profile(key=(OFFICE,), key_file=file), APP, monotonic=lambda: devices.now)
 
-    def test_that_names_another_key_is_followed(self, devices: Devices, keys: Keys, file: Path) -> None:
+    def test_when_the_file_names_another_key_that_key_signs(self, devices: Devices, keys: Keys, file: Path) -> None:
         before = signed_by(keys)
         write_key_file(file, KeyFile(KeyEntry(HOME)))
         assert (before, signed_by(keys), devices.closed) == ("Office", "Home", ["Office"])
 
-    def test_that_changes_while_the_old_key_fails_is_followed_at_once(
+    def test_when_the_file_changes_while_the_old_key_fails_the_new_key_signs_at_once(
         self, devices: Devices, keys: Keys, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The old key was deleted from the device after the look at the file.
+        # The old key is deleted from the device just after the file was read.
         def deleted(profile: Profile, client: Client, uri: Pkcs11Uri, *arguments: Any, **named: Any) -> Identity:
             if uri == OFFICE:
                 write_key_file(file, KeyFile(KeyEntry(HOME)))
@@ -244,8 +244,10 @@ class TestAKeyFile:
         monkeypatch.setattr("hsm_signer.credential.keys.open_identity", deleted)
         assert signed_by(keys) == "Home"
 
-    def test_leaves_no_device_of_the_old_key_open_behind(self, devices: Devices, keys: Keys, file: Path) -> None:
-        # Another thread had chosen the old key before this one went over to the new one, and opens it only now.
+    def test_a_thread_that_chose_the_old_key_cannot_open_its_device_after_the_switch(
+        self, devices: Devices, keys: Keys, file: Path
+    ) -> None:
+        # Another thread chose the old key before this one switched to the new key, and opens it only now.
         signed_by(keys)
         (old,) = keys._keys
         write_key_file(file, KeyFile(KeyEntry(HOME)))
@@ -256,7 +258,7 @@ class TestAKeyFile:
 
 
 class TestTheKeyInUse:
-    """What can be told of an assertion without the device."""
+    """Whether an assertion is by the key in use, as far as files show it without the device."""
 
     @staticmethod
     def keys(**files: Path) -> Keys:
@@ -269,13 +271,13 @@ class TestTheKeyInUse:
         return tmp_path / "key.json"
 
     @pytest.mark.parametrize("name", ["x5t", "x5t#S256"])
-    def test_is_told_by_what_the_key_file_has_recorded(self, file: Path, certificate: Certificate, name: str) -> None:
+    def test_the_thumbprints_in_the_key_file_decide(self, file: Path, certificate: Certificate, name: str) -> None:
         keys = self.keys(key_file=file)
         assert keys.is_current({name: thumbprints(certificate)[name]}, written=0)
         assert not keys.is_current({name: "another"}, written=time.time() + 60)
 
     @pytest.mark.parametrize("name", ["x5t", "x5t#S256"])
-    def test_is_told_by_the_certificate_in_a_file(self, tmp_path: Path, certificate: Certificate, name: str) -> None:
+    def test_the_certificate_in_a_file_decides(self, tmp_path: Path, certificate: Certificate, name: str) -> None:
         file = tmp_path / "app.der"
         file.write_bytes(certificate.der)
         keys = self.keys(certificate=file)
@@ -283,7 +285,7 @@ class TestTheKeyInUse:
         assert not keys.is_current({name: "another"}, written=time.time() + 60)
 
     @pytest.mark.parametrize("content", ["by hand", "damaged", "gone"])
-    def test_is_told_by_the_age_of_a_key_file_that_does_not_say(self, file: Path, content: str) -> None:
+    def test_if_the_key_file_has_no_thumbprints_its_age_decides(self, file: Path, content: str) -> None:
         if content == "by hand":
             write_key_file(file, KeyFile(KeyEntry(OFFICE)))
         elif content == "damaged":
@@ -294,7 +296,7 @@ class TestTheKeyInUse:
         assert keys.is_current({"x5t": "any"}, written=time.time() + 60)
         assert keys.is_current({"x5t": "any"}, written=time.time() - 60) is (content == "gone")
 
-    def test_may_have_changed_with_a_file_that_was_moved_into_place(self, file: Path) -> None:
+    def test_a_key_file_moved_into_place_counts_as_changed_whatever_its_modification_time(self, file: Path) -> None:
         written = time.time() - 60
         another = file.with_name("another.json")
         write_key_file(another, KeyFile(KeyEntry(HOME)))
@@ -302,7 +304,7 @@ class TestTheKeyInUse:
         another.replace(file)
         assert not self.keys(key_file=file).is_current({"x5t": "any"}, written)
 
-    def test_is_not_doubted_where_no_file_names_it(self) -> None:
+    def test_without_a_key_file_the_key_is_always_current(self) -> None:
         keys = self.keys()
         assert (keys.state(), keys.is_current({"x5t": "any"}, 0)) == ((), True)
 
@@ -314,7 +316,7 @@ class TestTheKeyInUse:
             pytest.param(lambda file: file.unlink(), id="removed"),
         ],
     )
-    def test_may_be_another_once_the_state_of_the_files_is(self, file: Path, change: Callable[[Path], None]) -> None:
+    def test_the_state_changes_when_the_key_file_does(self, file: Path, change: Callable[[Path], None]) -> None:
         keys = self.keys(key_file=file, certificate=file.with_name("app.pem"))
         before = keys.state()
         assert keys.state() == before

@@ -1,4 +1,4 @@
-"""Text that is shown steers no terminal, forges no line, and stays legible."""
+"""Text from outside cannot control the terminal or forge a line when it is shown, and stays legible."""
 
 import pytest
 from hypothesis import given
@@ -11,17 +11,17 @@ text = st.text(st.characters())  # with lone surrogates
 
 
 @given(text)
-def test_every_character_shows_itself_on_one_line(words: str) -> None:
+def test_every_character_is_shown_on_one_line(words: str) -> None:
     assert displayable(words).isprintable()
 
 
 @given(text)
-def test_what_is_displayable_stays_as_it_is(words: str) -> None:
+def test_displayable_text_is_not_changed(words: str) -> None:
     assert displayable(displayable(words)) == displayable(words)
 
 
 @pytest.mark.parametrize("words", ["", "Zoë's Karte №1", "鍵 🔑", r"C:\x1b"])
-def test_ordinary_names_stay_as_they_are(words: str) -> None:
+def test_ordinary_names_are_not_changed(words: str) -> None:
     assert displayable(words) == words
 
 
@@ -41,12 +41,12 @@ def test_ordinary_names_stay_as_they_are(words: str) -> None:
         ("\U000e0041", r"\U000e0041"),
     ],
 )
-def test_what_could_steer_or_hide_is_an_escape(character: str, shown: str) -> None:
+def test_control_and_invisible_characters_are_escaped(character: str, shown: str) -> None:
     assert displayable(f"a{character}b") == f"a{shown}b"
 
 
 @given(text)
-def test_lines_stay_lines(words: str) -> None:
+def test_line_breaks_are_kept_where_several_lines_are_allowed(words: str) -> None:
     assert displayable_lines(words).split("\n") == [displayable(line) for line in words.split("\n")]
 
 

@@ -1,4 +1,4 @@
-"""Which changes of a file may have changed the PIN in it. On real files: the kernel is the judge of their times."""
+"""Which changes to a file may have changed the PIN in it. On real files, because the kernel sets their times."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def read(path: Path) -> str:
 
 
 def let_the_clock_move(path: Path) -> None:
-    """Wait for the kernel's file clock to tick: what happens within one tick has one time."""
+    """Wait for the kernel's file clock to tick: all changes within one tick get the same time."""
     probe = path.with_name("probe")
     probe.touch()
     first = probe.stat().st_ctime_ns
@@ -103,7 +103,7 @@ def test_writing_a_file_changes_its_state(file: Path, change: Callable[[Path], N
     assert not same_state(before, read(file))
 
 
-def test_a_touch_does_not_hide_another_file(file: Path) -> None:
+def test_a_touch_does_not_hide_that_the_file_was_replaced(file: Path) -> None:
     before = read(file)
     replace(file)
     let_the_clock_move(file)
@@ -117,7 +117,7 @@ def test_reading_the_pin_does_not_change_the_state(file: Path) -> None:
     assert read(file) == read(file) == before
 
 
-def test_a_file_is_the_same_by_each_of_its_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_to_a_file_gives_the_same_state(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file.with_name("link")).symlink_to(file)
     (file.parent / "directory").mkdir()
     monkeypatch.chdir(file.parent)
@@ -125,14 +125,14 @@ def test_a_file_is_the_same_by_each_of_its_names(file: Path, monkeypatch: pytest
     assert len({read(name) for name in names}) == 1
 
 
-def test_a_file_that_is_missing_is_in_another_state(file: Path) -> None:
+def test_removing_a_file_changes_its_state(file: Path) -> None:
     before = read(file)
     file.unlink()
     assert not same_state(before, FilePin(file).identity)
 
 
 @pytest.mark.parametrize("pin", ["1", "111111", "x" * 255])
-def test_neither_the_pin_nor_its_length_is_in_the_identity(file: Path, pin: str) -> None:
+def test_the_state_holds_neither_the_pin_nor_its_length(file: Path, pin: str) -> None:
     file.write_text(pin)
     words = read(file).replace(",", "").split()
     assert words[::2] == ["inode", "created", "changed"]
@@ -140,7 +140,7 @@ def test_neither_the_pin_nor_its_length_is_in_the_identity(file: Path, pin: str)
     assert words[5] == str(file.stat().st_ctime_ns)
 
 
-def test_a_pin_keeps_the_state_that_it_was_read_in(file: Path) -> None:
+def test_a_pin_keeps_the_state_its_file_had_when_it_was_read(file: Path) -> None:
     pin = FilePin(file)(REQUEST)
     let_the_clock_move(file)
     rewrite(file)
@@ -164,5 +164,7 @@ def test_a_pin_keeps_the_state_that_it_was_read_in(file: Path) -> None:
         ("inode 1, created 2, changed 3", "a source, touched", False),
     ],
 )
-def test_states_are_compared(then: str, now: str, expected: bool) -> None:
+def test_two_states_are_the_same_if_the_file_was_at_most_touched_between_them(
+    then: str, now: str, expected: bool
+) -> None:
     assert same_state(then, now) is expected

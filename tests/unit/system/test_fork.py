@@ -30,7 +30,7 @@ def test_a_forked_child_resets_what_it_inherited() -> None:
     assert owner.resets == 0
 
 
-def test_an_object_is_not_kept_alive_for_the_sake_of_later_forks() -> None:
+def test_registering_for_forks_does_not_keep_an_object_alive() -> None:
     owner = Owner()
     reset_after_fork(owner, Owner.reset)
     known = weakref.ref(owner)
@@ -39,7 +39,7 @@ def test_an_object_is_not_kept_alive_for_the_sake_of_later_forks() -> None:
     assert known() is None
 
 
-def test_only_in_a_forked_child_is_the_owner_the_parent() -> None:
+def test_only_a_forked_child_sees_that_its_parent_owns_an_object() -> None:
     owner = OwnerProcess()
     assert is_true_in_child(lambda: owner.is_parent)
     assert not owner.is_parent

@@ -23,6 +23,6 @@ print(before, *(readable(name) for name in ("environ", "mountinfo", "maps")), le
 """
 
 
-def test_what_we_read_of_our_own_process_stays_readable_and_its_environment_does_not() -> None:
+def test_a_process_that_hides_its_memory_can_still_read_its_own_maps_and_mounts() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
     assert done.stdout == "True False True True True\n"

@@ -24,7 +24,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
 @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
-def test_the_mode_is_the_one_asked_for_under_any_umask(file: Path, mode: int, umask: int) -> None:
+def test_a_file_gets_the_requested_mode_under_any_umask(file: Path, mode: int, umask: int) -> None:
     before = os.umask(umask)
     try:
         write_private(file, lambda: "text", mode=mode)
@@ -33,14 +33,14 @@ def test_the_mode_is_the_one_asked_for_under_any_umask(file: Path, mode: int, um
     assert mode_of(file) == mode
 
 
-def test_the_group_is_the_one_asked_for(file: Path) -> None:
+def test_a_file_gets_the_requested_group(file: Path) -> None:
     # Root may choose any.
     group = 4711 if os.geteuid() == 0 else [os.getegid(), *os.getgroups()][-1]
     write_private(file, lambda: "text", mode=0o640, group=group)
     assert file.stat().st_gid == group
 
 
-def test_mode_and_group_are_there_before_the_content(file: Path) -> None:
+def test_mode_and_group_are_set_before_the_content_is_written(file: Path) -> None:
     seen = []
 
     def make() -> str:
@@ -52,13 +52,13 @@ def test_mode_and_group_are_there_before_the_content(file: Path) -> None:
     assert seen == [(0o640, 0)]
 
 
-def test_it_holds_the_text_and_nothing_else(file: Path) -> None:
+def test_a_file_holds_exactly_the_text(file: Path) -> None:
     write_private(file, lambda: "text", mode=0o600)
     assert file.read_bytes() == b"text"
     assert os.listdir(file.parent) == ["file"]
 
 
-def test_a_reader_sees_the_old_text_or_the_new_one_whole(file: Path) -> None:
+def test_a_reader_sees_either_all_of_the_old_text_or_all_of_the_new(file: Path) -> None:
     texts = ["a" * 3000, "b" * 5000]
     write_private(file, lambda: texts[0], mode=0o600)
     seen, done = set(), threading.Event()
@@ -79,7 +79,7 @@ def test_a_reader_sees_the_old_text_or_the_new_one_whole(file: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [HsmSignerError("The device is away."), KeyboardInterrupt()])
-def test_what_fails_half_way_leaves_the_file_of_before(file: Path, error: BaseException) -> None:
+def test_a_write_that_fails_half_way_leaves_the_old_file(file: Path, error: BaseException) -> None:
     file.write_text("of before")
 
     def fail() -> str:
@@ -132,7 +132,7 @@ def names_and_nodes(directory: Path) -> dict[str, tuple[int, int]]:
     [a_fifo, a_socket, a_device, a_link_to_a_file, a_link_to_nothing, a_link_to_itself, a_directory],
     ids=lambda make: make.__name__,
 )
-def test_only_a_regular_file_is_replaced_and_nothing_is_made_for_another(
+def test_only_a_regular_file_is_replaced_and_the_text_is_not_made_for_anything_else(
     file: Path, make: Callable[[Path], None]
 ) -> None:
     make(file)
@@ -143,7 +143,7 @@ def test_only_a_regular_file_is_replaced_and_nothing_is_made_for_another(
     assert names_and_nodes(file.parent) == before
 
 
-def test_the_refusal_of_a_link_names_the_file_that_it_leads_to(file: Path) -> None:
+def test_the_refusal_of_a_link_names_the_file_it_leads_to(file: Path) -> None:
     a_link_to_a_file(file)
     with pytest.raises(OutputError, match="symbolic link") as caught:
         write_private(file, lambda: pytest.fail("too early"), mode=0o600)
@@ -176,21 +176,21 @@ def on_a_directory(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", [in_no_directory, on_a_directory])
-def test_what_cannot_be_written_is_explained(file: Path, place: Callable[[Path], Path]) -> None:
+def test_a_file_that_cannot_be_written_is_named_with_a_hint(file: Path, place: Callable[[Path], Path]) -> None:
     with pytest.raises(OutputError) as caught:
         write_private(place(file), lambda: "text", mode=0o600)
     assert str(file) in caught.value.message
     assert caught.value.hint is not None
 
 
-class TestWarning:
-    def test_comes_where_files_end_up_on_a_disk(self, caplog: pytest.LogCaptureFixture) -> None:
-        # What /proc shows is the kernel's own, and no memory of ours.
+class TestTheWarningAboutDisks:
+    def test_a_directory_on_a_disk_is_warned_about(self, caplog: pytest.LogCaptureFixture) -> None:
+        # /proc is neither a disk nor memory (tmpfs): it must count as a disk.
         warn_unless_in_memory(Path("/proc"))
         assert "/proc is not in memory (proc)" in caplog.text
 
     @pytest.mark.parametrize("directory", ["/dev/shm", "/nowhere"])  # noqa: S108
-    def test_does_not_come_in_memory_or_where_it_cannot_be_told(
+    def test_a_directory_in_memory_or_of_unknown_kind_is_not_warned_about(
         self, directory: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         warn_unless_in_memory(Path(directory))

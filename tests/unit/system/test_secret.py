@@ -1,4 +1,4 @@
-"""Secrets are shown by no repr, and exceptions that passed a boundary of ours have no variables to show."""
+"""A repr shows no secret, and `hidden_locals` empties the variables of an exception that passes through it."""
 
 import sys
 import threading
@@ -11,7 +11,7 @@ from hsm_signer.system.secret import Secret, hidden_locals, revealed
 
 
 def variables(error: BaseException | None) -> dict[str, object]:
-    """Everything in the frames that an exception passed through, but for those of these tests."""
+    """The variables in all frames that an exception passed through, except those of the tests themselves."""
     found: dict[str, object] = {}
     for frame, _ in traceback.walk_tb(error.__traceback__ if error else None):
         if not frame.f_code.co_name.startswith("test_"):
@@ -34,28 +34,28 @@ def test_a_secret_is_not_in_its_repr() -> None:
     assert "4711" not in f"{Secret('4711')} {Secret('4711')!r} {[Secret('4711')]}"
 
 
-def test_a_secret_is_no_string_that_a_reporter_would_show() -> None:
+def test_a_secret_is_not_a_string_so_an_error_reporter_does_not_show_it() -> None:
     assert not isinstance(Secret("4711"), str)
 
 
-def test_the_secrets_of_a_mapping_are_revealed_and_the_rest_is_as_it_was() -> None:
+def test_revealing_a_mapping_reveals_its_secrets_and_keeps_the_rest() -> None:
     assert revealed({"a": Secret("4711"), "b": "text", "c": 1}) == {"a": "4711", "b": "text", "c": 1}
 
 
-def test_variables_would_be_seen() -> None:
+def test_without_hidden_locals_the_variables_can_be_seen() -> None:
     with pytest.raises(ValueError, match="4") as caught:
         fail()
     assert variables(caught.value) == {"pin": "4711"}
 
 
-def test_what_fails_below_has_no_variables_and_still_says_where() -> None:
+def test_an_exception_loses_its_variables_and_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="4") as caught, hidden_locals():
         fail()
     assert variables(caught.value) == {}
     assert "in fail" in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_decorated_function_has_none_either() -> None:
+def test_an_exception_from_a_decorated_function_loses_its_variables() -> None:
     @hidden_locals()
     def sign() -> None:
         assertion = "eyJ"
@@ -66,14 +66,14 @@ def test_a_decorated_function_has_none_either() -> None:
     assert "eyJ" not in map(str, variables(caught.value).values())
 
 
-def test_a_cause_has_none_even_where_it_is_suppressed() -> None:
+def test_a_suppressed_cause_loses_its_variables_too() -> None:
     with pytest.raises(KeyError) as caught, hidden_locals():
         fail_in_turn()
     assert isinstance(caught.value.__context__, ValueError)
     assert variables(caught.value.__context__) == {}
 
 
-def test_members_of_a_group_have_none() -> None:
+def test_the_members_of_an_exception_group_lose_their_variables() -> None:
     def fail_together() -> None:
         errors = []
         for pin in ("4711", "0815"):
@@ -88,7 +88,7 @@ def test_members_of_a_group_have_none() -> None:
     assert [variables(error) for error in caught.value.exceptions] == [{}, {}]
 
 
-def test_chains_that_bite_their_tail_end() -> None:
+def test_a_circular_chain_of_exceptions_does_not_loop_forever() -> None:
     def fail_in_a_circle() -> None:
         one, other = ValueError(), KeyError()
         one.__context__, other.__context__ = other, one
@@ -98,7 +98,7 @@ def test_chains_that_bite_their_tail_end() -> None:
         fail_in_a_circle()
 
 
-def test_what_the_caller_is_handling_keeps_its_variables() -> None:
+def test_an_exception_that_the_caller_was_already_handling_keeps_its_variables() -> None:
     def work(order: str = "theirs") -> None:
         raise LookupError(order)
 
@@ -116,7 +116,7 @@ def test_what_the_caller_is_handling_keeps_its_variables() -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_ends_a_program_has_none_either(kind: type[BaseException]) -> None:
+def test_exceptions_that_end_a_program_lose_their_variables_too(kind: type[BaseException]) -> None:
     def interrupted(pin: str = "4711") -> None:
         raise kind
 
@@ -125,7 +125,7 @@ def test_what_ends_a_program_has_none_either(kind: type[BaseException]) -> None:
     assert variables(caught.value) == {}
 
 
-def test_an_error_of_another_thread_has_none_while_that_thread_goes_on() -> None:
+def test_an_error_from_another_thread_loses_its_variables_while_that_thread_still_runs() -> None:
     failed, go_on = threading.Event(), threading.Event()
     errors: list[ValueError] = []
 
@@ -149,7 +149,7 @@ def test_an_error_of_another_thread_has_none_while_that_thread_goes_on() -> None
         thread.join()
 
 
-def test_a_generator_that_is_closed_while_an_exception_passes_empties_its_frames() -> None:
+def test_closing_a_generator_while_an_exception_passes_empties_its_variables() -> None:
     def flow() -> Iterator[None]:
         with hidden_locals():
             yield

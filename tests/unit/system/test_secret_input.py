@@ -1,4 +1,4 @@
-"""Secret bytes are read only where they are safe, and never for ever. Real files, pipes and programs."""
+"""Secret bytes are read only from safe places, and no read takes forever. Real files, pipes and programs."""
 
 import os
 import pty
@@ -24,11 +24,11 @@ def status(owner: int, group: int, mode: int) -> os.stat_result:
     return os.stat_result((stat.S_IFREG | mode, 0, 0, 0, owner, group, 0, 0, 0, 0))
 
 
-def test_a_file_of_somebody_else_is_exposed_whatever_its_mode() -> None:
+def test_a_file_that_somebody_else_owns_is_exposed_whatever_its_mode() -> None:
     assert all(exposure(status(SOMEBODY, 100, mode), US, OUR_GROUPS) == "it belongs to user 1001" for mode in MODES)
 
 
-def test_for_root_a_file_of_somebody_else_is_exposed_too() -> None:
+def test_a_file_that_somebody_else_owns_is_exposed_for_root_too() -> None:
     assert exposure(status(SOMEBODY, 0, 0o600), 0, {0}) == "it belongs to user 1001"
 
 
@@ -83,14 +83,14 @@ def test_a_private_file_is_read(file: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o666])
-def test_an_exposed_file_is_refused_with_the_cure(file: Path, mode: int) -> None:
+def test_an_exposed_file_is_refused_with_the_command_that_fixes_it(file: Path, mode: int) -> None:
     file.chmod(mode)
     with pytest.raises(Unreadable, match="everybody can read or change it") as refused:
         read_file(file, private=True)
     assert refused.value.hint == f"Remove everyone else's access: chmod 600 {file}"
 
 
-def test_the_cure_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
+def test_the_command_that_fixes_a_file_can_be_pasted_whatever_the_file_is_called(file: Path) -> None:
     odd = file.rename(file.with_name("it's $(id).pin"))
     odd.chmod(0o644)
     with pytest.raises(Unreadable) as refused:
@@ -115,7 +115,7 @@ def test_a_program_that_others_can_replace_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_of_ours_that_our_group_can_read_is_refused_unless_we_are_root(file: Path) -> None:
+def test_our_own_file_that_our_group_can_read_is_refused_unless_we_are_root(file: Path) -> None:
     os.chown(file, -1, os.getegid())
     file.chmod(0o640)
     try:
@@ -126,7 +126,7 @@ def test_a_file_of_ours_that_our_group_can_read_is_refused_unless_we_are_root(fi
     assert outcome == (SECRET.encode() if os.geteuid() == 0 else refusal)
 
 
-def test_a_file_that_our_group_can_change_is_refused_with_the_cure(file: Path) -> None:
+def test_a_file_that_our_group_can_change_is_refused_with_the_command_that_fixes_it(file: Path) -> None:
     os.chown(file, -1, os.getegid())
     file.chmod(0o660)
     with pytest.raises(Unreadable, match=f"its group {os.getegid()} can change it") as refused:
@@ -134,7 +134,7 @@ def test_a_file_that_our_group_can_change_is_refused_with_the_cure(file: Path) -
     assert refused.value.hint == f"Remove everyone else's access: chmod 600 {file}"
 
 
-def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hint_for_a_file_that_root_owns_says_to_fix_it_as_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fstat
 
     def of_root(descriptor: int) -> os.stat_result:
@@ -148,7 +148,7 @@ def test_a_file_of_root_is_cured_by_root(file: Path, monkeypatch: pytest.MonkeyP
     assert refused.value.hint == f"As root, let only its group read it: chmod 640 {file}"
 
 
-def test_an_exposed_file_is_judged_behind_its_links(file: Path) -> None:
+def test_a_link_to_an_exposed_file_is_refused(file: Path) -> None:
     file.chmod(0o644)
     link = file.with_name("link")
     link.symlink_to(file)
@@ -156,7 +156,7 @@ def test_an_exposed_file_is_judged_behind_its_links(file: Path) -> None:
         read_file(link, private=True)
 
 
-def test_an_exposed_file_may_be_read_where_somebody_else_sees_to_its_access(file: Path) -> None:
+def test_an_exposed_file_is_read_if_the_caller_says_it_need_not_be_private(file: Path) -> None:
     file.chmod(0o644)
     assert read_file(file, private=False) == SECRET.encode()
 
@@ -174,12 +174,12 @@ def test_a_directory_and_a_character_device_are_refused(path: Path) -> None:
         read_file(path, private=True)
 
 
-def test_a_missing_file_is_named_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="No such file or directory"):
         read_file(tmp_path / "absent", private=True)
 
 
-def test_of_a_file_too_long_only_so_much_is_read_as_shows_it(file: Path) -> None:
+def test_a_file_that_is_too_long_is_not_read_to_its_end(file: Path) -> None:
     file.write_bytes(bytes(100_000))
     assert len(read_file(file, private=True)) == LIMIT + 1
 
@@ -219,7 +219,7 @@ def test_a_pipe_is_read_to_its_end_and_closed() -> None:
     assert closed(reader)
 
 
-def test_a_pipe_that_does_not_end_is_given_up_and_closed(pipe: tuple[int, int]) -> None:
+def test_a_pipe_that_does_not_end_times_out_and_is_closed(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, b"47")
     with pytest.raises(Unreadable, match=r"had not ended after 0\.05 s"):
@@ -227,7 +227,7 @@ def test_a_pipe_that_does_not_end_is_given_up_and_closed(pipe: tuple[int, int]) 
     assert closed(reader)
 
 
-def test_of_a_pipe_that_gives_too_much_the_end_is_not_waited_for(pipe: tuple[int, int]) -> None:
+def test_a_pipe_that_gives_too_much_is_not_read_to_its_end(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, bytes(LIMIT + 100))
     assert len(read_descriptor(reader, 10)) == LIMIT + 1
@@ -267,7 +267,7 @@ def _standard_input() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_standard_input")
-def test_standard_input_is_replaced_by_nothing_when_it_was_read() -> None:
+def test_standard_input_is_empty_after_it_was_read() -> None:
     assert read_descriptor(0, 10) == b"4711"
     assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
 
@@ -281,7 +281,7 @@ def test_a_program_does_not_get_our_input() -> None:
     assert run_command(["/bin/cat"], 10) == b""
 
 
-def test_a_program_that_fails_is_refused_with_its_status_and_without_its_words(
+def test_a_program_that_fails_is_refused_with_its_exit_status_and_without_its_output(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(Unreadable, match="ended with status 3") as refused:
@@ -306,12 +306,12 @@ def test_a_program_that_cannot_be_started_is_refused(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("script", ["exec sleep 60", "sleep 60 & exit 0", "exec >&-; exec sleep 60"])
-def test_a_program_that_takes_too_long_or_leaves_its_output_open_is_given_up(script: str) -> None:
+def test_a_program_that_takes_too_long_or_leaves_its_output_open_times_out(script: str) -> None:
     with pytest.raises(Unreadable, match=r"had not ended after 0\.2 s"):
         run_command(["/bin/sh", "-c", script], 0.2)
 
 
-def test_a_program_that_is_given_up_is_killed_with_all_it_started(tmp_path: Path) -> None:
+def test_a_program_that_times_out_is_killed_with_all_its_children(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Of JSON from elsewhere comes a value that can be shown and written, or a ValueError that holds nothing of it."""
+"""JSON from outside gives a value that can be shown and written, or a ValueError that quotes none of it."""
 
 import json
 import traceback
@@ -22,7 +22,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_was_written_as_json_is_read(value: object) -> None:
+def test_a_value_written_as_json_is_read_back(value: object) -> None:
     assert parse_json(json.dumps(value)) == value
 
 
@@ -47,17 +47,17 @@ def test_what_was_written_as_json_is_read(value: object) -> None:
         "\ud800",
     ],
 )
-def test_anything_else_is_a_value_error(text: str | bytes) -> None:
+def test_invalid_or_ambiguous_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match="not JSON that can be used"):
         parse_json(text)
 
 
-def test_nested_as_deeply_as_anybody_needs_is_read() -> None:
+def test_deeply_nested_json_is_read() -> None:
     assert parse_json("[" * 63 + "]" * 63)
 
 
 @pytest.mark.parametrize("text", [SECRET, f'{{"{SECRET}": 1, "{SECRET}": 2}}', f'["{SECRET}"', f"[1e999, {SECRET}"])
-def test_the_error_and_what_is_behind_it_hold_nothing_of_the_text(text: str) -> None:
+def test_neither_the_error_nor_its_chain_quotes_the_text(text: str) -> None:
     with pytest.raises(ValueError, match="not JSON") as caught:
         parse_json(text)
     assert caught.value.__context__ is None

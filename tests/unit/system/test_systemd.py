@@ -1,4 +1,4 @@
-"""What systemd hears, on a socket of its kind."""
+"""What we send to systemd's notify socket, received on a socket of the same kind."""
 
 import os
 import secrets
@@ -40,11 +40,11 @@ def test_a_line_break_makes_no_second_assignment(listener: socket.socket, tmp_pa
 @pytest.mark.parametrize(
     "environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere"}, {"NOTIFY_SOCKET": "vsock:2:1"}]
 )
-def test_that_nobody_listens_is_no_error(environ: dict[str, str]) -> None:
+def test_a_missing_listener_is_not_an_error(environ: dict[str, str]) -> None:
     ServiceManager.from_environment(environ).notify(READY=1)
 
 
-def test_one_who_listens_and_does_not_read_is_not_waited_for(listener: socket.socket, tmp_path: Path) -> None:
+def test_a_listener_that_does_not_read_is_not_waited_for(listener: socket.socket, tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "notify"))
     for _ in range(10_000):  # unix(7): far more than max_dgram_qlen
         ServiceManager(str(tmp_path / "notify")).notify(WATCHDOG=1)
@@ -62,7 +62,7 @@ def test_one_who_listens_and_does_not_read_is_not_waited_for(listener: socket.so
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdog_is_ours_where_it_is_meant_for_this_process(
+def test_the_watchdog_interval_is_used_only_if_it_is_for_this_process(
     environ: dict[str, str], seconds: float | None
 ) -> None:
     assert ServiceManager.from_environment(environ).watchdog == seconds

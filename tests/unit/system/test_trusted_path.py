@@ -1,4 +1,4 @@
-"""Nobody besides root and us can replace what a trusted path leads to, or anything it leads through."""
+"""Only root and we can replace the file that a trusted path leads to, or any component of that path."""
 
 import os
 import shlex
@@ -53,7 +53,7 @@ def test_each_component_is_checked_and_the_hint_fixes_it(file: Path, above: int,
     assert require_trusted_path(file, "configuration") == Path(os.path.realpath(file))
 
 
-def test_a_sticky_directory_may_be_passed_through_and_not_be_created_in(file: Path) -> None:
+def test_a_path_may_lead_through_a_sticky_directory_but_no_file_is_created_in_one(file: Path) -> None:
     file.parent.chmod(0o1777)
     assert require_trusted_path(file, "configuration").name == "file"
     assert "mkdir -m 700" in str(refused(file.parent).hint)
@@ -68,19 +68,19 @@ def test_the_directory_of_a_link_is_checked(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_what_a_link_leads_through_is_checked(file: Path, tmp_path: Path, relative: bool) -> None:
+def test_the_directories_that_a_link_leads_through_are_checked(file: Path, tmp_path: Path, relative: bool) -> None:
     file.parent.chmod(0o777)
     link = tmp_path / "link"
     link.symlink_to(os.path.relpath(file, tmp_path) if relative else file)
     assert f" {file.parent} " in refused(link).message
 
 
-def test_a_link_to_a_directory_is_followed_as_the_kernel_does(file: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_directory_is_followed_like_the_kernel_follows_it(file: Path, tmp_path: Path) -> None:
     (tmp_path / "away").symlink_to("a/b")
     assert require_trusted_path(tmp_path / "away" / ".." / "b" / "file", "configuration") == file.resolve()
 
 
-def test_what_kubernetes_projects_is_trusted(tmp_path: Path) -> None:
+def test_a_volume_that_kubernetes_projects_is_trusted(tmp_path: Path) -> None:
     # kubelet's AtomicWriter: the file is a link through ..data to the directory of the current version.
     version = tmp_path / "..2026_01_31_12_00_00.123456789"
     version.mkdir()
@@ -91,7 +91,7 @@ def test_what_kubernetes_projects_is_trusted(tmp_path: Path) -> None:
     assert (content, opened) == (b"content", version.resolve() / "config.toml")
 
 
-def test_a_relative_path_is_checked_from_the_root_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_checked_from_the_root_directory_down(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     file.parents[1].chmod(0o777)
     assert f" {file.parents[1]} " in refused(Path("file")).message
@@ -150,7 +150,7 @@ def mode_of(path: Path) -> int:
 
 class TestPrivateDirectory:
     @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-    def test_is_made_for_us_alone_with_all_that_are_missing_above_it(self, tmp_path: Path, umask: int) -> None:
+    def test_it_is_created_with_its_missing_parents_for_us_alone(self, tmp_path: Path, umask: int) -> None:
         before = os.umask(umask)
         try:
             made = make_private_directory(tmp_path / "a" / "b" / "c", "state directory")
@@ -158,13 +158,13 @@ class TestPrivateDirectory:
             os.umask(before)
         assert [mode_of(path) for path in (made, made.parent, made.parent.parent)] == [0o700] * 3
 
-    def test_that_exists_is_left_as_it_is(self, tmp_path: Path) -> None:
+    def test_an_existing_directory_is_not_changed(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir(mode=0o755)
         assert mode_of(make_private_directory(tmp_path / "a", "state directory")) == 0o755
 
     @pytest.mark.parametrize("mode", [0o777, 0o775, 0o770])
     @pytest.mark.parametrize("missing", ["", "b", "b/c"])
-    def test_that_others_could_replace_is_refused_and_nothing_is_made(
+    def test_a_directory_that_others_could_replace_is_refused_and_nothing_is_created(
         self, tmp_path: Path, mode: int, missing: str
     ) -> None:
         (tmp_path / "a").mkdir()
@@ -173,17 +173,17 @@ class TestPrivateDirectory:
             make_private_directory(tmp_path / "a" / missing, "state directory")
         assert not list((tmp_path / "a").iterdir())
 
-    def test_may_be_made_in_a_sticky_directory(self, tmp_path: Path) -> None:
+    def test_it_may_be_created_in_a_sticky_directory(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a").chmod(0o1777)
         assert mode_of(make_private_directory(tmp_path / "a" / "b", "state directory")) == 0o700
 
-    def test_behind_a_link_is_the_one_it_leads_to(self, tmp_path: Path) -> None:
+    def test_a_link_gives_the_directory_it_leads_to(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "link").symlink_to("a")
         assert make_private_directory(tmp_path / "link" / "b", "state directory") == (tmp_path / "a" / "b").resolve()
 
-    def test_that_cannot_be_made_is_an_operating_system_error(self, tmp_path: Path) -> None:
+    def test_a_directory_that_cannot_be_created_is_an_os_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(OSError, match="Not a directory"):
             make_private_directory(tmp_path / "file" / "b", "state directory")
