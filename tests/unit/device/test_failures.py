@@ -1,4 +1,4 @@
-"""A value that a module returned becomes an error that says what to do."""
+"""Each error value that a module returns becomes one of our errors, with a hint."""
 
 import pkcs11
 import pytest
@@ -67,35 +67,35 @@ LOGIN: dict[str, type[HsmSignerError]] = {
 }
 
 
-def test_the_tables_name_only_what_modules_can_return() -> None:
+def test_the_tables_name_only_values_that_modules_can_return() -> None:
     assert set(LOGIN) <= {kind.__name__ for kind in RETURNED}
 
 
 @pytest.mark.parametrize("kind", RETURNED)
-def test_whatever_a_call_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
+def test_each_value_that_a_call_returns_becomes_one_of_our_errors(kind: type[pkcs11.PKCS11Error]) -> None:
     assert type(explain_failure(kind(), "signing", DEVICE)) is CALL.get(kind.__name__, DeviceError)
 
 
 @pytest.mark.parametrize("kind", RETURNED)
-def test_whatever_a_login_returns_becomes_one_error(kind: type[pkcs11.PKCS11Error]) -> None:
+def test_each_value_that_a_login_returns_becomes_one_of_our_errors(kind: type[pkcs11.PKCS11Error]) -> None:
     assert type(explain_login_failure(kind(), INFO, NO_FLAGS)) is LOGIN.get(kind.__name__, LoginInterrupted)
 
 
 @pytest.mark.parametrize("counted", [LOW, FINAL, LOW | FINAL])
-def test_a_wrong_pin_that_the_device_has_counted_was_refused_whatever_it_returned(counted: TokenFlag) -> None:
+def test_a_login_that_lowered_the_pin_tries_was_a_wrong_pin_whatever_the_module_returned(counted: TokenFlag) -> None:
     refused = explain_login_failure(pkcs11.DeviceError(), INFO, counted, before=NO_FLAGS)
     assert type(refused) is PinIncorrect
     assert type(explain_login_failure(pkcs11.DeviceError(), INFO, counted, before=counted)) is LoginInterrupted
 
 
 @pytest.mark.parametrize("kind", RETURNED)
-def test_a_failure_says_which_device_what_it_did_and_what_the_module_returned(kind: type[pkcs11.PKCS11Error]) -> None:
+def test_a_failure_names_the_device_the_operation_and_the_returned_value(kind: type[pkcs11.PKCS11Error]) -> None:
     message = explain_failure(kind("0x123"), "signing", DEVICE).message
     assert (message.startswith(DEVICE), message.endswith(f"while signing ({kind.__name__}: 0x123).")) == (True, True)
 
 
 @pytest.mark.parametrize("kind", RETURNED)
-def test_a_refusal_says_which_device_what_it_refused_and_what_the_module_returned(
+def test_a_refusal_names_the_device_the_operation_and_the_returned_value(
     kind: type[pkcs11.PKCS11Error],
 ) -> None:
     refusal = explain_refusal(kind("0x123"), "generating a key", DEVICE)
@@ -109,7 +109,7 @@ def test_a_refusal_says_which_device_what_it_refused_and_what_the_module_returne
         pkcs11.SessionReadOnly(),
         pkcs11.TokenWriteProtected(),
         pkcs11.UserNotLoggedIn(),
-        # All that python-pkcs11 says of CKR_USER_TYPE_INVALID.
+        # This is how python-pkcs11 reports CKR_USER_TYPE_INVALID.
         pkcs11.PKCS11Error("User type invalid. Should never see this."),
     ],
 )
@@ -132,7 +132,7 @@ OTHERS_THAN_PIV = [
 
 
 @pytest.mark.parametrize("card", PIV, ids=str)
-def test_a_piv_card_is_not_changed_and_its_own_tools_are_named(card: DeviceInfo) -> None:
+def test_changing_a_piv_card_is_refused_and_its_own_tools_are_named(card: DeviceInfo) -> None:
     with pytest.raises(DeviceReadOnly, match="management key") as refused:
         require_changeable(card, NO_FLAGS)
     assert "ykman piv keys generate" in str(refused.value.hint)
@@ -140,7 +140,7 @@ def test_a_piv_card_is_not_changed_and_its_own_tools_are_named(card: DeviceInfo)
 
 
 @pytest.mark.parametrize("other", OTHERS_THAN_PIV, ids=str)
-def test_other_devices_are_changed_unless_they_are_write_protected(other: DeviceInfo) -> None:
+def test_other_devices_may_be_changed_unless_they_are_write_protected(other: DeviceInfo) -> None:
     require_changeable(other, NO_FLAGS)
     with pytest.raises(DeviceReadOnly, match="write-protected"):
         require_changeable(other, TokenFlag.WRITE_PROTECTED)
@@ -153,11 +153,11 @@ def test_every_failure_has_a_hint(kind: type[pkcs11.PKCS11Error]) -> None:
 
 
 @pytest.mark.parametrize("kind", [pkcs11.PinIncorrect, pkcs11.ArgumentsBad, pkcs11.GeneralError])
-def test_a_device_that_says_it_is_locked_now_is_locked_whatever_it_returned(kind: type[pkcs11.PKCS11Error]) -> None:
+def test_a_device_whose_flags_say_locked_is_locked_whatever_the_module_returned(kind: type[pkcs11.PKCS11Error]) -> None:
     assert type(explain_login_failure(kind(), INFO, LOCKED)) is PinLocked
 
 
 @pytest.mark.parametrize(("flags", "warned"), [(NO_FLAGS, False), (LOW, False), (LOW | FINAL, True)])
-def test_a_refused_pin_says_when_the_next_one_would_lock(flags: TokenFlag, warned: bool) -> None:
+def test_the_error_for_a_wrong_pin_warns_if_one_more_would_lock_the_device(flags: TokenFlag, warned: bool) -> None:
     refused = explain_login_failure(pkcs11.PinIncorrect(), INFO, flags)
     assert ("One more wrong PIN locks the device." in refused.message) == warned

@@ -24,7 +24,7 @@ def lane() -> Lane:
 
 
 class Stuck:
-    """A call that stays inside the module until it is let out."""
+    """A call that stays inside the module until the test lets it return."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -60,7 +60,7 @@ def test_a_call_returns_what_its_function_returns(lane: Lane) -> None:
     assert lane.call("signing", lambda: b"signature", LONG) == b"signature"
 
 
-def test_all_calls_run_on_one_thread_which_is_not_the_callers(lane: Lane) -> None:
+def test_all_calls_run_on_one_thread_that_is_not_the_callers(lane: Lane) -> None:
     threads = {lane.call("signing", threading.current_thread, LONG) for _ in range(3)}
     assert len(threads) == 1
     assert threading.current_thread() not in threads
@@ -85,7 +85,7 @@ def test_calls_of_twenty_threads_never_overlap(lane: Lane) -> None:
         nonlocal inside, most_inside
         inside += 1
         most_inside = max(most_inside, inside)
-        alone.wait(0.0002)  # lets the other threads run, as C code without the GIL does
+        alone.wait(0.0002)  # lets the other threads run, like C code that releases the GIL
         inside -= 1
 
     with ThreadPoolExecutor(20) as pool:
@@ -118,7 +118,7 @@ def test_after_an_exception_the_lane_still_works(lane: Lane) -> None:
     assert lane.call("signing", lambda: 1, LONG) == 1
 
 
-def test_a_call_that_overruns_is_named_in_the_error(lane: Lane, stuck: Stuck) -> None:
+def test_the_error_names_the_call_that_overran(lane: Lane, stuck: Stuck) -> None:
     with pytest.raises(DeviceTimeout) as late:
         lane.call("logging in", stuck, SHORT)
     assert late.value.message == f"The module did not return from logging in within 0.05 s: {MODULE}."
@@ -130,7 +130,7 @@ def test_a_call_that_overruns_leaves_the_lane_busy(lane: Lane, stuck: Stuck) -> 
     assert lane.is_busy
 
 
-def test_after_a_call_that_overran_nothing_more_is_sent_even_when_it_has_returned(lane: Lane, stuck: Stuck) -> None:
+def test_after_a_call_overran_no_more_calls_are_sent_even_if_it_returned(lane: Lane, stuck: Stuck) -> None:
     thread = lane.call("looking", threading.current_thread, LONG)
     with pytest.raises(DeviceTimeout):
         lane.call("logging in", stuck, SHORT)
@@ -142,20 +142,20 @@ def test_after_a_call_that_overran_nothing_more_is_sent_even_when_it_has_returne
     assert (sent, thread.is_alive()) == ([], True)
 
 
-def test_a_call_whose_turn_comes_just_as_the_lane_closes_fails(lane: Lane, stuck: Stuck) -> None:
+def test_a_call_whose_turn_comes_while_the_lane_closes_fails(lane: Lane, stuck: Stuck) -> None:
     with ThreadPoolExecutor(2) as pool:
         pool.submit(lane.call, "logging in", stuck, LONG)
         stuck.entered.wait()
         second = pool.submit(lane.call, "signing", lambda: "sent", LONG)
         while lane._jobs.empty():
             pass
-        lane._overrun = "logging in"  # without what else closing does
+        lane._overrun = "logging in"  # only this part of closing
         stuck.let_out()
         with pytest.raises(DeviceTimeout, match=r"An earlier call into the module \(logging in\) did not return"):
             second.result(LONG)
 
 
-def test_without_a_thread_a_call_fails_with_a_hint_and_the_next_one_tries_again(
+def test_if_no_thread_can_start_a_call_fails_with_a_hint_and_the_next_one_tries_again(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def test_without_a_thread_a_call_fails_with_a_hint_and_the_next_one_tries_again(
     assert lane.call("signing", lambda: "sent", LONG) == "sent"
 
 
-def test_waiting_for_another_call_does_not_count_as_the_calls_own_time(lane: Lane, stuck: Stuck) -> None:
+def test_waiting_for_another_call_does_not_count_against_a_calls_deadline(lane: Lane, stuck: Stuck) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lane.call, "signing", stuck, LONG)
         stuck.entered.wait()
@@ -181,7 +181,7 @@ def test_a_lane_is_busy_only_while_a_call_is_inside(lane: Lane) -> None:
 
 
 def interrupted(lane: Lane, stuck: Stuck) -> None:
-    """Leave a call inside the module whose caller was interrupted."""
+    """Interrupt the caller of a call that then stays inside the module."""
 
     def call() -> str:
         # Not at once: a signal that arrives just before a thread blocks does not wake it.
@@ -193,12 +193,12 @@ def interrupted(lane: Lane, stuck: Stuck) -> None:
     stuck.entered.wait()
 
 
-def test_an_interrupt_frees_the_caller_and_leaves_the_call_inside(lane: Lane, stuck: Stuck) -> None:
+def test_an_interrupt_frees_the_caller_while_the_call_stays_in_the_module(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     assert lane.is_busy
 
 
-def test_the_next_call_waits_until_an_interrupted_one_has_returned(lane: Lane, stuck: Stuck) -> None:
+def test_the_next_call_waits_until_the_interrupted_one_has_returned(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(lane.call, "signing", lambda: "sent", LONG)
@@ -208,13 +208,13 @@ def test_the_next_call_waits_until_an_interrupted_one_has_returned(lane: Lane, s
         assert following.result() == "sent"
 
 
-def test_the_next_call_gives_up_when_an_interrupted_one_does_not_return(lane: Lane, stuck: Stuck) -> None:
+def test_the_next_call_fails_if_the_interrupted_one_does_not_return(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     with pytest.raises(DeviceTimeout, match="An interrupted call into the module has not returned"):
         lane.call("signing", lambda: "sent", SHORT)
 
 
-def test_an_interrupted_call_that_returned_late_does_not_close_the_lane(lane: Lane, stuck: Stuck) -> None:
+def test_an_interrupted_call_that_returns_late_does_not_close_the_lane(lane: Lane, stuck: Stuck) -> None:
     interrupted(lane, stuck)
     with pytest.raises(DeviceTimeout):
         lane.call("signing", lambda: "sent", SHORT)
@@ -238,7 +238,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_ends_a_program_at_once_that_waits_for_a_hung_module() -> None:
+def test_ctrl_c_ends_a_program_at_once_while_a_module_hangs() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:
@@ -252,7 +252,7 @@ def test_ctrl_c_ends_a_program_at_once_that_waits_for_a_hung_module() -> None:
 
 
 class Shown:
-    """What a person is shown while a call takes its time."""
+    """What a person is shown during a slow call."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -264,15 +264,13 @@ class Shown:
         self.log.append(f"end {what}")
 
 
-def test_a_quick_call_shows_nothing(lane: Lane) -> None:
+def test_a_quick_call_shows_no_progress(lane: Lane) -> None:
     shown = Shown()
     lane.call("signing", lambda: None, LONG, slow=shown)
     assert shown.log == []
 
 
-def test_a_call_that_takes_longer_than_a_moment_is_shown_until_it_ends(
-    lane: Lane, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_call_shows_progress_until_it_ends(lane: Lane, stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hsm_signer.device.lane.MOMENT", SHORT)
     shown = Shown()
     threading.Timer(4 * SHORT, stuck.let_out).start()

@@ -1,4 +1,4 @@
-"""Exactly one device and one key must match; otherwise every candidate is named so that one can be chosen."""
+"""Exactly one device and one key must match; otherwise the error names every candidate, so that one can be chosen."""
 
 import re
 from dataclasses import replace
@@ -62,7 +62,7 @@ keys = st.lists(
 
 
 def listed(error: HsmSignerError) -> set[Pkcs11Uri]:
-    """The URIs a message names, read back: what was looked for, where it says so, and the candidates."""
+    """Return the URIs in a message, parsed: the one that was searched for, if it is there, and the candidates."""
     return {Pkcs11Uri.parse(text) for text in re.findall(r"pkcs11:\S*?(?=[.,:;]*(?:\s|$))", error.message)}
 
 
@@ -81,7 +81,7 @@ def test_the_one_device_that_matches_is_selected(uri: Pkcs11Uri) -> None:
     assert select_device(uri, [OFFICE, HOME], MODULE) == 1
 
 
-def test_the_only_device_needs_no_name() -> None:
+def test_an_empty_uri_selects_the_only_device() -> None:
     assert select_device(Pkcs11Uri(object="signing", id=b"\x01"), [HOME], MODULE) == 0
 
 
@@ -106,23 +106,23 @@ def test_slot_0_is_a_slot() -> None:
     ],
     ids=str,
 )
-def test_one_attribute_that_differs_rules_a_device_out(uri: Pkcs11Uri) -> None:
+def test_a_single_different_attribute_rules_a_device_out(uri: Pkcs11Uri) -> None:
     assert not matches_device(uri, OFFICE)
 
 
-def test_without_any_device_the_message_says_where_and_what_was_looked_for() -> None:
+def test_if_there_is_no_device_the_message_says_what_was_searched_for_and_where() -> None:
     with pytest.raises(DeviceNotFound) as refused:
         select_device(Pkcs11Uri(token="Office card", object="signing", pin_value="4711"), [], MODULE)
     assert refused.value.message == f"{MODULE} sees no device; looked for pkcs11:token=Office%20card."
 
 
-def test_when_no_device_matches_those_present_are_named() -> None:
+def test_if_no_device_matches_the_message_names_those_present() -> None:
     with pytest.raises(DeviceNotFound) as refused:
         select_device(Pkcs11Uri(token="Another"), [OFFICE, HOME], MODULE)
     assert listed(refused.value) == {Pkcs11Uri(token="Another"), *device_uris([OFFICE, HOME])}
 
 
-def test_when_several_devices_match_those_and_no_others_are_candidates() -> None:
+def test_if_several_devices_match_the_message_names_only_those() -> None:
     third = replace(HOME, label="Third card", slot_id=2, model="Another")
     with pytest.raises(DeviceAmbiguous) as refused:
         select_device(Pkcs11Uri(model="PIV"), [OFFICE, third, HOME], MODULE)
@@ -130,24 +130,24 @@ def test_when_several_devices_match_those_and_no_others_are_candidates() -> None
 
 
 @given(devices)
-def test_the_uri_of_a_device_read_back_selects_it_among_all(present: list[DeviceInfo]) -> None:
+def test_the_uri_of_a_device_selects_exactly_that_device(present: list[DeviceInfo]) -> None:
     uris = [Pkcs11Uri.parse(str(uri)) for uri in device_uris(present)]
     assert [select_device(uri, present, MODULE) for uri in uris] == list(range(len(present)))
 
 
 @given(devices)
-def test_the_uri_of_a_device_names_the_slot_only_where_something_else_is_shared(present: list[DeviceInfo]) -> None:
+def test_the_uri_of_a_device_names_the_slot_only_if_label_and_serial_are_shared(present: list[DeviceInfo]) -> None:
     told_apart = [device for device in present if [(o.label, o.serial) for o in present].count(
         (device.label, device.serial)) == 1]  # fmt: skip
     assert not any(uri.slot_id is not None for uri in device_uris(told_apart))
 
 
-def test_devices_alike_in_all_but_the_slot_are_told_apart_by_its_number() -> None:
+def test_devices_that_differ_only_in_the_slot_get_uris_with_its_number() -> None:
     alike = [replace(OFFICE, slot_id=number) for number in (7, 8)]
     assert [uri.slot_id for uri in device_uris(alike)] == [7, 8]
 
 
-def test_devices_with_one_label_and_serial_are_told_apart_by_their_reader() -> None:
+def test_devices_with_the_same_label_and_serial_get_uris_with_their_reader() -> None:
     twin = replace(OFFICE, slot_id=1, slot_description="Reader 01 00")
     assert [uri.slot_description for uri in device_uris([OFFICE, twin])] == ["Reader 00 00", "Reader 01 00"]
 
@@ -161,7 +161,7 @@ def test_the_one_key_that_matches_is_selected(uri: Pkcs11Uri) -> None:
     assert select_key(uri, [SIGNING, BACKUP], OFFICE) == 1
 
 
-def test_the_only_key_needs_no_name() -> None:
+def test_an_empty_uri_selects_the_only_key() -> None:
     assert select_key(Pkcs11Uri(token="Office card"), [BACKUP], OFFICE) == 0
 
 
@@ -170,24 +170,24 @@ def test_the_only_key_needs_no_name() -> None:
     [Pkcs11Uri(object="signing", id=b"\x02"), Pkcs11Uri(object="Signing"), Pkcs11Uri(id=b"01"), Pkcs11Uri(id=b"")],
     ids=str,
 )
-def test_a_label_or_an_id_that_differs_rules_a_key_out(uri: Pkcs11Uri) -> None:
+def test_a_different_label_or_id_rules_a_key_out(uri: Pkcs11Uri) -> None:
     assert not matches_key(uri, SIGNING)
 
 
-def test_when_no_key_matches_those_on_the_device_are_named() -> None:
+def test_if_no_key_matches_the_message_names_those_on_the_device() -> None:
     with pytest.raises(KeyNotFound) as refused:
         select_key(Pkcs11Uri(object="other"), [SIGNING, BACKUP], OFFICE)
     assert listed(refused.value) == {Pkcs11Uri(object="other"), *key_uris(OFFICE, [SIGNING, BACKUP])}
 
 
-def test_on_a_device_without_keys_the_message_says_so() -> None:
+def test_the_message_says_if_the_device_has_no_keys() -> None:
     with pytest.raises(KeyNotFound, match="it has none") as refused:
         select_key(Pkcs11Uri(object="other"), [], OFFICE)
     assert refused.value.hint is not None
     assert "log in" in refused.value.hint
 
 
-def test_when_several_keys_match_those_and_no_others_are_candidates() -> None:
+def test_if_several_keys_match_the_message_names_only_those() -> None:
     renewed = KeyInfo("signing", b"\x03")
     with pytest.raises(KeyAmbiguous) as refused:
         select_key(Pkcs11Uri(object="signing"), [SIGNING, BACKUP, renewed], OFFICE)
@@ -195,7 +195,7 @@ def test_when_several_keys_match_those_and_no_others_are_candidates() -> None:
 
 
 @given(keys)
-def test_the_uri_of_a_key_read_back_matches_only_keys_of_the_same_label_and_id(present: list[KeyInfo]) -> None:
+def test_the_uri_of_a_key_matches_only_keys_with_the_same_label_and_id(present: list[KeyInfo]) -> None:
     for key, uri in zip(present, key_uris(OFFICE, present), strict=True):
         assert {other for other in present if matches_key(Pkcs11Uri.parse(str(uri)), other)} == {key}
 
@@ -205,11 +205,11 @@ def test_the_uri_of_a_key_names_its_device(present: list[KeyInfo]) -> None:
     assert all(matches_device(uri, OFFICE) for uri in key_uris(OFFICE, present))
 
 
-def test_a_key_says_its_label_and_id() -> None:
+def test_a_key_is_shown_with_its_label_and_id() -> None:
     assert [str(SIGNING), str(KeyInfo("", b""))] == ["'signing', id 01", "'without a label', id none"]
 
 
-def test_a_device_says_its_label_and_what_else_it_has() -> None:
+def test_a_device_is_shown_with_its_label_and_its_other_facts() -> None:
     assert [str(OFFICE), str(replace(OFFICE, label="", manufacturer=""))] == [
         "'Office card' (Snake Oil, Inc., PIV, 0001)",
         "'PIV' (PIV, 0001)",

@@ -1,4 +1,4 @@
-"""Which mechanism signs, and that what the device is given becomes a signature others verify."""
+"""Which mechanism signs, and that the signature made from the device's input verifies elsewhere."""
 
 import hashlib
 from functools import cache
@@ -48,7 +48,7 @@ def raw_rsa(key: rsa.RSAPrivateKey, block: bytes) -> bytes:
 
 
 def sign_as_device(key: rsa.RSAPrivateKey, signing: SigningPlan, message: bytes) -> bytes:
-    """What a device does with what it is given, by mechanism (PKCS#11 v3.1 section 6.1)."""
+    """Sign the plan's input as a device does, by mechanism (PKCS#11 v3.1 section 6.1)."""
     data = signing.prepare(message, key.key_size)
     match signing.mechanism:
         case Mechanism.SHA256_RSA_PKCS:
@@ -69,7 +69,7 @@ def verify(key: rsa.RSAPrivateKey, algorithm: Algorithm, signature: bytes, messa
 
 
 @pytest.mark.parametrize("bits", LENGTHS)
-def test_the_keys_of_these_tests_are_as_long_as_they_should_be(bits: int) -> None:
+def test_the_test_keys_have_the_requested_length(bits: int) -> None:
     assert key_of(bits).public_key().public_numbers().n.bit_length() == bits
 
 
@@ -91,7 +91,9 @@ def test_a_block_padded_on_the_host_verifies_whatever_the_message(bits: int, mes
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 @given(bits=st.integers(2048, 4200))
-def test_a_block_padded_on_the_host_is_as_long_as_the_modulus_and_below_it(algorithm: Algorithm, bits: int) -> None:
+def test_a_block_padded_on_the_host_is_as_long_as_the_modulus_and_smaller_as_a_number(
+    algorithm: Algorithm, bits: int
+) -> None:
     block = plan_signing(algorithm, {Mechanism.RSA_X_509}).prepare(b"message", bits)
     assert (len(block), int.from_bytes(block, "big") >> (bits - 1)) == ((bits + 7) // 8, 0)
 
@@ -102,26 +104,24 @@ def test_a_pss_block_has_a_fresh_salt_each_time() -> None:
 
 
 @pytest.mark.parametrize("mechanism", [Mechanism.SHA256_RSA_PKCS, Mechanism.SHA256_RSA_PKCS_PSS])
-def test_a_device_that_hashes_is_given_the_message_itself(mechanism: Mechanism) -> None:
+def test_a_device_that_hashes_gets_the_message_itself(mechanism: Mechanism) -> None:
     algorithm = next(algorithm for algorithm, best in PLANS if best is mechanism)
     assert plan_signing(algorithm, {mechanism}).prepare(b"message", 2048) == b"message"
 
 
-def test_raw_pss_is_given_the_digest_alone() -> None:
+def test_raw_pss_gets_only_the_digest() -> None:
     signing = plan_signing(Algorithm.PS256, {Mechanism.RSA_PKCS_PSS})
     assert signing.prepare(b"message", 2048) == hashlib.sha256(b"message").digest()
 
 
 @pytest.mark.parametrize(("algorithm", "mechanism"), PLANS)
-def test_pss_is_always_asked_for_with_its_parameters_and_nothing_else_has_any(
-    algorithm: Algorithm, mechanism: Mechanism
-) -> None:
+def test_only_pss_mechanisms_have_parameters(algorithm: Algorithm, mechanism: Mechanism) -> None:
     expected = (Mechanism.SHA256, MGF.SHA256, 32) if mechanism.name.endswith("PSS") else None
     assert plan_signing(algorithm, {mechanism}).parameters == expected
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_the_plan_that_leaves_most_to_the_device_is_chosen(algorithm: Algorithm) -> None:
+def test_the_plan_that_leaves_the_most_to_the_device_is_chosen(algorithm: Algorithm) -> None:
     best_first = BEST_FIRST[algorithm]
     offers = [offer for size in (1, 2, 3) for offer in combinations(best_first, size)]
     chosen = [plan_signing(algorithm, UNRELATED.union(offer)).mechanism for offer in offers]
@@ -129,7 +129,7 @@ def test_the_plan_that_leaves_most_to_the_device_is_chosen(algorithm: Algorithm)
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_a_device_without_a_fitting_mechanism_is_refused_by_the_names_it_lacks(algorithm: Algorithm) -> None:
+def test_the_error_for_an_unsupported_algorithm_names_the_missing_mechanisms(algorithm: Algorithm) -> None:
     with pytest.raises(MechanismUnsupported) as refused:
         plan_signing(algorithm, UNRELATED)
     names = ", ".join(f"CKM_{mechanism.name}" for mechanism in BEST_FIRST[algorithm])
@@ -155,11 +155,11 @@ def test_the_hint_names_another_algorithm(algorithm: Algorithm, other: str) -> N
         ({Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS}, {Algorithm.RS256, Algorithm.PS256}),
     ],
 )
-def test_what_a_device_supports_is_what_there_is_a_plan_for(
+def test_the_supported_algorithms_are_those_that_have_a_plan(
     mechanisms: frozenset[Mechanism], expected: set[Algorithm]
 ) -> None:
     assert supported(mechanisms) == expected
 
 
-def test_every_mechanism_a_plan_may_use_is_known_beforehand() -> None:
+def test_the_list_of_signing_mechanisms_holds_every_mechanism_of_a_plan() -> None:
     assert {mechanism for _, mechanism in PLANS} == USED

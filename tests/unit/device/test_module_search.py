@@ -1,4 +1,4 @@
-"""The module that is named is the one that is loaded, and nobody else can choose it or replace it."""
+"""The named module is the one that is loaded, and nobody else can choose or replace it."""
 
 import os
 from collections.abc import Callable
@@ -63,7 +63,7 @@ WAYS: dict[str, Named] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_way_leads_to_the_module(library: Path, system: Path, way: str) -> None:
+def test_every_way_to_name_a_module_finds_it(library: Path, system: Path, way: str) -> None:
     module = library / "libvendor.so"
     configure(system, "configured", module)
     assert find_module(*WAYS[way](module)) == module
@@ -83,7 +83,7 @@ def test_a_module_that_others_can_replace_is_refused_however_it_is_named(
     assert refused.value.hint == f"Run: chmod go-w {component}"
 
 
-def test_the_proxy_is_what_nothing_named_means(library: Path) -> None:
+def test_without_a_name_the_p11_kit_proxy_is_used(library: Path) -> None:
     assert find_module(None, Pkcs11Uri()) == library / "p11-kit-proxy.so"
 
 
@@ -100,11 +100,11 @@ def test_a_module_that_only_p11_kit_can_load_is_reached_through_its_proxy(
 
 def test_a_module_with_no_arguments_is_loaded_by_itself(library: Path, system: Path) -> None:
     with configure(system, "trust", library / "libvendor.so").open("a") as file:
-        file.write("x-init-reserved:\n")  # as p11-kit-trust.module has it
+        file.write("x-init-reserved:\n")  # like p11-kit-trust.module
     assert find_module(None, Pkcs11Uri(module_name="trust")) == library / "libvendor.so"
 
 
-def test_without_the_proxy_a_module_that_only_p11_kit_can_load_is_refused(library: Path, system: Path) -> None:
+def test_a_module_that_only_p11_kit_can_load_is_refused_if_the_proxy_is_missing(library: Path, system: Path) -> None:
     (library / "p11-kit-proxy.so").unlink()
     with configure(system, "nss", library / "libvendor.so").open("a") as file:
         file.write("x-init-reserved: configdir='sql:/srv/nssdb'\n")
@@ -114,7 +114,7 @@ def test_without_the_proxy_a_module_that_only_p11_kit_can_load_is_refused(librar
 
 
 @pytest.mark.parametrize("weak", ["module", "configuration"])
-def test_the_proxy_is_refused_where_others_choose_what_it_loads(
+def test_the_proxy_is_refused_if_others_can_choose_what_it_loads(
     library: Path, system: Path, tmp_path: Path, weak: str
 ) -> None:
     module = tmp_path / "module.so"
@@ -130,7 +130,7 @@ def test_the_proxy_does_not_need_a_configured_module_that_is_not_installed(libra
     assert find_module(None, Pkcs11Uri()) == library / "p11-kit-proxy.so"
 
 
-def test_a_configuration_that_others_can_write_names_no_module(
+def test_a_p11_kit_configuration_that_others_can_write_is_refused(
     library: Path, system: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(system, "good", library / "libvendor.so")
@@ -149,7 +149,7 @@ class TestFilesInTheCurrentDirectory:
         monkeypatch.chdir(here)
         return here
 
-    def test_a_path_means_that_file_and_no_installed_one(self, here: Path, library: Path) -> None:
+    def test_a_path_means_that_file_and_not_an_installed_module(self, here: Path, library: Path) -> None:
         # pathlib drops the dot, and dlopen would then search for the name.
         path = SETTINGS["module"].read("./libvendor.so", Source("--module"))
         with pytest.raises(ModuleLoadError, match="does not exist"):
@@ -157,7 +157,7 @@ class TestFilesInTheCurrentDirectory:
         (here / "libvendor.so").write_bytes(b"\x7fELF")
         assert find_module(path, Pkcs11Uri()) == here / "libvendor.so"
 
-    def test_a_word_means_an_installed_library_and_no_file_here(self, here: Path, library: Path) -> None:
+    def test_a_plain_name_means_an_installed_module_and_not_a_file_here(self, here: Path, library: Path) -> None:
         (here / "libvendor.so").write_bytes(b"\x7fELF")
         (here / "libother.so").write_bytes(b"\x7fELF")
         read = SETTINGS["module"].read
@@ -166,25 +166,27 @@ class TestFilesInTheCurrentDirectory:
             find_module(read("libother.so", Source("--module")), Pkcs11Uri())
         assert "./libother.so" in str(refused.value.hint)
 
-    def test_a_program_that_gives_a_path_means_a_file(self, here: Path) -> None:
+    def test_a_path_object_means_a_file(self, here: Path) -> None:
         (here / "libvendor.so").write_bytes(b"\x7fELF")
         path = SETTINGS["module"].read(Path("libvendor.so"), Source("module"))
         assert find_module(path, Pkcs11Uri()) == here / "libvendor.so"
 
-    def test_a_profile_means_a_file_beside_it(self, here: Path, library: Path, tmp_path: Path) -> None:
+    def test_a_path_in_a_profile_is_relative_to_the_profiles_file(
+        self, here: Path, library: Path, tmp_path: Path
+    ) -> None:
         path = SETTINGS["module"].read("libvendor.so", Source("module in a profile", tmp_path))
         with pytest.raises(ModuleLoadError, match="does not exist"):
             find_module(path, Pkcs11Uri())
 
 
 @pytest.mark.parametrize("name", ["../library/libvendor", "/library/libvendor", "a/b"])
-def test_a_module_name_is_no_path(name: str) -> None:
+def test_a_module_name_with_a_path_in_it_is_refused(name: str) -> None:
     with pytest.raises(UriError, match="is a path"):
         find_module(None, Pkcs11Uri(module_name=name))
 
 
 @pytest.mark.parametrize("path", ["/nowhere/m.so", "/\0", "/etc/passwd/m.so", "/dev/null", "/"])
-def test_what_is_no_file_is_refused(path: str) -> None:
+def test_a_path_that_is_not_a_file_is_refused(path: str) -> None:
     with pytest.raises(ModuleLoadError) as refused:
         find_module(None, Pkcs11Uri(module_path=path))
     assert refused.value.hint
@@ -195,18 +197,18 @@ class TestTheUsersOwnConfiguration:
     def own(self, library: Path) -> Path:
         return configure(Path(os.environ["HOME"], ".config/pkcs11/modules"), "own", library / "libvendor.so")
 
-    def test_is_used(self, own: Path, library: Path) -> None:
+    def test_it_is_used(self, own: Path, library: Path) -> None:
         assert configured_modules() == {"own": library / "libvendor.so"}
 
-    def test_is_where_p11_kit_looks_for_it(
+    def test_it_is_in_the_place_where_p11_kit_looks(
         self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
         configure(tmp_path / "xdg/pkcs11/modules", "own", library / "libvendor.so")
         assert configured_modules() == {"own": library / "libvendor.so"}
 
-    def test_is_passed_over_where_it_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Root reaches whatever there is, but not this.
+    def test_it_is_skipped_if_it_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Root can reach every directory, but not one below a file.
         monkeypatch.setenv("HOME", "/" + "x" * 300)
         assert configured_modules() == {}
 
@@ -214,7 +216,7 @@ class TestTheUsersOwnConfiguration:
         "ids", [{"getuid": 0, "geteuid": 0}, {"geteuid": 0}, {"getuid": 0}, {"getegid": -1}], ids=repr
     )
     @pytest.mark.usefixtures("own")
-    def test_is_ignored_by_root_and_by_programs_with_more_rights_than_their_caller(
+    def test_root_and_programs_with_more_rights_than_their_caller_ignore_it(
         self, monkeypatch: pytest.MonkeyPatch, ids: dict[str, int]
     ) -> None:
         for name, value in ids.items():

@@ -1,4 +1,4 @@
-"""RFC 7512 URIs: read, written, refused."""
+"""Parsing, writing and refusing RFC 7512 URIs."""
 
 import pickle
 import subprocess
@@ -72,14 +72,14 @@ def parse_or_refuse(text: str) -> Pkcs11Uri | UriError:
 
 
 @given(uris)
-def test_what_is_written_reads_back_the_same(uri: Pkcs11Uri) -> None:
+def test_a_uri_that_is_written_and_parsed_again_is_the_same(uri: Pkcs11Uri) -> None:
     assert Pkcs11Uri.parse(str(uri)) == uri
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @settings(max_examples=60, deadline=None)
 @given(hostile_uris)
-def test_what_is_pasted_into_a_shell_is_the_uri_and_nothing_else(shell: str, uri: Pkcs11Uri) -> None:
+def test_a_uri_pasted_into_a_shell_stays_one_argument(shell: str, uri: Pkcs11Uri) -> None:
     written = str(uri)
     ways = [f"'{written}'", f'"{written}"']
     if not set(written) & set(";&"):  # the delimiters of several attributes
@@ -91,13 +91,13 @@ def test_what_is_pasted_into_a_shell_is_the_uri_and_nothing_else(shell: str, uri
 
 
 @given(spellings)
-def test_a_text_is_refused_or_has_one_canonical_form(spelling: str) -> None:
+def test_a_string_is_either_refused_or_has_one_canonical_form(spelling: str) -> None:
     uri = parse_or_refuse(spelling)
     assert isinstance(uri, UriError) or Pkcs11Uri.parse(str(uri)) == uri
 
 
 @given(st.sampled_from(["", "pkcs11:", "pkcs11:?"]), st.text())
-def test_no_text_gives_anything_but_a_uri_or_an_error_with_a_position_in_it(start: str, rest: str) -> None:
+def test_any_string_gives_a_uri_or_an_error_with_a_position_in_the_string(start: str, rest: str) -> None:
     uri = parse_or_refuse(start + rest)
     assert isinstance(uri, Pkcs11Uri) or uri.position in range(len(start + rest) + 1)
 
@@ -175,7 +175,7 @@ def test_no_text_gives_anything_but_a_uri_or_an_error_with_a_position_in_it(star
         ),
     ],
 )
-def test_the_examples_of_rfc_7512_section_3_mean_what_it_says(text: str, expected: Pkcs11Uri) -> None:
+def test_the_examples_of_rfc_7512_section_3_are_parsed(text: str, expected: Pkcs11Uri) -> None:
     assert Pkcs11Uri.parse(text) == expected
 
 
@@ -199,7 +199,7 @@ def test_the_examples_of_rfc_7512_section_3_mean_what_it_says(text: str, expecte
         ("pkcs11:?module-path=/:[]@!$'()*+,=?|", Pkcs11Uri(module_path="/:[]@!$'()*+,=?|")),
     ],
 )
-def test_less_common_spellings_are_read(text: str, expected: Pkcs11Uri) -> None:
+def test_unusual_spellings_are_parsed(text: str, expected: Pkcs11Uri) -> None:
     assert Pkcs11Uri.parse(text) == expected
 
 
@@ -226,7 +226,7 @@ def test_less_common_spellings_are_read(text: str, expected: Pkcs11Uri) -> None:
         ),
     ],
 )
-def test_the_canonical_text_escapes_what_it_must_and_no_more(uri: Pkcs11Uri, expected: str) -> None:
+def test_the_canonical_form_escapes_only_what_it_must(uri: Pkcs11Uri, expected: str) -> None:
     assert str(uri) == expected
 
 
@@ -287,7 +287,7 @@ def test_the_canonical_text_escapes_what_it_must_and_no_more(uri: Pkcs11Uri, exp
         ("pkcs11:?x-pin-value=1&pin-source=a&y=1", 35, "no attribute of this name"),
     ],
 )
-def test_malformed_text_is_refused_with_its_position(text: str, position: int, complaint: str) -> None:
+def test_a_malformed_uri_is_refused_with_the_position(text: str, position: int, complaint: str) -> None:
     with pytest.raises(UriError) as refused:
         Pkcs11Uri.parse(text)
     assert refused.value.position == position
@@ -313,14 +313,14 @@ def test_malformed_text_is_refused_with_its_position(text: str, position: int, c
         ("pkcs11:?tokn=a", 8, "token"),
     ],
 )
-def test_a_misspelt_attribute_is_refused_with_the_nearest_right_name(text: str, position: int, right: str) -> None:
+def test_a_misspelt_attribute_is_refused_with_the_nearest_name(text: str, position: int, right: str) -> None:
     with pytest.raises(UriError, match="there is no attribute of this name") as refused:
         Pkcs11Uri.parse(text)
     assert (refused.value.position, refused.value.hint) == (position, f"Did you mean {right}?")
 
 
 @pytest.mark.parametrize("text", ["pkcs11:X-a=1", "pkcs11:zzz=1"])
-def test_an_attribute_that_is_near_to_none_is_refused_with_those_there_are(text: str) -> None:
+def test_an_unknown_attribute_is_refused_with_a_list_of_the_known_ones(text: str) -> None:
     with pytest.raises(UriError, match="there is no attribute of this name") as refused:
         Pkcs11Uri.parse(text)
     assert refused.value.hint is not None
@@ -343,7 +343,7 @@ def test_an_attribute_that_is_near_to_none_is_refused_with_those_there_are(text:
         f"pkcs12:?pin-value={PIN}",
     ],
 )
-def test_no_part_of_a_pin_is_in_the_error_or_its_chain(text: str) -> None:
+def test_neither_the_error_nor_its_chain_holds_any_part_of_the_pin(text: str) -> None:
     with pytest.raises(UriError) as refused:
         Pkcs11Uri.parse(text)
     error = refused.value
@@ -353,15 +353,15 @@ def test_no_part_of_a_pin_is_in_the_error_or_its_chain(text: str) -> None:
     assert error.__context__ is None
 
 
-def test_the_representation_hides_the_pin() -> None:
+def test_the_repr_hides_the_pin() -> None:
     assert repr(Pkcs11Uri(token="a", pin_value=PIN)) == "<pkcs11:token=a>"
 
 
-def test_the_text_holds_the_pin() -> None:
+def test_str_includes_the_pin() -> None:
     assert str(Pkcs11Uri(pin_value="1234")) == "pkcs11:?pin-value=1234"
 
 
-def test_the_redacted_uri_keeps_all_that_is_not_about_a_pin() -> None:
+def test_the_redacted_uri_keeps_everything_but_the_pin_attributes() -> None:
     uri = Pkcs11Uri.parse(
         "pkcs11:token=a;x-a=1;x-my-pin=1234?module-name=m&pin-source=file:/p&pin-value=1234&x-PIN_VALUE=1234&x-b=2"
     )
@@ -389,12 +389,14 @@ def test_the_redacted_uri_keeps_all_that_is_not_about_a_pin() -> None:
         {"vendor_path": (("x-a", "1"), ("x-a", "2"))},
     ],
 )
-def test_a_value_that_cannot_be_written_is_refused_at_once(changes: dict[str, str | int | VendorAttributes]) -> None:
+def test_a_value_that_cannot_be_written_is_refused_when_the_uri_is_created(
+    changes: dict[str, str | int | VendorAttributes],
+) -> None:
     with pytest.raises(UriError) as refused:
         replace(Pkcs11Uri(), **changes)  # type: ignore[arg-type]  # what a type checker would stop
     assert refused.value.position is None
 
 
-def test_a_uri_can_be_a_key_and_travel_to_another_process() -> None:
+def test_a_uri_can_be_hashed_and_pickled() -> None:
     uri = Pkcs11Uri.parse("pkcs11:token=a;id=%01;x-a=1?x-b=2&pin-value=3")
     assert {uri: 1}[pickle.loads(pickle.dumps(uri))] == 1  # noqa: S301  # our own bytes

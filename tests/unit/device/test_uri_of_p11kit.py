@@ -1,6 +1,6 @@
-"""The URIs that p11-kit tests its own parser with (its test-uri.c), as facts: what is read here, and what differs.
+"""The URIs of p11-kit's own parser tests (its test-uri.c): what we parse alike, and where we differ on purpose.
 
-Whoever names a key by a URI that p11-kit's tools show must be understood, or be told why not.
+A URI that p11-kit's tools show must work here, or the error must say why it does not.
 """
 
 import pytest
@@ -53,7 +53,7 @@ from hsm_signer.errors import UriError
         ("pkcs11:slot-id=67890", Pkcs11Uri(slot_id=67890)),
     ],
 )
-def test_what_p11_kit_reads_is_read_alike(text: str, expected: Pkcs11Uri) -> None:
+def test_uris_that_p11_kit_parses_are_parsed_alike(text: str, expected: Pkcs11Uri) -> None:
     assert Pkcs11Uri.parse(text) == expected
 
 
@@ -76,7 +76,7 @@ def test_what_p11_kit_reads_is_read_alike(text: str, expected: Pkcs11Uri) -> Non
         "pkcs11:slot-id=123^456",
     ],
 )
-def test_what_p11_kit_refuses_is_refused(text: str) -> None:
+def test_uris_that_p11_kit_refuses_are_refused(text: str) -> None:
     with pytest.raises(UriError):
         Pkcs11Uri.parse(text)
 
@@ -84,8 +84,8 @@ def test_what_p11_kit_refuses_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        # p11-kit drops white space wherever it stands. RFC 7512 has no room for it (section 2.3), and a URI that was
-        # broken by a mail program may have lost more than that.
+        # p11-kit drops white space anywhere. RFC 7512 does not allow it (section 2.3), and a URI that a mail program
+        # wrapped may have lost more than that.
         pytest.param(
             "pkc\ns11: lib rary-desc\rrip  \n  tion =The%20Library;\n\n\nlibrary-manufacturer=\rMe",
             "must begin with pkcs11:",
@@ -93,23 +93,22 @@ def test_what_p11_kit_refuses_is_refused(text: str) -> None:
         ),
         pytest.param("pkcs11: token=a", "cannot be part of an attribute's name", id="white space in a name"),
         pytest.param("pkcs11:token=a\n", "must be percent-encoded", id="white space in a value"),
-        # For p11-kit a URI of an unknown type, or with an attribute that it does not know, matches nothing. Here the
-        # reader learns why.
+        # In p11-kit a URI with an unknown type or attribute matches nothing. Here the error says why.
         pytest.param("pkcs11:type=unknown", "type must be one of", id="unknown type"),
         pytest.param("pkcs11:?my-query-two=some-value", "no attribute of this name", id="unknown attribute"),
         pytest.param("pkcs11:?bbb=zzz&aaa=xxx&aaa=yyy", "no attribute of this name", id="unknown attributes"),
-        # p11-kit still takes its name of before the RFC.
+        # p11-kit still accepts its name from before the RFC.
         pytest.param("pkcs11:object=Test%20Label;object-type=cert", "no attribute of this name", id="object-type"),
-        # It would load code from the current directory.
+        # This would load code from the current directory.
         pytest.param("pkcs11:?module-path=blah%2Fblah", "must be an absolute path", id="relative module-path"),
     ],
 )
-def test_what_p11_kit_reads_and_we_refuse_on_purpose(text: str, complaint: str) -> None:
+def test_some_uris_that_p11_kit_accepts_are_refused_on_purpose(text: str, complaint: str) -> None:
     with pytest.raises(UriError, match=complaint):
         Pkcs11Uri.parse(text)
 
 
-def test_a_value_that_no_device_has_room_for_matches_nothing() -> None:
+def test_a_value_longer_than_the_devices_field_matches_nothing() -> None:
     # CK_TOKEN_INFO has 16 characters for the model.
     uri = Pkcs11Uri.parse("pkcs11:model=a-value-that-is-too-long-for-the-field-that-it-goes-with")
     assert not matches_device(uri, device(model="a-value-that-is-"))
@@ -140,7 +139,7 @@ def test_a_value_that_no_device_has_room_for_matches_nothing() -> None:
         (Pkcs11Uri(slot_id=12345), ("slot-id=12345",)),
     ],
 )
-def test_what_p11_kit_writes_is_written(uri: Pkcs11Uri, parts: tuple[str, ...]) -> None:
+def test_uris_are_written_like_p11_kit_writes_them(uri: Pkcs11Uri, parts: tuple[str, ...]) -> None:
     written = str(uri).removeprefix("pkcs11:").split(";")
     assert sorted(written) == sorted(parts)
 
@@ -156,14 +155,14 @@ def test_what_p11_kit_writes_is_written(uri: Pkcs11Uri, parts: tuple[str, ...]) 
         ("pkcs11:library-version=5.8", "", "", (2, 3), False),
     ],
 )
-def test_what_p11_kit_matches_is_matched(
+def test_devices_match_like_in_p11_kit(
     text: str, model: str, description: str, version: tuple[int, int], matches: bool
 ) -> None:
     assert matches_device(Pkcs11Uri.parse(text), device(model, description, version)) is matches
 
 
 @pytest.mark.parametrize(("label", "matches"), [("Junk", False), ("Fancy", True)])
-def test_what_p11_kit_matches_of_a_key_is_matched(label: str, matches: bool) -> None:
+def test_keys_match_like_in_p11_kit(label: str, matches: bool) -> None:
     assert matches_key(Pkcs11Uri.parse("pkcs11:object=Fancy;id=Blah"), KeyInfo(label, b"Blah")) is matches
 
 

@@ -1,4 +1,4 @@
-"""A rotation, decided: which step comes next, and that the order never leaves an application without a working key."""
+"""Which step of a rotation comes next, and that no order of steps leaves an application without a working key."""
 
 import math
 from dataclasses import replace
@@ -71,11 +71,11 @@ def test_a_rotation_from_the_beginning_takes_every_step_in_order() -> None:
     assert plan(Observed(KeyFile(OLD), start=True)) == [*WHOLE, Step.KEEP]
 
 
-def test_the_old_key_is_deleted_where_that_is_asked_for() -> None:
+def test_the_old_key_is_deleted_on_request() -> None:
     assert plan(Observed(KeyFile(OLD), start=True, delete_old=True)) == [*WHOLE, Step.DELETE]
 
 
-def test_nothing_is_left_to_do_where_nothing_is_wanted() -> None:
+def test_without_a_request_no_rotation_starts() -> None:
     assert plan(Observed(KeyFile(OLD), start=False)) == []
 
 
@@ -104,17 +104,17 @@ def test_nothing_is_left_to_do_where_nothing_is_wanted() -> None:
         ),
     ],
 )
-def test_a_run_that_was_cut_off_is_gone_on_with_where_it_stands(observed: Observed, step: Step) -> None:
+def test_a_rotation_that_was_cut_off_continues_with_the_next_step(observed: Observed, step: Step) -> None:
     assert next_step(observed) is step
 
 
-def test_a_key_that_was_registered_and_lost_is_taken_from_entra_before_another_is_begun() -> None:
+def test_a_registered_key_that_was_lost_is_removed_from_entra_before_a_new_rotation_starts() -> None:
     lost = Observed(KeyFile(OLD, REGISTERED), start=False)
     assert plan(lost) == [Step.ABANDON, Step.UNREGISTER, Step.KEEP, *WHOLE, Step.KEEP]
 
 
 @given(observations)
-def test_from_everywhere_the_end_is_reached_with_one_registered_key_and_nothing_left_over(observed: Observed) -> None:
+def test_every_state_leads_to_one_registered_key_and_nothing_left_over(observed: Observed) -> None:
     steps = plan(observed)
     assert len(steps) < 30
     for step in steps:
@@ -124,7 +124,7 @@ def test_from_everywhere_the_end_is_reached_with_one_registered_key_and_nothing_
 
 
 @given(observations)
-def test_the_current_key_is_registered_at_every_moment_and_changes_only_for_one_that_was_proven(
+def test_the_current_key_is_always_registered_and_only_a_proven_key_replaces_it(
     observed: Observed,
 ) -> None:
     while (step := next_step(observed)) is not None:
@@ -139,7 +139,7 @@ def test_the_current_key_is_registered_at_every_moment_and_changes_only_for_one_
 
 
 @given(observations)
-def test_no_credential_is_removed_before_the_time_of_its_key_is_over(observed: Observed) -> None:
+def test_no_credential_is_removed_before_its_grace_period_ends(observed: Observed) -> None:
     since: dict[Pkcs11Uri, float] = {}
     while (step := next_step(observed)) is not None:
         if step is Step.SWITCH:
@@ -153,12 +153,12 @@ def test_no_credential_is_removed_before_the_time_of_its_key_is_over(observed: O
         observed = after(step, observed)
 
 
-def test_after_the_switch_the_old_key_stays_registered_for_a_while() -> None:
+def test_after_the_switch_the_old_key_stays_registered_for_the_grace_period() -> None:
     observed = Observed(KeyFile(OLD), start=True, delete_old=True, now=NOW, grace=GRACE)
     assert plan(observed) == [*WHOLE[:-1], Step.WAIT, Step.UNREGISTER, Step.DELETE]
 
 
-def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotation() -> None:
+def test_a_key_marked_for_deletion_is_deleted_by_the_run_that_finishes_the_rotation() -> None:
     over = replace(OLD, until=NOW, delete=True)
     assert plan(Observed(KeyFile(REGISTERED, retired=(over,)), start=False, now=NOW)) == [Step.UNREGISTER, Step.DELETE]
 
@@ -172,25 +172,25 @@ def test_a_key_that_is_to_be_deleted_is_deleted_by_whatever_run_ends_the_rotatio
         (replace(OLD, registered=False), GRACE, None),
     ],
 )
-def test_the_time_that_is_written_counts_and_without_one_it_begins_now(
+def test_a_retired_key_keeps_its_recorded_time_or_its_grace_period_starts_now(
     key: KeyEntry, grace: int, until: int | None
 ) -> None:
     assert with_until(KeyFile(REGISTERED, retired=(key,)), NOW, grace).retired == (replace(key, until=until),)
 
 
 @given(observations)
-def test_a_key_is_taken_from_the_device_only_once_entra_does_not_know_it(observed: Observed) -> None:
+def test_a_key_is_deleted_from_the_device_only_after_it_was_removed_from_entra(observed: Observed) -> None:
     while (step := next_step(observed)) is not None:
         if step in (Step.DELETE, Step.KEEP):
             assert not retired_key(step, observed).registered
         observed = after(step, observed)
 
 
-def test_a_key_that_is_named_comes_before_what_is_left_of_the_last_rotation() -> None:
+def test_a_key_named_by_the_caller_comes_before_the_rest_of_the_last_rotation() -> None:
     assert plan(Observed(KeyFile(OLD, retired=(REGISTERED,)), start=False, named=True))[0] is Step.NAME
 
 
-# Any file that a person could write: each of its keys is one of a few, by one of the names that it has.
+# Any file that a person could write: each entry is one of a few keys, by one of its URIs.
 SPELLINGS = {
     uri: name
     for name in ("one", "two", "three", "gone")
@@ -231,7 +231,7 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
                 observed = after(step, observed, KeyEntry(following, registered=False))
                 continue
             case Step.GENERATE if observed.file.next and names[observed.file.next.uri] != "made":
-                break  # there is no such key, and the run ends
+                break  # the key does not exist: the run ends
             case Step.GENERATE:
                 device.add("made")
             case Step.CERTIFY:
@@ -239,7 +239,7 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
             case Step.REGISTER if observed.file.next:
                 entra.add(names[observed.file.next.uri])
             case Step.PROVE if observed.file.next and names[observed.file.next.uri] not in entra:
-                break  # Entra refuses it, and the run ends
+                break  # Entra refuses the key: the run ends
             case Step.UNREGISTER:
                 entra.discard(names[retired_key(step, observed).uri])
             case Step.DELETE:
@@ -260,9 +260,7 @@ def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_regi
         ("pkcs11:id=%02?module-path=/m", "pkcs11:id=%01?module-name=a", "pkcs11:id=%02?module-path=/m"),
     ],
 )
-def test_the_next_keys_uri_says_as_much_about_the_device_as_the_current_ones(
-    uri: str, current: str, expected: str
-) -> None:
+def test_the_uri_of_the_next_key_is_completed_from_the_current_keys(uri: str, current: str, expected: str) -> None:
     assert complete_uri(Pkcs11Uri.parse(uri), Pkcs11Uri.parse(current)) == Pkcs11Uri.parse(expected)
 
 
@@ -277,7 +275,7 @@ def test_the_next_keys_uri_says_as_much_about_the_device_as_the_current_ones(
         ("", set(), "key-20261123"),
     ],
 )
-def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, taken: set[str], label: str) -> None:
+def test_the_next_label_is_the_current_label_with_the_date(current: str, taken: set[str], label: str) -> None:
     assert next_label(current, frozenset(taken), "20261123") == label
 
 
@@ -285,18 +283,18 @@ def test_the_next_label_is_that_of_the_current_key_with_the_date(current: str, t
 
 
 @pytest.mark.parametrize(("days", "will"), [(364, False), (365, True), (366, True)])
-def test_a_certificate_of_ours_for_longer_than_is_asked_for_is_made_again(
+def test_an_unregistered_certificate_that_is_valid_for_longer_than_requested_is_not_reused(
     certificate: Certificate, now: datetime, days: int, will: bool
 ) -> None:
     assert certificate_fits(certificate, NEW, days, now) is will
 
 
-def test_a_certificate_that_is_registered_will_do_whatever_is_asked_for_by_now(
+def test_a_registered_certificate_is_reused_whatever_validity_is_requested(
     certificate: Certificate, now: datetime
 ) -> None:
     assert certificate_fits(certificate, REGISTERED, 1, now)
 
 
 @pytest.mark.parametrize("filed", [NEW, REGISTERED])
-def test_a_certificate_that_is_over_will_not_do(certificate: Certificate, now: datetime, filed: KeyEntry) -> None:
+def test_an_expired_certificate_is_not_reused(certificate: Certificate, now: datetime, filed: KeyEntry) -> None:
     assert not certificate_fits(certificate, filed, 365, now + timedelta(days=200))

@@ -1,4 +1,4 @@
-"""PINs come from the source that is set, or not at all, and are never shown."""
+"""A PIN comes only from the configured source, and is never shown."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def reveal(login: Login) -> str:
 
 
 def told(error: HsmSignerError) -> str:
-    """All an error, or anything it was raised from, would show to anybody."""
+    """Return everything that an error and the errors behind it show."""
     texts = [repr(error), str(error.hint), *traceback.format_exception(error)]
     cause: BaseException | None = error
     while cause is not None:
@@ -71,7 +71,7 @@ def test_a_pin_is_revealed_on_request() -> None:
     assert Pin(SECRET).reveal() == SECRET
 
 
-def test_pins_are_equal_when_their_texts_are() -> None:
+def test_pins_are_equal_if_their_texts_are() -> None:
     assert Pin("4711") == Pin("4711")
     assert Pin("4711") != Pin("4712")
     assert Pin("é") != Pin("e")
@@ -86,7 +86,7 @@ def test_a_command_does_not_see_the_pin_of_another_source(monkeypatch: pytest.Mo
         CommandPin(("/usr/bin/printenv", "A_PIN"))(REQUEST)
 
 
-def test_a_pin_cannot_be_a_key() -> None:
+def test_a_pin_cannot_be_hashed() -> None:
     with pytest.raises(TypeError, match="unhashable"):
         hash(Pin("4711"))
 
@@ -98,7 +98,7 @@ def test_a_pin_cannot_be_pickled(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "47\00011", f"{SECRET}\ud800"])
-def test_text_that_no_device_accepts_is_not_a_pin(text: str) -> None:
+def test_a_string_that_no_device_accepts_is_not_a_pin(text: str) -> None:
     with pytest.raises(PinUnavailable) as refused:
         Pin(text)
     assert SECRET not in told(refused.value)
@@ -124,7 +124,7 @@ def test_one_trailing_newline_is_stripped_from_a_file_and_nothing_else(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=250))
-def test_any_text_that_ends_in_a_newline_is_read_without_it(text: str) -> None:
+def test_a_trailing_newline_is_stripped_from_any_text(text: str) -> None:
     assert reveal(DescriptorPin(pipe_holding(f"{text}\n".encode()))(REQUEST)) == text
 
 
@@ -175,7 +175,7 @@ def test_a_variable_that_is_not_a_pin_is_refused_and_not_shown(value: str, reaso
     assert SECRET not in told(refused.value) + repr(source)
 
 
-def test_an_exposed_file_gives_no_pin_and_says_how_to_fix_it(tmp_path: Path) -> None:
+def test_an_exposed_file_is_refused_with_a_hint_how_to_fix_it(tmp_path: Path) -> None:
     path = private_file(tmp_path / "pin", SECRET.encode())
     path.chmod(0o644)
     with pytest.raises(PinUnavailable, match="everybody can read or change it") as refused:
@@ -206,7 +206,7 @@ def test_a_missing_variable_is_an_error() -> None:
         EnvironmentPin("CARD_PIN", {})(REQUEST)
 
 
-def test_a_descriptor_is_not_read_twice_even_when_its_number_is_used_again() -> None:
+def test_a_descriptor_is_not_read_twice_even_if_its_number_is_reused() -> None:
     descriptor = pipe_holding(b"4711")
     source = DescriptorPin(descriptor)
     source(REQUEST)
@@ -225,11 +225,11 @@ def test_a_descriptor_that_is_not_open_is_an_error() -> None:
         DescriptorPin(999_999)(REQUEST)
 
 
-def test_a_command_gives_what_it_prints() -> None:
+def test_the_output_of_a_command_is_the_pin() -> None:
     assert reveal(CommandPin(("/bin/echo", "4711"))(REQUEST)) == "4711"
 
 
-def test_a_command_that_fails_is_an_error_that_shows_neither_output_nor_arguments() -> None:
+def test_the_error_of_a_failed_command_shows_neither_its_output_nor_its_arguments() -> None:
     source = CommandPin(("/bin/sh", "-c", f"echo {SECRET}; exit 3"))
     with pytest.raises(PinUnavailable, match="the command /bin/sh: it ended with status 3") as refused:
         source(REQUEST)
@@ -241,7 +241,7 @@ def test_a_command_that_hangs_is_an_error() -> None:
         CommandPin(("/bin/sleep", "60"), seconds=0.05)(REQUEST)
 
 
-def test_a_credential_is_read_from_the_directory_systemd_made(tmp_path: Path) -> None:
+def test_a_systemd_credential_is_read_from_the_credentials_directory(tmp_path: Path) -> None:
     private_file(tmp_path / "card", b"4711\n")
     assert reveal(SystemdCredentialPin("card", {"CREDENTIALS_DIRECTORY": str(tmp_path)})(REQUEST)) == "4711"
 
@@ -249,13 +249,13 @@ def test_a_credential_is_read_from_the_directory_systemd_made(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("environ", "reason"), [({}, "CREDENTIALS_DIRECTORY is not set"), ({"CREDENTIALS_DIRECTORY": "/"}, "No such file")]
 )
-def test_a_missing_credential_is_explained(environ: dict[str, str], reason: str) -> None:
+def test_a_missing_systemd_credential_is_explained(environ: dict[str, str], reason: str) -> None:
     with pytest.raises(PinUnavailable, match=reason) as refused:
         SystemdCredentialPin("no-such-card", environ)(REQUEST)
     assert "LoadCredential=no-such-card:PATH" in str(refused.value.hint)
 
 
-def test_the_pad_and_no_login_are_separate_answers() -> None:
+def test_a_pin_pad_and_no_login_are_different_answers() -> None:
     assert PROTECTED(REQUEST) is PinPad.PROTECTED
     assert NO_LOGIN(REQUEST) is None
 
@@ -292,7 +292,7 @@ def test_a_setting_names_its_source(text: str | Sequence[str], expected: PinSour
     assert parse_pin_source(text, prompt=Prompt()) == expected
 
 
-def test_the_environment_to_read_is_an_argument() -> None:
+def test_the_environment_to_read_can_be_passed_in() -> None:
     assert reveal(parse_pin_source("env:CARD_PIN", prompt=None, environ={"CARD_PIN": "4711"})(REQUEST)) == "4711"
 
 
@@ -336,7 +336,7 @@ def test_only_the_prompt_is_attended() -> None:
         ["/bin/echo", f"{SECRET}\0"],
     ],
 )
-def test_anything_else_is_refused_without_being_quoted(text: str | Sequence[str]) -> None:
+def test_an_invalid_source_is_refused_without_being_quoted(text: str | Sequence[str]) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_pin_source(text, prompt=Prompt())
     error = refused.value
@@ -344,26 +344,26 @@ def test_anything_else_is_refused_without_being_quoted(text: str | Sequence[str]
     assert error.__context__ is None
 
 
-def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_source_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as refused:
         parse_pin_source("pin", prompt=None)
     for source in ("file:", "env:", "fd:", "command:", "credential:", "protected", "none", "prompt"):
         assert source in str(refused.value.hint)
 
 
-def test_a_prompt_without_a_person_is_an_error_that_names_the_other_sources() -> None:
+def test_the_error_for_a_prompt_without_a_terminal_names_the_other_sources() -> None:
     with pytest.raises(PinUnavailable, match="nobody can be asked") as refused:
         parse_pin_source("prompt", prompt=None)
     assert "file:PATH" in str(refused.value.hint)
 
 
-def test_a_pin_known_beforehand_is_given_and_not_shown() -> None:
+def test_a_fixed_pin_is_returned_and_not_shown() -> None:
     source = FixedLogin(Pin(SECRET), "the pin-value of the URI")
     assert reveal(source(REQUEST)) == SECRET
     assert SECRET not in repr(source)
 
 
-def test_without_a_source_the_error_names_the_device_and_the_possible_sources() -> None:
+def test_the_error_for_a_missing_source_names_the_device_and_the_possible_sources() -> None:
     with pytest.raises(PinUnavailable, match="Test card requires a PIN, and no PIN source is set") as refused:
         NoPinSource()(REQUEST)
     assert "env:NAME" in str(refused.value.hint)

@@ -1,4 +1,4 @@
-"""No login is tried that could lock a device without a person knowing it."""
+"""A login that could lock the device is not tried unless a person allowed it."""
 
 from itertools import chain, combinations
 
@@ -27,7 +27,7 @@ class TestPinState:
             (USABLE | TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED, PinState.LOCKED),
         ],
     )
-    def test_is_what_the_flags_say_that_is_nearest_to_a_lock(self, flags: TokenFlag, expected: PinState) -> None:
+    def test_the_flag_nearest_to_a_locked_pin_decides(self, flags: TokenFlag, expected: PinState) -> None:
         assert pin_state(flags) is expected
 
 
@@ -36,12 +36,12 @@ SAFE = [NO_FLAGS, USABLE]
 
 @pytest.mark.parametrize("flags", SAFE)
 @pytest.mark.parametrize("allow_last_try", [False, True])
-def test_a_device_with_all_its_tries_is_logged_in_to_without_a_warning(flags: TokenFlag, allow_last_try: bool) -> None:
+def test_a_device_with_all_its_pin_tries_gets_no_warning(flags: TokenFlag, allow_last_try: bool) -> None:
     assert require_pin_tries(DEVICE, flags, allow_last_try=allow_last_try) is None
 
 
 @pytest.mark.parametrize("allow_last_try", [False, True])
-def test_after_a_wrong_pin_there_is_a_warning(allow_last_try: bool) -> None:
+def test_a_device_that_saw_a_wrong_pin_gets_a_warning(allow_last_try: bool) -> None:
     warning = require_pin_tries(DEVICE, LOW, allow_last_try=allow_last_try)
     assert warning == "A wrong PIN was entered since the last login."
 
@@ -54,7 +54,7 @@ def test_the_last_try_is_refused(flags: TokenFlag) -> None:
 
 
 @pytest.mark.parametrize("flags", [FINAL, FINAL | LOW])
-def test_the_last_try_is_let_through_with_a_warning_when_somebody_allowed_it(flags: TokenFlag) -> None:
+def test_the_last_try_is_used_with_a_warning_if_the_caller_allowed_it(flags: TokenFlag) -> None:
     warning = require_pin_tries(DEVICE, flags, allow_last_try=True)
     assert warning == "This is the last try: a wrong PIN locks the device."
 

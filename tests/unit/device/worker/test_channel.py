@@ -1,4 +1,4 @@
-"""Messages between processes: each arrives as it was sent, and what is none of the expected ones does not arrive."""
+"""Messages between processes: each arrives as it was sent, and anything unexpected is refused."""
 
 import ast
 import json
@@ -81,7 +81,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
-def test_every_error_of_the_tree_arrives_whole(error: HsmSignerError) -> None:
+def test_every_error_class_arrives_with_all_its_fields(error: HsmSignerError) -> None:
     arrived = received(Failed(error), *FROM_WORKER).error
     assert (type(arrived), vars(arrived), str(arrived)) == (type(error), vars(error), str(error))
 
@@ -153,7 +153,9 @@ def test_facts_arrive_as_they_were_sent(facts: ModuleFacts) -> None:
     assert received(facts, ModuleFacts) == facts
 
 
-def test_a_message_that_arrives_in_parts_is_waited_for_again(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_message_that_arrives_in_parts_is_waited_for_until_it_is_complete(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = Channel(ends[0], Done), ends[1]
     data = frame(b'["Done", {"result": "AAAA"}]')
     for part in (data[:2], data[2:10]):
@@ -212,7 +214,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
-def test_what_is_no_message_does_not_arrive(data: bytes, ends: tuple[socket.socket, socket.socket]) -> None:
+def test_bytes_that_are_not_a_message_are_refused(data: bytes, ends: tuple[socket.socket, socket.socket]) -> None:
     ends[1].sendall(frame(data))
     with pytest.raises(Malformed) as caught:
         Channel(ends[0], *FROM_WORKER).receive(time.monotonic() + 60)
@@ -235,7 +237,7 @@ def test_a_message_that_would_be_too_long_is_not_sent(ends: tuple[socket.socket,
 @given(
     data=st.binary(max_size=200) | st.text(alphabet='[]{}":,0123456789.eE-truefalsn\\ud', max_size=60).map(str.encode)
 )
-def test_bytes_at_random_never_arrive(data: bytes) -> None:
+def test_random_bytes_are_refused(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(frame(data))
@@ -243,17 +245,17 @@ def test_bytes_at_random_never_arrive(data: bytes) -> None:
             Channel(ours, *FROM_WORKER).receive(time.monotonic() + 60)
 
 
-def test_a_pin_arrives_with_what_is_known_of_it() -> None:
+def test_a_pin_arrives_with_its_identity() -> None:
     pin = received(PinAnswer(Pin("4711", "inode 1", accepted=True)), PinAnswer).login
     assert (pin.reveal(), pin.identity, pin.accepted) == ("4711", "inode 1", True)
 
 
-def test_no_message_shows_a_pin() -> None:
+def test_the_repr_of_a_message_shows_no_pin() -> None:
     assert "4711" not in repr(PinAnswer(Pin("4711", "file")))
 
 
 @pytest.mark.parametrize("path", sorted(Path(hsm_signer.__file__).parent.rglob("*.py")), ids=str)
-def test_nothing_in_the_package_reads_code_from_another_process(path: Path) -> None:
+def test_no_module_of_the_package_unpickles_or_evaluates_data(path: Path) -> None:
     imported = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Another process of ours runs this very package, and nothing that lies about in the current directory."""
+"""A child process runs the same package as its parent, never one from the current directory."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ subprocess.run(child_command("hsm_signer.where"), env=child_environment({}), che
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return where there is a copy of the package, and below it a directory with another package of its name."""
+    """Return a directory with a copy of the package, and in it a directory with another package of the same name."""
     shutil.copytree(Path(hsm_signer.__file__).parent, tmp_path / "hsm_signer")
     for package in (tmp_path / "hsm_signer", tmp_path / "elsewhere" / "hsm_signer"):
         package.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_a_child_runs_the_package_that_started_it(copy: Path) -> None:
-    # By -c, the copy is found through the empty entry of sys.path, ahead of what is installed.
+    # With -c, sys.path starts with the current directory, so the copy is found before the installed package.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=copy, env=environment, check=True, capture_output=True, text=True
