@@ -1,4 +1,4 @@
-"""A SoftHSM with several keys; and a module that counts the calls to a stack of the matrix."""
+"""A SoftHSM with several keys, and a module that counts the calls to a stack of the matrix."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.support.stacks import Stack
 
 @pytest.fixture
 def counted(stack: Stack) -> Iterator[FaultyModule]:
-    """The module of a stack behind one that does nothing but count, so that the logins of every stack are counted."""
+    """Put a module that counts calls in front of a stack's module, so that the logins of every stack are counted."""
     with FaultyModule(stack.module, stack.environment, pin=stack.pin) as counted:
         yield counted
 

@@ -36,7 +36,7 @@ def access_to(stack: Stack) -> KeyAccess:
     return KeyAccess(Pkcs11Uri.parse(stack.key.uri), pin, stack.module, writable=True)
 
 
-def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: Stack) -> None:
+def test_before_version_3_16_the_host_must_hash_for_rs256(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
         mechanisms = open_signer(device).key.mechanisms
         raw = device.info.library_version < (3, 16)
@@ -47,7 +47,7 @@ def test_before_version_3_16_it_leaves_the_hashing_for_rs256_to_the_host(stack: 
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) -> None:
+def test_a_digest_from_the_host_is_signed(stack: Stack, algorithm: Algorithm) -> None:
     with open_device(access_to(stack)) as device:
         signer = open_signer(device)
         signer.key = replace(signer.key, mechanisms=frozenset({Mechanism.RSA_PKCS, Mechanism.RSA_PKCS_PSS}))
@@ -56,7 +56,7 @@ def test_what_the_host_has_hashed_is_signed(stack: Stack, algorithm: Algorithm) 
     stack.key.public_key.verify(signature, b"x", scheme, hashes.SHA256())
 
 
-def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: Stack) -> None:
+def test_a_key_that_requires_the_pin_for_each_signature_does_not_work(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
 
         def make_and_use() -> None:
@@ -66,11 +66,11 @@ def test_a_key_that_requires_the_pin_for_each_signature_is_not_to_be_had(stack: 
         with pytest.raises((DeviceError, KeyUnfit)) as caught:
             make_and_use()
         assert "without --always-authenticate" in str(caught.value.hint)
-        # Other keys of the device are as good as before.
+        # The other keys of the device still work.
         open_signer(device).sign(Algorithm.RS256, b"x")
 
 
-def test_a_process_signs_on_when_the_daemon_is_restarted(stack: Stack) -> None:
+def test_a_process_still_signs_after_the_daemon_was_restarted(stack: Stack) -> None:
     lines = """
         with open_device(access(KEY)) as device:
             signer = open_signer(device)
@@ -86,7 +86,7 @@ def test_a_process_signs_on_when_the_daemon_is_restarted(stack: Stack) -> None:
         assert apart.rest() == ["256"]
 
 
-def test_without_its_daemon_the_hint_names_it(stack: Stack) -> None:
+def test_if_the_daemon_is_stopped_the_hint_names_it(stack: Stack) -> None:
     stack.unplug()
     (hint,) = run_apart(
         stack,

@@ -1,4 +1,4 @@
-"""Certificates by which a YubiKey attests its keys are shown, and neither used, counted, replaced nor deleted."""
+"""A YubiKey's attestation certificates are shown, but never used, counted, replaced or deleted."""
 
 import json
 import os
@@ -58,21 +58,21 @@ def access(yubikey: PivStack) -> KeyAccess:
 
 
 class TestOnAYubiKey:
-    """Through both modules, of which ykcs11 lists attestation certificates and OpenSC does not."""
+    """Through both modules: ykcs11 lists attestation certificates, OpenSC does not."""
 
-    def test_the_certificate_of_a_key_is_its_own(self, yubikey: PivStack) -> None:
+    def test_the_certificate_of_a_key_is_not_the_attestation(self, yubikey: PivStack) -> None:
         with open_device(access(yubikey)) as device:
             assert read_certificate(device, open_signer(device).key.info) == yubikey.key.certificate
 
-    def test_it_is_read_without_a_login(self, yubikey: PivStack) -> None:
+    def test_the_certificate_is_read_without_a_login(self, yubikey: PivStack) -> None:
         assert read_certificate_by_uri(access(yubikey)) == yubikey.key.certificate
         assert yubikey.presented() == 0
 
-    def test_a_worker_reads_it(self, yubikey: PivStack) -> None:
+    def test_a_worker_reads_the_certificate(self, yubikey: PivStack) -> None:
         with open_worker(access(yubikey)) as worker:
             assert worker.certificate() == yubikey.key.certificate
 
-    def test_one_certificate_is_in_the_way_of_another(self, yubikey: PivStack) -> None:
+    def test_an_attestation_is_not_counted_as_a_certificate_of_the_key(self, yubikey: PivStack) -> None:
         with (
             open_device(access(yubikey)) as device,
             pytest.raises(CertificateExists, match="holds 1 certificate with"),
@@ -80,7 +80,7 @@ class TestOnAYubiKey:
             require_no_certificate(device, open_signer(device).key.info)
 
     @ykcs11
-    def test_a_key_that_has_no_other_has_none(self, yubikey: PivStack) -> None:
+    def test_a_key_with_only_an_attestation_has_no_certificate(self, yubikey: PivStack) -> None:
         yubikey.take_certificates()
         with open_device(access(yubikey)) as device:
             signer = open_signer(device)
@@ -96,12 +96,12 @@ class TestOnAYubiKey:
             assert open_signer(device).key.info.id == b"\x01"
 
     @ykcs11
-    def test_the_attesting_key_is_no_key_to_sign_with(self, yubikey: PivStack) -> None:
+    def test_the_attestation_key_is_refused_for_signing(self, yubikey: PivStack) -> None:
         uri = replace(Pkcs11Uri.parse(yubikey.key.uri), id=b"\x19")
         with open_device(replace(access(yubikey), uri=uri)) as device, pytest.raises(KeyUnfit, match="may not sign"):
             open_signer(device)
 
-    def test_they_are_shown_as_what_they_are(self, yubikey: PivStack) -> None:
+    def test_attestation_certificates_are_marked_as_such(self, yubikey: PivStack) -> None:
         (shown,) = examine(access(yubikey), datetime.now(UTC), login=True).devices
         assert shown.contents is not None
         kinds = {(each.id, each.attestation, each.problem) for each in shown.contents.certificates}
@@ -137,24 +137,24 @@ class TestCommands:
 
         return run
 
-    def test_assertion_names_the_key_s_own_certificate(self, yubikey: PivStack, run: Run) -> None:
+    def test_assertion_uses_the_keys_own_certificate(self, yubikey: PivStack, run: Run) -> None:
         done = run("assertion", "-o", "json", f"--tenant={TENANT}", f"--client-id={CLIENT}")
         shown = json.loads(run("certificate", "show", "-o", "json").stdout)["certificates"]
         assert json.loads(done.stdout)["header"]["x5t"] == shown[0]["x5t"]
         assert (done.returncode, len(shown)) == (0, 1)
         assert yubikey.presented() == 1
 
-    def test_certificate_export_writes_it(self, yubikey: PivStack, run: Run) -> None:
+    def test_certificate_export_writes_the_keys_own_certificate(self, yubikey: PivStack, run: Run) -> None:
         assert yubikey.key.certificate is not None
         assert run("certificate", "export").stdout == to_pem(yubikey.key.certificate).decode()
 
-    def test_rotate_check_judges_it(self, run: Run) -> None:
+    def test_rotate_check_uses_the_keys_own_certificate(self, run: Run) -> None:
         done = run("rotate", "--check", "--warn-days=7", "-o", "json")
         assert (done.returncode, 25 < json.loads(done.stdout)["days_left"] < 31) == (0, True)
 
-    def test_device_show_says_which_are_attestations(self, yubikey: PivStack, run: Run) -> None:
+    def test_device_show_marks_attestation_certificates(self, yubikey: PivStack, run: Run) -> None:
         shown = run("device", "show").stdout
-        # One for each of the two keys, and that of the key which signs them.
+        # One for each of the two keys, and one for the attestation key.
         assert shown.count("attestation: proof") == (3 if yubikey.name == "ykcs11" else 0)
 
 
@@ -171,7 +171,7 @@ def office() -> Iterator[SoftHsm]:
 
 @dataclass(frozen=True)
 class Attested:
-    """A key on a device that can be written, with its own certificate and one that attests it, all with one CKA_ID."""
+    """A key on a writable device, with its own certificate and an attestation certificate, all with one CKA_ID."""
 
     key: SoftHsmKey
     attestation: bytes
@@ -201,7 +201,7 @@ def attested(office: SoftHsm, attesting_key: rsa.RSAPrivateKey) -> Attested:
 
 
 def held(device: Device, key_id: bytes) -> set[bytes]:
-    """All certificates with an id, whatever they are for."""
+    """Return all certificates with this id, whatever their purpose."""
 
     def look(session: Session) -> set[bytes]:
         template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
@@ -210,28 +210,32 @@ def held(device: Device, key_id: bytes) -> set[bytes]:
     return device.call("looking", look)
 
 
-class TestOnADeviceThatCanBeWritten:
-    def test_a_new_certificate_takes_the_place_of_the_key_s_own(self, attested: Attested, office: SoftHsm) -> None:
+class TestOnAWritableDevice:
+    def test_a_new_certificate_replaces_the_keys_own_and_keeps_the_attestation(
+        self, attested: Attested, office: SoftHsm
+    ) -> None:
         new = office.issue_certificate(attested.key.public_key)
         with open_device(attested.access) as device:
             info = open_signer(device).key.info
             replace_certificates(device, info, new)
             assert held(device, info.id) == {new, attested.attestation}
 
-    def test_two_that_are_both_the_key_s_own_are_not_chosen_from(self, attested: Attested, office: SoftHsm) -> None:
+    def test_two_certificates_of_the_key_are_refused_until_one_replaces_both(
+        self, attested: Attested, office: SoftHsm
+    ) -> None:
         second = office.issue_certificate(attested.key.public_key)
         office.add_certificate(second, attested.key.label, attested.key.id)
         with open_device(attested.access) as device:
             signer = open_signer(device)
             with pytest.raises(KeyAmbiguous, match="holds 2 certificates") as caught:
                 read_certificate(device, signer.key.info)
-            # What the hint says helps: one stays, and the attestation with it.
+            # The hint works: one of them stays, and the attestation does too.
             assert "hsm-signer certificate import FILE --replace" in str(caught.value.hint)
             replace_certificates(device, signer.key.info, second)
             assert read_certificate(device, signer.key.info) == second
             assert held(device, attested.key.id) == {second, attested.attestation}
 
-    def test_the_certificates_deleted_with_a_key_are_its_own(self, attested: Attested) -> None:
+    def test_the_certificates_to_delete_with_a_key_do_not_include_its_attestation(self, attested: Attested) -> None:
         with open_device(attested.access) as device:
             key = find_key(device, attested.access.uri)
             assert [each.der for each in certificates_of_key(device, key)] == [attested.own]

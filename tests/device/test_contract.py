@@ -1,4 +1,4 @@
-"""The contract of a device, the same for every stack of the matrix."""
+"""The contract of a device: the same tests for every stack of the matrix."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ STACKS = ["own"] if OWN else stacks("softhsm", "p11-kit", "tpm", "ykcs11", "open
 # A process that opened openCryptoki's soft token has the key in its memory: nobody can take that away.
 REMOVABLE = [name for name in STACKS if name != "opencryptoki"]
 
-# What would cost a person's own device PIN tries, or somebody's hand.
+# These tests cost PIN tries on a person's own device, or need a person to unplug it.
 not_on_ones_own = pytest.mark.skipif(OWN is not None, reason="not done to a person's own device")
 
 
@@ -56,7 +56,7 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
 def access_to(
     stack: Stack, key: StackKey | None = None, pin: CountedPin | None = None, counted: FaultyModule | None = None
 ) -> KeyAccess:
-    """Return access to a key of a stack, perhaps through the module that counts."""
+    """Return access to a key of a stack, through the counting module if one is given."""
     return KeyAccess(
         uri=Pkcs11Uri.parse((key or stack.key).uri),
         pin=pin or CountedPin(stack.pin),
@@ -66,7 +66,7 @@ def access_to(
 
 
 def require_valid(key: StackKey, algorithm: Algorithm, signature: bytes, message: bytes = MESSAGE) -> None:
-    """Have cryptography judge a signature."""
+    """Verify a signature with cryptography."""
     scheme: padding.AsymmetricPadding = padding.PKCS1v15()
     if algorithm is Algorithm.PS256:
         scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
@@ -107,12 +107,12 @@ def test_signatures_are_valid(stack: Stack) -> None:
             require_valid(stack.key, algorithm, signer.sign(algorithm, MESSAGE))
 
 
-def test_the_certificate_is_the_key_s(stack: Stack) -> None:
+def test_the_certificate_belongs_to_the_key(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
         assert read_certificate(device, open_signer(device).key.info) == stack.key.certificate
 
 
-def test_one_question_serves_a_key_that_wants_the_pin_each_time(stack: Stack) -> None:
+def test_a_key_that_requires_the_pin_for_each_signature_asks_for_it_once(stack: Stack) -> None:
     key = stack.always_authenticate_key
     if key is None:
         pytest.skip("there is no such key on this device")
@@ -134,7 +134,7 @@ def test_an_ordinary_key_costs_one_login(stack: Stack, counted: FaultyModule) ->
 
 
 @not_on_ones_own
-def test_a_wrong_pin_is_presented_once(stack: Stack, counted: FaultyModule) -> None:
+def test_a_wrong_pin_is_sent_once(stack: Stack, counted: FaultyModule) -> None:
     source = CountedPin(stack.wrong_pin)
     with pytest.raises(PinIncorrect) as caught:
         open_device(access_to(stack, pin=source, counted=counted))
@@ -144,7 +144,7 @@ def test_a_wrong_pin_is_presented_once(stack: Stack, counted: FaultyModule) -> N
 
 
 @not_on_ones_own
-def test_a_wrong_pin_that_nobody_watches_is_presented_once_over_all_runs(
+def test_an_unattended_wrong_pin_is_sent_once_in_all_runs_together(
     stack: Stack, counted: FaultyModule, tmp_path: Path
 ) -> None:
     source = CountedPin(stack.wrong_pin, attended=False)
@@ -165,7 +165,7 @@ def test_a_pin_that_is_too_short_counts_as_refused(stack: Stack) -> None:
 
 @not_on_ones_own
 @pytest.mark.parametrize("stack", [name for name in STACKS if name not in ("softhsm", "p11-kit")], indirect=True)
-def test_a_locked_device_says_so(stack: Stack) -> None:
+def test_a_locked_device_is_reported_as_locked(stack: Stack) -> None:
     assert stack.locks
     for _ in range(3):
         with pytest.raises(PinError):
@@ -176,7 +176,7 @@ def test_a_locked_device_says_so(stack: Stack) -> None:
 
 
 @not_on_ones_own
-def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
+def test_a_device_signs_again_after_it_was_unplugged_and_plugged_in(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with open_device(access_to(stack, pin=source)) as device:
         signer = open_signer(device)
@@ -189,7 +189,7 @@ def test_a_device_pulled_out_and_put_back_signs_again(stack: Stack) -> None:
 
 @not_on_ones_own
 @pytest.mark.parametrize("stack", REMOVABLE, indirect=True)
-def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> None:
+def test_signing_fails_while_a_device_is_unplugged_and_works_again_afterwards(stack: Stack) -> None:
     with open_device(access_to(stack)) as device:
         signer = open_signer(device)
         stack.unplug()
@@ -201,7 +201,7 @@ def test_a_device_that_is_away_is_an_error_until_it_is_back(stack: Stack) -> Non
 
 
 @not_on_ones_own
-def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: Stack) -> None:
+def test_a_device_that_is_plugged_in_after_the_start_is_found(stack: Stack) -> None:
     stack.unplug()
     with pytest.raises((DeviceNotFound, DeviceError)):
         open_device(access_to(stack))
@@ -212,7 +212,7 @@ def test_a_device_that_was_away_at_the_start_is_found_when_it_is_there(stack: St
 
 @not_on_ones_own
 @pytest.mark.parametrize("stack", REMOVABLE, indirect=True)
-def test_a_worker_serves_it_through_a_replug(stack: Stack) -> None:
+def test_a_worker_signs_again_after_its_device_was_replugged(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with open_worker(access_to(stack, pin=source)) as signer:
         signer.sign(Algorithm.RS256, MESSAGE)
@@ -266,7 +266,7 @@ print("same session:", device._session is session)
 """
 
 
-def test_a_forked_child_may_not_use_it_and_does_not_end_it(stack: Stack) -> None:
+def test_a_forked_child_cannot_use_the_parents_device_and_does_not_close_it(stack: Stack) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FORK, stack.key.uri, str(stack.module)],
         env={**os.environ, **stack.environment, "TEST_PIN": stack.pin},

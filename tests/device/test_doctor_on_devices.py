@@ -1,4 +1,4 @@
-"""The doctor on every device of the matrix, as a person runs it: all is found well, and no PIN is asked for twice."""
+"""The doctor on every device of the matrix, as a person runs it: all probes pass, and no PIN is asked for twice."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
 
 
 def statuses(stack: Stack, counted: FaultyModule, key: StackKey, home: Path) -> dict[str, str]:
-    """Return what the doctor says of each probe that needs no network."""
+    """Return the doctor's verdict for each probe that needs no network."""
     settings = {
         "tenant": "contoso.example",
         "client-id": "8f1c1f3e-7a58-4f0a-8f1e-3f5ad2a3a001",
@@ -54,17 +54,17 @@ def statuses(stack: Stack, counted: FaultyModule, key: StackKey, home: Path) -> 
     return {finding["name"]: finding["status"] for finding in document["findings"]}
 
 
-def test_a_sound_device_is_found_sound_with_one_login(stack: Stack, counted: FaultyModule, tmp_path: Path) -> None:
+def test_a_healthy_device_passes_all_probes_with_one_login(stack: Stack, counted: FaultyModule, tmp_path: Path) -> None:
     found = statuses(stack, counted, stack.key, tmp_path)
     readers = "ok" if stack.name in ("ykcs11", "opensc") else "skipped"
-    # The certificates of the stacks are good for a month.
+    # The certificates of the stacks are valid for a month.
     assert {name for name, status in found.items() if status == "warning"} <= {"certificate"}
     assert (found["pcscd"], found["login"], found["protection"], found["signature"]) == (readers, "ok", "ok", "ok")
     assert [(login.right, login.context_specific) for login in counted.logins()] == [(True, False)]
 
 
 @pytest.mark.parametrize("stack", ["softhsm", "ykcs11", "opensc"], indirect=True)  # a TPM has no such key
-def test_a_key_that_always_authenticates_is_given_the_pin_once_more(
+def test_a_key_that_always_authenticates_gets_the_pin_once_more(
     stack: Stack, counted: FaultyModule, tmp_path: Path
 ) -> None:
     assert stack.always_authenticate_key is not None

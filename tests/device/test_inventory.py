@@ -1,4 +1,4 @@
-"""What there is: facts that are right, URIs that work, and a bad module that costs only its own entry."""
+"""The inventory: its facts are right, its URIs work, and a bad module spoils only its own entry."""
 
 import os
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ SECONDS = 30.0
 
 @pytest.fixture(scope="module")
 def office() -> Iterator[SoftHsm]:
-    """A device with every kind of key and certificate that there is something to say of."""
+    """A device with every kind of key and certificate that the inventory says something about."""
     with SoftHsm(label="office") as office:
         office.add_identity("good", b"\x01")
         private_key = rsa.generate_private_key(65537, 2048)
@@ -106,7 +106,7 @@ def certificate_of(contents: Contents, label: str) -> CertificateFacts:
 
 
 class TestMechanisms:
-    def test_the_one_that_signs_is_chosen_before_those_that_could(self) -> None:
+    def test_the_mechanism_that_leaves_the_most_to_the_device_is_chosen(self) -> None:
         facts = mechanism_facts({Mechanism.RSA_X_509, Mechanism.RSA_PKCS, Mechanism.SHA256_RSA_PKCS})
         assert [(each.algorithm, each.name, each.chosen) for each in facts] == [
             (Algorithm.RS256, "CKM_SHA256_RSA_PKCS", True),
@@ -115,7 +115,7 @@ class TestMechanisms:
             (Algorithm.PS256, "CKM_RSA_X_509", True),
         ]
 
-    def test_it_is_said_who_hashes_and_pads(self) -> None:
+    def test_the_facts_say_who_hashes_and_who_pads(self) -> None:
         facts = mechanism_facts({Mechanism.RSA_X_509, Mechanism.RSA_PKCS_PSS, Mechanism.SHA256_RSA_PKCS})
         assert {each.name: each.work for each in facts} == {
             "CKM_SHA256_RSA_PKCS": "hashed by the device",
@@ -123,12 +123,12 @@ class TestMechanisms:
             "CKM_RSA_X_509": "hashed and padded by the host",
         }
 
-    def test_what_we_cannot_use_is_left_out(self) -> None:
+    def test_mechanisms_that_we_cannot_use_are_left_out(self) -> None:
         assert mechanism_facts({Mechanism.SHA1_RSA_PKCS, Mechanism.ECDSA}) == ()
 
 
 class TestExamine:
-    def test_without_a_login_says_that_private_keys_may_be_hidden(self, access: KeyAccess) -> None:
+    def test_without_a_login_the_facts_say_that_private_keys_may_be_hidden(self, access: KeyAccess) -> None:
         contents = contents_of(examine(access, NOW, login=False))
         assert contents.hidden
         assert contents.keys == ()
@@ -138,27 +138,29 @@ class TestExamine:
         assert not contents.hidden
         assert {key.label for key in contents.keys} == {"good", "imported", "mismatched", "elliptic", "short"}
 
-    def test_every_uri_of_a_key_leads_to_that_key_alone(self, access: KeyAccess, contents: Contents) -> None:
+    def test_the_uri_of_each_key_selects_only_that_key(self, access: KeyAccess, contents: Contents) -> None:
         for key in contents.keys:
             if key.problem is None:
                 with open_device(replace(access, uri=Pkcs11Uri.parse(key.uri))) as device:
                     assert open_signer(device).key.info.id == key.id
 
-    def test_the_uris_keep_what_leads_to_the_module(self, access: KeyAccess, office: SoftHsm) -> None:
+    def test_the_uris_keep_the_path_of_the_module(self, access: KeyAccess, office: SoftHsm) -> None:
         uri = replace(access.uri, module_path=str(office.module))
         facts = device_of(examine(replace(access, uri=uri, module=None), NOW, login=True))
         assert facts.contents is not None
         for found in (facts.uri, *(key.uri for key in facts.contents.keys)):
             assert Pkcs11Uri.parse(found).module_path == str(office.module)
 
-    def test_tells_a_key_made_on_the_device_from_one_that_was_not(self, contents: Contents) -> None:
+    def test_a_key_generated_on_the_device_and_an_imported_one_are_told_apart(self, contents: Contents) -> None:
         made, brought = key_of(contents, "good"), key_of(contents, "imported")
         assert (made.kind, made.bits) == ("RSA", 2048)
         assert made.protection == Protection(True, False, True, True, always_authenticate=False)
         assert (brought.protection.never_extractable, brought.protection.local) == (False, False)
 
     @pytest.mark.parametrize(("label", "reason"), [("elliptic", "type EC"), ("short", "1024 bits")])
-    def test_says_why_a_key_cannot_sign_for_us(self, contents: Contents, label: str, reason: str) -> None:
+    def test_a_key_that_cannot_sign_for_us_has_a_problem_that_says_why(
+        self, contents: Contents, label: str, reason: str
+    ) -> None:
         problem = key_of(contents, label).problem
         assert problem is not None
         assert problem.code == "key_unfit"
@@ -187,14 +189,14 @@ class TestExamine:
         later = contents_of(examine(access, not_after - timedelta(days=3, minutes=1), login=False))
         assert certificate_of(later, "good").days_left == 3
 
-    def test_an_expired_certificate_says_so(self, contents: Contents) -> None:
+    def test_an_expired_certificate_is_reported_as_expired(self, contents: Contents) -> None:
         facts = certificate_of(contents, "expired")
         assert facts.key == key_of(contents, "imported").uri
         assert facts.days_left == -2
         assert facts.problem is not None
         assert facts.problem.code == "certificate_unusable"
 
-    def test_a_certificate_of_another_key_says_so(self, contents: Contents) -> None:
+    def test_a_certificate_of_another_key_is_reported_as_mismatched(self, contents: Contents) -> None:
         facts = certificate_of(contents, "mismatched")
         assert facts.key == key_of(contents, "imported").uri
         assert facts.problem is not None
@@ -205,7 +207,7 @@ class TestExamine:
         assert facts.key == key_of(contents, "imported").uri
         assert facts.problem is None
 
-    def test_does_not_choose_between_devices(self, access: KeyAccess) -> None:
+    def test_several_matching_devices_are_refused(self, access: KeyAccess) -> None:
         with SoftHsm(label="twin") as twins:
             twins.add_token("twin")
             there = replace(access, uri=Pkcs11Uri(token="twin"), module_environment=twins.environment)
@@ -214,21 +216,21 @@ class TestExamine:
 
 
 class TestPinRules:
-    def test_without_login_no_pin_is_presented(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_without_a_login_no_pin_is_sent(self, access: KeyAccess, faulty: FaultyModule) -> None:
         examine(replace(access, module=faulty.path), NOW, login=False)
         assert faulty.calls("C_Login") == 0
 
-    def test_with_login_the_pin_is_presented_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_with_a_login_the_pin_is_sent_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
         examine(replace(access, module=faulty.path), NOW, login=True)
         assert [login.right for login in faulty.logins()] == [True]
 
-    def test_a_wrong_pin_is_presented_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_a_wrong_pin_is_sent_once(self, access: KeyAccess, faulty: FaultyModule) -> None:
         wrong = FixedLogin(Pin("meadow+0815"), "the wrong PIN")
         with pytest.raises(PinIncorrect):
             examine(replace(access, module=faulty.path, pin=wrong), NOW, login=True)
         assert [login.right for login in faulty.logins()] == [False]
 
-    def test_a_locked_device_is_shown(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_a_locked_device_is_shown_as_locked(self, access: KeyAccess, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
         facts = device_of(examine(replace(access, module=faulty.path), NOW, login=False))
         assert facts.pin is PinState.LOCKED
@@ -240,19 +242,19 @@ class TestPinRules:
             examine(replace(access, module=faulty.path), NOW, login=True)
         assert faulty.calls("C_Login") == 0
 
-    def test_a_login_with_no_pin_leaves_private_keys_hidden(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_a_login_without_a_pin_leaves_private_keys_hidden(self, access: KeyAccess, faulty: FaultyModule) -> None:
         without = replace(access, module=faulty.path, pin=NO_LOGIN)
         assert contents_of(examine(without, NOW, login=True)).hidden
 
 
-def test_a_key_that_always_authenticates_says_so(access: KeyAccess, faulty: FaultyModule) -> None:
+def test_a_key_that_always_authenticates_is_shown_as_such(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.always_authenticate(True)
     contents = contents_of(examine(replace(access, module=faulty.path), NOW, login=True))
     assert key_of(contents, "good").protection.always_authenticate
 
 
 class TestSurvey:
-    def test_tells_the_module_and_its_devices(self, office: SoftHsm) -> None:
+    def test_a_survey_describes_the_module_and_its_devices(self, office: SoftHsm) -> None:
         facts = survey(ModuleReference(office.module), office.environment, SECONDS)
         assert facts.library is not None
         assert (facts.library.manufacturer, facts.library.version[:2]) == ("SoftHSM", "2.")
@@ -261,7 +263,7 @@ class TestSurvey:
         assert [each.algorithm for each in device.mechanisms if each.chosen] == ["RS256", "PS256"]
         assert device.contents is None
 
-    def test_every_uri_leads_to_its_device_alone(self, office: SoftHsm) -> None:
+    def test_the_uri_of_each_device_selects_only_that_device(self, office: SoftHsm) -> None:
         with SoftHsm(label="twin") as twins:
             twins.add_token("twin")
             first, second = survey(ModuleReference(twins.module), twins.environment, SECONDS).devices
@@ -271,22 +273,22 @@ class TestSurvey:
                 )
                 assert device_of(examine(access, NOW, login=False)).info == device.info
 
-    def test_presents_no_pin(self, faulty: FaultyModule) -> None:
+    def test_a_survey_sends_no_pin(self, faulty: FaultyModule) -> None:
         device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS))
         assert faulty.calls("C_GetTokenInfo") > 0
         assert faulty.calls("C_Login") == 0
 
-    def test_tells_of_a_pin_pad(self, faulty: FaultyModule) -> None:
+    def test_a_pin_pad_is_reported(self, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         assert device_of(survey(ModuleReference(faulty.path), faulty.environment, SECONDS)).pad
 
-    def test_leaves_this_process_alone(self, faulty: FaultyModule) -> None:
+    def test_a_survey_loads_no_module_and_changes_no_variable_in_this_process(self, faulty: FaultyModule) -> None:
         survey(ModuleReference(faulty.path), {**faulty.environment, "ONLY_FOR_THE_MODULE": "1"}, SECONDS)
         assert {call.pid for call in faulty.log()}.isdisjoint({os.getpid()})
         assert "ONLY_FOR_THE_MODULE" not in os.environ
 
     @pytest.mark.parametrize("function", ["C_Initialize", "C_GetSlotList", "C_GetMechanismInfo"])
-    def test_a_module_that_crashes_costs_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
+    def test_a_module_that_crashes_spoils_only_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
         faulty.rule(function, crash=True)
         facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
         assert facts.devices == ()
@@ -295,7 +297,7 @@ class TestSurvey:
         assert str(faulty.path) in facts.problem.message
 
     @pytest.mark.parametrize("function", ["C_Initialize", "C_GetTokenInfo"])
-    def test_a_module_that_hangs_costs_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
+    def test_a_module_that_hangs_spoils_only_its_own_entry(self, faulty: FaultyModule, function: str) -> None:
         faulty.rule(function, hang=float("inf"))
         facts = survey(ModuleReference(faulty.path), faulty.environment, 0.3)
         assert facts.problem is not None
@@ -313,14 +315,16 @@ class TestSurvey:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
-    def test_a_module_that_refuses_says_what_it_said(self, faulty: FaultyModule) -> None:
+    def test_the_problem_of_a_module_that_fails_to_initialize_names_the_returned_value(
+        self, faulty: FaultyModule
+    ) -> None:
         faulty.rule("C_Initialize", rv=Rv.DEVICE_ERROR)
         facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
         assert facts.problem is not None
         assert facts.problem.code == "module_load_error"
         assert "DeviceError" in facts.problem.message
 
-    def test_a_module_that_fails_later_is_still_named(self, faulty: FaultyModule) -> None:
+    def test_a_module_that_fails_after_initialization_is_still_described(self, faulty: FaultyModule) -> None:
         faulty.rule("C_GetSlotList", rv=Rv.FUNCTION_FAILED)
         facts = survey(ModuleReference(faulty.path), faulty.environment, SECONDS)
         assert facts.library is not None
@@ -333,7 +337,7 @@ class TestSurvey:
         assert device.problem is not None
 
     @pytest.mark.parametrize("content", [None, "no library"])
-    def test_what_is_no_module_is_a_fact(self, tmp_path: Path, content: str | None) -> None:
+    def test_a_file_that_is_not_a_module_is_reported_as_a_problem(self, tmp_path: Path, content: str | None) -> None:
         file = tmp_path / "module.so"
         if content is not None:
             file.write_text(content)
@@ -341,7 +345,7 @@ class TestSurvey:
         assert facts.problem is not None
         assert facts.problem.code == "module_load_error"
 
-    def test_what_a_module_prints_is_not_taken_for_facts(self, tmp_path: Path) -> None:
+    def test_the_output_of_a_module_is_not_parsed_as_facts(self, tmp_path: Path) -> None:
         library = compile_library(
             "#include <stdio.h>\n"
             '__attribute__((constructor)) static void talk(void) { puts("Welcome!"); fflush(stdout); }\n',
@@ -363,27 +367,27 @@ class TestKnownModules:
     @pytest.fixture(autouse=True)
     def configured(self, office: SoftHsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         be_ordinary_user(monkeypatch)
-        # Children of this process find modules for themselves.
+        # Children of this process search for modules themselves.
         monkeypatch.syspath_prepend(make_site(tmp_path))
         configuration = Path("~/.config/pkcs11/modules").expanduser()
         configuration.mkdir(parents=True)
         (configuration / "ours.module").write_text(f"module: {office.module}\n")
 
-    def test_are_those_of_p11_kit(self, office: SoftHsm) -> None:
+    def test_the_modules_configured_in_p11_kit_are_known(self, office: SoftHsm) -> None:
         assert ModuleReference(office.module, "ours") in known_modules(None)
 
-    def test_the_one_named_comes_first(self, tmp_path: Path) -> None:
+    def test_a_named_module_comes_first(self, tmp_path: Path) -> None:
         named = ModuleReference(tmp_path / "vendor.so")
         assert known_modules(named.path) == [named, *known_modules(None)]
 
-    def test_none_is_listed_twice(self, office: SoftHsm, tmp_path: Path) -> None:
+    def test_no_module_is_listed_twice(self, office: SoftHsm, tmp_path: Path) -> None:
         link = tmp_path / "link.so"
         link.symlink_to(office.module)
         found = known_modules(link)
         assert os.path.samefile(found[0].path, office.module)
         assert sorted(found, key=str) == sorted(known_modules(None), key=str)
 
-    def test_the_uris_lead_to_it_by_name(self, office: SoftHsm) -> None:
+    def test_the_uris_of_a_configured_module_name_it(self, office: SoftHsm) -> None:
         device = device_of(survey(ModuleReference(office.module, "ours"), office.environment, SECONDS))
         access = KeyAccess(Pkcs11Uri.parse(device.uri), NO_LOGIN, module_environment=office.environment)
         assert device_of(examine(access, NOW, login=False)).info == device.info

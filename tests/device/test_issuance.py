@@ -1,4 +1,4 @@
-"""Every device of the matrix signs certificates and requests; those that can be written to keep what is stored."""
+"""Every device of the matrix signs certificates and requests; the writable ones store the certificate."""
 
 import subprocess
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def test_the_certificate_is_read_without_a_login(stack: Stack, counted: FaultyMo
     assert counted.calls("C_GetSlotList") > 0
 
 
-def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack) -> None:
+def test_a_uri_with_only_a_label_reads_the_certificate_after_one_login(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with open_device(access_to(stack)) as device:
         info = open_signer(device).key.info
@@ -117,7 +117,7 @@ def test_by_the_label_alone_the_certificate_is_read_after_one_login(stack: Stack
 
 
 @writable
-def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
+def test_a_new_certificate_replaces_the_old_one(stack: Stack) -> None:
     with open_device(replace(access_to(stack), writable=True)) as device:
         signer = open_signer(device)
         old = read_certificate(device, signer.key.info)
@@ -133,7 +133,7 @@ def test_a_certificate_takes_the_place_of_another(stack: Stack) -> None:
 
 
 @writable
-def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack) -> None:
+def test_repeating_a_replacement_that_was_cut_off_finishes_it(stack: Stack) -> None:
     with open_device(replace(access_to(stack), writable=True)) as device:
         signer = open_signer(device)
         old = read_certificate(device, signer.key.info)
@@ -151,7 +151,7 @@ def test_a_replacement_that_was_cut_off_is_finished_by_repeating_it(stack: Stack
 
 
 @piv
-def test_a_card_that_wants_its_management_key_refuses_before_the_pin(stack: Stack) -> None:
+def test_writing_to_a_card_that_requires_a_management_key_is_refused_before_the_pin_is_sent(stack: Stack) -> None:
     source = CountedPin(stack.pin)
     with pytest.raises(DeviceReadOnly):
         open_device(replace(access_to(stack, pin=source), writable=True))

@@ -1,6 +1,6 @@
-"""The whole life of a key through the command line: from an empty device to a token, and over to the next key twice.
+"""The whole life of a key through the command line: from an empty device to a token, then two rotations.
 
-openssl judges every certificate and request on the way.
+openssl verifies every certificate and request on the way.
 """
 
 import json
@@ -38,13 +38,13 @@ class Story:
         return done.stdout
 
     def openssl(self, *arguments: str) -> str:
-        """Run openssl, which must be content."""
+        """Run openssl, which must succeed."""
         done = subprocess.run(["openssl", *arguments], cwd=self.directory, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
     def contents(self) -> dict[str, Any]:
-        """What the device holds."""
+        """Return the device's contents."""
         (device,) = json.loads(self("device", "show", "--login", "--key", f"pkcs11:token={TOKEN}", "-o", "json"))[
             "devices"
         ]
@@ -88,14 +88,14 @@ def story(request: pytest.FixtureRequest, running: Running, tmp_path: Path) -> I
 
 
 @pytest.mark.timeout(240)  # a TPM takes seconds for each key
-def test_a_key_is_made_certified_registered_and_rolled_over_twice_and_one_of_everything_is_left(story: Story) -> None:
+def test_a_key_is_generated_certified_registered_and_rotated_twice_and_nothing_is_left_over(story: Story) -> None:
     assert story.contents()["keys"] == []
     uri = story("key", "generate", "--key", f"pkcs11:token={TOKEN}", "--label", "app").strip()
 
     story("certificate", "request", "--key", uri, "--subject", "CN=app", "--output-file", "app.csr")
     verdict = story.openssl("req", "-in", "app.csr", "-verify", "-noout", "-subject", "-nameopt", "RFC2253")
     assert "subject=CN=app" in verdict
-    assert "verify OK" in verdict  # openssl ends with 0 whatever it finds
+    assert "verify OK" in verdict  # openssl exits with 0 whatever it finds
     story("certificate", "create", "--key", uri, "--subject", "CN=app", "--output-file", "app.pem")
     registered = [(story.directory / "app.pem").read_bytes()]
     story.entra.register(CLIENT, registered[0], tenant=TENANT)

@@ -1,4 +1,4 @@
-"""Keys and certificates are made, found and deleted on every device of the matrix that lets us, and refused on PIV."""
+"""Keys and certificates are created, found and deleted on every writable device of the matrix; PIV is refused."""
 
 import secrets
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def access(stack: Stack, uri: str | None = None) -> KeyAccess:
 
 
 def contents(device: Device) -> Objects:
-    """Class, label and id of all that is on the device."""
+    """Return class, label and id of every object on the device."""
 
     def look(session: Session) -> Objects:
         return {
@@ -80,7 +80,7 @@ def stack(request: pytest.FixtureRequest, running: Running) -> Iterator[Stack]:
 
 @pytest.fixture
 def device(stack: Stack) -> Iterator[Device]:
-    """The device, left as it was found."""
+    """The device; the fixture restores its contents afterwards."""
     with open_device(access(stack)) as device:
         before = contents(device)
         yield device
@@ -106,7 +106,7 @@ def store(device: Device, certificate: x509.Certificate, key_id: bytes) -> bytes
 
 
 class TestGenerate:
-    def test_a_key_signs_under_the_uri_it_was_given(self, stack: Stack, device: Device) -> None:
+    def test_a_generated_key_signs_by_its_uri(self, stack: Stack, device: Device) -> None:
         made = generate_key(device, SPEC)
         public_key = rsa.RSAPublicNumbers(made.public_key.exponent, made.public_key.modulus).public_key()
         with open_device(access(stack, made.uri)) as again:
@@ -118,7 +118,7 @@ class TestGenerate:
         signer = open_signer(device, Pkcs11Uri.parse(made.uri))
         assert signer.public_key == made.public_key != open_signer(device).public_key
 
-    def test_the_key_is_guarded_and_for_signing(self, device: Device) -> None:
+    def test_a_generated_key_is_protected_and_may_only_sign(self, device: Device) -> None:
         made = generate_key(device, SPEC)
 
         def look(session: Session) -> dict[str, object]:
@@ -132,7 +132,7 @@ class TestGenerate:
         assert told == {name: name not in no for name in told}
 
     @pytest.mark.parametrize("stack", ["softhsm", "p11-kit"], indirect=True)
-    def test_the_key_cannot_decrypt_where_the_device_lets_us_say_so(self, device: Device) -> None:
+    def test_a_generated_key_cannot_decrypt_if_the_device_supports_that_restriction(self, device: Device) -> None:
         made = generate_key(device, SPEC)
 
         def look(session: Session) -> list[object]:
@@ -141,7 +141,7 @@ class TestGenerate:
 
         assert device.call("looking", look) == [False]
 
-    def test_both_halves_have_label_and_id(self, device: Device) -> None:
+    def test_the_private_and_the_public_key_have_the_label_and_id(self, device: Device) -> None:
         before = contents(device)
         made = generate_key(device, KeySpec("named", b"\xa0\x01"))
         assert made.info == KeyInfo("named", b"\xa0\x01")
@@ -150,30 +150,30 @@ class TestGenerate:
             ("PUBLIC_KEY", "named", b"\xa0\x01"),
         }
 
-    def test_3072_bits(self, device: Device) -> None:
+    def test_a_key_of_3072_bits_can_be_generated(self, device: Device) -> None:
         assert generate_key(device, replace(SPEC, bits=3072)).public_key.bits == 3072
 
     @pytest.mark.parametrize("stack", ["softhsm"], indirect=True)
-    def test_4096_bits(self, device: Device) -> None:
+    def test_a_key_of_4096_bits_can_be_generated(self, device: Device) -> None:
         assert generate_key(device, replace(SPEC, bits=4096)).public_key.bits == 4096
 
     @pytest.mark.parametrize("stack", ["tpm"], indirect=True)
-    def test_more_bits_than_the_device_has_are_refused_before_it_is_asked(self, device: Device) -> None:
+    def test_more_bits_than_the_device_supports_are_refused_before_the_call(self, device: Device) -> None:
         before = contents(device)
         with pytest.raises(MechanismUnsupported, match="3072 bits at most, not of 4096") as caught:
             generate_key(device, replace(SPEC, bits=4096))
         assert caught.value.hint == "Use --bits 3072."
         assert contents(device) == before
 
-    # openCryptoki makes one, and cannot be given the PIN for it.
+    # openCryptoki generates such a key, but offers no way to send the PIN for it.
     @pytest.mark.parametrize("stack", [name for name in WRITABLE if name != "opencryptoki"], indirect=True)
-    def test_a_key_that_is_to_want_the_pin_each_time_does(self, device: Device) -> None:
+    def test_a_key_can_be_generated_that_requires_the_pin_for_each_signature(self, device: Device) -> None:
         made = generate_key(device, replace(SPEC, always_authenticate=True))
         signer = open_signer(device, Pkcs11Uri.parse(made.uri))
         assert signer.key.always_authenticate
         assert made.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_an_id_is_chosen_that_nothing_has(self, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unused_id_is_chosen(self, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
         of_a_key, of_a_certificate, free = b"\xa1\x01\x01\x01", b"\xa1\x02\x02\x02", b"\xa1\x03\x03\x03"
         taken = generate_key(device, KeySpec("taken", of_a_key))
         store(device, certify(taken.public_key), of_a_certificate)
@@ -190,7 +190,7 @@ class TestGenerate:
         ],
         ids=["label", "id of a key", "id of a certificate"],
     )
-    def test_what_is_taken_is_refused(self, device: Device, spec: KeySpec, named: str) -> None:
+    def test_a_label_or_id_that_is_in_use_is_refused(self, device: Device, spec: KeySpec, named: str) -> None:
         taken = generate_key(device, KeySpec("taken", b"\xa2"))
         store(device, certify(taken.public_key), b"\xa3")
         before = contents(device)
@@ -200,22 +200,22 @@ class TestGenerate:
 
 
 class TestDelete:
-    def test_both_halves_go_and_nothing_else(self, device: Device) -> None:
+    def test_deleting_removes_only_the_private_and_the_public_key(self, device: Device) -> None:
         before = contents(device)
         made = generate_key(device, SPEC)
         delete_key(device, made.info)
         assert contents(device) == before
 
-    def test_a_key_that_is_not_there_is_not_found(self, device: Device) -> None:
+    def test_deleting_a_missing_key_is_an_error(self, device: Device) -> None:
         with pytest.raises(KeyNotFound):
             delete_key(device, KeyInfo("new", b"\xa4"))
 
-    def test_the_label_alone_does_not_do_where_the_id_differs(self, device: Device) -> None:
+    def test_a_key_with_the_same_label_and_another_id_is_not_deleted(self, device: Device) -> None:
         made = generate_key(device, SPEC)
         with pytest.raises(KeyNotFound):
             delete_key(device, KeyInfo(made.info.label, b"\xa4"))
 
-    def test_the_public_half_of_another_pair_with_that_id_stays(self, device: Device) -> None:
+    def test_the_public_key_of_another_pair_with_the_same_id_is_not_deleted(self, device: Device) -> None:
         first = generate_key(device, KeySpec("first", b"\xa5"))
         second = generate_key(device, KeySpec("second"))
 
@@ -231,46 +231,48 @@ class TestDelete:
 
 
 class TestFind:
-    def test_by_label_or_id(self, device: Device) -> None:
+    def test_a_key_is_found_by_label_or_id(self, device: Device) -> None:
         info = generate_key(device, SPEC).info
         assert find_key(device, Pkcs11Uri(object=info.label)) == info
         assert find_key(device, Pkcs11Uri(id=info.id)) == info
 
-    def test_several_are_not_chosen_from(self, device: Device) -> None:
+    def test_several_matching_keys_are_refused(self, device: Device) -> None:
         generate_key(device, SPEC)
         with pytest.raises(KeyAmbiguous):
             find_key(device, Pkcs11Uri())
 
 
 class TestCertificates:
-    def test_of_a_key_are_found_whatever_their_ids(self, device: Device) -> None:
+    def test_the_certificates_of_a_key_are_found_whatever_their_ids(self, device: Device) -> None:
         first, second = generate_key(device, SPEC), generate_key(device, KeySpec("second"))
         ders = {store(device, certify(first.public_key), key_id) for key_id in (first.info.id, b"\xa6")}
         store(device, certify(second.public_key), first.info.id)
         assert {each.der for each in certificates_of_key(device, first.info)} == ders
 
-    def test_stored_twice_is_one(self, device: Device) -> None:
+    def test_storing_a_certificate_twice_stores_it_once(self, device: Device) -> None:
         made = generate_key(device, SPEC)
         certificate = certify(made.public_key)
         der = store(device, certificate, made.info.id)
         store(device, certificate, b"\xa7")
         assert [each.der for each in certificates_of_key(device, made.info)] == [der]
 
-    def test_deleted_are_gone_and_the_key_stays(self, device: Device) -> None:
+    def test_deleting_the_certificates_keeps_the_key(self, device: Device) -> None:
         made = generate_key(device, SPEC)
         before = contents(device)
         der = store(device, certify(made.public_key), made.info.id)
         delete_certificate(device, der)
         assert contents(device) == before
 
-    def test_that_are_not_there_cannot_be_deleted(self, device: Device) -> None:
+    def test_deleting_a_missing_certificate_is_an_error(self, device: Device) -> None:
         der = certify(open_signer(device).public_key).public_bytes(Encoding.DER)
         with pytest.raises(CertificateNotFound):
             delete_certificate(device, der)
 
 
 class TestPiv:
-    def test_is_refused_before_a_pin_is_asked_for_and_its_own_tools_are_named(self, yubikey: PivStack) -> None:
+    def test_changing_a_piv_card_is_refused_before_the_pin_prompt_and_its_own_tools_are_named(
+        self, yubikey: PivStack
+    ) -> None:
         with pytest.raises(DeviceReadOnly, match="is a PIV card") as caught:
             open_device(access(yubikey))
         assert caught.value.hint is not None
@@ -281,16 +283,16 @@ class TestPiv:
 
 class TestSpec:
     @pytest.mark.parametrize("label", ["", "two\nlines", "\x1b[2J", "\udc80"])
-    def test_a_label_is_printable(self, label: str) -> None:
+    def test_an_unprintable_label_is_refused(self, label: str) -> None:
         with pytest.raises(ConfigError, match="printable"):
             KeySpec(label)
 
-    def test_an_id_is_not_empty(self) -> None:
+    def test_an_empty_id_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="empty"):
             KeySpec("new", b"")
 
     @pytest.mark.parametrize("bits", [1024, 2047, 8192])
-    def test_other_sizes_are_refused(self, bits: int) -> None:
+    def test_unsupported_key_sizes_are_refused(self, bits: int) -> None:
         with pytest.raises(ConfigError, match=str(SIZES[-1])):
             KeySpec("new", bits=bits)
 
@@ -307,7 +309,7 @@ class TestDifferences:
             (replace(SPEC, always_authenticate=True), replace(GUARDED, always_authenticate=True)),
         ],
     )
-    def test_there_are_none_where_the_key_is_as_asked(self, spec: KeySpec, told: Protection) -> None:
+    def test_a_key_as_requested_has_no_differences(self, spec: KeySpec, told: Protection) -> None:
         assert differences(spec, 2048, told) == []
 
     @pytest.mark.parametrize(
@@ -321,8 +323,8 @@ class TestDifferences:
             (replace(GUARDED, always_authenticate=True), "CKA_ALWAYS_AUTHENTICATE is True and should be False"),
         ],
     )
-    def test_each_is_said(self, told: Protection, said: str) -> None:
+    def test_each_difference_is_named(self, told: Protection, said: str) -> None:
         assert differences(SPEC, 2048, told) == [said]
 
-    def test_of_length_is_said(self) -> None:
+    def test_a_different_length_is_named(self) -> None:
         assert differences(SPEC, 1024, GUARDED) == ["its length in bits is 1024 and should be 2048"]

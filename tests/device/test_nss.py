@@ -1,4 +1,4 @@
-"""NSS's software token: it takes its arguments from p11-kit's configuration, so p11-kit's proxy is the way to it.
+"""NSS's software token. It takes its arguments from p11-kit's configuration, so it is reached through p11-kit's proxy.
 
 Debian packages: libnss3, libnss3-tools, p11-kit-modules and softhsm2.
 """
@@ -25,8 +25,8 @@ PIN = "123456"
 URI = str(Pkcs11Uri(token="NSS Certificate DB"))
 MESSAGE = b"header.claims"
 
-# p11-kit reads no user configuration in a program of root's, so ours takes the place of the system's, by the function
-# that p11-kit's own tests have for it. The system's modules stay out of the process.
+# p11-kit reads no user configuration in a program that root runs, so our configuration replaces the system's, with the
+# function that p11-kit has for its own tests. The system's modules stay out of the process.
 _PRELUDE = """
 import ctypes, os, sys
 from datetime import UTC, datetime
@@ -59,9 +59,9 @@ class Nss:
     """An NSS database with one key.
 
     Attributes:
-        certificate: DER; it stands beside the key.
+        certificate: DER; stored beside the key.
         directory: of p11-kit's configuration.
-        run: runs lines of Python in a process of their own, with a PIN, and returns the lines they print.
+        run: runs lines of Python in a separate process, with a PIN, and returns the lines they print.
     """
 
     certificate: bytes
@@ -87,7 +87,7 @@ def nss() -> Iterator[Nss]:
             ).stdout
 
         certutil("-N")
-        # Its trust is an object of a class that only NSS has.
+        # Trust settings are objects of a class that only NSS has.
         certutil(
             *("-S", "-x", "-n", "key", "-s", "CN=hsm-signer test", "-t", "C,C,C"),
             *("-k", "rsa", "-g", "2048", "-z", str(noise)),
@@ -113,7 +113,7 @@ def nss() -> Iterator[Nss]:
         yield Nss(certutil("-L", "-n", "key", "-r"), name, run)
 
 
-def test_signs_and_gives_its_certificate(nss: Nss) -> None:
+def test_a_key_signs_and_its_certificate_is_read(nss: Nss) -> None:
     signature, certificate = nss.run(
         """
         with open_device(access) as device:
@@ -129,7 +129,7 @@ def test_signs_and_gives_its_certificate(nss: Nss) -> None:
     assert bytes.fromhex(certificate) == nss.certificate
 
 
-def test_objects_of_its_own_classes_are_passed_over(nss: Nss) -> None:
+def test_objects_of_vendor_classes_are_ignored(nss: Nss) -> None:
     everything, contents = nss.run(
         """
         with open_device(access) as device:
@@ -146,7 +146,7 @@ def test_objects_of_its_own_classes_are_passed_over(nss: Nss) -> None:
     assert contents == "1 1"
 
 
-def test_says_that_a_pin_is_wrong(nss: Nss) -> None:
+def test_a_wrong_pin_is_reported(nss: Nss) -> None:
     said = nss.run(
         """
         try:
@@ -160,11 +160,11 @@ def test_says_that_a_pin_is_wrong(nss: Nss) -> None:
 
 
 class TestByName:
-    """The URI's module-name: only p11-kit can load the module, and only the module's devices are meant."""
+    """The URI's module-name: only p11-kit can load the module, and only that module's devices match."""
 
     @pytest.fixture
     def beside(self, nss: Nss) -> Iterator[None]:
-        """Another module of p11-kit's, with a device of the same label."""
+        """Configure another p11-kit module, with a device of the same label."""
         with SoftHsm(label="NSS Certificate DB", pin=PIN) as softhsm, pytest.MonkeyPatch.context() as patch:
             softhsm.add_key()
             patch.setenv("SOFTHSM2_CONF", str(softhsm.configuration))
@@ -174,7 +174,7 @@ class TestByName:
             file.unlink()
 
     @pytest.mark.usefixtures("beside")
-    def test_the_device_is_that_of_the_module(self, nss: Nss) -> None:
+    def test_the_device_belongs_to_the_named_module(self, nss: Nss) -> None:
         said = nss.run(
             """
             for each in (access, named("nss")):
@@ -190,7 +190,7 @@ class TestByName:
         assert said == ["ambiguous", "Mozilla Foundation"]
 
     @pytest.mark.usefixtures("beside")
-    def test_the_inventory_lists_its_devices_and_uris_that_lead_to_them(self, nss: Nss) -> None:
+    def test_the_inventory_lists_the_modules_devices_with_uris_that_work(self, nss: Nss) -> None:
         said = nss.run(
             """
             for device in look_through(Path("unused"), "nss", 30).devices:
@@ -202,7 +202,7 @@ class TestByName:
         )
         assert said == ["NSS Generic Crypto Services True", "NSS Certificate DB True"]
 
-    def test_what_p11_kit_does_not_serve_is_said(self, nss: Nss) -> None:
+    def test_a_module_that_p11_kit_does_not_serve_is_reported(self, nss: Nss) -> None:
         said = nss.run(
             """
             Path(f"{configuration}/modules/late.module").write_text("module: x.so\\nx-init-reserved: y\\n")

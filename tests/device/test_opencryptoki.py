@@ -1,4 +1,4 @@
-"""The suites of the matrix on openCryptoki's soft token, in a pytest of its own: the places it uses are fixed.
+"""The suites of the matrix on openCryptoki's soft token, in a separate pytest because its paths are fixed.
 
 Debian packages: opencryptoki and libopencryptoki0.
 """
@@ -17,7 +17,7 @@ SUITES = ("test_contract", "test_issuance", "test_manage", "test_doctor_on_devic
 
 
 @pytest.mark.timeout(600)
-def test_the_suites_of_the_matrix_hold_on_it() -> None:
+def test_the_suites_of_the_matrix_pass_on_opencryptoki() -> None:
     if reason := why_not():
         pytest.skip(reason)
     suites = [str(HERE / f"{name}.py") for name in SUITES]

@@ -1,6 +1,6 @@
-"""The virtual YubiKey through both modules: what they make of it, the contract suite builds on.
+"""The virtual YubiKey through both modules: the facts that the contract suite builds on.
 
-Everything that loads a module runs in a process of its own.
+Everything that loads a module runs in a separate process.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class TestSigning:
 
 
 class TestAttestation:
-    """What a module shows beside the two keys and their certificates."""
+    """What a module shows besides the two keys and their certificates."""
 
     LIST = """
 login("STACK_PIN")
@@ -67,9 +67,7 @@ for kind in (ObjectClass.CERTIFICATE, ObjectClass.PRIVATE_KEY):
     OWN = frozenset({f"{number} {kind} True" for number in ("01", "02") for kind in ("CERTIFICATE", "PRIVATE_KEY")})
     ATTESTING = frozenset({"19 CERTIFICATE True", "19 PRIVATE_KEY False"})
 
-    def test_ykcs11_adds_a_certificate_with_the_id_of_each_key_and_the_key_that_signs_those(
-        self, stack: PivStack
-    ) -> None:
+    def test_ykcs11_adds_an_attestation_certificate_for_each_key_and_the_attestation_key(self, stack: PivStack) -> None:
         attestations = {"01 CERTIFICATE False", "02 CERTIFICATE False"}  # not objects of the token: of the session
         shown = {"ykcs11": self.OWN | self.ATTESTING | attestations, "opensc": self.OWN}
         assert set(run_apart(stack, RAW + self.LIST)) == shown[stack.name]
@@ -79,25 +77,25 @@ for kind in (ObjectClass.CERTIFICATE, ObjectClass.PRIVATE_KEY):
         shown = {"ykcs11": self.OWN | self.ATTESTING, "opensc": self.OWN}
         assert set(run_apart(stack, RAW + self.LIST)) == shown[stack.name]
 
-    def test_opensc_shows_no_key_that_has_no_certificate(self, stack: PivStack) -> None:
+    def test_opensc_hides_a_key_without_a_certificate(self, stack: PivStack) -> None:
         stack.take_certificates()
         keys = {each for each in self.OWN | self.ATTESTING if "PRIVATE_KEY" in each}
         told = {each for each in run_apart(stack, RAW + self.LIST) if "PRIVATE_KEY" in each}
         assert told == {"ykcs11": keys, "opensc": set()}[stack.name]
 
-    def test_opensc_says_of_imported_keys_too_that_the_card_made_them(self, stack: PivStack) -> None:
+    def test_opensc_reports_imported_keys_as_generated_on_the_card(self, stack: PivStack) -> None:
         stack.import_keys()
         told = run_apart(stack, RAW + 'login("STACK_PIN"); find(1); tell(key[Attribute.LOCAL])')
         assert told == [{"ykcs11": "False", "opensc": "True"}[stack.name]]
 
 
 class TestPin:
-    def test_a_wrong_one_costs_one_try(self, stack: PivStack) -> None:
+    def test_a_wrong_pin_costs_one_try(self, stack: PivStack) -> None:
         (told,) = run_apart(stack, 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))')
         assert told.startswith("PinIncorrect")
         assert stack.presented() == 1
 
-    def test_reset_gives_the_tries_back(self, stack: PivStack) -> None:
+    def test_a_reset_restores_the_tries(self, stack: PivStack) -> None:
         wrong_ones = RAW + 'for _ in range(3): tell(attempt(lambda: login("STACK_WRONG_PIN")))'
         right_one = RAW + 'tell(attempt(lambda: login("STACK_PIN")))'
         assert run_apart(stack, wrong_ones) == ["PinIncorrect"] * 3
@@ -106,13 +104,13 @@ class TestPin:
         assert run_apart(stack, right_one) == ["done"]
         assert stack.presented() == 1
 
-    def test_one_of_impossible_length_never_reaches_the_card(self, stack: PivStack) -> None:
+    def test_a_pin_of_impossible_length_never_reaches_the_card(self, stack: PivStack) -> None:
         short = RAW + 'os.environ["SHORT"] = "1"; tell(attempt(lambda: login("SHORT")))'
         assert run_apart(stack, short) == [{"ykcs11": "ArgumentsBad", "opensc": "PinLenRange"}[stack.name]]
         assert stack.presented() == 0
 
 
-# What the modules say, without our own code between.
+# What the modules return, without our own code in between.
 RAW = """
 import os
 import pkcs11
@@ -145,7 +143,7 @@ SIGN = 'login("STACK_PIN"); find(1); sign(); tell("signed"); input()\n'
 
 
 class TestMisfortune:
-    """What a module says when something happens to the card between two signatures."""
+    """What a module returns when something happens to the card between two signatures."""
 
     def test_a_card_that_is_pulled_and_put_back(self, stack: PivStack) -> None:
         then = 'tell(attempt(sign)); input(); session = None; login("STACK_PIN"); find(1); sign(); tell("again")'
@@ -183,7 +181,7 @@ class TestMisfortune:
             assert apart.hear() == "signed"
             stack.reset_card()
             apart.go()
-            # ykcs11 keeps the PIN and presents it again by itself.
+            # ykcs11 keeps the PIN and sends it again by itself.
             assert apart.rest() == [{"ykcs11": "done", "opensc": "UserNotLoggedIn"}[stack.name]]
         assert stack.presented() == {"ykcs11": 2, "opensc": 1}[stack.name]
 

@@ -1,4 +1,4 @@
-"""Separate processes do not lock a card together."""
+"""Several processes together do not lock a card."""
 
 import contextlib
 import itertools
@@ -48,45 +48,45 @@ def record(tmp_path: Path) -> PinRecord:
 def attempt(
     record: PinRecord, source: FixedLogin = SOURCE, error: BaseException | None = None, *, accepted: bool = False
 ) -> None:
-    """Log in, with this outcome."""
+    """Log in with this outcome."""
     with record.login(source, source.identity, accepted=accepted):
         if error is not None:
             raise error
 
 
 class TestRecord:
-    def test_a_refused_pin_is_not_presented_again(self, record: PinRecord) -> None:
+    def test_a_refused_pin_is_not_sent_again(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         with pytest.raises(PinRefusedBefore, match="already refused the PIN from a source"):
             attempt(record)
 
-    def test_neither_is_one_that_locked_the_device(self, record: PinRecord) -> None:
+    def test_a_pin_that_locked_the_device_is_not_sent_again(self, record: PinRecord) -> None:
         with pytest.raises(PinLocked):
             attempt(record, error=PinLocked("locked"))
         with pytest.raises(PinRefusedBefore):
             attempt(record)
 
-    def test_another_source_may_still_try(self, record: PinRecord) -> None:
+    def test_a_pin_from_another_source_is_still_sent(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         attempt(record, OTHER)
 
-    def test_its_success_does_not_clear_the_refused_one(self, record: PinRecord) -> None:
+    def test_a_success_with_another_source_does_not_clear_the_refusal(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         attempt(record, OTHER)
         with pytest.raises(PinRefusedBefore):
             attempt(record)
 
-    def test_success_leaves_nothing_behind(self, record: PinRecord) -> None:
+    def test_a_successful_login_leaves_no_record(self, record: PinRecord) -> None:
         attempt(record)
         assert not record.path.exists()
 
     @pytest.mark.parametrize(
         "end", [LoginInterrupted("pulled out"), DeviceTimeout("hung"), KeyboardInterrupt(), MemoryError()]
     )
-    def test_a_login_without_a_known_outcome_may_be_tried_once_more(
+    def test_a_login_with_an_unknown_outcome_may_be_tried_once_more(
         self, record: PinRecord, end: BaseException
     ) -> None:
         for _ in range(2):
@@ -96,14 +96,14 @@ class TestRecord:
             attempt(record)
         assert "forget-pin-failures" in str(caught.value.hint)
 
-    def test_a_failure_that_is_not_about_the_pin_counts_for_nothing(self, record: PinRecord) -> None:
+    def test_a_failure_before_the_pin_was_checked_is_not_recorded(self, record: PinRecord) -> None:
         for _ in range(5):
             with pytest.raises(DeviceGone):
                 attempt(record, error=DeviceGone("not plugged in"))
             assert not record.path.exists()
         attempt(record)
 
-    def test_nor_does_it_clear_an_outcome_that_is_unknown(self, record: PinRecord) -> None:
+    def test_a_failure_before_the_pin_was_checked_does_not_clear_an_unknown_outcome(self, record: PinRecord) -> None:
         for _ in range(2):
             with pytest.raises(LoginInterrupted):
                 attempt(record, error=LoginInterrupted("pulled out"))
@@ -112,7 +112,7 @@ class TestRecord:
         with pytest.raises(PinOutcomeUnknown):
             attempt(record)
 
-    def test_a_pin_that_was_accepted_before_is_tried_until_the_device_works(self, record: PinRecord) -> None:
+    def test_a_pin_accepted_before_is_tried_with_growing_pauses_until_the_device_works(self, record: PinRecord) -> None:
         clock = [0.0]
         record = replace(record, now=lambda: clock[0])
         tried = []
@@ -126,34 +126,36 @@ class TestRecord:
         attempt(record, accepted=True)
         assert not record.path.exists()
 
-    def test_but_not_once_it_was_refused(self, record: PinRecord) -> None:
+    def test_a_pin_accepted_before_is_not_sent_again_once_it_was_refused(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"), accepted=True)
         with pytest.raises(PinRefusedBefore):
             attempt(record, accepted=True)
 
-    def test_nor_does_another_device_stop_it(self, record: PinRecord) -> None:
+    def test_a_refusal_by_another_device_does_not_stop_a_pin_that_was_accepted_before(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         attempt(replace(record, module=Path("/usr/lib/other.so")), accepted=True)
 
-    def test_it_is_written_before_the_pin_is_presented(self, record: PinRecord) -> None:
+    def test_the_record_is_written_before_the_pin_is_sent(self, record: PinRecord) -> None:
         with record.login(SOURCE, SOURCE.identity):
             (written,) = json.loads(record.path.read_text())["sources"].items()
             assert (written[0], written[1]["outcome"], written[1]["times"]) == ("a source", "begun", 1)
 
-    def test_it_holds_nothing_of_the_pin(self, record: PinRecord) -> None:
+    def test_the_record_does_not_contain_the_pin(self, record: PinRecord) -> None:
         with record.login(SOURCE, SOURCE.identity):
             assert "4711" not in record.path.read_text()
 
     @pytest.mark.parametrize("other", [{"serial": "another"}, {"model": "another"}, {"manufacturer": "another"}])
-    def test_another_device_of_the_module_has_refused_nothing(self, record: PinRecord, other: dict[str, str]) -> None:
+    def test_a_refusal_does_not_affect_another_device_of_the_module(
+        self, record: PinRecord, other: dict[str, str]
+    ) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         attempt(replace(record, device=replace(DEVICE, **other)))  # type: ignore[arg-type]  # texts all
 
-    def test_a_device_that_may_be_the_same_is_not_sent_the_pin(self, record: PinRecord) -> None:
-        """One card has another serial in each module, and another label once its certificate is renewed."""
+    def test_a_refused_pin_is_not_sent_to_a_device_that_may_be_the_same(self, record: PinRecord) -> None:
+        """A card shows a different serial in each module, and a different label once its certificate is renewed."""
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         relabelled = replace(DEVICE, label="another")
@@ -170,7 +172,9 @@ class TestRecord:
         "damage",
         [{"times": "many"}, {"times": 1e400}, {"at": None}, {"outcome": "fine"}, {"serial": 5}, {"slot_id": "1"}],
     )
-    def test_one_with_a_value_of_another_kind_is_damaged(self, record: PinRecord, damage: dict[str, object]) -> None:
+    def test_a_record_with_a_value_of_the_wrong_type_is_damaged(
+        self, record: PinRecord, damage: dict[str, object]
+    ) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         document = json.loads(record.path.read_text())
@@ -181,13 +185,13 @@ class TestRecord:
             attempt(record)
         assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
 
-    def test_a_login_through_one_module_that_did_not_end_says_nothing_of_another(self, record: PinRecord) -> None:
+    def test_an_unknown_outcome_through_one_module_does_not_affect_another_module(self, record: PinRecord) -> None:
         for _ in range(2):
             with pytest.raises(LoginInterrupted):
                 attempt(record, error=LoginInterrupted("pulled out"))
         attempt(replace(record, module=Path("/usr/lib/other.so")))
 
-    def test_a_device_plugged_into_another_slot_is_the_same(self, record: PinRecord) -> None:
+    def test_a_device_in_another_slot_keeps_its_record(self, record: PinRecord) -> None:
         moved = replace(record, device=replace(DEVICE, slot_id=7, slot_description="another slot"))
         assert moved.path == record.path
 
@@ -209,19 +213,19 @@ class TestRecord:
             attempt(record)
         assert "forget-pin-failures" in str(caught.value.hint)
 
-    def test_a_state_directory_that_cannot_be_made_says_why_it_is_needed(self, tmp_path: Path) -> None:
+    def test_the_error_for_a_state_directory_that_cannot_be_created_says_why_it_is_needed(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(PinError, match="could lock the device") as caught:
             with login_lock(tmp_path / "file" / "pins", 5):
                 pytest.fail("it cannot be recorded")
         assert "--no-pin-record" in str(caught.value.hint)
 
-    def test_a_second_process_waits_for_the_first_only_so_long(self, tmp_path: Path) -> None:
+    def test_a_second_process_times_out_waiting_for_the_first(self, tmp_path: Path) -> None:
         with login_lock(tmp_path, 5), pytest.raises(DeviceTimeout, match="Another process has been logging in"):
             with login_lock(tmp_path, 0.1):
                 pytest.fail("two logins at once")
 
-    def test_each_turn_is_counted_for_those_who_waited(self, tmp_path: Path) -> None:
+    def test_a_process_that_waited_learns_how_many_logins_took_place_before(self, tmp_path: Path) -> None:
         with login_lock(tmp_path, 5) as before:
             assert before == 0
             assert count_logins(tmp_path) == 1
@@ -238,14 +242,14 @@ class TestForgetting:
         assert forget_failures(record.directory, lambda device: True) == [str(DEVICE)]
         attempt(record)
 
-    def test_for_one_device_only(self, record: PinRecord) -> None:
+    def test_only_the_failures_of_the_chosen_device_are_forgotten(self, record: PinRecord) -> None:
         with pytest.raises(PinIncorrect):
             attempt(record, error=PinIncorrect("no"))
         assert forget_failures(record.directory, lambda device: device.label == "another") == []
         with pytest.raises(PinRefusedBefore):
             attempt(record)
 
-    def test_damaged_records_go_too(self, record: PinRecord) -> None:
+    def test_damaged_records_are_deleted_too(self, record: PinRecord) -> None:
         record.path.write_text("{")
         assert forget_failures(record.directory, lambda device: False) == [str(record.path)]
         attempt(record)
@@ -264,7 +268,7 @@ class TestOnADevice:
 
         return guarded
 
-    def test_a_wrong_pin_in_a_file_is_presented_once(self, guarded: Callable[[str], KeyAccess]) -> None:
+    def test_a_wrong_pin_in_a_file_is_sent_once(self, guarded: Callable[[str], KeyAccess]) -> None:
         access = guarded("not-the-pin")
         with pytest.raises(PinIncorrect):
             open_device(access)
@@ -272,7 +276,7 @@ class TestOnADevice:
             with pytest.raises(PinRefusedBefore):
                 open_device(access)
 
-    def test_writing_the_file_anew_allows_another_try(
+    def test_writing_the_file_again_allows_another_try(
         self, guarded: Callable[[str], KeyAccess], access_to: AccessTo, key: SoftHsmKey
     ) -> None:
         with pytest.raises(PinIncorrect):
@@ -281,7 +285,7 @@ class TestOnADevice:
         assert isinstance(right, Pin)
         open_device(guarded(right.reveal())).close()
 
-    def test_ten_processes_present_a_wrong_pin_once_between_them(
+    def test_ten_processes_send_a_wrong_pin_once_in_total(
         self, guarded: Callable[[str], KeyAccess], key: SoftHsmKey
     ) -> None:
         access = guarded("not-the-pin")
@@ -293,7 +297,7 @@ class TestOnADevice:
         outcomes = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
         assert outcomes == ["pin_incorrect"] + ["pin_refused_before"] * 9
 
-    def test_whatever_the_file_and_the_module_are_called_a_wrong_pin_is_presented_once(
+    def test_a_wrong_pin_is_sent_once_under_all_names_of_the_file_and_the_module(
         self, guarded: Callable[[str], KeyAccess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         access = guarded("not-the-pin")
@@ -311,7 +315,7 @@ class TestOnADevice:
             with pytest.raises(PinRefusedBefore):
                 open_device(replace(access, module=module, pin=FilePin(Path(file))))
 
-    def test_a_copy_of_the_module_does_not_get_a_pin_that_the_module_s_device_refused(
+    def test_a_refused_pin_is_not_sent_through_a_copy_of_the_module(
         self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
         access = guarded("not-the-pin")
@@ -323,7 +327,7 @@ class TestOnADevice:
         with pytest.raises(PinRefusedBefore, match="may be the same device"):
             open_device(replace(access, module=copy))
 
-    def test_the_state_directory_is_made_for_us_alone_whatever_the_umask(
+    def test_the_state_directory_is_private_whatever_the_umask(
         self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
         state = tmp_path / "state" / "hsm-signer" / "pins"
@@ -336,7 +340,7 @@ class TestOnADevice:
         assert [path.stat().st_mode & 0o777 for path in (state.parent.parent, state.parent, state)] == [0o700] * 3
         assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
 
-    def test_a_state_directory_that_another_user_could_replace_is_refused_and_no_pin_presented(
+    def test_a_state_directory_that_another_user_could_replace_is_refused_and_no_pin_is_sent(
         self, guarded: Callable[[str], KeyAccess], tmp_path: Path
     ) -> None:
         (tmp_path / "theirs").mkdir()
@@ -358,12 +362,12 @@ class TestOnADevice:
             (tmp_path / "pin").touch()
             with pytest.raises(PinRefusedBefore):
                 open_device(access)
-        # The record has noticed the new time: that somebody reads the file now makes no difference.
+        # The record has the new time now, so reading the file makes no difference.
         (tmp_path / "pin").read_bytes()
         with pytest.raises(PinRefusedBefore):
             open_device(access)
 
-    def test_writing_it_without_a_trace_but_the_change_time_does(
+    def test_rewriting_the_file_with_its_old_modification_time_lifts_a_refusal(
         self, guarded: Callable[[str], KeyAccess], access_to: AccessTo, key: SoftHsmKey, tmp_path: Path
     ) -> None:
         right = access_to(key.uri).pin(PinRequest("test"))
@@ -378,7 +382,7 @@ class TestOnADevice:
         assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
         open_device(access).close()
 
-    def test_a_person_at_the_prompt_needs_no_record(self, guarded: Callable[[str], KeyAccess], tmp_path: Path) -> None:
+    def test_an_attended_login_is_not_recorded(self, guarded: Callable[[str], KeyAccess], tmp_path: Path) -> None:
         access = replace(guarded(""), pin=CountedPin("not-the-pin"))
         for _ in range(2):
             with pytest.raises(PinIncorrect):

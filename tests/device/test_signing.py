@@ -1,4 +1,4 @@
-"""The contract of a device: find exactly one key, log in once, sign, and return only what verifies."""
+"""The contract of a device: find exactly one key, log in once, sign, and return only signatures that verify."""
 
 import os
 import shutil
@@ -64,14 +64,14 @@ class TestLookUp:
             "type=private;id=%01",
         ],
     )
-    def test_finds_the_key_by(
+    def test_a_key_is_found_by_each_attribute(
         self, selector: str, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
         with open_device(access_to(f"pkcs11:token=device%20tests;{selector}")) as device:
             numbers = rsa_key(key).public_numbers()
             assert open_signer(device).public_key == PublicKey(numbers.n, numbers.e)
 
-    def test_finds_the_device_by_what_it_says_of_itself(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_a_device_is_found_by_its_own_attributes(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with open_device(access_to("pkcs11:token=device%20tests;id=%01")) as device:
             info = device.info
         for attributes in (
@@ -82,23 +82,25 @@ class TestLookUp:
             with open_device(access_to(f"{attributes};id=%01")) as device:
                 assert device.info == info
 
-    def test_names_every_device_when_none_matches(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_if_no_device_matches_the_error_names_every_device(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         with pytest.raises(DeviceNotFound, match=r"token=elsewhere.* sees pkcs11:token=device%20tests;serial="):
             open_device(access_to("pkcs11:token=elsewhere"))
 
-    def test_names_every_key_when_none_matches(
+    def test_if_no_key_matches_the_error_names_every_key(
         self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
         with open_device(access_to("pkcs11:token=device%20tests;object=third%20key")) as device:
             with pytest.raises(KeyNotFound, match=r"object=first%20key;id=%01.*object=second%20key;id=%02"):
                 open_signer(device)
 
-    def test_refuses_to_choose_between_keys(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+    def test_several_matching_keys_are_refused(
+        self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
+    ) -> None:
         with open_device(access_to("pkcs11:token=device%20tests")) as device:
             with pytest.raises(KeyAmbiguous, match=r"2 private keys.*id=%01.*id=%02"):
                 open_signer(device)
 
-    def test_the_uris_it_offers_work(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
+    def test_the_uris_in_the_error_work(self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey) -> None:
         with open_device(access_to("pkcs11:token=device%20tests")) as device, pytest.raises(KeyAmbiguous) as caught:
             open_signer(device)
         offered = [word.rstrip(".,") for word in caught.value.message.split() if word.startswith("pkcs11:")]
@@ -107,14 +109,14 @@ class TestLookUp:
             with open_device(access_to(uri)) as device:
                 open_signer(device)
 
-    def test_refuses_to_choose_between_devices_of_one_label(self, access_to: AccessTo, tmp_path: Path) -> None:
+    def test_several_devices_with_one_label_are_refused(self, access_to: AccessTo, tmp_path: Path) -> None:
         with SoftHsm(tmp_path, label="twin") as twins:
             twins.add_token("twin")
             access = replace(access_to("pkcs11:token=twin"), module_environment=twins.environment)
             with pytest.raises(DeviceAmbiguous, match=r"2 devices match pkcs11:token=twin: .*serial=.*serial="):
                 open_device(access)
 
-    def test_sees_a_device_that_came_after_the_module_was_loaded(self, access_to: AccessTo, tmp_path: Path) -> None:
+    def test_a_device_added_after_the_module_was_loaded_is_found(self, access_to: AccessTo, tmp_path: Path) -> None:
         with SoftHsm(tmp_path, label="early", pin="4711") as softhsm:
             softhsm.add_key()
             softhsm.add_token("late")
@@ -202,18 +204,18 @@ class TestSigning:
 
 
 class TestCertificate:
-    def test_is_the_one_with_the_id_of_the_key(
+    def test_the_certificate_with_the_keys_id_is_read(
         self, access_to: AccessTo, key: SoftHsmKey, second_key: SoftHsmKey
     ) -> None:
         with open_device(access_to(second_key.uri)) as device:
             assert read_certificate(device, open_signer(device).key.info) == second_key.certificate
 
-    def test_a_key_without_one_says_so(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
+    def test_a_key_without_a_certificate_is_an_error(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         bare = softhsm.add_key("bare key", b"\xba")
         with open_device(access_to(bare.uri)) as device, pytest.raises(CertificateNotFound, match="bare key"):
             read_certificate(device, open_signer(device).key.info)
 
-    def test_refuses_to_choose_between_two(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
+    def test_two_certificates_with_the_keys_id_are_refused(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         crowded = softhsm.add_identity("crowded key", b"\xcc")
         softhsm.add_certificate(softhsm.issue_certificate(crowded.public_key), "crowded key", b"\xcc")
         with open_device(access_to(crowded.uri)) as device, pytest.raises(KeyAmbiguous, match="2 certificates"):
@@ -221,7 +223,7 @@ class TestCertificate:
 
 
 class TestLogin:
-    def test_a_wrong_pin_is_presented_once_and_not_shown(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_a_wrong_pin_is_sent_once_and_not_shown(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         asked = []
 
         class Wrong:
@@ -251,7 +253,7 @@ class TestLogin:
         with open_device(access_to(key.uri, pin=Watching())):
             assert "device tests" in asked[0]
 
-    def test_the_pin_source_runs_in_the_thread_of_the_caller(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_the_pin_source_runs_in_the_callers_thread(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         threads = []
 
         class Watching:
@@ -265,19 +267,23 @@ class TestLogin:
         with open_device(access_to(key.uri, pin=Watching())):
             assert threads == [threading.current_thread()]
 
-    def test_private_keys_that_are_hidden_without_a_login_say_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_the_error_without_a_login_says_that_private_keys_may_be_hidden(
+        self, access_to: AccessTo, key: SoftHsmKey
+    ) -> None:
         with open_device(access_to(key.uri, pin=FixedLogin(None, "none"))) as device:
             with pytest.raises(KeyNotFound, match="it has none") as caught:
                 open_signer(device)
         assert "log in" in str(caught.value.hint)
 
-    def test_two_devices_of_one_process_share_the_login(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+    def test_two_openings_of_a_device_in_one_process_share_the_login(
+        self, access_to: AccessTo, key: SoftHsmKey
+    ) -> None:
         with open_device(access_to(key.uri)), open_device(access_to(key.uri)) as second:
             open_signer(second).sign(Algorithm.RS256, MESSAGE)
 
 
 class TestReplaced:
-    """A device or a key that was made anew under the same name while it was in use."""
+    """A device or a key that was replaced by a new one with the same name while it was in use."""
 
     @pytest.fixture
     def replaced(self, tmp_path: Path, access_to: AccessTo) -> Iterator[tuple[SoftHsm, KeyAccess]]:
@@ -286,7 +292,7 @@ class TestReplaced:
             pin = FixedLogin(Pin(softhsm.pin), "a test PIN")
             yield softhsm, replace(access_to("pkcs11:token=replaced", pin=pin), module_environment=softhsm.environment)
 
-    def test_a_device_is_not_taken_for_the_old_one(
+    def test_a_new_device_with_the_same_name_is_not_used(
         self, replaced: tuple[SoftHsm, KeyAccess], caplog: pytest.LogCaptureFixture
     ) -> None:
         softhsm, access = replaced
@@ -300,7 +306,7 @@ class TestReplaced:
                     signer.sign(Algorithm.RS256, MESSAGE)
         assert "(ObjectHandleInvalid)" in caplog.text
 
-    def test_a_key_is_not_taken_for_the_old_one(self, replaced: tuple[SoftHsm, KeyAccess]) -> None:
+    def test_a_new_key_with_the_same_name_is_not_used(self, replaced: tuple[SoftHsm, KeyAccess]) -> None:
         softhsm, access = replaced
         with open_device(access) as device:
             signer = open_signer(device)
@@ -313,8 +319,8 @@ class TestReplaced:
                 signer.sign(Algorithm.RS256, MESSAGE)
 
 
-class TestEnd:
-    def test_a_closed_device_says_so(self, access_to: AccessTo, key: SoftHsmKey) -> None:
+class TestClosing:
+    def test_using_a_closed_device_is_an_error(self, access_to: AccessTo, key: SoftHsmKey) -> None:
         device = open_device(access_to(key.uri))
         signer = open_signer(device)
         device.close()
@@ -322,8 +328,10 @@ class TestEnd:
         with pytest.raises(DeviceError, match="was closed"):
             signer.sign(Algorithm.RS256, MESSAGE)
 
-    def test_a_forked_child_may_not_use_it_and_does_not_end_it(self, access_to: AccessTo, key: SoftHsmKey) -> None:
-        # In a process of its own: forking a test runner with threads is a risk of its own.
+    def test_a_forked_child_cannot_use_the_parents_device_and_does_not_close_it(
+        self, access_to: AccessTo, key: SoftHsmKey
+    ) -> None:
+        # In a separate process, because forking a test runner that has threads is risky.
         program = """
 import os, sys
 from pathlib import Path
@@ -353,8 +361,8 @@ print("parent: signed")
         access = access_to(key.uri)
         login = access.pin(PinRequest("test"))
         assert isinstance(login, Pin)
-        # Python 3.12 and newer warn of every fork of a process with threads, as one with an open device is: the child
-        # may wait for a lock that a thread held. The child waits for none of ours, which is what this test shows.
+        # Python 3.12 and newer warn about every fork of a process with threads, and an open device has a thread: the
+        # child may wait for a lock that a thread held. This test shows that it waits for none of our locks.
         quietly = "-W", "ignore:This process (pid=:DeprecationWarning"
         done = subprocess.run(
             [sys.executable, *quietly, "-c", program, key.uri, str(access.module)],

@@ -1,4 +1,4 @@
-"""The SoftHSM of the matrix: taken away and brought back, never locked, and lost without its configuration."""
+"""The SoftHSM of the matrix: it can be unplugged, never locks, and needs its configuration."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def stack(started: SoftHsmStack) -> Stack:
     return started
 
 
-def test_signs_with_both_keys(stack: Stack) -> None:
+def test_both_keys_sign(stack: Stack) -> None:
     lines = run_apart(stack, SIGN)
     for key, always in (stack.key, "False"), (stack.always_authenticate_key, "True"):
         assert key is not None
@@ -53,25 +53,25 @@ def test_signs_with_both_keys(stack: Stack) -> None:
         assert bytes.fromhex(certificate) == key.certificate
 
 
-def test_is_not_found_while_unplugged(stack: Stack) -> None:
+def test_it_is_not_found_while_unplugged(stack: Stack) -> None:
     stack.unplug()
     assert run_apart(stack, "tell(outcome(open_device, access(KEY)))") == ["DeviceNotFound"]
 
 
-def test_signs_after_it_was_plugged_in_again(stack: Stack) -> None:
+def test_it_signs_after_it_was_plugged_in_again(stack: Stack) -> None:
     stack.unplug()
     stack.plug()
     assert len(run_apart(stack, SIGN)) == 6
 
 
-def test_forgets_a_wrong_pin_at_reset(stack: Stack) -> None:
+def test_a_reset_clears_the_wrong_pins(stack: Stack) -> None:
     assert run_apart(stack, WRONG_PIN) == ["PinIncorrect"]
     assert run_apart(stack, FLAGS) == ["True"]
     stack.reset()
     assert run_apart(stack, FLAGS) == ["False"]
 
 
-def test_is_not_locked_by_ten_wrong_pins(stack: Stack) -> None:
+def test_ten_wrong_pins_do_not_lock_it(stack: Stack) -> None:
     lines = run_apart(stack, f"for _ in range(10): {WRONG_PIN}\n{SIGN}")
     assert lines[:10] == ["PinIncorrect"] * 10
     assert len(lines) == 16
@@ -100,7 +100,7 @@ except ModuleLoadError as error:
 """
 
 
-def test_without_a_configuration_an_ordinary_user_is_told_what_to_set(stack: Stack) -> None:
+def test_without_a_configuration_the_error_tells_an_ordinary_user_what_to_set(stack: Stack) -> None:
     message, hint = subprocess.run(
         [sys.executable, "-c", _WITHOUT_CONFIGURATION, str(stack.module)],
         env={name: value for name, value in os.environ.items() if name != "SOFTHSM2_CONF"},

@@ -1,4 +1,4 @@
-"""The TPM of the matrix is a TPM: keys in it, one count of wrong PINs for all of it, and a memory of its clients."""
+"""The TPM of the matrix behaves like a TPM: it holds the keys, and has one counter of wrong PINs for all of them."""
 
 import os
 import subprocess
@@ -55,21 +55,21 @@ def require_signatures(stack: TpmStack, lines: list[str]) -> None:
         assert x509.load_der_x509_certificate(certificate).public_key() == key.public_key
 
 
-def test_signs_with_both_keys_and_both_algorithms(stack: TpmStack) -> None:
+def test_both_keys_sign_with_both_algorithms(stack: TpmStack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_counts_a_login_and_each_context_login(stack: TpmStack) -> None:
+def test_it_counts_a_login_and_each_context_specific_login(stack: TpmStack) -> None:
     run_apart(stack, SIGN)
     assert stack.presented() == 2 + 2
 
 
-def test_counts_a_wrong_pin(stack: TpmStack) -> None:
+def test_it_counts_a_wrong_pin(stack: TpmStack) -> None:
     assert run_apart(stack, 'tell(outcome(open_device, access(KEY, "STACK_WRONG_PIN")))') == ["PinIncorrect"]
     assert stack.presented() == 1
 
 
-def test_is_locked_by_the_third_wrong_pin_until_reset(stack: TpmStack) -> None:
+def test_the_third_wrong_pin_locks_it_until_a_reset(stack: TpmStack) -> None:
     lines = run_apart(
         stack,
         """
@@ -83,7 +83,7 @@ def test_is_locked_by_the_third_wrong_pin_until_reset(stack: TpmStack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: TpmStack) -> None:
+def test_no_flag_warns_about_wrong_pins_before_it_is_locked(stack: TpmStack) -> None:
     lines = run_apart(
         stack,
         """
@@ -98,7 +98,7 @@ def test_no_flag_warns_of_the_wrong_pins_before_the_last(stack: TpmStack) -> Non
     assert lines == ["fine"] * 3
 
 
-def test_only_the_record_keeps_processes_from_locking_it(stack: TpmStack, tmp_path: Path) -> None:
+def test_the_record_of_refused_pins_keeps_processes_from_locking_it(stack: TpmStack, tmp_path: Path) -> None:
     lines = f"""
         from dataclasses import replace
 
@@ -109,7 +109,7 @@ def test_only_the_record_keeps_processes_from_locking_it(stack: TpmStack, tmp_pa
     assert stack.presented() == 1
 
 
-def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: TpmStack) -> None:
+def test_the_hint_for_a_locked_tpm_names_the_tool_that_unlocks_it(stack: TpmStack) -> None:
     (hint,) = run_apart(
         stack,
         """
@@ -126,12 +126,12 @@ def test_one_that_is_locked_is_unblocked_by_its_own_tool(stack: TpmStack) -> Non
     assert "tpm2_dictionarylockout --clear-lockout" in hint
 
 
-def test_its_serial_is_that_of_every_tpm(stack: TpmStack) -> None:
-    # So a URI needs the label, and a record of refused PINs more than the serial.
+def test_every_tpm_has_the_same_serial(stack: TpmStack) -> None:
+    # So a URI needs the label, and the record of refused PINs cannot rely on the serial.
     assert run_apart(stack, "with open_device(access(KEY)) as device: tell(device.info.serial)") == ["0" * 16]
 
 
-def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmStack) -> None:
+def test_a_key_id_is_the_text_given_to_tpm2_ptool_and_the_error_shows_it(stack: TpmStack) -> None:
     (message,) = run_apart(
         stack,
         """
@@ -148,9 +148,9 @@ def test_an_id_is_the_text_its_tool_was_given_and_the_error_names_it(stack: TpmS
     assert "object=key;id=%30%31" in message
 
 
-def test_what_its_libraries_print_is_shown_on_request_only(stack: TpmStack, tmp_path: Path) -> None:
+def test_the_output_of_its_libraries_is_shown_only_on_request(stack: TpmStack, tmp_path: Path) -> None:
     def errors(*options: str) -> list[str]:
-        """Return what the program says of a wrong PIN."""
+        """Return what the program prints about a wrong PIN."""
         done = subprocess.run(
             [
                 *(sys.executable, "-c", "from hsm_signer.cli import main; main()", *options, "device", "show"),
@@ -190,13 +190,13 @@ def test_unplugging_costs_no_pin_try(stack: TpmStack) -> None:
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_reset_plugs_it_in_again(stack: TpmStack) -> None:
+def test_a_reset_plugs_it_in_again(stack: TpmStack) -> None:
     stack.unplug()
     stack.reset()
     require_signatures(stack, run_apart(stack, SIGN))
 
 
-def test_the_module_recovers_when_it_is_initialised_anew(stack: TpmStack) -> None:
+def test_the_module_recovers_when_it_is_initialized_again(stack: TpmStack) -> None:
     lines = """
         import pkcs11
 
@@ -226,7 +226,7 @@ def test_the_module_recovers_when_it_is_initialised_anew(stack: TpmStack) -> Non
         assert process.rest() == ["GeneralError", "GeneralError", "256"]
 
 
-def test_leaves_nothing_behind() -> None:
+def test_a_stopped_stack_leaves_no_files_or_processes() -> None:
     stack = TpmStack()
     directory = Path(stack.environment["TPM2_PKCS11_STORE"]).parent
     assert programs_of(directory) == {"swtpm", "tpm2-abrmd", "dbus-daemon", "sh"}
@@ -238,7 +238,7 @@ def test_leaves_nothing_behind() -> None:
 def programs_of(directory: Path) -> set[str]:
     found = set()
     for command_line in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended in the meantime
             words = command_line.read_text(errors="replace").split("\0")
             if str(directory) in " ".join(words):
                 found.add(Path(words[0]).name)

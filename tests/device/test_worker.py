@@ -1,4 +1,4 @@
-"""The lane in another process."""
+"""Signing in worker processes."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def test_signatures_verify(access_to: AccessTo, key: SoftHsmKey) -> None:
     key.public_key.verify(signature, MESSAGE, padding.PKCS1v15(), hashes.SHA256())
 
 
-def test_several_sign_side_by_side_after_one_question_for_the_pin(
+def test_several_workers_sign_in_parallel_after_one_pin_prompt(
     access_to: AccessTo, key: SoftHsmKey, right: CountedPin
 ) -> None:
     with open_worker(access_to(key.uri, pin=right), workers=3) as signer, ThreadPoolExecutor(6) as pool:
@@ -49,7 +49,7 @@ def test_several_sign_side_by_side_after_one_question_for_the_pin(
     assert right.times == 1
 
 
-def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
+def test_a_killed_worker_loses_at_most_the_current_request_and_needs_no_new_pin_prompt(
     access_to: AccessTo, key: SoftHsmKey, right: CountedPin
 ) -> None:
     with open_worker(access_to(key.uri, pin=right)) as signer:
@@ -62,7 +62,7 @@ def test_a_killed_one_costs_at_most_the_request_in_flight_and_no_other_question(
     assert right.times == 1
 
 
-def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: AccessTo, key: SoftHsmKey) -> None:
+def test_a_refused_pin_is_sent_once_and_no_worker_is_started_again(access_to: AccessTo, key: SoftHsmKey) -> None:
     wrong = CountedPin("not-the-pin")
     with pytest.raises(PinIncorrect):
         open_worker(access_to(key.uri, pin=wrong))
@@ -70,12 +70,12 @@ def test_a_refused_pin_is_presented_once_and_no_worker_started_again(access_to: 
     assert workers_of_this_process() == []
 
 
-def test_an_error_of_the_source_arrives_where_it_was_asked(access_to: AccessTo, key: SoftHsmKey) -> None:
+def test_an_error_of_the_pin_source_reaches_the_caller(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(PinUnavailable, match="nothing there"):
         open_worker(access_to(key.uri, pin=CountedPin(PinUnavailable("nothing there"))))
 
 
-def test_without_a_thread_none_is_started_and_the_error_has_a_hint(
+def test_if_no_thread_can_start_no_worker_is_started_and_the_error_has_a_hint(
     access_to: AccessTo, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(_: threading.Thread) -> None:
@@ -87,20 +87,20 @@ def test_without_a_thread_none_is_started_and_the_error_has_a_hint(
     assert "ulimit -u" in str(failed.value.hint)
 
 
-def test_one_whose_opening_is_interrupted_ends(access_to: AccessTo, key: SoftHsmKey) -> None:
+def test_a_worker_ends_if_its_opening_is_interrupted(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(KeyboardInterrupt):
         open_worker(access_to(key.uri, pin=CountedPin(KeyboardInterrupt())))
     assert workers_of_this_process() == []
 
 
-def test_errors_of_the_device_arrive_whole(access_to: AccessTo, key: SoftHsmKey) -> None:
+def test_errors_of_the_device_arrive_with_all_their_fields(access_to: AccessTo, key: SoftHsmKey) -> None:
     with pytest.raises(KeyNotFound, match="object=missing") as caught:
         open_worker(access_to("pkcs11:token=device%20tests;object=missing"))
     assert caught.value.hint
     assert pickle.loads(pickle.dumps(caught.value)).hint == caught.value.hint  # noqa: S301  # our own
 
 
-def test_it_ends_when_closed(access_to: AccessTo, key: SoftHsmKey) -> None:
+def test_closing_ends_the_worker(access_to: AccessTo, key: SoftHsmKey) -> None:
     signer = open_worker(access_to(key.uri))
     signer.close()
     assert workers_of_this_process() == []
@@ -108,7 +108,7 @@ def test_it_ends_when_closed(access_to: AccessTo, key: SoftHsmKey) -> None:
         signer.sign(Algorithm.RS256, MESSAGE)
 
 
-def test_it_dies_with_its_parent(access_to: AccessTo, key: SoftHsmKey, softhsm: SoftHsm) -> None:
+def test_a_worker_dies_with_its_parent(access_to: AccessTo, key: SoftHsmKey, softhsm: SoftHsm) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path

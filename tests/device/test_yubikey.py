@@ -1,4 +1,4 @@
-"""What a smart card does that other devices do not: wait for a touch, and share its login with others."""
+"""What a smart card does that other devices do not: it waits for a touch, and shares its login with other processes."""
 
 import contextlib
 import threading
@@ -44,7 +44,7 @@ def access_to(yubikey: PivStack, pin: str | None = None, key: StackKey | None = 
     )
 
 
-def test_a_missed_touch_is_its_own_error_and_costs_no_pin(yubikey: PivStack) -> None:
+def test_a_missed_touch_is_a_separate_error_and_sends_no_other_pin(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
         signer = open_signer(device)
         yubikey.patience(6)
@@ -54,7 +54,7 @@ def test_a_missed_touch_is_its_own_error_and_costs_no_pin(yubikey: PivStack) -> 
         assert yubikey.presented() == 1
 
 
-def test_somebody_is_told_to_touch_and_not_told_any_more_afterwards(yubikey: PivStack) -> None:
+def test_the_notice_to_touch_is_shown_until_the_signature_is_made(yubikey: PivStack) -> None:
     shown = []
 
     @contextlib.contextmanager
@@ -71,7 +71,7 @@ def test_somebody_is_told_to_touch_and_not_told_any_more_afterwards(yubikey: Piv
     assert shown == ["signing", "over"]
 
 
-def test_nobody_is_told_to_touch_for_a_signature_that_takes_a_moment(yubikey: PivStack) -> None:
+def test_no_notice_to_touch_is_shown_for_a_quick_signature(yubikey: PivStack) -> None:
     def slow(what: str) -> contextlib.AbstractContextManager[None]:
         pytest.fail(f"shown while {what}")
 
@@ -79,7 +79,7 @@ def test_nobody_is_told_to_touch_for_a_signature_that_takes_a_moment(yubikey: Pi
         open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
-def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) -> None:
+def test_a_login_that_another_process_ended_is_repeated_once(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
         signer = open_signer(device)
         yubikey.forget_login()
@@ -87,7 +87,7 @@ def test_a_login_that_another_process_took_is_made_once_more(yubikey: PivStack) 
         assert yubikey.presented() == 2
 
 
-def test_a_card_that_another_process_reset_signs_again(yubikey: PivStack) -> None:
+def test_a_card_signs_again_after_another_process_reset_it(yubikey: PivStack) -> None:
     with open_device(access_to(yubikey)) as device:
         signer = open_signer(device)
         yubikey.reset_card()
@@ -95,7 +95,7 @@ def test_a_card_that_another_process_reset_signs_again(yubikey: PivStack) -> Non
         assert yubikey.presented() == 2
 
 
-def test_a_card_pulled_out_while_it_waits_for_a_touch_signs_when_it_is_back(yubikey: PivStack) -> None:
+def test_a_card_unplugged_while_it_waits_for_a_touch_signs_after_it_is_plugged_in(yubikey: PivStack) -> None:
     def replug() -> None:
         yubikey.wait_for_wish()
         yubikey.unplug()
@@ -110,14 +110,14 @@ def test_a_card_pulled_out_while_it_waits_for_a_touch_signs_when_it_is_back(yubi
         try:
             signature = signer.sign(Algorithm.RS256, MESSAGE)
         except Exception:
-            # It was looked up while it was still away; the next request finds it.
+            # The search ran while it was still unplugged; the next request finds it.
             hand.join()
             signature = signer.sign(Algorithm.RS256, MESSAGE)
         hand.join()
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signature)
 
 
-def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
+def test_the_last_try_is_not_used_until_the_caller_allows_it(yubikey: PivStack) -> None:
     for _ in range(2):
         with contextlib.suppress(Exception):
             open_device(access_to(yubikey, yubikey.wrong_pin))
@@ -128,10 +128,10 @@ def test_the_last_try_is_kept_until_it_is_allowed(yubikey: PivStack) -> None:
         open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
-def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
+def test_processes_that_load_the_module_by_different_paths_do_not_use_the_last_try(
     yubikey: PivStack, running: Running, tmp_path: Path
 ) -> None:
-    """Each has a wrong PIN of its own, so that only the card's flags can stop them, read while nobody else logs in."""
+    """Each process has a different wrong PIN, so only the card's flags, read under the login lock, can stop them."""
     processes = []
     for number, stack in enumerate([yubikey, running("ykcs11"), running("opensc")] * 2):
         module, pin = tmp_path / f"module{number}.so", tmp_path / f"pin{number}"
@@ -141,15 +141,15 @@ def test_processes_that_call_the_module_by_many_names_leave_the_last_try(
         login = start_login(stack.key.uri, module, stack.environment, pin=pin, record=tmp_path / "pins")
         processes.append(login)
     outcomes = [process.communicate(timeout=100)[0].strip() for process in processes]
-    # A card that others reset may be gone for a moment, which costs no PIN.
+    # A card that other processes reset may be gone for a moment, which costs no PIN try.
     assert set(outcomes) - {"device_gone", "device_not_found"} == {"pin_incorrect", "pin_last_try"}
     assert yubikey.presented() == 2
 
 
-def test_somebody_at_the_prompt_does_not_take_the_last_try_that_others_left_meanwhile(
+def test_a_person_at_the_prompt_does_not_use_a_last_try_that_other_processes_left_meanwhile(
     yubikey: PivStack, tmp_path: Path
 ) -> None:
-    """ykcs11 reads the state of the PIN once for each initialisation: it does not show what others did since."""
+    """ykcs11 reads the PIN state once, when it is initialized: it does not show later logins of other processes."""
 
     class Person:
         description = identity = "a person"
@@ -170,7 +170,7 @@ def test_somebody_at_the_prompt_does_not_take_the_last_try_that_others_left_mean
         open_device(replace(access_to(yubikey), pin=Person(), pin_record=tmp_path / "pins"))
     assert yubikey.presented() == 2
     yubikey.reset()
-    open_device(access_to(yubikey)).close()  # or the next test of this process is shown what ykcs11 remembers
+    open_device(access_to(yubikey)).close()  # otherwise the next test sees what ykcs11 remembers
 
 
 class TestPinState:
@@ -183,7 +183,7 @@ class TestPinState:
             (3, PinState.LOCKED, PinState.LOCKED),
         ],
     )
-    def test_is_told_after_so_many_wrong_ones(
+    def test_the_pin_state_follows_the_number_of_wrong_pins(
         self, wrong: int, ykcs11: PinState, opensc: PinState, yubikey: PivStack
     ) -> None:
         for _ in range(wrong):
@@ -192,31 +192,31 @@ class TestPinState:
         module = load(access_to(yubikey))
         assert find_device(module, access_to(yubikey)).pin is {"ykcs11": ykcs11, "opensc": opensc}[yubikey.name]
 
-    def test_is_read_afresh_before_a_login(self, yubikey: PivStack) -> None:
+    def test_the_pin_state_is_read_again_before_a_login(self, yubikey: PivStack) -> None:
         open_device(access_to(yubikey)).close()
         yubikey.leave_tries(1)
         with pytest.raises(PinLastTry):
             open_device(access_to(yubikey))
         assert yubikey.presented() == 1
 
-    def test_of_a_card_that_is_locked_is_told_without_presenting_a_pin(self, yubikey: PivStack) -> None:
+    def test_a_locked_card_is_reported_without_sending_a_pin(self, yubikey: PivStack) -> None:
         yubikey.leave_tries(0)
         with pytest.raises(PinLocked):
             open_device(access_to(yubikey))
         assert yubikey.presented() == 0
 
-    def test_the_refusal_before_the_last_try_says_so(self, yubikey: PivStack) -> None:
+    def test_the_error_for_a_wrong_pin_warns_if_one_try_is_left(self, yubikey: PivStack) -> None:
         yubikey.leave_tries(2)
         with pytest.raises(PinIncorrect, match=r"One more wrong PIN locks the device\."):
             open_device(access_to(yubikey, yubikey.wrong_pin))
 
-    def test_nobody_tries_the_pin_that_cards_are_delivered_with(self, yubikey: PivStack) -> None:
+    def test_the_default_pin_of_cards_is_never_tried(self, yubikey: PivStack) -> None:
         assert yubikey.pin == "123456"
         with pytest.raises(PinUnavailable):
             open_device(replace(access_to(yubikey), pin=NoPinSource()))
         assert yubikey.presented() == 0
 
-    def test_an_old_pin_is_presented_once_after_a_replug(self, yubikey: PivStack) -> None:
+    def test_an_old_pin_is_sent_once_after_a_replug(self, yubikey: PivStack) -> None:
         with open_device(access_to(yubikey)) as device:
             signer = open_signer(device)
             yubikey.change_pin("111111")
@@ -246,7 +246,7 @@ class TestKeyThatAlwaysAuthenticates:
     def sign(signer: DeviceSigner) -> None:
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_a_pin_changed_since_the_login_is_presented_once(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+    def test_a_pin_changed_since_the_login_is_sent_once(self, signer: DeviceSigner, yubikey: PivStack) -> None:
         yubikey.change_pin("111111")
         with pytest.raises(PinIncorrect):
             self.sign(signer)
@@ -255,13 +255,13 @@ class TestKeyThatAlwaysAuthenticates:
                 self.sign(signer)
         assert yubikey.presented() == 2
 
-    def test_a_card_locked_since_the_login_says_so(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+    def test_a_card_locked_since_the_login_is_reported_as_locked(self, signer: DeviceSigner, yubikey: PivStack) -> None:
         yubikey.leave_tries(0)
         with pytest.raises(PinLocked) as caught:
             self.sign(signer)
         assert "Unblock" in str(caught.value.hint)
 
-    def test_a_missed_touch_is_its_own_error_and_costs_no_more_pins(
+    def test_a_missed_touch_is_a_separate_error_and_sends_no_other_pin(
         self, signer: DeviceSigner, yubikey: PivStack
     ) -> None:
         yubikey.patience(6)
@@ -270,7 +270,7 @@ class TestKeyThatAlwaysAuthenticates:
             self.sign(signer)
         assert yubikey.presented() == 2
 
-    def test_a_card_that_forgot_the_login_signs_with_the_pin_it_wants_anyway(
+    def test_a_card_that_lost_the_login_signs_with_the_pin_for_the_signature(
         self, signer: DeviceSigner, yubikey: PivStack
     ) -> None:
         yubikey.forget_login()
@@ -280,16 +280,18 @@ class TestKeyThatAlwaysAuthenticates:
     def test_a_card_that_was_reset_signs(self, signer: DeviceSigner, yubikey: PivStack) -> None:
         yubikey.reset_card()
         self.sign(signer)
-        # ykcs11 presents the PIN once more by itself.
+        # ykcs11 sends the PIN once more by itself.
         assert yubikey.presented() == {"ykcs11": 3, "opensc": 2}[yubikey.name]
 
-    def test_a_card_pulled_out_and_put_back_costs_one_more_login(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+    def test_replugging_a_card_costs_one_more_login(self, signer: DeviceSigner, yubikey: PivStack) -> None:
         yubikey.unplug()
         yubikey.plug()
         self.sign(signer)
         assert yubikey.presented() == 3
 
-    def test_a_card_that_is_away_is_an_error_until_it_is_back(self, signer: DeviceSigner, yubikey: PivStack) -> None:
+    def test_signing_fails_while_a_card_is_unplugged_and_works_again_afterwards(
+        self, signer: DeviceSigner, yubikey: PivStack
+    ) -> None:
         yubikey.unplug()
         for _ in range(2):
             with pytest.raises(DeviceGone):
