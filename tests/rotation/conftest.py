@@ -1,4 +1,4 @@
-"""An application that Graph does not tell what it holds."""
+"""An application whose credentials Graph does not list: reading them is forbidden."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,6 @@ from tests.support.application import Application, running_application
 
 
 @pytest.fixture
-def reticent(tmp_path: Path, device_pin: None) -> Iterator[Application]:
+def unlisted(tmp_path: Path, device_pin: None) -> Iterator[Application]:
     with running_application(tmp_path, forbid_listing=True) as application:
         yield application

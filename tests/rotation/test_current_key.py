@@ -1,4 +1,4 @@
-"""The key in use stays in use, whatever the key file or the command line calls it."""
+"""The current key stays in use, whatever the key file or the command line calls it."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def parsed(uri: str) -> Pkcs11Uri:
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_the_current_key_is_not_taken_for_the_next_one(application: Application, spelling: str) -> None:
+def test_the_current_key_is_refused_as_the_next_key(application: Application, spelling: str) -> None:
     before = application.seen()
     with pytest.raises(ConfigError, match="is the current key") as caught:
         application.rotate(next_key=parsed(spelling))
@@ -38,7 +38,7 @@ def test_the_current_key_is_not_taken_for_the_next_one(application: Application,
 
 
 @pytest.mark.parametrize("registered", [True, False])
-def test_a_next_key_in_the_file_that_is_the_current_one_is_refused(application: Application, registered: bool) -> None:
+def test_a_key_file_whose_next_key_is_the_current_one_is_refused(application: Application, registered: bool) -> None:
     again = KeyEntry(parsed("pkcs11:token=rolling;object=app"), registered=registered)
     write_key_file(application.key_file, replace(application.file, next=again))
     before = application.seen()
@@ -49,7 +49,7 @@ def test_a_next_key_in_the_file_that_is_the_current_one_is_refused(application: 
 
 
 @pytest.mark.parametrize(("spelling", "registered"), [(each, True) for each in SPELLINGS] + [(SPELLINGS[0], False)])
-def test_a_retired_key_that_is_the_current_one_is_dropped_from_the_file_and_nothing_else(
+def test_a_retired_key_that_is_the_current_one_is_only_dropped_from_the_file(
     application: Application, spelling: str, registered: bool
 ) -> None:
     again = KeyEntry(parsed(spelling), registered=registered, key_id=application.file.current.key_id)
@@ -61,7 +61,7 @@ def test_a_retired_key_that_is_the_current_one_is_dropped_from_the_file_and_noth
     assert application.is_tidy()
 
 
-def test_a_rotation_rolled_back_by_hand_keeps_the_key_that_was_rolled_back_to(
+def test_after_a_manual_rollback_the_old_key_stays_in_use(
     application: Application,
 ) -> None:
     old = application.file.current
@@ -75,7 +75,7 @@ def test_a_rotation_rolled_back_by_hand_keeps_the_key_that_was_rolled_back_to(
     assert application.is_tidy()
 
 
-def test_a_retired_key_is_gone_back_to_when_it_is_named_as_the_next_one(application: Application) -> None:
+def test_a_retired_key_becomes_current_again_if_it_is_named_as_the_next_key(application: Application) -> None:
     old = application.file.current.uri
     application.rotate(delete_old=False)
     new = application.file.current.uri
@@ -88,7 +88,7 @@ def test_a_retired_key_is_gone_back_to_when_it_is_named_as_the_next_one(applicat
     assert new != old
 
 
-def test_a_next_key_that_has_become_the_current_one_is_no_reason_not_to_end_the_rotation(
+def test_repeating_a_command_after_the_switch_finishes_the_rotation(
     application: Application,
 ) -> None:
     made = application.softhsm.add_identity("made elsewhere", b"\x77")
@@ -102,9 +102,11 @@ def test_a_next_key_that_has_become_the_current_one_is_no_reason_not_to_end_the_
 
 
 class TestACredential:
-    """What the file says of credentials may be wrong: it may be written by hand."""
+    """The credentials in the key file may be wrong, because a person may have written it."""
 
-    def test_that_is_the_current_keys_stays_whatever_key_it_stands_beside(self, application: Application) -> None:
+    def test_the_current_keys_credential_is_not_removed_even_if_the_file_lists_it_for_another_key(
+        self, application: Application
+    ) -> None:
         other = application.softhsm.add_identity("other", b"\x02")
         mistaken = KeyEntry(parsed(other.uri), key_id=application.file.current.key_id)
         write_key_file(application.key_file, replace(application.file, retired=(mistaken,)))
@@ -113,64 +115,64 @@ class TestACredential:
         assert application.registered() == before
         assert application.is_tidy()
 
-    def test_that_is_the_current_keys_is_asked_for_again_where_graph_does_not_tell(self, reticent: Application) -> None:
-        other = reticent.softhsm.add_identity("other", b"\x02")
-        mistaken = KeyEntry(parsed(other.uri), key_id=reticent.file.current.key_id)
-        write_key_file(reticent.key_file, replace(reticent.file, retired=(mistaken,)))
-        with pytest.raises(ConfigError) as caught:
-            reticent.rotate()
-        assert "--old-key-id" in str(caught.value.hint)
-        assert reticent.token()
-
-    def test_of_the_current_key_that_was_removed_for_the_old_ones_is_registered_again(
-        self, reticent: Application
+    def test_without_a_list_from_graph_the_old_keys_id_must_be_given_if_the_file_has_the_current_keys(
+        self, unlisted: Application
     ) -> None:
-        # Two ids that somebody has exchanged, which nothing shows before one of them is gone.
-        other = reticent.softhsm.add_identity("other", b"\x02")
+        other = unlisted.softhsm.add_identity("other", b"\x02")
+        mistaken = KeyEntry(parsed(other.uri), key_id=unlisted.file.current.key_id)
+        write_key_file(unlisted.key_file, replace(unlisted.file, retired=(mistaken,)))
+        with pytest.raises(ConfigError) as caught:
+            unlisted.rotate()
+        assert "--old-key-id" in str(caught.value.hint)
+        assert unlisted.token()
+
+    def test_a_current_credential_that_was_removed_by_mistake_is_registered_again(self, unlisted: Application) -> None:
+        # Somebody swapped the two ids, which shows only after one credential was removed.
+        other = unlisted.softhsm.add_identity("other", b"\x02")
         assert other.certificate is not None
-        reticent.entra.register(CLIENT, other.certificate, tenant=TENANT)
-        ours, others = (each.key_id for each in reticent.entra.key_credentials(CLIENT, tenant=TENANT))
-        current = replace(reticent.file.current, key_id=others)
+        unlisted.entra.register(CLIENT, other.certificate, tenant=TENANT)
+        ours, others = (each.key_id for each in unlisted.entra.key_credentials(CLIENT, tenant=TENANT))
+        current = replace(unlisted.file.current, key_id=others)
         write_key_file(
-            reticent.key_file,
-            replace(reticent.file, current=current, retired=(KeyEntry(parsed(other.uri), key_id=ours),)),
+            unlisted.key_file,
+            replace(unlisted.file, current=current, retired=(KeyEntry(parsed(other.uri), key_id=ours),)),
         )
         with pytest.raises(ConfigError, match="registered again at once") as caught:
-            reticent.rotate()
+            unlisted.rotate()
         assert "--old-key-id" in str(caught.value.hint)
-        assert reticent.token()
-        reticent.rotate(old_key_id=others)
-        assert reticent.is_tidy()
+        assert unlisted.token()
+        unlisted.rotate(old_key_id=others)
+        assert unlisted.is_tidy()
 
-    def test_that_nothing_shows_to_be_the_old_keys_is_not_removed(self, reticent: Application) -> None:
-        (ours,) = (each.key_id for each in reticent.entra.key_credentials(CLIENT, tenant=TENANT))
-        current = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
+    def test_a_credential_that_may_not_be_the_old_keys_is_not_removed(self, unlisted: Application) -> None:
+        (ours,) = (each.key_id for each in unlisted.entra.key_credentials(CLIENT, tenant=TENANT))
+        current = replace(unlisted.file.current, key_id="11111111-2222-3333-4444-555555555555")
         gone = KeyEntry(Pkcs11Uri(token="rolling", object="gone"), key_id=ours)
-        write_key_file(reticent.key_file, replace(reticent.file, current=current, retired=(gone,)))
+        write_key_file(unlisted.key_file, replace(unlisted.file, current=current, retired=(gone,)))
         with pytest.raises(ConfigError, match="It is not certain"):
-            reticent.rotate()
-        assert reticent.token()
+            unlisted.rotate()
+        assert unlisted.token()
 
 
-class TestAnId:
-    """Devices let two keys have one id, by which their certificates are found."""
+class TestASharedId:
+    """Devices allow two keys with one id, and the id is how their certificates are found."""
 
     @pytest.fixture
     def twin(self, application: Application) -> KeyEntry:
-        """Another key with the current key's id, beside which the current key's certificate stands."""
+        """Another key with the current key's id, so that the current key's certificate seems to belong to both."""
         named = {"id": b"\x01", "label": "twin", "store": True}
         with application.device() as device:
             device.call("making a key", lambda session: session.generate_keypair(KeyType.RSA, 2048, **named))
         return KeyEntry(Pkcs11Uri(token="rolling", object="twin", id=b"\x01"))
 
-    def test_that_a_retired_key_shares_leaves_the_current_keys_certificate_alone(
+    def test_deleting_a_retired_key_with_the_same_id_keeps_the_current_keys_certificate(
         self, application: Application, twin: KeyEntry
     ) -> None:
         write_key_file(application.key_file, replace(application.file, retired=(twin,)))
         application.rotate()
         assert application.is_tidy()
 
-    def test_that_the_next_key_shares_is_refused(self, application: Application, twin: KeyEntry) -> None:
+    def test_a_next_key_with_the_same_id_is_refused(self, application: Application, twin: KeyEntry) -> None:
         with pytest.raises(KeyUnfit, match="has the same id as the current one"):
             application.rotate(next_key=twin.uri)
         assert len(application.on_device().certificates) == 1
@@ -178,20 +180,22 @@ class TestAnId:
 
 
 class TestAUri:
-    def test_of_another_device_is_not_looked_for_on_this_one(self, application: Application) -> None:
+    def test_a_next_key_on_another_device_is_not_found_on_this_one(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
         with pytest.raises(KeyNotFound, match="is not on"):
             application.rotate(next_key=replace(parsed(made.uri), token="elsewhere"))
         assert application.token()
 
-    def test_of_a_retired_key_on_another_device_deletes_nothing_here(self, application: Application) -> None:
+    def test_a_retired_key_on_another_device_deletes_nothing_on_this_one(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
         elsewhere = KeyEntry(replace(parsed(made.uri), token="elsewhere"), registered=False)
         write_key_file(application.key_file, replace(application.file, retired=(elsewhere,)))
         application.rotate()
         assert len(application.on_device().keys) == 2
 
-    def test_that_means_the_only_key_still_means_it_beside_another(self, application: Application) -> None:
+    def test_a_uri_without_a_key_keeps_naming_the_same_key_after_another_was_generated(
+        self, application: Application
+    ) -> None:
         write_key_file(application.key_file, KeyFile(KeyEntry(Pkcs11Uri(token="rolling"))))
         application.entra.answer_next_graph(Slow(0), GraphRefusal("Request_BadRequest", "Not now.", 400))
         with pytest.raises(EntraError):
@@ -201,7 +205,7 @@ class TestAUri:
         application.rotate()
         assert application.is_tidy()
 
-    def test_of_the_next_key_leads_to_the_device_as_the_current_ones_does(self, application: Application) -> None:
+    def test_the_uri_of_the_next_key_is_searched_on_the_current_keys_device(self, application: Application) -> None:
         made = application.softhsm.add_identity("other", b"\x02")
         application.softhsm.add_token("another device")
         application.rotate(next_key=Pkcs11Uri(object=made.label))
@@ -210,7 +214,7 @@ class TestAUri:
 
 @pytest.mark.parametrize("registered", [True, False])
 def test_no_key_is_deleted_before_the_current_one_has_worked(application: Application, registered: bool) -> None:
-    # Somebody has named a key that Entra does not know, and called the one that works retired.
+    # Somebody named a key that Entra does not know as current, and the one that works as retired.
     works = replace(application.file.current, registered=registered)
     unknown = application.softhsm.add_identity("unknown", b"\x02")
     write_key_file(application.key_file, KeyFile(KeyEntry(parsed(unknown.uri)), retired=(works,)))

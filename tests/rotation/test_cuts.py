@@ -1,6 +1,6 @@
-"""A rotation that is killed at any moment leaves a key that works, and the next run ends it.
+"""A rotation that is killed at any moment leaves a working key, and the next run finishes it.
 
-The moments are the beginning and the end of everything that leaves a mark: on the device, at Entra, in the key file.
+It is killed before and after each call that changes something: on the device, at Entra, in the key file.
 """
 
 import signal
@@ -11,9 +11,9 @@ from tests.support.application import Application
 
 GRAPH, ACTIONS = "hsm_signer.entra.graph", "hsm_signer.rotation.actions"
 
-# What leaves a mark, and how often in one rotation. The key file is written after naming, registering, switching,
-# unregistering and deleting.
-MARKS = [
+# The calls that change something, and how often one rotation makes them. It writes the key file after naming,
+# registering, switching, unregistering and deleting.
+CHANGES = [
     ("hsm_signer.rotation.rotation", "write_key_file", 5),
     (ACTIONS, "generate_key", 1),
     ("hsm_signer.device.manage.certificates", "store_certificate", 1),
@@ -24,35 +24,39 @@ MARKS = [
 ]
 CUTS = [
     pytest.param({"module": module, "name": name, "call": call, "when": when}, id=f"{when} {name} {call}")
-    for module, name, count in MARKS
+    for module, name, count in CHANGES
     for call in range(1, count + 1)
     for when in ("before", "after")
 ]
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_power_cut_leaves_a_key_that_works_and_the_next_run_ends_the_rotation(
+def test_a_rotation_killed_at_any_moment_leaves_a_working_key_and_the_next_run_finishes_it(
     application: Application, cut: dict[str, object]
 ) -> None:
     before = application.registered()
     assert application.rotate_until(cut) == -signal.SIGKILL
     assert application.token()
     application.rotate()
-    if application.registered() == before:  # cut off before anything was begun, or all was done but written
+    if (
+        application.registered() == before
+    ):  # killed before the first change, or when only the key file was left to write
         application.rotate()
     assert application.is_tidy()
     assert application.registered() != before
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_the_same_where_graph_does_not_tell_what_is_registered(reticent: Application, cut: dict[str, object]) -> None:
-    assert reticent.rotate_until(cut) == -signal.SIGKILL
-    assert reticent.token()
-    reticent.rotate()
-    assert reticent.is_tidy()
+def test_the_same_holds_where_graph_does_not_list_the_credentials(
+    unlisted: Application, cut: dict[str, object]
+) -> None:
+    assert unlisted.rotate_until(cut) == -signal.SIGKILL
+    assert unlisted.token()
+    unlisted.rotate()
+    assert unlisted.is_tidy()
 
 
-def test_what_is_cut_is_what_a_rotation_does(application: Application) -> None:
-    # Past the last call of each there is none: the list above is whole.
-    for module, name, count in MARKS:
+def test_the_list_of_changes_is_complete(application: Application) -> None:
+    # A rotation makes no further call of any kind, so the list above is complete.
+    for module, name, count in CHANGES:
         assert application.rotate_until({"module": module, "name": name, "call": count + 1, "when": "before"}) == 0

@@ -1,4 +1,4 @@
-"""The old credential stays registered while somebody may hold an assertion by it, and nobody waits for that."""
+"""The old credential stays registered while an assertion signed with it may be in use, and no run blocks for that."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ def rotated(application: Application) -> Application:
 
 
 def until(application: Application) -> list[float]:
-    """When each retired key may go, in seconds from now."""
+    """Return when each retired key may be removed, in seconds from now."""
     return [round((key.until or 0) - application.time.now()) for key in application.file.retired]
 
 
@@ -50,17 +50,17 @@ def test_both_keys_are_registered_and_work_after_the_switch(rotated: Application
         pytest.param({"grace": 123}, 123, id="as told"),
     ],
 )
-def test_the_time_that_it_stays_follows_from_the_lifetimes_in_use(
+def test_the_default_grace_period_follows_from_the_lifetimes_in_use(
     application: Application, profile: dict[str, object], seconds: int
 ) -> None:
     application.rotate({**DEFAULT, **profile})
     assert until(application) == [pytest.approx(seconds, abs=30)]
 
 
-def test_a_time_that_the_next_certificate_hardly_outlives_is_refused_before_anything_is_begun(
+def test_a_grace_period_too_long_for_the_next_certificate_is_refused_before_the_first_change(
     application: Application,
 ) -> None:
-    # Nothing is replaced while it lasts: the certificate would expire first.
+    # No other rotation starts during the grace period, so the next certificate would expire first.
     with pytest.raises(ConfigError, match="30 days") as caught:
         application.rotate({"grace": 16 * 24 * HOUR}, days=30)
     assert "--days" in str(caught.value.hint)
@@ -68,7 +68,7 @@ def test_a_time_that_the_next_certificate_hardly_outlives_is_refused_before_anyt
     assert application.rotate({"grace": 15 * 24 * HOUR}, days=30)[-1] is Step.WAIT
 
 
-def test_the_next_run_is_quiet_while_the_time_lasts_and_needs_no_device(
+def test_during_the_grace_period_a_run_changes_nothing_and_needs_no_device(
     rotated: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotated.time.ago = MINUTE
@@ -78,30 +78,30 @@ def test_the_next_run_is_quiet_while_the_time_lasts_and_needs_no_device(
     assert rotated.key_file.read_text() == before
 
 
-def test_a_run_after_that_ends_the_rotation_as_the_first_one_was_asked_to(rotated: Application) -> None:
+def test_a_run_after_the_grace_period_finishes_the_rotation_as_first_requested(rotated: Application) -> None:
     rotated.time.ago = 0
     assert rotated.rotate(DEFAULT, delete_old=False) == [Step.UNREGISTER, Step.DELETE]
     assert rotated.is_tidy()
 
 
-def test_it_is_removed_at_once_when_that_is_asked_for(application: Application) -> None:
+def test_without_a_grace_period_the_old_credential_is_removed_at_once(application: Application) -> None:
     assert application.rotate({"grace": 0}) == [*MADE, Step.UNREGISTER, Step.DELETE]
     assert application.is_tidy()
 
 
-def test_it_is_removed_at_once_when_that_is_asked_for_later(rotated: Application) -> None:
+def test_a_later_run_without_a_grace_period_removes_the_old_credential_at_once(rotated: Application) -> None:
     assert rotated.rotate({"grace": 0}) == [Step.UNREGISTER, Step.DELETE]
     assert rotated.is_tidy()
 
 
-def test_another_time_in_a_later_run_changes_nothing(rotated: Application) -> None:
+def test_a_later_run_with_another_grace_period_does_not_change_the_first(rotated: Application) -> None:
     before = rotated.file
     assert rotated.rotate({"grace": 1}) == [Step.WAIT]
     assert rotated.rotate({"grace": 100000}) == [Step.WAIT]
     assert rotated.file == before
 
 
-def test_a_retired_key_that_somebody_has_written_down_stays_for_the_time_from_when_it_is_seen(
+def test_a_retired_key_added_to_the_file_by_hand_gets_a_grace_period_from_the_next_run(
     application: Application,
 ) -> None:
     other = application.softhsm.add_identity("other", b"\x02")
@@ -117,7 +117,7 @@ def test_a_retired_key_that_somebody_has_written_down_stays_for_the_time_from_wh
     assert application.is_tidy()
 
 
-def test_a_next_key_that_was_given_up_was_never_in_use_and_goes_at_once(application: Application) -> None:
+def test_an_abandoned_next_key_is_removed_without_a_grace_period(application: Application) -> None:
     application.entra.delay_propagation(token_requests=2)
     with pytest.raises(EntraError):
         application.rotate(DEFAULT)
@@ -130,17 +130,17 @@ def test_a_next_key_that_was_given_up_was_never_in_use_and_goes_at_once(applicat
     assert len(application.registered()) == 2
 
 
-def test_the_credentials_id_that_was_given_is_there_for_the_run_that_needs_it(reticent: Application) -> None:
-    ours = reticent.file.current.key_id
-    write_key_file(reticent.key_file, replace(reticent.file, current=replace(reticent.file.current, key_id=None)))
-    reticent.time.ago = 70 * MINUTE
-    reticent.rotate(DEFAULT, old_key_id=ours)
-    reticent.time.ago = 0
-    assert reticent.rotate(DEFAULT) == [Step.UNREGISTER, Step.DELETE]
-    assert reticent.is_tidy()
+def test_the_old_key_id_given_to_one_run_is_stored_for_the_run_that_needs_it(unlisted: Application) -> None:
+    ours = unlisted.file.current.key_id
+    write_key_file(unlisted.key_file, replace(unlisted.file, current=replace(unlisted.file.current, key_id=None)))
+    unlisted.time.ago = 70 * MINUTE
+    unlisted.rotate(DEFAULT, old_key_id=ours)
+    unlisted.time.ago = 0
+    assert unlisted.rotate(DEFAULT) == [Step.UNREGISTER, Step.DELETE]
+    assert unlisted.is_tidy()
 
 
-def test_another_rotation_is_begun_only_where_its_key_is_named(rotated: Application) -> None:
+def test_during_the_grace_period_another_rotation_starts_only_if_its_key_is_named(rotated: Application) -> None:
     made = rotated.softhsm.add_identity("made elsewhere", b"\x77")
     rotated.time.ago = 30 * MINUTE
     assert rotated.rotate(DEFAULT) == [Step.WAIT]
@@ -152,12 +152,12 @@ def test_another_rotation_is_begun_only_where_its_key_is_named(rotated: Applicat
     assert rotated.is_tidy()
 
 
-def test_the_plan_shows_that_the_rotation_goes_on_later(application: Application) -> None:
+def test_the_plan_shows_the_wait_and_the_steps_after_it(application: Application) -> None:
     with application.rotation(DEFAULT, lambda step, text: None) as rotation:
         assert rotation.plan() == [*MADE, Step.WAIT, Step.UNREGISTER, Step.DELETE]
 
 
-def test_the_plan_of_what_remains_needs_no_device(rotated: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_the_remaining_steps_needs_no_device(rotated: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEVICE_PIN")
     with rotated.rotation(DEFAULT, lambda step, text: None) as rotation:
         assert rotation.plan() == [Step.WAIT, Step.UNREGISTER, Step.DELETE]
@@ -172,20 +172,18 @@ class TestTheCheck:
 
         return due
 
-    def test_tells_of_what_remains_and_that_it_is_not_due(self, rotated: Application, due: Check) -> None:
+    def test_an_unfinished_rotation_is_not_due_during_the_grace_period(self, rotated: Application, due: Check) -> None:
         assert due() == Due(364, unfinished=True, due=False, until=rotated.file.retired[0].until)
 
-    def test_says_when_the_old_key_can_be_removed(self, rotated: Application, due: Check) -> None:
+    def test_an_unfinished_rotation_is_due_after_the_grace_period(self, rotated: Application, due: Check) -> None:
         rotated.time.ago = 0
         assert due() == Due(364, unfinished=True, due=True)
 
-    def test_says_that_it_can_be_removed_now_where_nothing_is_to_be_waited_for(self, due: Check) -> None:
+    def test_an_unfinished_rotation_without_a_grace_period_is_due(self, due: Check) -> None:
         assert due(grace=0).due
 
-    def test_says_that_it_is_due_where_nobody_has_written_until_when_it_stays(
-        self, rotated: Application, due: Check
-    ) -> None:
-        # `rotate` begins to count.
+    def test_an_unfinished_rotation_without_a_recorded_time_is_due(self, rotated: Application, due: Check) -> None:
+        # `rotate` starts the grace period.
         (old,) = rotated.file.retired
         write_key_file(rotated.key_file, replace(rotated.file, retired=(replace(old, until=None),)))
         assert due().due

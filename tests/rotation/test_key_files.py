@@ -1,4 +1,4 @@
-"""Any key file that a person could write: after any run the key that it names is on the device and registered."""
+"""For any key file that a person could write: after any run, its current key is on the device and registered."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ NUMBERS = {"one": b"\x01", "two": b"\x02", "three": b"\x03"}
 
 
 def spelled(name: str) -> st.SearchStrategy[Pkcs11Uri]:
-    """What a person may call a key."""
+    """The URIs by which a person may name a key."""
     key_id = NUMBERS.get(name, b"\x04")
     full = Pkcs11Uri(token="rolling", object=name, id=key_id)
     return st.sampled_from(
@@ -34,7 +34,7 @@ def spelled(name: str) -> st.SearchStrategy[Pkcs11Uri]:
 
 
 class CutOff(Exception):
-    """The run ends here, as by a power cut."""
+    """The run ends here, like in a power cut."""
 
 
 anything = st.sampled_from([*NUMBERS, "gone"])
@@ -42,7 +42,7 @@ anything = st.sampled_from([*NUMBERS, "gone"])
 
 @dataclass(frozen=True)
 class Written:
-    """A key as somebody has written it down: by some name, with the credential's id of some key, or of none."""
+    """A key as a person may have written it: by one of its names, with the credential id of some key, or none."""
 
     uri: Pkcs11Uri
     registered: bool
@@ -55,7 +55,7 @@ def written(name: st.SearchStrategy[str]) -> st.SearchStrategy[Written]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A device with three keys, which is given back what it had, and Entra with and without a list of credentials."""
+    """A device with three keys that can be restored, and an Entra that lists credentials and one that does not."""
 
     softhsm: SoftHsm
     keys: dict[str, SoftHsmKey]

@@ -1,4 +1,4 @@
-"""Rotations that meet with something: Graph unwilling, a key lost, a device or a file that cannot be changed."""
+"""Rotations that run into trouble: Graph refuses, a key is lost, a device or a file cannot be changed."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ from hsm_signer.x509.issuance import create_certificate
 from tests.support.application import Application
 from tests.support.names import CLIENT, PIN, TENANT
 
-# One rotation asks Graph: what is registered, addKey, what is registered, removeKey.
+# One rotation sends Graph four requests: list, addKey, list, removeKey.
 REQUESTS = 4
 
 ORDINARY = Slow(0)
@@ -45,13 +45,13 @@ ORDINARY = Slow(0)
         pytest.param([Disconnected()] * 2, id="disconnected"),
     ],
 )
-def test_whatever_graph_answers_at_whatever_step_a_key_works_and_the_next_run_ends_the_rotation(
+def test_after_any_failure_of_graph_a_key_works_and_the_next_run_finishes_the_rotation(
     application: Application, answers: list[GraphRefusal], request_number: int
 ) -> None:
     before = application.registered()
     application.entra.answer_next_graph(*[ORDINARY] * request_number, *answers)
     failure = attempt(application)
-    if failure is not None:  # else a repetition has helped, or doing without the list
+    if failure is not None:  # otherwise a retry helped, or the rotation worked without the list
         assert failure.hint
         assert application.token()
         application.rotate()
@@ -67,7 +67,7 @@ def attempt(application: Application) -> HsmSignerError | None:
     return None
 
 
-def test_a_second_rotation_follows_the_first(application: Application) -> None:
+def test_the_key_can_be_rotated_twice(application: Application) -> None:
     seen = {*application.registered()}
     for _ in range(2):
         application.rotate()
@@ -76,7 +76,7 @@ def test_a_second_rotation_follows_the_first(application: Application) -> None:
     assert len(seen) == 3
 
 
-def test_a_service_principals_own_keys_are_rolled_in_the_same_way(application: Application) -> None:
+def test_a_service_principals_own_key_is_rotated_too(application: Application) -> None:
     first = application.softhsm.add_identity("principal", b"\x02")
     assert first.certificate is not None
     entra = application.entra
@@ -91,7 +91,7 @@ def test_a_service_principals_own_keys_are_rolled_in_the_same_way(application: A
     assert application.registered() == before
 
 
-def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(application: Application) -> None:
+def test_the_next_key_requires_the_pin_for_each_signature_if_the_current_one_does(application: Application) -> None:
     spec = KeySpec("careful", b"\x03", always_authenticate=True)
     with application.device() as device:
         made = generate_key(device, spec)
@@ -105,7 +105,7 @@ def test_a_key_that_wants_the_pin_each_time_is_followed_by_one_that_does(applica
     assert [key.protection.always_authenticate for key in following] == [True]
 
 
-def test_a_proof_that_graph_refuses_leaves_the_current_key_in_use(application: Application) -> None:
+def test_if_graph_refuses_the_proof_the_current_key_stays_in_use(application: Application) -> None:
     with (
         Rotation(application.profile(object_id=CLIENT), RotationRequest(propagation=0)) as rotation,
         pytest.raises(EntraError, match="Authentication_MissingOrMalformed") as caught,
@@ -118,7 +118,7 @@ def test_a_proof_that_graph_refuses_leaves_the_current_key_in_use(application: A
     assert application.is_tidy()
 
 
-def test_a_program_that_runs_meanwhile_goes_over_to_the_next_key_with_the_file(application: Application) -> None:
+def test_a_running_program_switches_to_the_next_key_when_the_key_file_changes(application: Application) -> None:
     with application.tokens() as tokens:
         before = thumbprint(tokens.assertion())
         application.rotate(delete_old=False)
@@ -127,7 +127,7 @@ def test_a_program_that_runs_meanwhile_goes_over_to_the_next_key_with_the_file(a
     assert [after] == application.registered()
 
 
-def test_a_pin_that_was_refused_is_not_presented_again_for_the_next_key(
+def test_a_refused_pin_is_not_sent_again_for_the_next_key(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with application.tokens() as tokens:
@@ -136,11 +136,11 @@ def test_a_pin_that_was_refused_is_not_presented_again_for_the_next_key(
             tokens.assertion()
         monkeypatch.setenv("DEVICE_PIN", PIN)
         application.rotate(delete_old=False)
-        with pytest.raises(PinIncorrect):  # the same refusal, for the PIN that is right now would be accepted
+        with pytest.raises(PinIncorrect):  # the remembered refusal: the PIN is right now, and would be accepted
             tokens.assertion()
 
 
-def test_a_program_goes_on_with_its_key_while_the_key_file_cannot_be_read(application: Application) -> None:
+def test_a_running_program_keeps_its_key_while_the_key_file_is_damaged(application: Application) -> None:
     with application.tokens() as tokens:
         before = thumbprint(tokens.assertion())
         application.key_file.write_text("{")
@@ -153,7 +153,7 @@ def thumbprint(assertion: str) -> bytes:
 
 
 def change(application: Application, act: Callable[[Device, KeyInfo], None], uri: Pkcs11Uri) -> None:
-    """Do something to a key on the device behind the rotation's back."""
+    """Change a key on the device without the rotation's knowledge."""
     with application.device() as device:
         act(device, find_key(device, uri))
 
@@ -164,7 +164,7 @@ def delete_certificates(device: Device, key: KeyInfo) -> None:
 
 
 def stop_before_proof(application: Application) -> Pkcs11Uri:
-    """Rotate until the next key is registered, and return where it is."""
+    """Rotate until the next key is registered, and return its URI."""
     application.entra.delay_propagation(token_requests=2)
     with pytest.raises(EntraError, match="still does not accept the next key"):
         application.rotate()
@@ -176,7 +176,7 @@ def stop_before_proof(application: Application) -> Pkcs11Uri:
     return following.uri
 
 
-def test_a_next_key_that_is_lost_after_it_was_registered_is_given_up_and_another_made(
+def test_a_next_key_lost_after_its_registration_is_abandoned_and_another_one_generated(
     application: Application,
 ) -> None:
     lost = stop_before_proof(application)
@@ -189,7 +189,7 @@ def test_a_next_key_that_is_lost_after_it_was_registered_is_given_up_and_another
     assert application.token()
 
 
-def test_a_next_certificate_that_is_lost_after_it_was_registered_is_given_up_with_its_key(
+def test_a_next_certificate_lost_after_its_registration_is_abandoned_with_its_key(
     application: Application,
 ) -> None:
     lost = stop_before_proof(application)
@@ -198,7 +198,7 @@ def test_a_next_certificate_that_is_lost_after_it_was_registered_is_given_up_wit
     assert application.is_tidy()
 
 
-def test_a_next_key_that_is_there_already_is_taken(application: Application) -> None:
+def test_an_existing_key_can_be_named_as_the_next_key(application: Application) -> None:
     made = application.softhsm.add_key("made elsewhere", b"\x77")
     taken = application.rotate(next_key=Pkcs11Uri.parse(made.uri))
     assert Step.GENERATE not in taken
@@ -206,7 +206,7 @@ def test_a_next_key_that_is_there_already_is_taken(application: Application) -> 
     assert application.is_tidy()
 
 
-def test_a_next_key_takes_the_place_of_one_that_was_only_begun(application: Application) -> None:
+def test_a_named_next_key_replaces_one_that_was_not_registered_yet(application: Application) -> None:
     application.entra.answer_next_graph(ORDINARY, GraphRefusal("Request_BadRequest", "It cannot be.", 400))
     with pytest.raises(EntraError):
         application.rotate()
@@ -216,23 +216,23 @@ def test_a_next_key_takes_the_place_of_one_that_was_only_begun(application: Appl
     assert application.token()
 
 
-def test_a_next_key_that_is_not_there_is_not_made_up(application: Application) -> None:
+def test_a_named_next_key_that_does_not_exist_is_an_error_and_not_generated(application: Application) -> None:
     with pytest.raises(HsmSignerError, match="is not on"):
         application.rotate(next_key=Pkcs11Uri(token="rolling", id=b"\x99"))
     assert application.token()
 
 
-def test_a_credential_that_somebody_else_has_removed_is_no_obstacle(reticent: Application) -> None:
-    unknown = replace(reticent.file.current, key_id="11111111-2222-3333-4444-555555555555")
-    write_key_file(reticent.key_file, replace(reticent.file, current=unknown))
+def test_a_wrong_credential_id_stops_the_removal_until_it_is_corrected(unlisted: Application) -> None:
+    unknown = replace(unlisted.file.current, key_id="11111111-2222-3333-4444-555555555555")
+    write_key_file(unlisted.key_file, replace(unlisted.file, current=unknown))
     with pytest.raises(EntraError, match="Request_ResourceNotFound"):
-        reticent.rotate()
-    assert reticent.token()
-    (old, _) = reticent.entra.key_credentials(CLIENT, tenant=TENANT)
-    known = replace(reticent.file.retired[0], key_id=old.key_id)
-    write_key_file(reticent.key_file, replace(reticent.file, retired=(known,)))
-    reticent.rotate()
-    assert reticent.is_tidy()
+        unlisted.rotate()
+    assert unlisted.token()
+    (old, _) = unlisted.entra.key_credentials(CLIENT, tenant=TENANT)
+    known = replace(unlisted.file.retired[0], key_id=old.key_id)
+    write_key_file(unlisted.key_file, replace(unlisted.file, retired=(known,)))
+    unlisted.rotate()
+    assert unlisted.is_tidy()
 
 
 def test_two_rotations_do_not_run_at_once(application: Application) -> None:
@@ -242,8 +242,10 @@ def test_two_rotations_do_not_run_at_once(application: Application) -> None:
             application.rotate()
 
 
-def test_a_key_file_that_cannot_be_written_stops_it_before_anything_is_made(application: Application) -> None:
-    # So long that the file that would replace it cannot have its name.
+def test_a_key_file_that_cannot_be_written_stops_the_rotation_before_a_key_is_generated(
+    application: Application,
+) -> None:
+    # The name is so long that the name of the temporary file is too long.
     stuck = replace(application, key_file=application.key_file.with_name("k" * 240))
     application.key_file.rename(stuck.key_file)
     with pytest.raises(OutputError, match="cannot be written"):
