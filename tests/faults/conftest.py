@@ -1,4 +1,4 @@
-"""A SoftHSM behind the fault module, and a program of its own that uses it through python-pkcs11."""
+"""A SoftHSM behind the fault module, and a separate program that uses it through python-pkcs11."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule
 
-# What a client knows before it is told anything.
+# What a client defines before its first line.
 _PROGRAM = """
 import os, sys, pkcs11
 from pkcs11 import PROTECTED_AUTH, Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
@@ -51,30 +51,30 @@ for line in sys.stdin:
 
 
 class Client:
-    """A program that loads the module and does, line by line, what it is told."""
+    """A program that loads the module and runs the lines of Python that it receives."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self.pid = process.pid
 
     def __call__(self, line: str) -> str:
-        """Have it do a line of Python; return what that gives, or the name of the error it raises."""
+        """Run a line of Python in it; return the result, or the name of the error that it raises."""
         self.tell(line)
         return self.hear()
 
     def tell(self, line: str) -> None:
-        """Have it do a line, without waiting."""
+        """Send it a line, without waiting for the result."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
     def hear(self) -> str:
-        """Wait for the answer to the line told; empty when the program ended before it gave one."""
+        """Wait for the result of the line that was sent; empty if the program ended first."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
     def end(self) -> int:
-        """Let it end; return its status."""
+        """Let it end; return its exit status."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self._process.wait(30)

@@ -1,4 +1,4 @@
-"""What takes longer than a moment is shown for as long as it takes: in this process and in a worker, on every path."""
+"""A slow call shows progress until it ends: in this process and in a worker, on every path."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ def opened(request: pytest.FixtureRequest) -> Open:
 
 
 class Shown:
-    """Shows what is slow, and lets the module go on once it has."""
+    """Records what is slow, and ends the hang of the module once it was shown."""
 
     def __init__(self, faulty: FaultyModule, awaited: str) -> None:
         self.log: list[str] = []
@@ -76,7 +76,7 @@ def access(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch:
         ("C_SignInit", "signing"),
     ],
 )
-def test_a_call_that_hangs_is_shown_until_it_is_over(
+def test_a_slow_call_is_shown_until_it_ends(
     call: str, what: str, opened: Open, access: KeyAccess, faulty: FaultyModule
 ) -> None:
     shown = Shown(faulty, what)
@@ -86,7 +86,7 @@ def test_a_call_that_hangs_is_shown_until_it_is_over(
     assert shown.log.index(f"end {what}") == shown.log.index(f"begin {what}") + 1
 
 
-def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
+def test_a_slow_signature_with_a_key_that_requires_the_pin_each_time_is_shown(
     opened: Open, access: KeyAccess, faulty: FaultyModule
 ) -> None:
     faulty.always_authenticate(True)
@@ -98,7 +98,7 @@ def test_a_key_that_wants_the_pin_each_time_is_shown_to_be_signing(
     assert "end signing" in shown.log
 
 
-def test_where_nobody_shows_it_the_log_tells_to_touch(
+def test_without_a_display_the_log_says_to_touch_the_device(
     opened: Open, access: KeyAccess, faulty: FaultyModule, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(access) as signer:

@@ -1,4 +1,4 @@
-"""The doctor on a device that is lost while it runs: it still logs in once, and reports what it can."""
+"""The doctor on a device that is lost during the check: it still logs in once, and reports what it can."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule, Rv
 
-# What needs the session, in its order. The probes after these are the network's.
+# The probes that need the session, in order. The probes after these are about the network.
 ON_THE_DEVICE = ("key", "protection", "mechanisms", "certificate", "signature")
 ON_SESSIONS = ("C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_SignInit", "C_Sign(NULL)", "C_Sign")
 LOST = (Rv.DEVICE_REMOVED, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR)
@@ -68,7 +68,7 @@ def lose_session(faulty: FaultyModule, rv: Rv, before: list[str], call: str) -> 
 def test_a_device_lost_at_any_call_costs_no_second_login(
     rv: Rv, always_authenticate: bool, profile: Profile, pin: CountedPin, faulty: FaultyModule
 ) -> None:
-    run(profile, pin)  # the next ones find the module loaded
+    run(profile, pin)  # so that the module is loaded in the next runs
     faulty.clear()
     faulty.always_authenticate(always_authenticate)
     calls = list(calls_of_each_probe(profile, pin, faulty))
@@ -90,7 +90,7 @@ def test_a_device_lost_at_any_call_costs_no_second_login(
         assert Status.FAILED not in [findings[name].status for name in before], where
 
 
-def test_a_device_that_failed_once_is_checked_to_the_end(
+def test_after_a_single_failure_the_remaining_probes_still_run(
     profile: Profile, pin: CountedPin, faulty: FaultyModule
 ) -> None:
     run(profile, pin)
@@ -105,7 +105,7 @@ def test_a_device_that_failed_once_is_checked_to_the_end(
     assert faulty.calls("C_Login") == 1
 
 
-def test_a_module_that_somebody_else_initializes_again_costs_no_second_login(
+def test_a_module_that_other_code_initializes_again_costs_no_second_login(
     profile: Profile, pin: CountedPin, faulty: FaultyModule, key: SoftHsmKey
 ) -> None:
     access = KeyAccess(Pkcs11Uri.parse(key.uri), pin, faulty.path, module_environment=faulty.environment)
@@ -119,4 +119,4 @@ def test_a_module_that_somebody_else_initializes_again_costs_no_second_login(
                 faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
                 signer.sign(Algorithm.RS256, b"message")
     assert "initialised the module again" in findings["protection"].detail
-    assert faulty.calls("C_Login") == 1  # the other's
+    assert faulty.calls("C_Login") == 1  # the login of the other device object

@@ -1,4 +1,4 @@
-"""The fault module does what it is told, and otherwise only forwards."""
+"""The fault module applies its rules, and otherwise only forwards."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.support.faulty_module.control import FUNCTIONS, FaultyModule, LoginSe
 
 from .conftest import Client, StartClient
 
-# Together they make every call there is a command for. Names are those of the client in conftest.py.
+# Together these lines make every call that a rule can name. The names are those of the client in conftest.py.
 EVERY_CALL = (
     "lib = pkcs11.lib(path)",
     "slot = token().slot",
@@ -36,7 +36,7 @@ EVERY_CALL = (
 
 
 def make_every_call(client: Client) -> None:
-    """Stops at the first error, as a program would; the rest are NameErrors, or answered by nobody."""
+    """Run all lines. After the first error the others fail with NameError, or get no answer from an ended program."""
     for line in EVERY_CALL:
         if client(line) in ("", "DeviceError"):
             return
@@ -48,7 +48,7 @@ def verify(key: SoftHsmKey, signature: str) -> None:
 
 
 def wait_for(faulty: FaultyModule, function: str) -> None:
-    """Until somebody is inside `function`."""
+    """Wait until a call is inside `function`."""
     deadline = time.monotonic() + 30
     while not any(call.function == function and call.left is None for call in faulty.log()):
         assert time.monotonic() < deadline
@@ -56,16 +56,16 @@ def wait_for(faulty: FaultyModule, function: str) -> None:
 
 
 class TestForwarding:
-    def test_signatures_are_the_device_s(self, client: Client, key: SoftHsmKey) -> None:
+    def test_a_forwarded_signature_is_the_devices(self, client: Client, key: SoftHsmKey) -> None:
         verify(key, client("sign()"))
 
     def test_every_call_is_counted_and_succeeds(self, faulty: FaultyModule, start: StartClient) -> None:
         make_every_call(start(faulty))
         assert {function for function in FUNCTIONS if faulty.calls(function) == 0} == set()
-        # The one refusal is SoftHSM's: python-pkcs11 asks a data object for what only keys have.
+        # SoftHSM refuses one call: python-pkcs11 asks a data object for an attribute that only keys have.
         assert {call.rv for call in faulty.log()} == {Rv.OK, Rv.ATTRIBUTE_TYPE_INVALID}
 
-    def test_calls_are_logged_with_process_and_order(self, faulty: FaultyModule, client: Client) -> None:
+    def test_calls_are_logged_in_order_with_their_process(self, faulty: FaultyModule, client: Client) -> None:
         faulty.clear()
         client("sign()")
         log = faulty.log()
@@ -74,7 +74,7 @@ class TestForwarding:
         times = [moment for call in log for moment in (call.entered, call.left)]
         assert times == sorted(times, key=lambda moment: moment or 0)
 
-    def test_two_faulty_modules_and_the_real_one_share_a_process(
+    def test_two_fault_modules_and_the_real_module_work_in_one_process(
         self, faulty: FaultyModule, client: Client, softhsm: SoftHsm
     ) -> None:
         with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as other:
@@ -88,13 +88,15 @@ class TestForwarding:
 
 class TestRules:
     @pytest.mark.parametrize("function", FUNCTIONS)
-    def test_a_call_returns_what_it_is_told(self, function: str, faulty: FaultyModule, start: StartClient) -> None:
+    def test_a_rule_sets_the_value_that_a_call_returns(
+        self, function: str, faulty: FaultyModule, start: StartClient
+    ) -> None:
         faulty.rule(function, rv=Rv.DEVICE_ERROR, times=1)
         make_every_call(start(faulty))
         assert [call.function for call in faulty.log() if call.rv == Rv.DEVICE_ERROR] == [function]
 
     @pytest.mark.parametrize("function", FUNCTIONS)
-    def test_a_call_crashes(self, function: str, faulty: FaultyModule, start: StartClient) -> None:
+    def test_a_rule_makes_a_call_crash(self, function: str, faulty: FaultyModule, start: StartClient) -> None:
         faulty.rule(function, crash=True)
         client = start(faulty)
         make_every_call(client)
@@ -102,7 +104,7 @@ class TestRules:
         last = faulty.log()[-1]
         assert (last.function, last.left) == (function, None)
 
-    def test_every_call_hangs_for_a_time(self, faulty: FaultyModule, start: StartClient) -> None:
+    def test_a_rule_makes_each_call_hang_for_a_time(self, faulty: FaultyModule, start: StartClient) -> None:
         for function in FUNCTIONS:
             faulty.rule(function, hang=0.02, times=1)
         make_every_call(start(faulty))
@@ -110,7 +112,9 @@ class TestRules:
         assert slow == set(FUNCTIONS)
 
     @pytest.mark.parametrize("function", ["C_GetFunctionList", "C_GetTokenInfo", "C_Sign"])
-    def test_a_call_hangs_until_it_is_cleared(self, function: str, faulty: FaultyModule, start: StartClient) -> None:
+    def test_a_call_hangs_until_the_rule_is_cleared(
+        self, function: str, faulty: FaultyModule, start: StartClient
+    ) -> None:
         faulty.rule(function, hang=float("inf"))
         client = start(faulty)
         for line in EVERY_CALL[:6]:
@@ -119,7 +123,7 @@ class TestRules:
         faulty.clear()
         assert len(bytes.fromhex([client.hear() for _ in EVERY_CALL[:6]][-1])) == 256
 
-    def test_any_value_may_be_returned(self, faulty: FaultyModule, client: Client) -> None:
+    def test_a_rule_can_return_any_value(self, faulty: FaultyModule, client: Client) -> None:
         faulty.rule("C_SignInit", rv=0x80001234)
         assert client("sign()") == "PKCS11Error"
         assert faulty.log()[-1].rv == 0x80001234
@@ -143,12 +147,14 @@ class TestRules:
             verify(key, signature)
         verify(key, client("sign()"))
 
-    def test_a_rule_begins_after_some_calls_and_ends_after_some(self, faulty: FaultyModule, client: Client) -> None:
+    def test_a_rule_can_skip_some_calls_and_apply_to_a_number_of_calls(
+        self, faulty: FaultyModule, client: Client
+    ) -> None:
         faulty.rule("C_Sign", rv=Rv.DEVICE_ERROR, skip=1, times=2)
         answers = [client("sign()") == "DeviceError" for _ in range(5)]
         assert answers == [False, True, True, False, False]
 
-    def test_a_rule_may_begin_after_some_calls_and_never_end(self, faulty: FaultyModule, client: Client) -> None:
+    def test_a_rule_can_skip_some_calls_and_apply_to_all_others(self, faulty: FaultyModule, client: Client) -> None:
         faulty.rule("C_Sign", rv=Rv.DEVICE_ERROR, skip=2)
         assert [client("sign()") == "DeviceError" for _ in range(4)] == [False, False, True, True]
 
@@ -157,7 +163,7 @@ class TestRules:
         faulty.rule("C_SignInit", rv=Rv.GENERAL_ERROR, times=2)
         assert [client("sign()")[:12] for _ in range(2)] == ["DeviceError", "GeneralError"]
 
-    def test_calls_are_counted_on_in_the_next_process(self, faulty: FaultyModule, start: StartClient) -> None:
+    def test_the_count_of_calls_continues_in_the_next_process(self, faulty: FaultyModule, start: StartClient) -> None:
         faulty.rule("C_Initialize", crash=True, times=1)
         assert start(faulty)("lib = pkcs11.lib(path)") == ""
         assert start(faulty)("lib = pkcs11.lib(path)") == "done"
@@ -177,7 +183,7 @@ class TestRules:
 
 
 class TestMechanisms:
-    def test_hidden_ones_are_neither_listed_nor_described_nor_accepted(
+    def test_hidden_mechanisms_are_neither_listed_nor_described_nor_accepted(
         self, faulty: FaultyModule, client: Client
     ) -> None:
         before = int(client("len(token().slot.get_mechanisms())"))
@@ -187,7 +193,7 @@ class TestMechanisms:
         assert client("token().slot.get_mechanism_info(Mechanism.SHA256_RSA_PKCS)") == "MechanismInvalid"
         assert client("sign()") == "MechanismInvalid"
 
-    def test_the_others_work(self, faulty: FaultyModule, client: Client) -> None:
+    def test_the_other_mechanisms_work(self, faulty: FaultyModule, client: Client) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS)
         assert len(bytes.fromhex(client("sign(mechanism=Mechanism.RSA_PKCS)"))) == 256
 
@@ -202,17 +208,19 @@ class TestFlags:
             TokenFlag.PROTECTED_AUTHENTICATION_PATH,
         ],
     )
-    def test_are_set(self, flag: TokenFlag, faulty: FaultyModule, client: Client) -> None:
+    def test_a_flag_is_set(self, flag: TokenFlag, faulty: FaultyModule, client: Client) -> None:
         before = int(client("token().flags.value"))
         faulty.flags(set=flag)
         assert int(client("token().flags.value")) == before | flag
 
-    def test_are_cleared(self, faulty: FaultyModule, client: Client) -> None:
+    def test_a_flag_is_cleared(self, faulty: FaultyModule, client: Client) -> None:
         before = int(client("token().flags.value"))
         faulty.flags(clear=TokenFlag.LOGIN_REQUIRED)
         assert int(client("token().flags.value")) == before & ~TokenFlag.LOGIN_REQUIRED
 
-    def test_a_pad_logs_in_with_the_right_pin(self, faulty: FaultyModule, start: StartClient, key: SoftHsmKey) -> None:
+    def test_a_pin_pad_logs_in_with_the_right_pin(
+        self, faulty: FaultyModule, start: StartClient, key: SoftHsmKey
+    ) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         client = start(faulty)
         client("lib = pkcs11.lib(path)")
@@ -222,38 +230,38 @@ class TestFlags:
 
 
 class TestAlwaysAuthenticate:
-    def test_is_shown_for_private_keys(self, faulty: FaultyModule, client: Client) -> None:
+    def test_private_keys_have_the_attribute(self, faulty: FaultyModule, client: Client) -> None:
         assert client("key()[Attribute.ALWAYS_AUTHENTICATE]") == "False"
         faulty.always_authenticate(True)
         assert client("key()[Attribute.ALWAYS_AUTHENTICATE]") == "True"
 
-    def test_the_right_pin_is_wanted_for_each_signature(
-        self, faulty: FaultyModule, client: Client, key: SoftHsmKey
-    ) -> None:
+    def test_each_signature_requires_the_right_pin(self, faulty: FaultyModule, client: Client, key: SoftHsmKey) -> None:
         faulty.clear()
         faulty.always_authenticate(True)
         verify(key, client("sign(pin=PIN)"))
         verify(key, client("sign(pin=PIN)"))
         assert faulty.logins() == [LoginSeen(right=True, context_specific=True, pid=client.pid)] * 2
 
-    def test_without_a_pin_there_is_no_signature(self, faulty: FaultyModule, client: Client, key: SoftHsmKey) -> None:
+    def test_without_a_pin_signing_fails(self, faulty: FaultyModule, client: Client, key: SoftHsmKey) -> None:
         faulty.always_authenticate(True)
         assert client("sign()") == "UserNotLoggedIn"
         verify(key, client("sign(pin=PIN)"))
 
-    def test_with_a_wrong_pin_there_is_none_either(self, faulty: FaultyModule, client: Client, key: SoftHsmKey) -> None:
+    def test_with_a_wrong_pin_signing_fails(self, faulty: FaultyModule, client: Client, key: SoftHsmKey) -> None:
         faulty.always_authenticate(True)
         assert client("sign(pin='wrong-pin')") == "PinIncorrect"
         assert faulty.logins()[-1] == LoginSeen(right=False, context_specific=True, pid=client.pid)
         verify(key, client("sign(pin=PIN)"))
 
-    def test_a_login_for_no_signature_is_refused(self, faulty: FaultyModule, client: Client) -> None:
+    def test_a_context_specific_login_without_a_signature_is_refused(
+        self, faulty: FaultyModule, client: Client
+    ) -> None:
         faulty.always_authenticate(True)
         assert client("session.reaffirm_credentials(PIN)") == "OperationNotInitialized"
 
 
 class TestAbsence:
-    def test_an_unplugged_device_is_not_to_be_found(self, faulty: FaultyModule, client: Client) -> None:
+    def test_an_unplugged_device_is_not_found(self, faulty: FaultyModule, client: Client) -> None:
         client("slot = token().slot")
         faulty.absent(True)
         assert client("lib.get_slots(token_present=True)") == "[]"
@@ -261,11 +269,11 @@ class TestAbsence:
         for line in ("slot.get_token()", "slot.get_mechanisms()", "slot.get_mechanism_info(Mechanism.RSA_PKCS)"):
             assert client(line) == "TokenNotPresent"
 
-    def test_its_session_is_lost(self, faulty: FaultyModule, client: Client) -> None:
+    def test_an_unplugged_device_loses_its_session(self, faulty: FaultyModule, client: Client) -> None:
         faulty.absent(True)
         assert [client("sign()") for _ in range(3)] == ["DeviceRemoved", *["SessionHandleInvalid"] * 2]
 
-    def test_it_comes_back_without_session_and_login(
+    def test_a_device_that_is_plugged_in_again_has_no_session_and_no_login(
         self, faulty: FaultyModule, client: Client, key: SoftHsmKey
     ) -> None:
         client("old = session")
@@ -281,7 +289,7 @@ class TestAbsence:
 
 class TestNoise:
     @pytest.mark.parametrize(("noisy", "printed"), [(True, ["noise of C_Initialize"]), (False, [])])
-    def test_is_printed_on_both_streams_when_told_so(
+    def test_noise_is_printed_on_both_streams_on_request(
         self, noisy: bool, printed: list[str], faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.noisy(noisy)
@@ -296,7 +304,9 @@ class TestNoise:
 
 
 class TestLogins:
-    def test_say_whether_the_pin_was_right_even_if_they_fail(self, faulty: FaultyModule, start: StartClient) -> None:
+    def test_a_failed_login_is_logged_with_whether_the_pin_was_right(
+        self, faulty: FaultyModule, start: StartClient
+    ) -> None:
         client = start(faulty)
         client("lib = pkcs11.lib(path)")
         assert client("token().open(user_pin='wrong-pin')") == "PinIncorrect"
@@ -305,7 +315,7 @@ class TestLogins:
         assert client("session = token().open(user_pin=PIN)") == "done"
         assert [login.right for login in faulty.logins()] == [False, True, True]
 
-    def test_leave_no_pin_in_the_log(self, faulty: FaultyModule, client: Client, softhsm: SoftHsm) -> None:
+    def test_the_log_contains_no_pin(self, faulty: FaultyModule, client: Client, softhsm: SoftHsm) -> None:
         client("token().open(user_pin='wrong-pin')")
         log = (faulty.path.parent / "log").read_text()
         assert "login" in log
@@ -314,13 +324,13 @@ class TestLogins:
 
 
 class TestEnd:
-    def test_nothing_is_left_behind(self, softhsm: SoftHsm) -> None:
+    def test_closing_removes_all_files(self, softhsm: SoftHsm) -> None:
         with FaultyModule(softhsm.module, pin=softhsm.pin) as faulty:
             directory = faulty.path.parent
             assert directory.stat().st_mode & 0o077 == 0
         assert not directory.exists()
 
-    def test_who_still_uses_the_module_is_only_forwarded(
+    def test_after_closing_the_module_only_forwards_for_programs_that_still_use_it(
         self, faulty: FaultyModule, client: Client, key: SoftHsmKey
     ) -> None:
         faulty.absent(True)

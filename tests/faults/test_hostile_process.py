@@ -1,4 +1,4 @@
-"""A module that takes over the process it is loaded into: what that process says runs no code and ends in an error."""
+"""A module that takes over the process that loads it: our process runs no code from there and reports an error."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureI
 from tests.support.c_library import compile_library
 from tests.support.counted_pin import CountedPin
 
-# As soon as it is loaded, it says to its parent what is in the file beside it, and then nothing more.
+# As soon as it is loaded, it sends the file beside it to its parent, and then nothing more.
 SOURCE = r"""
 #include <fcntl.h>
 #include <stdlib.h>
@@ -52,7 +52,7 @@ CALLING = ["Calling", {"what": "signing", "seconds": 0.01}]
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,46 +119,46 @@ def test_a_pickle_from_a_survey_runs_nothing(
     assert "sent an invalid answer" in facts.problem.message
 
 
-def test_an_answer_to_another_question_ends_the_worker(access_to: AccessTo) -> None:
+def test_an_answer_to_another_request_ends_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(["Done", {"result": ""}])))
 
 
-def test_signs_of_life_without_an_end_end_the_worker(access_to: AccessTo) -> None:
+def test_endless_progress_messages_end_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(CALLING) * 10_000))
 
 
-def test_what_would_write_to_a_terminal_as_it_likes_ends_the_worker(access_to: AccessTo) -> None:
+def test_control_characters_for_the_terminal_end_the_worker(access_to: AccessTo) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(["Calling", {"what": "\x1b]0;title\x07", "seconds": 1}])))
 
 
-def test_a_call_may_not_take_longer_than_the_device_timeout(access_to: AccessTo) -> None:
+def test_a_call_cannot_take_longer_than_the_device_timeout(access_to: AccessTo) -> None:
     with pytest.raises(DeviceTimeout):
         open_worker(replace(access_to(framed(["Calling", {"what": "signing", "seconds": 1e9}])), timeout=0.5))
 
 
-def test_the_pin_is_given_once(access_to: AccessTo, source: CountedPin) -> None:
+def test_the_pin_is_sent_to_the_worker_once(access_to: AccessTo, source: CountedPin) -> None:
     with pytest.raises(DeviceGone, match="sent an invalid answer"):
         open_worker(access_to(framed(ASK_FOR_PIN, ASK_FOR_PIN)))
     assert source.times == 1
 
 
-def test_the_pin_is_not_given_for_a_signature(access_to: AccessTo, source: CountedPin) -> None:
+def test_the_pin_is_not_sent_to_the_worker_during_a_signature(access_to: AccessTo, source: CountedPin) -> None:
     with open_worker(access_to(framed(OPENED, ASK_FOR_PIN))) as signer:
         with pytest.raises(DeviceGone, match="sent an invalid answer"):
             signer.sign(Algorithm.RS256, b"header.claims")
     assert source.times == 0
 
 
-def test_a_signature_of_another_key_is_not_returned(access_to: AccessTo) -> None:
+def test_a_signature_by_another_key_is_not_returned(access_to: AccessTo) -> None:
     with open_worker(access_to(framed(OPENED, ["Done", {"result": "AAAA"}]))) as signer:
         with pytest.raises(SignatureInvalid, match="does not verify"):
             signer.sign(Algorithm.RS256, b"header.claims")
 
 
-def test_another_key_behind_a_new_worker_is_not_used(access_to: AccessTo, tmp_path: Path) -> None:
+def test_a_new_worker_with_another_key_is_not_used(access_to: AccessTo, tmp_path: Path) -> None:
     with open_worker(access_to(framed(OPENED) + frame(b"nonsense"))) as signer:
         with pytest.raises(DeviceGone):
             signer.sign(Algorithm.RS256, b"header.claims")

@@ -1,4 +1,4 @@
-"""What fails leaves nothing behind: no thread, no descriptor, no process."""
+"""A failure leaves no thread, no descriptor and no process behind."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ def refuses_in_a_survey(faulty: FaultyModule) -> None:
 
 
 def left() -> tuple[int, int, int]:
-    """How many threads, descriptors and child processes this process has."""
+    """Return how many threads, descriptors and child processes this process has."""
     return threading.active_count(), len(os.listdir("/proc/self/fd")), len(children_of_this_process())
 
 
@@ -51,7 +51,7 @@ def left() -> tuple[int, int, int]:
     ("fail", "times"),
     [(is_no_module, 50), (refuses_to_initialise, 50), (refuses_in_a_worker, 3), (refuses_in_a_survey, 3)],
 )
-def test_a_module_that_fails_to_load(fail: Fail, times: int, faulty: FaultyModule) -> None:
+def test_a_module_that_fails_to_load_leaves_nothing_behind(fail: Fail, times: int, faulty: FaultyModule) -> None:
     faulty.rule("C_Initialize", rv=Rv.GENERAL_ERROR)
 
     def fails() -> None:
@@ -62,7 +62,7 @@ def test_a_module_that_fails_to_load(fail: Fail, times: int, faulty: FaultyModul
     before = left()
     for _ in range(times):
         fails()
-    # A thread that has been told to end takes its time.
+    # A thread that is asked to end needs a moment.
     deadline = time.monotonic() + 30
     while left() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -70,7 +70,9 @@ def test_a_module_that_fails_to_load(fail: Fail, times: int, faulty: FaultyModul
 
 
 @pytest.mark.parametrize("fail", [refuses_in_a_worker, refuses_in_a_survey])
-def test_a_process_that_cannot_be_started(fail: Fail, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_started_leaves_nothing_behind(
+    fail: Fail, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     before = left()
     with pytest.raises(HsmSignerError, match="No process could be started"):
@@ -78,7 +80,7 @@ def test_a_process_that_cannot_be_started(fail: Fail, faulty: FaultyModule, monk
     assert left()[1:] == before[1:]
 
 
-def test_a_module_that_hangs_while_it_loads_is_not_entered_again_before_it_is_back(faulty: FaultyModule) -> None:
+def test_a_module_that_hangs_while_it_loads_is_not_called_again_before_it_returns(faulty: FaultyModule) -> None:
     faulty.rule("C_Initialize", hang=float("inf"))
     before = threading.active_count()
     for _ in range(3):

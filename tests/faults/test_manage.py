@@ -1,4 +1,4 @@
-"""A device that refuses, lies, hangs or goes away while it is changed: nothing half-made stays or is called made."""
+"""A device that refuses, lies, hangs or disappears while it is changed: no half-created object stays or counts."""
 
 import time
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule, Rv
 
 SPEC = KeySpec("new")
-FOR_EVER = float("inf")
+FOREVER = float("inf")
 # CK_RV, PKCS#11 v3.1 section 6.1.
 ATTRIBUTE_READ_ONLY, ATTRIBUTE_VALUE_INVALID, DEVICE_MEMORY, FUNCTION_NOT_SUPPORTED = 0x10, 0x13, 0x31, 0x54
 KEY_SIZE_RANGE, SESSION_READ_ONLY, TEMPLATE_INCONSISTENT, TOKEN_WRITE_PROTECTED = 0x62, 0xB5, 0xD1, 0xE2
 USER_TYPE_INVALID = 0x103
 
-# What the device answers, what becomes of it, and a word of what to do.
+# What the device returns, the error for it, and a word of its hint.
 REFUSALS = [
     (DEVICE_MEMORY, DeviceError, "full"),
     (TOKEN_WRITE_PROTECTED, DeviceReadOnly, "write-protected"),
@@ -77,7 +77,7 @@ def device(access: KeyAccess) -> Iterator[Device]:
 
 @pytest.fixture(autouse=True)
 def _tidy(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[None]:
-    """Leave the SoftHSM as it was, whatever the test made."""
+    """Restore the SoftHSM, whatever the test created."""
     (token,) = (softhsm.directory / "tokens").iterdir()
     before = set(token.iterdir())
     yield
@@ -86,7 +86,7 @@ def _tidy(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[N
 
 
 def count(device: Device) -> int:
-    """Return how many halves of keys there are."""
+    """Return how many private and public keys the device holds."""
 
     def look(session: Session) -> int:
         kinds = ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY
@@ -96,18 +96,18 @@ def count(device: Device) -> int:
 
 
 class TestGenerate:
-    @pytest.mark.parametrize(("rv", "kind", "mending"), REFUSALS)
+    @pytest.mark.parametrize(("rv", "kind", "advice"), REFUSALS)
     def test_a_refusal_is_explained(
-        self, device: Device, faulty: FaultyModule, rv: int, kind: type[HsmSignerError], mending: str
+        self, device: Device, faulty: FaultyModule, rv: int, kind: type[HsmSignerError], advice: str
     ) -> None:
         faulty.rule("C_GenerateKeyPair", rv=rv)
         with pytest.raises(kind, match=r"'faults' .* refused generating a key") as caught:
             generate_key(device, SPEC)
         assert type(caught.value) is kind
-        assert mending in str(caught.value.hint)
+        assert advice in str(caught.value.hint)
 
     @pytest.mark.parametrize("rv", [DEVICE_MEMORY, Rv.GENERAL_ERROR, Rv.DEVICE_REMOVED, Rv.VENDOR_DEFINED])
-    def test_what_a_device_made_and_called_failed_is_deleted(
+    def test_a_key_that_was_generated_despite_an_error_is_deleted(
         self, device: Device, faulty: FaultyModule, rv: int
     ) -> None:
         before = count(device)
@@ -117,7 +117,7 @@ class TestGenerate:
         assert count(device) == before
 
     @pytest.mark.parametrize("rv", [ATTRIBUTE_VALUE_INVALID, Rv.GENERAL_ERROR, TEMPLATE_INCONSISTENT])
-    def test_a_device_that_minds_the_template_is_asked_for_less(
+    def test_a_device_that_refuses_the_template_gets_a_simpler_one(
         self, device: Device, faulty: FaultyModule, rv: int
     ) -> None:
         faulty.rule("C_GenerateKeyPair", rv=rv, times=1)
@@ -125,33 +125,37 @@ class TestGenerate:
         assert faulty.calls("C_GenerateKeyPair") == 2
 
     @pytest.mark.parametrize("rv", [DEVICE_MEMORY, USER_TYPE_INVALID, Rv.DEVICE_REMOVED])
-    def test_any_other_failure_is_not_tried_again(self, device: Device, faulty: FaultyModule, rv: int) -> None:
+    def test_after_any_other_failure_generation_is_not_repeated(
+        self, device: Device, faulty: FaultyModule, rv: int
+    ) -> None:
         faulty.rule("C_GenerateKeyPair", rv=rv)
         with pytest.raises(DeviceError):
             generate_key(device, SPEC)
         assert faulty.calls("C_GenerateKeyPair") == 1
 
-    def test_a_device_that_makes_no_rsa_keys_is_not_asked(self, device: Device, faulty: FaultyModule) -> None:
+    def test_a_device_that_cannot_generate_rsa_keys_is_not_asked_to(self, device: Device, faulty: FaultyModule) -> None:
         faulty.hide_mechanisms(Mechanism.RSA_PKCS_KEY_PAIR_GEN)
         with pytest.raises(MechanismUnsupported, match="CKM_RSA_PKCS_KEY_PAIR_GEN is missing"):
             generate_key(device, SPEC)
         assert faulty.calls("C_GenerateKeyPair") == 0
 
-    def test_another_key_than_asked_for_is_named_and_deleted(self, device: Device, faulty: FaultyModule) -> None:
+    def test_a_key_with_other_attributes_than_requested_is_deleted(self, device: Device, faulty: FaultyModule) -> None:
         before = count(device)
         faulty.always_authenticate(True)
         with pytest.raises(KeyUnfit, match=r"CKA_ALWAYS_AUTHENTICATE is True and should be False.* deleted again"):
             generate_key(device, SPEC)
         assert count(device) == before
 
-    def test_another_key_that_cannot_be_deleted_is_said_to_be_there(self, device: Device, faulty: FaultyModule) -> None:
+    def test_the_error_says_if_a_key_with_other_attributes_cannot_be_deleted(
+        self, device: Device, faulty: FaultyModule
+    ) -> None:
         faulty.always_authenticate(True)
         faulty.rule("C_DestroyObject", rv=TOKEN_WRITE_PROTECTED)
         with pytest.raises(KeyUnfit, match=r"CKA_ALWAYS_AUTHENTICATE.* could not be deleted: 'faults'.*") as caught:
             generate_key(device, SPEC)
         assert str(caught.value.hint).startswith("Do not use it")
 
-    def test_a_device_lost_on_the_way_leaves_it_open_whether_there_is_a_key(
+    def test_if_the_device_is_lost_the_error_says_that_the_key_may_exist(
         self, device: Device, faulty: FaultyModule
     ) -> None:
         before = count(device)
@@ -162,28 +166,28 @@ class TestGenerate:
         assert "key list" in str(caught.value.hint)
         assert count(device) == before + 2
 
-    def test_a_session_lost_before_is_opened_again(self, device: Device, faulty: FaultyModule) -> None:
+    def test_a_session_lost_before_the_generation_is_opened_again(self, device: Device, faulty: FaultyModule) -> None:
         faulty.rule("C_FindObjectsInit", rv=Rv.SESSION_HANDLE_INVALID, times=1)
         assert generate_key(device, SPEC).info.label == "new"
 
-    def test_a_device_that_hangs_is_left_and_it_is_open_whether_there_is_a_key(
+    def test_if_the_device_hangs_the_error_says_that_the_key_may_exist(
         self, access: KeyAccess, faulty: FaultyModule
     ) -> None:
         with open_device(replace(access, timeout=2)) as device:
-            faulty.rule("C_GenerateKeyPair", hang=FOR_EVER)
+            faulty.rule("C_GenerateKeyPair", hang=FOREVER)
             started = time.monotonic()
             with pytest.raises(DeviceTimeout, match=r"generating a key within 2 s.* was generated is unknown"):
                 generate_key(device, SPEC, timeout=0)
         assert time.monotonic() - started < 10
 
-    def test_it_may_take_longer_than_other_calls(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_generating_may_take_longer_than_other_calls(self, access: KeyAccess, faulty: FaultyModule) -> None:
         with open_device(replace(access, timeout=2)) as device:
             faulty.rule("C_GenerateKeyPair", hang=2.5)
             assert generate_key(device, SPEC).info.label == "new"
 
 
 class TestDelete:
-    def test_that_was_cut_short_can_be_repeated(self, device: Device, faulty: FaultyModule) -> None:
+    def test_a_deletion_that_was_cut_off_can_be_repeated(self, device: Device, faulty: FaultyModule) -> None:
         before = count(device)
         made = generate_key(device, SPEC)
         faulty.rule("C_DestroyObject", rv=Rv.DEVICE_REMOVED, skip=1, times=1)
@@ -196,7 +200,7 @@ class TestDelete:
     @pytest.mark.parametrize(
         ("rv", "kind"), [(TOKEN_WRITE_PROTECTED, DeviceReadOnly), (FUNCTION_NOT_SUPPORTED, DeviceError)]
     )
-    def test_that_is_refused_leaves_both_halves(
+    def test_a_refused_deletion_keeps_the_private_and_the_public_key(
         self, device: Device, faulty: FaultyModule, rv: int, kind: type[HsmSignerError]
     ) -> None:
         made = generate_key(device, SPEC)
@@ -208,14 +212,18 @@ class TestDelete:
 
 
 class TestCertificate:
-    def test_that_has_no_room_is_not_stored(self, device: Device, faulty: FaultyModule, key: SoftHsmKey) -> None:
+    def test_storing_a_certificate_on_a_full_device_is_an_error(
+        self, device: Device, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
         faulty.rule("C_CreateObject", rv=DEVICE_MEMORY)
         with pytest.raises(DeviceError, match="refused storing a certificate") as caught:
             store_certificate(device, b"0", subject=b"0", label="new", key_id=b"\x02")
         assert "full" in str(caught.value.hint)
         assert faulty.calls("C_CreateObject") == 1
 
-    def test_that_may_not_go_stays(self, device: Device, faulty: FaultyModule, key: SoftHsmKey) -> None:
+    def test_a_certificate_that_the_device_refuses_to_delete_stays(
+        self, device: Device, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
         assert key.certificate is not None
         faulty.rule("C_DestroyObject", rv=TOKEN_WRITE_PROTECTED)
         with pytest.raises(DeviceReadOnly, match="refused deleting a certificate"):
@@ -223,7 +231,7 @@ class TestCertificate:
         assert read_certificate(device, open_signer(device, Pkcs11Uri.parse(key.uri)).key.info) == key.certificate
 
 
-def test_a_device_that_says_it_is_write_protected_is_not_logged_in_to(access: KeyAccess, faulty: FaultyModule) -> None:
+def test_no_login_is_sent_to_a_write_protected_device(access: KeyAccess, faulty: FaultyModule) -> None:
     faulty.flags(set=TokenFlag.WRITE_PROTECTED)
     with pytest.raises(DeviceReadOnly, match="is write-protected"):
         open_device(access)

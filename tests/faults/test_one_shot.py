@@ -1,4 +1,4 @@
-"""A one-shot command on a device that misbehaves: it ends in time, says why, and gives out nothing false."""
+"""A one-shot command on a device that misbehaves: it ends in time, says why, and never prints a false result."""
 
 import os
 import shutil
@@ -20,21 +20,21 @@ from hsm_signer.testing import SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FUNCTIONS, Call, FaultyModule, Rv
 
-DEADLINE = 2.0  # longer than a busy machine keeps a program from running between two calls into the module
-CLOSING = 2.0  # seconds that saying goodbye to a device may take
+DEADLINE = 2.0  # longer than a busy machine pauses a program between two calls into the module
+CLOSING = 2.0  # seconds that closing a device may take
 SOON = 3.0
-FOR_EVER = float("inf")
+FOREVER = float("inf")
 
 PROVISIONING = ("C_GenerateKeyPair", "C_CreateObject", "C_DestroyObject")
-# python-pkcs11 holds the GIL in these: no thread of ours can watch over them.
+# python-pkcs11 holds the GIL during these calls, so no thread of ours can watch them.
 UNWATCHED = ("C_GetFunctionList", "C_Finalize")
-GOODBYE = ("C_Logout", "C_CloseSession")
-DURING = [name for name in FUNCTIONS if name not in (*PROVISIONING, *UNWATCHED, *GOODBYE)]
+CLOSING_CALLS = ("C_Logout", "C_CloseSession")
+DURING = [name for name in FUNCTIONS if name not in (*PROVISIONING, *UNWATCHED, *CLOSING_CALLS)]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended, what it said, and when (`time.monotonic`)."""
+    """How a run ended, what it printed, and when it ended (`time.monotonic`)."""
 
     status: int
     stdout: str
@@ -55,8 +55,8 @@ class Assertion:
         """Run it to its end.
 
         Args:
-            arguments: more of them.
-            before: those that stand before the command.
+            arguments: further arguments.
+            before: arguments before the command.
         """
         environment = {
             **self.faulty.environment,
@@ -91,7 +91,7 @@ class Hung:
     """A run whose module hung forever in one call.
 
     Attributes:
-        module: what the program was told to load.
+        module: the module that the program loaded.
         last: the last call into the module.
     """
 
@@ -102,16 +102,16 @@ class Hung:
 
 @pytest.fixture(scope="module")
 def hung(softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hung]:
-    """By function. They are run some at a time, since they mostly wait."""
+    """One hung run for each function. Several run at a time, because they mostly wait."""
 
     def run(function: str) -> Hung:
         home = tmp_path_factory.mktemp("home")
         with FaultyModule(softhsm.module, copy_device(softhsm, home / "device"), pin=softhsm.pin) as faulty:
-            faulty.rule(function, hang=FOR_EVER)
+            faulty.rule(function, hang=FOREVER)
             ended = Assertion(faulty, key, softhsm.pin, home)()
             return Hung(ended, faulty.path, faulty.log()[-1])
 
-    functions = [*DURING, *GOODBYE]
+    functions = [*DURING, *CLOSING_CALLS]
     with ThreadPoolExecutor(8) as pool:
         return dict(zip(functions, pool.map(run, functions), strict=True))
 
@@ -119,7 +119,7 @@ def hung(softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFac
 def copy_device(softhsm: SoftHsm, directory: Path) -> dict[str, str]:
     """Return the environment in which SoftHSM finds a copy of the device.
 
-    While one process logs in, SoftHSM writes the device's flags down, and C_GetTokenInfo may fail in every other.
+    While one process logs in, SoftHSM rewrites the device's flags, and C_GetTokenInfo may fail in all others.
     """
     shutil.copytree(softhsm.directory, directory)
     configuration = directory / softhsm.configuration.name
@@ -137,7 +137,9 @@ def verify(key: SoftHsmKey, jwt: str, algorithm: str = "RS256") -> None:
     key.public_key.verify(urlsafe_b64decode(signature.encode()), signing_input.encode(), scheme, hashes.SHA256())
 
 
-def test_signs_and_logs_in_exactly_once(assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
+def test_one_assertion_costs_one_login_and_one_signature(
+    assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+) -> None:
     verify(key, assertion().stdout)
     assert faulty.calls("C_Sign(NULL)") == 1
     assert faulty.calls("C_Sign") == 1
@@ -147,7 +149,9 @@ def test_signs_and_logs_in_exactly_once(assertion: Assertion, faulty: FaultyModu
 
 class TestHangs:
     @pytest.mark.parametrize("function", DURING)
-    def test_in_a_call_end_with_a_sentence_soon_after_the_deadline(self, function: str, hung: dict[str, Hung]) -> None:
+    def test_a_hanging_call_ends_in_an_error_soon_after_the_deadline(
+        self, function: str, hung: dict[str, Hung]
+    ) -> None:
         ended, last = hung[function].ended, hung[function].last
         assert (last.function, last.left) == (function, None)
         assert (ended.status, ended.stdout) == (8, "")
@@ -157,8 +161,8 @@ class TestHangs:
         assert hint.startswith("hint: Check that the device ")
         assert ended.at - last.entered < DEADLINE + SOON
 
-    @pytest.mark.parametrize("function", GOODBYE)
-    def test_after_the_work_is_done_do_not_spoil_it(
+    @pytest.mark.parametrize("function", CLOSING_CALLS)
+    def test_a_hang_after_the_signature_does_not_lose_the_result(
         self, function: str, hung: dict[str, Hung], key: SoftHsmKey
     ) -> None:
         ended, last = hung[function].ended, hung[function].last
@@ -167,14 +171,16 @@ class TestHangs:
         verify(key, ended.stdout)
         assert ended.at - last.entered < CLOSING + SOON
 
-    def test_in_the_finalizer_are_never_met(self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
-        faulty.rule("C_Finalize", hang=FOR_EVER)
+    def test_c_finalize_is_not_called_at_exit(
+        self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
+        faulty.rule("C_Finalize", hang=FOREVER)
         ended = assertion()
         assert (ended.status, ended.stderr) == (0, "")
         verify(key, ended.stdout)
         assert faulty.calls("C_Finalize") == 0
 
-    def test_shorter_than_the_deadline_are_waited_for(
+    def test_a_call_shorter_than_the_deadline_is_waited_for(
         self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
     ) -> None:
         faulty.rule("C_Sign", hang=DEADLINE / 2)
@@ -183,7 +189,7 @@ class TestHangs:
 
 class TestLostDevices:
     @pytest.mark.parametrize("call", ["C_FindObjectsInit", "C_FindObjects", "C_SignInit", "C_Sign"])
-    def test_cost_a_warning_and_no_traceback(
+    def test_a_device_lost_once_causes_a_warning_and_no_traceback(
         self, call: str, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
     ) -> None:
         faulty.rule(call, rv=Rv.DEVICE_REMOVED, times=1)
@@ -194,7 +200,7 @@ class TestLostDevices:
         assert "was lost while" in warning
 
     @pytest.mark.parametrize("call", ["C_FindObjectsInit", "C_FindObjects", "C_SignInit", "C_Sign"])
-    def test_that_stay_lost_are_an_error_and_no_traceback(
+    def test_a_device_that_stays_lost_is_an_error_without_a_traceback(
         self, call: str, assertion: Assertion, faulty: FaultyModule
     ) -> None:
         for function in (call, "C_FindObjectsFinal"):
@@ -205,21 +211,23 @@ class TestLostDevices:
 
 
 class TestNoise:
-    def test_is_not_mixed_into_ours(self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey) -> None:
+    def test_the_output_of_the_module_is_not_mixed_into_ours(
+        self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
+    ) -> None:
         faulty.noisy(True)
         ended = assertion()
         assert (ended.status, ended.stderr) == (0, "")
         assert ended.stdout.count("\n") == 1
         verify(key, ended.stdout)
 
-    def test_does_not_hide_an_error(self, assertion: Assertion, faulty: FaultyModule) -> None:
+    def test_the_output_of_the_module_does_not_hide_an_error(self, assertion: Assertion, faulty: FaultyModule) -> None:
         faulty.noisy(True)
         faulty.rule("C_Sign", corrupt=True)
         ended = assertion()
         assert (ended.status, ended.stdout) == (3, "")
         assert [line.partition(": ")[0] for line in ended.stderr.splitlines()] == ["error", "hint"]
 
-    def test_is_shown_on_request_and_never_where_the_result_is(
+    def test_the_output_of_the_module_is_shown_on_request_and_only_on_stderr(
         self, assertion: Assertion, faulty: FaultyModule, key: SoftHsmKey
     ) -> None:
         faulty.noisy(True)
@@ -230,14 +238,16 @@ class TestNoise:
 
 
 class TestFalseSignatures:
-    def test_are_an_error_and_not_printed(self, assertion: Assertion, faulty: FaultyModule) -> None:
+    def test_a_false_signature_is_an_error_and_not_printed(self, assertion: Assertion, faulty: FaultyModule) -> None:
         faulty.rule("C_Sign", corrupt=True)
         ended = assertion("--output", "json")
         assert (ended.status, ended.stdout) == (3, "")
         assert '"code": "signature_invalid"' in ended.stderr
         assert faulty.calls("C_Sign") == 1
 
-    def test_leave_the_file_of_before(self, assertion: Assertion, faulty: FaultyModule, tmp_path: Path) -> None:
+    def test_a_false_signature_does_not_replace_the_old_file(
+        self, assertion: Assertion, faulty: FaultyModule, tmp_path: Path
+    ) -> None:
         file = tmp_path / "out" / "assertion.jwt"
         file.parent.mkdir()
         file.write_text("of before")
@@ -262,7 +272,7 @@ class TestMissingMechanisms:
             ("PS256", COMBINED + PADDED, "CKM_RSA_X_509"),
         ],
     )
-    def test_are_made_up_for_by_the_host(
+    def test_the_host_hashes_and_pads_in_place_of_missing_mechanisms(
         self,
         algorithm: str,
         hidden: tuple[Mechanism, ...],

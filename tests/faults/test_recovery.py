@@ -1,4 +1,4 @@
-"""What our own code makes of a device that misbehaves: recovered once, never wrong, a refused PIN presented once."""
+"""How our own code handles a device that misbehaves: one recovery, no wrong result, a refused PIN sent once."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ from tests.support.faulty_module.control import FaultyModule, Rv
 MESSAGE = b"header.claims"
 LOST = [Rv.DEVICE_REMOVED, Rv.DEVICE_ERROR, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN, Rv.GENERAL_ERROR]
 USER_TYPE_INVALID = 0x103  # PKCS#11 v3.1 section 6.1; what openCryptoki answers to CKU_CONTEXT_SPECIFIC
-FOR_EVER = float("inf")
+FOREVER = float("inf")
 
 
 AccessTo = Callable[..., KeyAccess]
@@ -80,9 +80,9 @@ def device(access_to: AccessTo) -> Iterator[Device]:
 class TestTokenInfo:
     """SoftHSM rewrites a device's file while another process logs in, and C_GetTokenInfo fails for a moment."""
 
-    READS = 4  # the device, SoftHSM's empty slot, the PIN's state, and the device that is logged in to
+    READS = 4  # the device, SoftHSM's empty slot, the PIN state, and the device at the login
 
-    def test_is_read_so_often(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_opening_a_device_reads_its_info_four_times(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         open_device(access_to()).close()
         assert faulty.calls("C_GetTokenInfo") == self.READS
 
@@ -93,13 +93,13 @@ class TestTokenInfo:
         assert faulty.calls("C_GetTokenInfo") == self.READS + 1
         assert [seen.right for seen in faulty.logins()] == [True]
 
-    def test_no_read_is_repeated_twice(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_a_read_that_fails_twice_is_an_error(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_GetTokenInfo", rv=Rv.GENERAL_ERROR)
         with pytest.raises(DeviceGone):
             open_device(access_to())
         assert faulty.calls("C_GetTokenInfo") == 2
 
-    def test_another_error_is_not_taken_for_that(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_a_read_with_another_error_is_not_repeated(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_ERROR)
         with pytest.raises(DeviceGone):
             open_device(access_to())
@@ -114,19 +114,21 @@ class TestTokenInfo:
 
 class TestLostSession:
     @pytest.mark.parametrize("rv", LOST)
-    def test_is_opened_again_and_the_signature_made(self, rv: Rv, device: Device, faulty: FaultyModule) -> None:
+    def test_a_lost_session_is_opened_again_and_the_signature_made(
+        self, rv: Rv, device: Device, faulty: FaultyModule
+    ) -> None:
         signer = open_signer(device)
         faulty.rule("C_Sign", rv=rv, times=1)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_costs_one_more_login_and_no_more(self, device: Device, faulty: FaultyModule) -> None:
+    def test_a_lost_session_costs_exactly_one_more_login(self, device: Device, faulty: FaultyModule) -> None:
         signer = open_signer(device)
         faulty.rule("C_SignInit", rv=Rv.DEVICE_REMOVED, times=1)
         signer.sign(Algorithm.RS256, MESSAGE)
         assert [seen.right for seen in faulty.logins()] == [True, True]
 
     @pytest.mark.parametrize("rv", LOST)
-    def test_twice_in_a_row_is_an_error_after_one_repetition(
+    def test_a_session_lost_twice_in_a_row_is_an_error_after_one_retry(
         self, rv: Rv, device: Device, faulty: FaultyModule
     ) -> None:
         signer = open_signer(device)
@@ -135,7 +137,7 @@ class TestLostSession:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert faulty.calls("C_SignInit") == 2
 
-    def test_the_module_is_initialised_anew_before_the_login(self, device: Device, faulty: FaultyModule) -> None:
+    def test_the_module_is_initialized_again_before_the_login(self, device: Device, faulty: FaultyModule) -> None:
         signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.DEVICE_REMOVED, times=1)
         signer.sign(Algorithm.RS256, MESSAGE)
@@ -144,7 +146,7 @@ class TestLostSession:
         between = names[names.index("C_Login") + 1 : last_login]
         assert between.index("C_Finalize") < between.index("C_Initialize") < between.index("C_GetSlotList")
 
-    def test_a_device_that_is_away_is_named_and_used_again_when_it_is_back(
+    def test_an_unplugged_device_is_named_and_used_again_once_it_is_plugged_in(
         self, device: Device, faulty: FaultyModule
     ) -> None:
         signer = open_signer(device)
@@ -156,7 +158,7 @@ class TestLostSession:
         faulty.absent(False)
         assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_several_threads_open_it_again_once(self, device: Device, faulty: FaultyModule) -> None:
+    def test_several_threads_reopen_the_session_once(self, device: Device, faulty: FaultyModule) -> None:
         signer = open_signer(device)
         faulty.absent(True)
         with pytest.raises(DeviceGone):
@@ -166,7 +168,7 @@ class TestLostSession:
             list(pool.map(lambda _: signer.sign(Algorithm.RS256, MESSAGE), range(16)))
         assert len(faulty.logins()) == 2
 
-    def test_a_right_pin_refused_after_a_replug_is_not_presented_again(
+    def test_a_right_pin_refused_after_a_replug_is_not_sent_again(
         self, access_to: AccessTo, softhsm: SoftHsm, faulty: FaultyModule
     ) -> None:
         source = CountedPin(softhsm.pin)
@@ -182,7 +184,9 @@ class TestLostSession:
         assert len(faulty.logins()) == 2
         assert source.times == 1
 
-    def test_what_must_not_happen_twice_is_not_repeated(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_an_operation_that_must_not_happen_twice_is_not_repeated(
+        self, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
         with open_device(replace(access_to(), writable=True)) as device:
             faulty.rule("C_GenerateKeyPair", rv=Rv.DEVICE_REMOVED)
             with pytest.raises(DeviceGone):
@@ -191,9 +195,7 @@ class TestLostSession:
 
 
 class TestSignature:
-    def test_that_is_corrupted_is_not_returned_and_not_asked_for_again(
-        self, device: Device, faulty: FaultyModule
-    ) -> None:
+    def test_a_corrupted_signature_is_neither_returned_nor_retried(self, device: Device, faulty: FaultyModule) -> None:
         signer = open_signer(device)
         faulty.rule("C_Sign", corrupt=True)
         with pytest.raises(SignatureInvalid):
@@ -204,7 +206,7 @@ class TestSignature:
 class TestPss:
     @pytest.fixture
     def keys(self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey) -> Iterator[Keys]:
-        """The key, with the algorithm left to the device."""
+        """The key, with the algorithm chosen by what the device supports."""
         profile = profile_from_arguments(
             {
                 "client_id": "client",
@@ -224,25 +226,25 @@ class TestPss:
         algorithm: str = json.loads(base64.urlsafe_b64decode(assertion.split(".")[0] + "=="))["alg"]
         return algorithm
 
-    def test_is_used_where_the_device_can(self, keys: Keys) -> None:
+    def test_ps256_is_used_if_the_device_supports_it(self, keys: Keys) -> None:
         assert self.algorithm(keys.assertion("audience")) == "PS256"
 
-    def test_that_the_device_lacks_gives_way_to_rs256(self, keys: Keys, faulty: FaultyModule) -> None:
+    def test_rs256_is_used_if_the_device_lacks_pss(self, keys: Keys, faulty: FaultyModule) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
         assert self.algorithm(keys.assertion("audience")) == "RS256"
 
-    def test_whose_parameters_the_device_refuses_gives_way_to_rs256_for_good(
+    def test_if_the_device_refuses_the_pss_parameters_rs256_is_used_from_then_on(
         self, keys: Keys, faulty: FaultyModule
     ) -> None:
         faulty.rule("C_SignInit", rv=Rv.MECHANISM_PARAM_INVALID, times=1)
         assert [self.algorithm(keys.assertion("audience")) for _ in range(2)] == ["RS256", "RS256"]
 
-    def test_of_another_salt_gives_way_to_rs256(self, keys: Keys, faulty: FaultyModule) -> None:
-        # To us a salt of another length and a corrupted signature are the same: one that does not verify.
+    def test_if_the_device_uses_another_salt_length_rs256_is_used(self, keys: Keys, faulty: FaultyModule) -> None:
+        # For us a salt of another length is like a corrupted signature: it does not verify.
         faulty.rule("C_Sign", corrupt=True, times=1)
         assert self.algorithm(keys.assertion("audience")) == "RS256"
 
-    def test_asked_for_by_name_names_the_way_out(self, device: Device, faulty: FaultyModule) -> None:
+    def test_if_ps256_was_requested_the_error_names_the_alternative(self, device: Device, faulty: FaultyModule) -> None:
         signer = open_signer(device)
         faulty.rule("C_SignInit", rv=Rv.MECHANISM_PARAM_INVALID)
         with pytest.raises(MechanismUnsupported) as caught:
@@ -251,14 +253,14 @@ class TestPss:
 
 
 class TestPinState:
-    def test_a_locked_pin_is_not_presented(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_no_pin_is_sent_to_a_locked_device(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
         source = CountedPin("1234")
         with pytest.raises(PinLocked):
             open_device(access_to(source))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
-    def test_the_last_try_is_not_taken_unless_allowed(
+    def test_the_last_try_is_not_used_unless_allowed(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
@@ -268,12 +270,12 @@ class TestPinState:
         assert faulty.calls("C_Login") == 0
         open_device(replace(access_to(), allow_last_try=True)).close()
 
-    def test_the_flags_are_read_afresh_after_the_pin_was_asked_for(
+    def test_the_flags_are_read_again_after_the_pin_prompt(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         class Slow(CountedPin):
             def __call__(self, request: PinRequest) -> Login:
-                # While somebody types here, another program locks the card.
+                # While a person types the PIN, another program locks the card.
                 faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
                 return super().__call__(request)
 
@@ -281,7 +283,7 @@ class TestPinState:
             open_device(access_to(Slow(softhsm.pin)))
         assert faulty.calls("C_Login") == 0
 
-    def test_a_low_count_is_told_to_whoever_is_asked(
+    def test_the_pin_source_learns_of_a_low_count(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_COUNT_LOW)
@@ -295,7 +297,7 @@ class TestPinState:
         open_device(access_to(Watching(softhsm.pin))).close()
         assert warnings == ["A wrong PIN was entered since the last login."]
 
-    def test_the_pad_of_a_device_takes_the_pin_where_no_source_is_set(
+    def test_without_a_source_the_pin_pad_of_the_device_is_used(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
@@ -310,7 +312,7 @@ class TestPinState:
             open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert pads == [True]
 
-    def test_a_device_without_a_pad_says_so_and_nothing_of_a_refused_pin(
+    def test_a_device_without_a_pin_pad_is_not_reported_as_a_refused_pin(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         with pytest.raises(PinUnavailable, match="has no PIN pad") as caught:
@@ -318,7 +320,7 @@ class TestPinState:
         assert "--pin-source" in str(caught.value.hint)
         assert faulty.calls("C_Login") == 0
 
-    def test_a_pad_cannot_serve_a_key_that_wants_the_pin_each_time(
+    def test_a_pin_pad_does_not_work_for_a_key_that_requires_the_pin_for_each_signature(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
@@ -329,10 +331,10 @@ class TestPinState:
 
 
 class TestPinThatTheModuleKeeps:
-    """ykcs11 2.7 sends the PIN by itself to a card that was away, and a signature may end with the card's refusal."""
+    """ykcs11 2.7 sends the PIN by itself to a replugged card, and a signature may end with the card's refusal."""
 
     @pytest.mark.parametrize(("rv", "error"), [(Rv.PIN_INCORRECT, PinIncorrect), (Rv.PIN_LOCKED, PinLocked)])
-    def test_refused_closes_the_device_and_goes_on_record(
+    def test_a_pin_refused_during_a_signature_closes_the_device_and_is_recorded(
         self, rv: Rv, error: type[PinError], access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         access = access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path)
@@ -348,10 +350,10 @@ class TestPinThatTheModuleKeeps:
         with pytest.raises(PinRefusedBefore):
             open_device(access)
 
-    def test_refused_leaves_the_module_fresh_for_other_programs(
+    def test_a_pin_refused_during_a_signature_finalizes_the_module(
         self, device: Device, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
-        """It would keep the card's transaction."""
+        """Otherwise it would keep the card's transaction."""
         signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.PIN_INCORRECT)
         before = faulty.calls("C_Finalize")
@@ -359,8 +361,8 @@ class TestPinThatTheModuleKeeps:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert faulty.calls("C_Finalize") == before + 1
 
-    def test_arguments_it_calls_bad_are_no_pin(self, device: Device, faulty: FaultyModule) -> None:
-        """As ykcs11 calls a PIN that is too short."""
+    def test_arguments_bad_during_a_signature_is_not_a_refused_pin(self, device: Device, faulty: FaultyModule) -> None:
+        """ykcs11 returns this value for a PIN that is too short."""
         signer = open_signer(device)
         faulty.rule("C_Sign", rv=Rv.ARGUMENTS_BAD, times=1)
         with pytest.raises(DeviceError, match="ArgumentsBad"):
@@ -369,7 +371,7 @@ class TestPinThatTheModuleKeeps:
 
 
 class TestAlwaysAuthenticate:
-    def test_one_question_serves_the_login_and_every_signature(
+    def test_the_pin_is_asked_for_once_for_the_login_and_all_signatures(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         faulty.always_authenticate(True)
@@ -391,7 +393,7 @@ class TestAlwaysAuthenticate:
             (Rv.PIN_LOCKED, PinLocked),
         ],
     )
-    def test_a_refused_context_login_is_not_repeated(
+    def test_a_refused_context_specific_login_is_not_repeated(
         self, rv: Rv, error: type[PinError], access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
@@ -404,7 +406,7 @@ class TestAlwaysAuthenticate:
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
-    def test_a_refused_context_login_is_on_record_for_other_processes(
+    def test_a_refused_context_specific_login_is_recorded_for_other_processes(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
@@ -418,7 +420,7 @@ class TestAlwaysAuthenticate:
             open_device(access)
         assert len(faulty.logins()) == 2
 
-    def test_a_pin_that_was_kept_back_is_not_on_record(
+    def test_a_pin_that_was_not_sent_is_not_recorded(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm, tmp_path: Path
     ) -> None:
         faulty.always_authenticate(True)
@@ -432,19 +434,21 @@ class TestAlwaysAuthenticate:
             signer.sign(Algorithm.RS256, MESSAGE)
         open_device(access).close()
 
-    def test_a_context_login_that_was_refused_is_not_repeated_when_the_device_is_lost_next(
+    def test_a_refused_context_specific_login_is_not_repeated_after_the_device_is_lost(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
             signer = open_signer(device)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
-            faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_REMOVED, skip=1)  # the first is before the login
+            faulty.rule("C_GetTokenInfo", rv=Rv.DEVICE_REMOVED, skip=1)  # the first call is before the login
             with pytest.raises(PinIncorrect):
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
-    def test_a_device_that_has_no_such_login_says_so(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_a_device_without_context_specific_logins_is_reported(
+        self, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
         faulty.always_authenticate(True)
         with open_device(access_to()) as device:
             signer = open_signer(device)
@@ -455,7 +459,7 @@ class TestAlwaysAuthenticate:
     @pytest.mark.parametrize(
         ("flag", "error"), [(TokenFlag.USER_PIN_LOCKED, PinLocked), (TokenFlag.USER_PIN_FINAL_TRY, PinLastTry)]
     )
-    def test_the_pin_is_kept_back_once_others_have_used_up_the_tries(
+    def test_the_pin_is_not_sent_after_other_programs_used_up_the_tries(
         self, flag: TokenFlag, error: type[PinError], access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
@@ -466,16 +470,14 @@ class TestAlwaysAuthenticate:
                 signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 1
 
-    def test_the_last_try_is_taken_for_a_signature_where_that_is_allowed(
-        self, access_to: AccessTo, faulty: FaultyModule
-    ) -> None:
+    def test_the_last_try_is_used_for_a_signature_if_allowed(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         faulty.always_authenticate(True)
         faulty.flags(set=TokenFlag.USER_PIN_FINAL_TRY)
         with open_device(replace(access_to(), allow_last_try=True)) as device:
             open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
 
-    def test_a_device_lost_after_the_login_costs_one_more_and_one_for_the_signature(
+    def test_a_device_lost_after_the_login_costs_another_login_and_one_for_the_signature(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         faulty.always_authenticate(True)
@@ -485,29 +487,31 @@ class TestAlwaysAuthenticate:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert [seen.context_specific for seen in faulty.logins()] == [False, False, True]
 
-    def test_an_ordinary_key_has_no_context_login(self, device: Device, faulty: FaultyModule) -> None:
+    def test_an_ordinary_key_needs_no_context_specific_login(self, device: Device, faulty: FaultyModule) -> None:
         open_signer(device).sign(Algorithm.RS256, MESSAGE)
         assert [seen.context_specific for seen in faulty.logins()] == [False]
 
 
 class TestWorker:
     @pytest.mark.parametrize("call", ["C_SignInit", "C_Sign", "C_Sign(NULL)"])
-    def test_a_hang_is_ended_at_the_deadline_and_the_next_request_served(
+    def test_a_hang_ends_at_the_deadline_and_the_next_request_works(
         self, call: str, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         with open_worker(access_to(timeout=2)) as signer:
-            faulty.rule(call, hang=FOR_EVER, times=1)
+            faulty.rule(call, hang=FOREVER, times=1)
             with pytest.raises(DeviceTimeout):
                 signer.sign(Algorithm.RS256, MESSAGE)
             signer.sign(Algorithm.RS256, MESSAGE)
 
     @pytest.mark.parametrize("call", ["C_GetFunctionList", "C_Initialize", "C_GetSlotList", "C_OpenSession", "C_Login"])
-    def test_a_hang_on_the_way_in_is_ended_too(self, call: str, access_to: AccessTo, faulty: FaultyModule) -> None:
-        faulty.rule(call, hang=FOR_EVER)
+    def test_a_hang_while_opening_ends_at_the_deadline(
+        self, call: str, access_to: AccessTo, faulty: FaultyModule
+    ) -> None:
+        faulty.rule(call, hang=FOREVER)
         with pytest.raises(DeviceTimeout):
             open_worker(access_to(timeout=2))
 
-    def test_a_crash_costs_the_request_in_flight_and_asks_for_no_pin(
+    def test_a_crash_fails_the_current_request_and_needs_no_new_pin_prompt(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         source = CountedPin(softhsm.pin)
@@ -518,7 +522,7 @@ class TestWorker:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert source.times == 1
 
-    def test_a_device_that_only_a_new_process_can_use_again_is_served_by_one(
+    def test_a_device_that_only_a_new_process_can_use_gets_a_new_worker(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         with open_worker(access_to()) as signer:
@@ -526,7 +530,7 @@ class TestWorker:
             signer.sign(Algorithm.RS256, MESSAGE)
         assert len({call.pid for call in faulty.log()}) == 2
 
-    def test_a_corrupted_signature_is_not_returned_and_the_next_one_is(
+    def test_a_corrupted_signature_is_not_returned_and_the_next_request_works(
         self, access_to: AccessTo, faulty: FaultyModule
     ) -> None:
         with open_worker(access_to()) as signer:
@@ -536,9 +540,7 @@ class TestWorker:
             assert caught.value.hint
             assert signer.public_key.verify(Algorithm.RS256, MESSAGE, signer.sign(Algorithm.RS256, MESSAGE))
 
-    def test_a_second_one_starts_only_after_the_first_has_logged_in(
-        self, access_to: AccessTo, faulty: FaultyModule
-    ) -> None:
+    def test_the_second_worker_logs_in_only_after_the_first(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         with open_worker(access_to(), workers=2) as signer, ThreadPoolExecutor(2) as pool:
             faulty.rule("C_Sign", hang=0.3)
             list(pool.map(lambda _: signer.sign(Algorithm.RS256, MESSAGE), range(2)))
@@ -547,7 +549,7 @@ class TestWorker:
         assert first.left is not None
         assert first.left < second.entered
 
-    def test_somebody_is_asked_before_the_last_try(
+    def test_a_person_must_confirm_the_last_try(
         self, access_to: AccessTo, faulty: FaultyModule, softhsm: SoftHsm
     ) -> None:
         def confirm(request: PinRequest) -> None:
@@ -559,7 +561,7 @@ class TestWorker:
             open_worker(replace(access_to(source), allow_last_try=True, operator=Operator(confirm=confirm)))
         assert (source.times, faulty.calls("C_Login")) == (0, 0)
 
-    def test_a_pin_refused_on_the_way_back_stops_all_workers(self, access_to: AccessTo, faulty: FaultyModule) -> None:
+    def test_a_pin_refused_while_recovering_stops_all_workers(self, access_to: AccessTo, faulty: FaultyModule) -> None:
         with open_worker(access_to()) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
@@ -576,7 +578,7 @@ class TestSeveralKeys:
     def keys(
         self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[tuple[Keys, list[float]]]:
-        """The faulty device first, and the sound one, whose module the URI names, second."""
+        """First a key behind the faulty module, then the same key behind the real module, which its URI names."""
         monkeypatch.setenv("TEST_PIN", softhsm.pin)
         clock = [100.0]
         profile = profile_from_arguments(
@@ -592,11 +594,11 @@ class TestSeveralKeys:
         yield keys, clock
         keys.close()
 
-    def test_the_first_that_works_is_used(self, keys: tuple[Keys, list[float]], faulty: FaultyModule) -> None:
+    def test_the_first_key_that_works_is_used(self, keys: tuple[Keys, list[float]], faulty: FaultyModule) -> None:
         keys[0].assertion("audience")
         assert faulty.calls("C_Sign") == 1
 
-    def test_the_next_takes_over_and_the_first_is_returned_to(
+    def test_the_next_key_takes_over_until_the_cooldown_of_the_first_ends(
         self, keys: tuple[Keys, list[float]], faulty: FaultyModule
     ) -> None:
         ring, clock = keys
@@ -610,7 +612,7 @@ class TestSeveralKeys:
         ring.assertion("audience")
         assert faulty.calls("C_Sign") == 2
 
-    def test_a_refused_pin_is_no_reason_to_try_the_next(
+    def test_after_a_refused_pin_the_next_key_is_not_tried(
         self, keys: tuple[Keys, list[float]], faulty: FaultyModule
     ) -> None:
         faulty.rule("C_Login", rv=Rv.PIN_INCORRECT)
@@ -621,17 +623,19 @@ class TestSeveralKeys:
 
 
 class TestInterruptedLogin:
-    """C_Login that fails without a word about the PIN."""
+    """C_Login fails without saying anything about the PIN."""
 
     @pytest.fixture
     def guarded(self, access_to: AccessTo, softhsm: SoftHsm, tmp_path: Path) -> KeyAccess:
-        """The right PIN, from where nobody watches."""
+        """Access with the right PIN from an unattended source."""
         return access_to(CountedPin(softhsm.pin, attended=False), record=tmp_path / "pins")
 
     @pytest.mark.parametrize(
         "rv", [Rv.DEVICE_ERROR, Rv.DEVICE_REMOVED, Rv.GENERAL_ERROR, Rv.FUNCTION_FAILED, 0x80000001]
     )
-    def test_twice_is_not_called_a_refusal(self, rv: int, guarded: KeyAccess, faulty: FaultyModule) -> None:
+    def test_two_interrupted_logins_are_reported_as_unknown_and_not_as_a_refusal(
+        self, rv: int, guarded: KeyAccess, faulty: FaultyModule
+    ) -> None:
         faulty.rule("C_Login", rv=rv)
         for _ in range(2):
             with pytest.raises(LoginInterrupted, match="Whether it checked the PIN is unknown"):
@@ -642,15 +646,19 @@ class TestInterruptedLogin:
         assert faulty.calls("C_Login") == 2
 
     @pytest.mark.parametrize("rv", [Rv.SESSION_HANDLE_INVALID, Rv.TOKEN_NOT_PRESENT])
-    def test_before_the_pin_was_checked_costs_no_try(self, rv: Rv, guarded: KeyAccess, faulty: FaultyModule) -> None:
+    def test_a_failure_before_the_pin_was_checked_costs_no_try(
+        self, rv: Rv, guarded: KeyAccess, faulty: FaultyModule
+    ) -> None:
         faulty.rule("C_Login", rv=rv, times=5)
         for _ in range(5):
             with pytest.raises(DeviceGone):
                 open_device(guarded)
         open_device(guarded).close()
 
-    def test_whose_refusal_the_device_has_counted_is_one(self, guarded: KeyAccess, faulty: FaultyModule) -> None:
-        open_device(guarded).close()  # SoftHSM then counts from nothing
+    def test_an_interrupted_login_that_the_device_counted_is_a_refusal(
+        self, guarded: KeyAccess, faulty: FaultyModule
+    ) -> None:
+        open_device(guarded).close()  # a success makes SoftHSM count from zero
         wrong = replace(guarded, pin=CountedPin("not-the-pin", attended=False))
         faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, after_forward=True)
         with pytest.raises(PinIncorrect):
@@ -658,7 +666,7 @@ class TestInterruptedLogin:
         with pytest.raises(PinRefusedBefore):
             open_device(wrong)
 
-    def test_of_a_pin_that_was_accepted_does_not_end_the_program(
+    def test_after_interrupted_logins_a_program_recovers_with_a_pin_that_was_accepted_before(
         self, guarded: KeyAccess, faulty: FaultyModule
     ) -> None:
         with open_device(guarded) as device:
@@ -675,10 +683,12 @@ class TestInterruptedLogin:
                 else:
                     break
         assert failures >= 3
-        # One at the start, three that failed, and one that succeeded: the pauses in between cost no login.
+        # One at the start, three that failed, and one that succeeded: calls during the pauses send no login.
         assert [login.right for login in faulty.logins()] == [True] * 5
 
-    def test_of_workers_does_not_end_the_program_either(self, guarded: KeyAccess, faulty: FaultyModule) -> None:
+    def test_after_interrupted_logins_of_workers_a_program_recovers_too(
+        self, guarded: KeyAccess, faulty: FaultyModule
+    ) -> None:
         with open_worker(guarded) as signer:
             faulty.rule("C_Sign", crash=True, times=1)
             faulty.rule("C_Login", rv=Rv.DEVICE_ERROR, times=3)
@@ -693,7 +703,7 @@ class TestInterruptedLogin:
                     break
         assert [login.right for login in faulty.logins()] == [True] * 5
 
-    def test_is_not_waited_for_with_one_pin_after_another(
+    def test_waiting_for_a_device_does_not_send_the_pin_again_after_an_interrupted_login(
         self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def wait(reason: HsmSignerError) -> None:
@@ -719,7 +729,7 @@ class TestInterruptedLogin:
 
 
 class TestWaiting:
-    def test_for_a_device_that_is_plugged_in_later(
+    def test_a_device_that_is_plugged_in_later_is_waited_for(
         self, faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TEST_PIN", softhsm.pin)
@@ -761,7 +771,7 @@ FAULTS = st.lists(
 
 @given(faults=FAULTS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
+def test_in_any_sequence_of_faults_a_wrong_pin_is_refused_at_most_once(
     faults: list[tuple[str, Rv, int]], softhsm: SoftHsm, key: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     record = tmp_path_factory.mktemp("pins")
@@ -782,5 +792,5 @@ def test_over_any_sequence_of_faults_a_wrong_pin_is_refused_once(
                 continue
         logins = [call.rv for call in faulty.log() if call.function == "C_Login"]
         assert logins.count(Rv.PIN_INCORRECT) <= 1
-        # Begun twice without a known end at most, and refused once; what did not come to the PIN does not count.
+        # At most two with an unknown outcome and one refusal; failures before the PIN was checked do not count.
         assert len([rv for rv in logins if rv != Rv.SESSION_HANDLE_INVALID]) <= 3

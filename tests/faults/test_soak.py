@@ -1,4 +1,4 @@
-"""Some seconds of random faults, with the right PIN throughout: the program recovers by itself when they end."""
+"""Several seconds of random faults, always with the right PIN: the program recovers by itself when they end."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ from hsm_signer.testing.softhsm import SoftHsmKey
 from tests.support.faulty_module.control import FaultyModule, LoginSeen, Rv
 
 THREADS = 8
-FOR_EVER = float("inf")
+FOREVER = float("inf")
 UNKNOWN = [Rv.DEVICE_ERROR, Rv.DEVICE_REMOVED, Rv.GENERAL_ERROR, Rv.FUNCTION_FAILED]
 LOST = [*UNKNOWN, Rv.SESSION_HANDLE_INVALID, Rv.USER_NOT_LOGGED_IN]
 
@@ -52,13 +52,13 @@ def order_faults(faulty: FaultyModule, chance: random.Random) -> None:
             case "corrupt":
                 faulty.rule("C_Sign", corrupt=True, times=1, skip=call)
             case "hang":
-                faulty.rule("C_Sign", hang=FOR_EVER, times=1, skip=call)
+                faulty.rule("C_Sign", hang=FOREVER, times=1, skip=call)
             case "crash":
                 faulty.rule("C_Sign", crash=True, times=1, skip=call)
 
 
 def use_for(seconds: float, credential: HsmCredential) -> Counter[str]:
-    """Have several threads use the credential, and count what they got: assertions, or errors by their codes."""
+    """Use the credential in several threads; return counts of assertions, and of errors by their codes."""
     end, seen, lock = time.monotonic() + seconds, Counter[str](), threading.Lock()
 
     def use(number: int) -> None:
@@ -105,6 +105,6 @@ def test_a_program_recovers_by_itself_when_the_faults_end(
     with ThreadPoolExecutor(THREADS) as pool:
         assert len(list(pool.map(lambda _: credential.assertion(), range(THREADS)))) == THREADS
     logins += faulty.logins()
-    # The first login, then at most one for each worker.
+    # The first login, and then at most one for each worker.
     assert all(login.right for login in logins)
     assert max(Counter(login.pid for login in logins).values()) == 1

@@ -1,6 +1,6 @@
-"""What a stranger would send: something right with a few octets changed, or of the right shape and the wrong type.
+"""Hostile input: valid input with a few octets changed, or of the right shape with wrong types.
 
-`fuzz` bounds a test: HSM_SIGNER_FUZZ=20 in the environment has it look at twenty times as many inputs.
+`fuzz` sets how many inputs a test tries: HSM_SIGNER_FUZZ=20 in the environment makes it twenty times as many.
 """
 
 import base64
@@ -19,7 +19,7 @@ from hsm_signer.system.display import displayable
 
 fuzz = settings(
     max_examples=80 * int(os.environ.get("HSM_SIGNER_FUZZ", "1")),
-    deadline=timedelta(seconds=10),  # nothing hangs
+    deadline=timedelta(seconds=10),  # no input hangs
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -39,20 +39,20 @@ odd_json = st.recursive(
 
 @contextmanager
 def only_errors_of_ours() -> Iterator[None]:
-    """Let errors of ours pass; whatever else is raised fails the test."""
+    """Suppress our own errors; any other exception fails the test."""
     explained = None
     try:
         yield
     except HsmSignerError as error:
         explained = error
     if explained is not None:
-        assert explained.exit_status != HsmSignerError.exit_status  # that is a bug of ours
+        assert explained.exit_status != HsmSignerError.exit_status  # that status means a bug of ours
         assert displayable(f"{explained.message}{explained.hint}").isprintable()
 
 
 @st.composite
 def mutated(draw: st.DrawFn, *seeds: bytes) -> bytes:
-    """One of some byte strings, with up to four runs of octets replaced, inserted or removed."""
+    """One of the seeds, with up to four runs of octets replaced, inserted or removed."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
@@ -62,14 +62,14 @@ def mutated(draw: st.DrawFn, *seeds: bytes) -> bytes:
 
 
 def mutated_text(*seeds: str) -> st.SearchStrategy[str]:
-    """One of some texts likewise, or any other; octets that are no text are surrogates, as in arguments."""
+    """One of the seeds, mutated likewise, or any string; undecodable octets are surrogates, as in sys.argv."""
     changed = mutated(*(seed.encode() for seed in seeds))
     return changed.map(lambda raw: raw.decode(errors="surrogateescape")) | any_text
 
 
 @st.composite
 def with_odd_members(draw: st.DrawFn, document: dict[str, Any]) -> bytes:
-    """A JSON document, some of whose members, on any level, are of another type, or missing, or new."""
+    """A JSON document with some members, on any level, of another type, missing or added."""
 
     def change(value: Any) -> Any:
         if draw(st.integers(0, 6)) == 0:

@@ -1,6 +1,6 @@
-"""Whatever a server or another process answers, what comes of it is a value or an error of ours, and soon.
+"""Any answer of a server or another process soon gives a value or one of our own errors.
 
-What was found like this, and fixed, is an `example`.
+Each `example` is an input that failed once, and was fixed.
 """
 
 import json
@@ -33,7 +33,7 @@ GUID = "11111111-2222-4333-8444-555555555555"
 
 
 class Answering:
-    """Stands where the HTTP client does, and answers the same to everything."""
+    """Replaces the HTTP client, and gives the same answer to every request."""
 
     def __init__(self, response: HttpResponse) -> None:
         self._response = response
@@ -69,7 +69,9 @@ bodies = st.sampled_from(ANSWERS).flatmap(with_odd_members) | mutated(*(json.dum
 
 @fuzz
 @given(st.sampled_from([200, 400, 401, 418]), headers, bodies)
-def test_token_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
+def test_any_answer_of_the_token_endpoint_gives_a_token_or_our_error(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> None:
     client: Any = Answering(HttpResponse(status, headers, body))
     form: Any = token_form(client_id="id", scope="scope", assertion=Secret(ASSERTION))
     with only_errors_of_ours():
@@ -79,7 +81,7 @@ def test_token_answers(status: int, headers: Mapping[str, str], body: bytes) -> 
 
 @fuzz
 @given(st.sampled_from([200, 201, 204, 400, 403, 404]), headers, bodies)
-def test_graphs_answers(status: int, headers: Mapping[str, str], body: bytes) -> None:
+def test_any_answer_of_graph_gives_a_value_or_our_error(status: int, headers: Mapping[str, str], body: bytes) -> None:
     client: Any = Answering(HttpResponse(status, headers, body))
     graph = Graph(resolve_graph(ENDPOINT), GUID, Holder.APPLICATION, client, lambda: Secret("token"))
     for ask in (
@@ -94,7 +96,7 @@ def test_graphs_answers(status: int, headers: Mapping[str, str], body: bytes) ->
 @fuzz
 @given(st.integers(100, 599), headers, bodies)
 @example(302, {"location": "https://[::1"}, b"")
-def test_answers_of_any_server(status: int, headers: Mapping[str, str], body: bytes) -> None:
+def test_any_http_answer_gives_a_printable_error_or_none(status: int, headers: Mapping[str, str], body: bytes) -> None:
     failure = judge(HttpResponse(status, headers, body), ENDPOINT.token_endpoint, 1.7e9)
     assert failure is None or failure.message.isprintable()
     assert 0 <= (retry_after(headers, 1.7e9) or 0) < 10**9
@@ -103,7 +105,7 @@ def test_answers_of_any_server(status: int, headers: Mapping[str, str], body: by
 
 @fuzz
 @given(mutated_text(f"AADSTS7 {ASSERTION} Trace ID: {GUID}"))
-def test_what_a_server_says(text: str) -> None:
+def test_any_error_text_of_a_server_is_shown_safely(text: str) -> None:
     assert printable(without_tokens(text, ASSERTION), 80).isprintable()
     assert identifier(text) in (None, text)
 
@@ -112,7 +114,7 @@ def test_what_a_server_says(text: str) -> None:
 @given(
     mutated_text('Bearer realm="", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ==", PoP a="b\\"c"')
 )
-def test_challenges_of_an_api(header: str) -> None:
+def test_any_challenge_of_an_api_is_parsed_or_ignored(header: str) -> None:
     assert isinstance(find_claims_challenge(header), str | None)
 
 
@@ -158,9 +160,9 @@ FIELDS: dict[str, Any] = {
     | mutated(json.dumps(FIELDS).encode())
     | any_text.map(lambda text: text.encode(errors="replace")),
 )
-def test_messages_of_another_process(kind: Any, document: bytes) -> None:
+def test_any_message_of_another_process_is_read_or_refused(kind: Any, document: bytes) -> None:
     with suppress(wire.Malformed):
         plain = wire.parse(document)
-        if isinstance(plain, dict):  # as many members as the message has, or most would be refused for that
+        if isinstance(plain, dict):  # exactly the message's members, otherwise most inputs would fail for that reason
             plain = {name: value for name, value in plain.items() if name in wire._parameters(kind)}
         assert isinstance(wire.read(kind, plain), kind)

@@ -1,6 +1,6 @@
-"""Whatever a user, a file or the environment gives, what comes of it is a value or an error of ours, and soon.
+"""Any input of a user, a file or the environment soon gives a value or one of our own errors.
 
-What was found like this, and fixed, is an `example`.
+Each `example` is an input that failed once, and was fixed.
 """
 
 import json
@@ -80,7 +80,7 @@ CERTIFICATE = parse_certificates(DER, "It")[0]
         "?module-name=m&pin-source=file:/p&module-path=/m.so&x-a=b"
     )
 )
-def test_uris(text: str) -> None:
+def test_any_string_is_a_uri_or_our_error(text: str) -> None:
     with only_errors_of_ours():
         uri = Pkcs11Uri.parse(text)
         assert Pkcs11Uri.parse(str(uri)) == uri
@@ -94,7 +94,7 @@ def test_uris(text: str) -> None:
     | st.lists(any_text, max_size=3),
 )
 @example("file:///\udc80")
-def test_pin_sources(source: str | list[str]) -> None:
+def test_any_string_is_a_pin_source_or_our_error(source: str | list[str]) -> None:
     with only_errors_of_ours():
         parse_pin_source(source, prompt=None, environ={})
 
@@ -123,7 +123,7 @@ profiles = st.dictionaries(st.sampled_from(list(SETTINGS)), toml_values, max_siz
 @fuzz
 @given(content=mutated(PROFILE) | profiles.map(str.encode))
 @example(content=f"[profile.default]\nlifetime = {'9' * 400}\n".encode())
-def test_profiles(tmp_path: Path, content: bytes) -> None:
+def test_any_file_is_a_profile_or_our_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "config.toml"
     file.write_bytes(content)
     with only_errors_of_ours():
@@ -149,7 +149,7 @@ KEY_FILE = {
 
 @fuzz
 @given(content=mutated(json.dumps(KEY_FILE).encode()) | with_odd_members(KEY_FILE))
-def test_key_files(tmp_path: Path, content: bytes) -> None:
+def test_any_file_is_a_key_file_or_our_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key.json"
     file.write_bytes(content)
     with only_errors_of_ours():
@@ -169,7 +169,7 @@ RECORD = {
 
 @fuzz
 @given(content=mutated(json.dumps(RECORD).encode()) | with_odd_members(RECORD))
-def test_the_record_of_refused_pins(tmp_path: Path, content: bytes) -> None:
+def test_any_file_is_a_record_of_refused_pins_or_our_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     record = PinRecord(tmp_path, Path("/m.so"), DEVICE)
     with only_errors_of_ours():
@@ -185,7 +185,7 @@ jwt_part = with_odd_members({"alg": "RS256", "x5t": "abc", "nbf": 1, "iat": 1.5,
     st.tuples(jwt_part, jwt_part, st.binary(max_size=256)).map(lambda parts: ".".join(map(base64url, parts)))
     | mutated_text("eyJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.c2ln")
 )
-def test_jwts(text: str) -> None:
+def test_any_string_is_a_jwt_or_our_error(text: str) -> None:
     with only_errors_of_ours():
         jwt = parse_jwt(text)
         assert all(line.isprintable() for line in jwt_text(jwt, NOW.timestamp()).split("\n"))
@@ -197,7 +197,7 @@ def test_jwts(text: str) -> None:
 
 @fuzz
 @given(mutated(DER, DER, DER, PEM, pkcs7.serialize_certificates([MADE, MADE], Encoding.DER)))
-def test_certificates(data: bytes) -> None:
+def test_any_bytes_are_a_certificate_or_our_error(data: bytes) -> None:
     assert is_attestation(data) in (True, False)
     with only_errors_of_ours():
         for certificate in parse_certificates(data, "It"):
@@ -214,13 +214,13 @@ def test_certificates(data: bytes) -> None:
     | odd_json.map(json.dumps)
     | st.just("[" * 100_000)
 )
-def test_what_kubernetes_asks_for(info: str) -> None:
+def test_any_exec_info_of_kubernetes_is_read_or_our_error(info: str) -> None:
     assert _exec_credential_version(info).startswith("client.authentication.k8s.io/v1")
 
 
 @fuzz
 @given(mutated_text("AADSTS700027: text", "700027"))
-def test_entras_error_numbers(text: str) -> None:
+def test_any_text_has_an_entra_error_number_or_none(text: str) -> None:
     with only_errors_of_ours():
         lookup(parse_code(text))
 
@@ -237,7 +237,9 @@ urls = mutated_text(
 @fuzz
 @given(st.none() | urls, st.none() | urls, st.none() | urls, st.none() | any_text)
 @example(None, None, "https://[::1", None)
-def test_addresses(authority: str | None, endpoint: str | None, audience: str | None, tenant: str | None) -> None:
+def test_any_addresses_are_a_client_or_our_error(
+    authority: str | None, endpoint: str | None, audience: str | None, tenant: str | None
+) -> None:
     with only_errors_of_ours():
         resolve_endpoint(tenant=tenant, authority=authority, token_endpoint=endpoint, audience=audience)
     with only_errors_of_ours():
@@ -253,7 +255,7 @@ def test_addresses(authority: str | None, endpoint: str | None, audience: str | 
         lambda raw: b"\0" not in raw
     ),
 )
-def test_proxy_variables(monkeypatch: pytest.MonkeyPatch, name: str, value: bytes) -> None:
+def test_any_proxy_variable_is_used_or_our_error(monkeypatch: pytest.MonkeyPatch, name: str, value: bytes) -> None:
     with monkeypatch.context() as patch, only_errors_of_ours():
         patch.setenv(name, os.fsdecode(value))
         route.proxy_for("https://login.example/x")
@@ -261,7 +263,7 @@ def test_proxy_variables(monkeypatch: pytest.MonkeyPatch, name: str, value: byte
 
 @fuzz
 @given(mutated_text("CN=app+OU=x,O=Contoso\\, Inc.,2.5.4.5=#0401AB"))
-def test_subjects(text: str) -> None:
+def test_any_string_is_a_subject_or_our_error(text: str) -> None:
     with only_errors_of_ours():
         parse_subject(text)
 
@@ -269,7 +271,9 @@ def test_subjects(text: str) -> None:
 @fuzz
 @given(content=mutated(b"# comment\nmodule: libvendor.so\n", b"x-init-reserved: a\nremote: |x\n"))
 @example(content=b"module: \0\n")
-def test_p11_kits_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+def test_any_file_is_a_p11_kit_configuration_or_our_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
     (tmp_path / "vendor.module").write_bytes(content)
     with monkeypatch.context() as patch:
         patch.setattr(module_search, "_CONFIGURATION_DIRECTORIES", (str(tmp_path),))

@@ -1,6 +1,6 @@
-"""What the tests of two capabilities at once need.
+"""Fixtures for tests of two capabilities together.
 
-A SoftHSM of its own for each test, behind the fault module, which counts the logins, and a PIN in a file; or an
+A separate SoftHSM for each test, behind the fault module, which counts the logins, and a PIN in a file; or an
 application whose key can be replaced, and the command line with a profile that follows the key file.
 """
 
@@ -34,9 +34,9 @@ class Card:
     """A device, and the file that a program reads its PIN from.
 
     Attributes:
-        faulty: the module that counts.
+        faulty: the module that counts logins.
         file: of the PIN.
-        pin: the right one.
+        pin: the right PIN.
     """
 
     softhsm: SoftHsm
@@ -46,7 +46,7 @@ class Card:
     pin: str
 
     def change_pin(self, pin: str) -> None:
-        """Change the PIN on the device, as its owner does with another program. The file stays as it is."""
+        """Change the PIN on the device, as its owner does with another program. The file is not changed."""
         subprocess.run(
             [sys.executable, "-c", _SET_PIN, self.softhsm.module, self.softhsm.label],
             env={**os.environ, **self.softhsm.environment, "OLD_PIN": self.pin, "NEW_PIN": pin},
@@ -63,7 +63,7 @@ class Card:
 
     @property
     def sent(self) -> list[bool]:
-        """Whether it was the right PIN, for each login."""
+        """For each login, whether the PIN was right."""
         return [login.right for login in self.faulty.logins()]
 
 

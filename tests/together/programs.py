@@ -1,4 +1,4 @@
-"""Programs that use a key, each busy in a thread of its own, and Entra that judges what they present."""
+"""Programs that use a key, each in its own thread, and the exchange of their assertions at Entra."""
 
 import json
 import threading
@@ -17,10 +17,10 @@ PATIENCE = 30
 
 
 class Busy:
-    """Does something over and over, in a thread of its own, until it fails or the `with` ends.
+    """Repeats an action in a thread until it fails or the `with` block ends.
 
     Attributes:
-        seen: everything that came of it, in order and each once in a row.
+        seen: its results in order, without consecutive repetitions.
     """
 
     def __init__(self, act: Callable[[], str]) -> None:
@@ -43,12 +43,12 @@ class Busy:
             raise self._failure
 
     def wait_for(self, what: str) -> None:
-        """Return when this has come of it, and once more after that."""
+        """Return when the action has given this result, and once more after that."""
         self._wait(lambda: what in self.seen)
         self.once_more()
 
     def once_more(self) -> None:
-        """Return when all that began before now has ended, and something after it."""
+        """Return when every run that began before now has ended, and one more after it."""
         target = self._rounds + 2
         self._wait(lambda: self._rounds >= target)
 
@@ -62,7 +62,7 @@ class Busy:
         while not self._stopping and self._failure is None:
             try:
                 found = self._act()
-            except Exception as error:  # told by who waits
+            except Exception as error:  # raised in the thread that waits
                 found, self._failure = "failed", error
             with self._changed:
                 if self.seen[-1:] != [found]:
@@ -72,10 +72,10 @@ class Busy:
 
 
 def exchange(application: Application, assertion: str) -> str:
-    """Have Entra judge an assertion, and return its thumbprint.
+    """Exchange an assertion at Entra, and return its thumbprint.
 
     Raises:
-        AssertionError: it is refused.
+        AssertionError: Entra refused it.
     """
     form = {
         "grant_type": "client_credentials",
@@ -95,5 +95,5 @@ def thumbprint(assertion: str) -> str:
 
 
 def current(application: Application) -> str:
-    """The thumbprint of the key that the key file names."""
+    """Return the thumbprint of the current key in the key file."""
     return application.file.current.thumbprints["x5t"]

@@ -70,7 +70,7 @@ def lose_the_session(card: Card) -> None:
 @pytest.mark.parametrize("pin_record", [True, False])
 @pytest.mark.parametrize("isolated", [False, True])
 class TestOnTheDeviceAndInTheFile:
-    def test_the_next_login_uses_the_new_one(self, card: Card, start: Start, isolated: bool, pin_record: bool) -> None:
+    def test_the_next_login_uses_the_new_pin(self, card: Card, start: Start, isolated: bool, pin_record: bool) -> None:
         credential = start(isolated=isolated, pin_record=pin_record)
         credential.assertion()
         card.change_pin(NEW)
@@ -79,7 +79,7 @@ class TestOnTheDeviceAndInTheFile:
         credential.assertion()
         assert card.sent == [True, True]
 
-    def test_the_next_signature_that_wants_the_pin_uses_the_new_one(
+    def test_the_next_signature_that_requires_the_pin_uses_the_new_one(
         self, card: Card, start: Start, isolated: bool, pin_record: bool
     ) -> None:
         card.faulty.always_authenticate(True)
@@ -90,7 +90,7 @@ class TestOnTheDeviceAndInTheFile:
         credential.assertion()
         assert card.sent == [True] * 4
 
-    def test_a_program_that_need_not_log_in_goes_on(
+    def test_a_program_that_need_not_log_in_keeps_signing(
         self, card: Card, start: Start, isolated: bool, pin_record: bool
     ) -> None:
         credential = start(isolated=isolated, pin_record=pin_record)
@@ -103,7 +103,7 @@ class TestOnTheDeviceAndInTheFile:
 
 @pytest.mark.parametrize("isolated", [False, True])
 class TestOnTheDeviceOnly:
-    def test_the_old_one_is_sent_once_and_the_new_one_once_it_is_in_the_file(
+    def test_the_old_pin_is_sent_once_and_the_new_one_as_soon_as_it_is_in_the_file(
         self, card: Card, start: Start, isolated: bool
     ) -> None:
         credential = start(isolated=isolated)
@@ -121,7 +121,9 @@ class TestOnTheDeviceOnly:
         credential.assertion()
         assert card.sent == [True, False, True]
 
-    def test_it_is_not_sent_by_another_process_either(self, card: Card, start: Start, isolated: bool) -> None:
+    def test_an_old_pin_that_another_process_sent_is_not_sent_again(
+        self, card: Card, start: Start, isolated: bool
+    ) -> None:
         credential = start(isolated=isolated)
         credential.assertion()
         card.change_pin(NEW)
@@ -136,7 +138,9 @@ class TestOnTheDeviceOnly:
         assert another_process(card) == ""
         assert card.sent == [True, False, True, True]
 
-    def test_nor_for_a_signature_that_wants_it(self, card: Card, start: Start, isolated: bool) -> None:
+    def test_an_old_pin_that_another_process_sent_is_not_sent_for_a_signature(
+        self, card: Card, start: Start, isolated: bool
+    ) -> None:
         card.faulty.always_authenticate(True)
         credential = start(isolated=isolated)
         credential.assertion()
@@ -153,7 +157,9 @@ class TestOnTheDeviceOnly:
 
 @pytest.mark.parametrize("isolated", [False, True])
 class TestInTheFileOnly:
-    def test_a_wrong_one_is_sent_once_and_its_correction_used(self, card: Card, start: Start, isolated: bool) -> None:
+    def test_a_wrong_pin_is_sent_once_and_the_corrected_one_used(
+        self, card: Card, start: Start, isolated: bool
+    ) -> None:
         credential = start(isolated=isolated)
         credential.assertion()
         card.write("33333333")
@@ -166,7 +172,7 @@ class TestInTheFileOnly:
         credential.assertion()
         assert card.sent == [True, False, True]
 
-    def test_a_program_that_started_with_a_wrong_one_uses_its_correction(
+    def test_a_program_that_started_with_a_wrong_pin_uses_the_corrected_one(
         self, card: Card, start: Start, isolated: bool
     ) -> None:
         card.write("33333333")
@@ -178,7 +184,7 @@ class TestInTheFileOnly:
         credential.assertion()
         assert card.sent == [False, True]
 
-    def test_a_file_that_is_away_is_waited_for(self, card: Card, start: Start, isolated: bool) -> None:
+    def test_after_the_file_was_missing_the_pin_is_read_again(self, card: Card, start: Start, isolated: bool) -> None:
         credential = start(isolated=isolated)
         credential.assertion()
         card.file.unlink()
@@ -191,7 +197,7 @@ class TestInTheFileOnly:
         assert card.sent == [True, True]
 
 
-def test_the_right_pin_is_not_taken_for_the_one_that_a_dead_worker_had(card: Card, start: Start) -> None:
+def test_a_new_worker_reads_the_new_pin_after_the_old_worker_died(card: Card, start: Start) -> None:
     credential = start(isolated=True)
     credential.assertion()
     card.change_pin(NEW)
@@ -205,8 +211,10 @@ def test_the_right_pin_is_not_taken_for_the_one_that_a_dead_worker_had(card: Car
 
 
 @pytest.mark.parametrize("isolated", [False, True])
-def test_two_programs_log_in_to_one_device_in_turn(card: Card, start: Start, isolated: bool) -> None:
-    """Both have to log in again at the same time, with a file that is wrong: one of them sends it."""
+def test_two_programs_that_log_in_again_send_a_wrong_pin_once_in_total(
+    card: Card, start: Start, isolated: bool
+) -> None:
+    """Both must log in again at the same time, with a wrong PIN in the file: only one of them sends it."""
     first, second = start(isolated=isolated), start(isolated=True)
     first.assertion()
     second.assertion()

@@ -1,4 +1,4 @@
-"""The certificate of a key is renewed under programs that use it."""
+"""The certificate of a key is renewed while programs use it."""
 
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -24,7 +24,7 @@ def first(application: Application) -> bytes:
 
 @pytest.fixture
 def renewed(application: Application) -> bytes:
-    """Another certificate of the same key, which Entra knows beside the first."""
+    """Another certificate of the same key, registered beside the first."""
     der = application.softhsm.issue_certificate(application.first.public_key)
     application.entra.register(CLIENT, der, tenant=TENANT)
     return der
@@ -32,7 +32,7 @@ def renewed(application: Application) -> bytes:
 
 @pytest.fixture
 def thumbprints(application: Application, renewed: bytes) -> list[str]:
-    """Of the first certificate, and of the renewed one."""
+    """The thumbprints of the first certificate and of the renewed one."""
     credentials = application.entra.key_credentials(CLIENT, tenant=TENANT)
     return [urlsafe_b64encode(each.thumbprints["x5t"]).decode().rstrip("=") for each in credentials]
 
@@ -44,7 +44,7 @@ def certificate(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keep(application: Application, assertion_file: Path, certificate: Path) -> list[str]:
-    """The command that keeps an assertion by the key whose certificate is in the file."""
+    """The command that keeps an assertion file up to date, with the certificate in a file."""
     names = ["--key", application.first.uri, "--certificate", str(certificate)]
     return ["assertion-file", str(assertion_file), *names]
 
@@ -54,7 +54,7 @@ def put(file: Path, der: bytes) -> None:
         stream.write(der)
 
 
-def test_in_a_file_and_the_assertion_in_its_file_is_replaced_within_seconds(
+def test_when_the_certificate_file_changes_the_assertion_file_is_replaced_within_seconds(
     application: Application,
     program: Program,
     systemd: Listener,
@@ -75,7 +75,7 @@ def test_in_a_file_and_the_assertion_in_its_file_is_replaced_within_seconds(
     assert reader.seen == thumbprints
 
 
-def test_in_a_file_while_nobody_looked_and_the_assertion_is_replaced_at_the_next_look(
+def test_when_the_certificate_file_changed_between_two_runs_the_next_run_replaces_the_assertion(
     application: Application,
     program: Program,
     assertion_file: Path,
@@ -94,7 +94,7 @@ def test_in_a_file_while_nobody_looked_and_the_assertion_is_replaced_at_the_next
 
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
-def test_on_the_device_and_a_running_credential_goes_over_to_it(
+def test_when_the_certificate_on_the_device_changes_a_running_credential_uses_it(
     application: Application,
     renewed: bytes,
     thumbprints: list[str],

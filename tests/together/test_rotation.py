@@ -1,4 +1,4 @@
-"""A key is replaced while other programs use it, and none of them is refused."""
+"""A key is replaced while other programs use it, and Entra refuses none of them."""
 
 import fcntl
 import itertools
@@ -21,7 +21,7 @@ from tests.support.names import GRAPH, PIN, TENANT
 from tests.support.program import Program
 from tests.together.programs import Busy, current, exchange, thumbprint
 
-# Another key, of another application, on the same device.
+# The client of another application, whose key is on the same device.
 ANOTHER = "3d1f1d1e-2a58-4f0a-8f1e-3f5ad2a3a002"
 CHALLENGE = '{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}'
 
@@ -36,10 +36,10 @@ def statuses(application: Application) -> set[int | None]:
 class TestAnAssertionFile:
     @pytest.fixture
     def reader(self, application: Application, assertion_file: Path) -> Busy:
-        """An SDK that reads the file all the time, and has what it finds exchanged."""
+        """An SDK that reads the file all the time, and exchanges the assertion in it."""
         return Busy(lambda: exchange(application, assertion_file.read_text()))
 
-    def test_is_never_refused_and_has_the_next_key_within_seconds(
+    def test_an_assertion_file_is_never_refused_and_has_the_next_key_within_seconds(
         self, application: Application, program: Program, systemd: Listener, assertion_file: Path, reader: Busy
     ) -> None:
         with program.start("assertion-file", str(assertion_file)):
@@ -49,14 +49,14 @@ class TestAnAssertionFile:
                 rotated = program("rotate", "--delete-old-key")
                 assert (rotated.status, rotated.stderr) == (0, "")
                 reader.wait_for(current(application))
-                # Nobody holds an assertion by the old key any more.
+                # No program holds an assertion by the old key any more.
                 assert program("rotate", "--grace", "0").status == 0
                 reader.once_more()
         assert len(reader.seen) == 2
         assert statuses(application) == {200}
         assert application.is_tidy()
 
-    def test_that_was_not_kept_meanwhile_is_replaced_by_whoever_keeps_it_next(
+    def test_the_next_run_replaces_an_assertion_file_that_was_not_kept_during_the_rotation(
         self, application: Application, program: Program, assertion_file: Path
     ) -> None:
         assert program("assertion-file", str(assertion_file), "--once").status == 0
@@ -66,7 +66,7 @@ class TestAnAssertionFile:
         after = exchange(application, assertion_file.read_text())
         assert (after, after != before) == (current(application), True)
 
-    def test_is_left_alone_where_the_key_has_not_changed(
+    def test_an_assertion_file_is_not_changed_if_the_key_has_not_changed(
         self, application: Application, program: Program, assertion_file: Path
     ) -> None:
         assert program("assertion-file", str(assertion_file), "--once").status == 0
@@ -77,14 +77,14 @@ class TestAnAssertionFile:
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
 class TestACredential:
-    def test_is_never_refused_and_goes_over_to_the_next_key(
+    def test_a_credential_is_never_refused_and_switches_to_the_next_key(
         self, application: Application, program: Program, isolated: bool
     ) -> None:
         with application.tokens(network_timeout=30, isolated=isolated) as tokens:
             challenged = tokens.build_query((GRAPH,), claims=CHALLENGE)
 
             def ask() -> str:
-                # Past the tokens in memory: each time the device signs.
+                # The challenge bypasses the cached tokens, so the device signs each time.
                 tokens.get(challenged)
                 return exchange(application, tokens.assertion())
 
@@ -100,7 +100,7 @@ class TestACredential:
         assert statuses(application) == {200}
         assert application.is_tidy()
 
-    def test_with_another_key_on_the_same_device_takes_no_notice(
+    def test_a_credential_with_another_key_on_the_same_device_is_not_affected(
         self, application: Application, program: Program, isolated: bool
     ) -> None:
         key = application.softhsm.add_identity("another", b"\x02")
@@ -127,7 +127,7 @@ class TestACredential:
 
 
 class TestAPinThatCanBeReadOnce:
-    """From a descriptor: at a second reading its number may be that of any other file."""
+    """A PIN from a descriptor: when it is read again, its number may belong to any other file."""
 
     @pytest.fixture
     def faulty(self, application: Application) -> Iterator[FaultyModule]:
@@ -141,7 +141,7 @@ class TestAPinThatCanBeReadOnce:
         reading, writing = os.pipe()
         os.write(writing, PIN.encode())
         os.close(writing)
-        # A number that nothing else gets, and none that was read before. Whoever reads it closes it.
+        # A number that nothing else gets, and that was not read before. The reader closes it.
         number = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, next(NUMBERS))
         os.close(reading)
         return number
@@ -152,7 +152,7 @@ class TestAPinThatCanBeReadOnce:
         return {"pin_source": f"fd:{descriptor}", "module": str(faulty.path), "module_environment": environment}
 
     @pytest.mark.parametrize(("isolated", "logins"), [(False, 1), (True, 2)], ids=["in this process", "isolated"])
-    def test_serves_the_next_key_too(
+    def test_a_pin_that_was_read_once_also_works_for_the_next_key(
         self,
         application: Application,
         program: Program,
@@ -170,7 +170,7 @@ class TestAPinThatCanBeReadOnce:
         assert [login.right for login in faulty.logins()] == [True] * logins
 
     @pytest.mark.parametrize("isolated", [False, True], ids=["in this process", "isolated"])
-    def test_is_never_looked_for_in_another_file(
+    def test_a_pin_is_never_read_from_another_file_with_the_same_number(
         self,
         application: Application,
         faulty: FaultyModule,
@@ -188,11 +188,11 @@ class TestAPinThatCanBeReadOnce:
 
 @contextmanager
 def another_file(number: int) -> Iterator[None]:
-    """Let a descriptor's number, which is free again, be that of another file."""
+    """Give a descriptor's number, which is free again, to another file."""
     with tempfile.TemporaryFile() as file:
         file.write(b"0815")
         file.seek(0)
         os.dup2(file.fileno(), number)
         yield
-        with suppress(OSError):  # where it was read and closed
+        with suppress(OSError):  # if it was read and closed
             os.close(number)

@@ -1,4 +1,4 @@
-"""The key of a card is replaced, from slot 9a to slot 9c, also while the card is pulled out and put back."""
+"""The key of a card is replaced, from slot 9a to slot 9c, even if the card is unplugged and plugged in meanwhile."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def following(yubikey: PivStack) -> Pkcs11Uri:
 def rotate(
     profile: Profile, following: Pkcs11Uri, at: Step | None = None, act: Callable[[], None] = lambda: None
 ) -> list[Step]:
-    """Rotate, do something right after a step, and return the steps that were taken."""
+    """Rotate, call `act` right after a step, and return the steps that were taken."""
     taken: list[Step] = []
 
     def report(step: Step, text: str) -> None:
@@ -79,7 +79,7 @@ def in_use(profile: Profile) -> Pkcs11Uri:
     return read_key_file(key_file(profile)).current.uri
 
 
-def test_a_key_that_was_made_on_the_card_takes_over(
+def test_a_key_generated_on_the_card_becomes_the_current_key(
     yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri
 ) -> None:
     assert rotate(profile, following) == STEPS
@@ -88,7 +88,7 @@ def test_a_key_that_was_made_on_the_card_takes_over(
     assert held.key_id == read_key_file(key_file(profile)).current.key_id
 
 
-def test_no_key_is_made_on_the_card_and_the_tool_that_does_is_named(yubikey: PivStack, profile: Profile) -> None:
+def test_generating_a_key_on_the_card_is_refused_and_its_own_tool_is_named(yubikey: PivStack, profile: Profile) -> None:
     with Rotation(profile, RotationRequest()) as rotation, pytest.raises(DeviceReadOnly) as caught:
         rotation.run()
     assert caught.value.hint is not None
@@ -97,7 +97,7 @@ def test_no_key_is_made_on_the_card_and_the_tool_that_does_is_named(yubikey: Piv
 
 
 @pytest.mark.parametrize("step", STEPS[:-2])
-def test_a_card_that_is_back_at_once_is_gone_on_with(
+def test_a_rotation_continues_if_the_card_is_plugged_in_at_once(
     yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri, step: Step
 ) -> None:
     def replug() -> None:
@@ -110,14 +110,14 @@ def test_a_card_that_is_back_at_once_is_gone_on_with(
 
 
 @pytest.mark.parametrize("step", STEPS[:-2])
-def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
+def test_if_the_card_stays_unplugged_the_run_ends_and_the_next_run_continues(
     yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri, step: Step
 ) -> None:
     before = in_use(profile)
     with pytest.raises((DeviceGone, DeviceNotFound)):
         rotate(profile, following, step, yubikey.unplug)
     yubikey.plug()
-    # Once it is proven, the switch needs no device.
+    # After the proof, the switch needs no device.
     assert in_use(profile) == (following if step in (Step.PROVE, Step.SWITCH) else before)
     with Tokens(profile) as tokens:
         assert tokens.get(tokens.build_query((GRAPH,))).token
@@ -126,7 +126,7 @@ def test_a_card_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (following, "CN=virtual 9c")
 
 
-def test_a_program_that_runs_meanwhile_goes_over_to_the_next_key(
+def test_a_running_program_switches_to_the_next_key(
     yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri
 ) -> None:
     def replug() -> None:

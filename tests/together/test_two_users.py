@@ -1,6 +1,6 @@
-"""Two users and one device: one of them replaces the key, the other's program uses it, and may read the key file only.
+"""Two users and one device: one replaces the key; the other's program uses it, and may only read the key file.
 
-The device's files are both users', as a card is. Where the tests do not run as root, both are the same user.
+Both users may use the device's files, as with a card. If the tests do not run as root, both are the same user.
 """
 
 import json
@@ -51,7 +51,7 @@ with Tokens(profile) as tokens:
 
 @pytest.fixture
 def application(device_pin: None) -> Iterator[Application]:
-    """The same as elsewhere, where another user can get to it."""
+    """The usual application, in a directory that another user can reach."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)  # noqa: S103  # for all to read
         with running_application(Path(directory)) as application:
@@ -60,7 +60,7 @@ def application(device_pin: None) -> Iterator[Application]:
 
 
 def share(application: Application) -> None:
-    """Let every user use the device: SoftHSM makes its files for one."""
+    """Let every user use the device: SoftHSM creates its files for one user only."""
     application.softhsm.directory.chmod(0o755)
     for file in (application.softhsm.directory / "tokens").rglob("*"):
         file.chmod(0o777 if file.is_dir() else 0o666)
@@ -68,7 +68,7 @@ def share(application: Application) -> None:
 
 @contextmanager
 def another_user(application: Application) -> Iterator["subprocess.Popen[str]"]:
-    """A program of another user, which answers a line with an assertion, or with what came of a rotation."""
+    """A program of another user, which answers a line with an assertion, or with the outcome of a rotation."""
     arguments = {"tenant": TENANT, "client_id": CLIENT, "key": f"file:{application.key_file}", **application.settings()}
     process = subprocess.Popen(
         [sys.executable, "-c", _AS_ANOTHER_USER, json.dumps(arguments)],
@@ -89,7 +89,7 @@ def ask(process: "subprocess.Popen[str]", line: str = "assertion") -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_program_of_another_user_goes_over_to_the_next_key_and_is_never_refused(application: Application) -> None:
+def test_a_program_of_another_user_switches_to_the_next_key_and_is_never_refused(application: Application) -> None:
     def rotate(grace: int) -> None:
         with application.rotation({"grace": grace}, lambda step, text: share(application)) as rotation:
             rotation.run()
@@ -105,7 +105,7 @@ def test_a_program_of_another_user_goes_over_to_the_next_key_and_is_never_refuse
     assert application.is_tidy()
 
 
-def test_a_user_who_cannot_write_beside_the_key_file_cannot_replace_the_key(application: Application) -> None:
+def test_a_user_who_cannot_write_in_the_key_files_directory_cannot_replace_the_key(application: Application) -> None:
     application.key_file.parent.chmod(0o555)
     before = application.file, application.seen()
     with another_user(application) as other:
@@ -115,7 +115,7 @@ def test_a_user_who_cannot_write_beside_the_key_file_cannot_replace_the_key(appl
     assert (application.file, application.seen()) == before
 
 
-def test_while_one_user_replaces_the_key_nobody_else_does(application: Application) -> None:
+def test_only_one_user_can_replace_the_key_at_a_time(application: Application) -> None:
     answers = []
 
     def meanwhile(step: Step, text: str) -> None:
