@@ -52,18 +52,18 @@ class Stage:
         return self("rotate", "--current", self.first.uri, *more)
 
     def registered(self) -> list[str]:
-        """Thumbprints of the certificates that Entra knows."""
+        """Return the thumbprints of the registered certificates."""
         held = self.entra.key_credentials(CLIENT, tenant=TENANT)
         return [each.thumbprints["x5t"].hex() for each in held]
 
     def on_device(self) -> tuple[int, int]:
-        """How many private keys and certificates the device holds."""
+        """Return how many private keys and certificates the device holds."""
         shown = self("device", "show", "--login", "-o", "json", "--key", self.first.uri.partition(";")[0]).json
         contents = shown["devices"][0]["contents"]
         return len(contents["keys"]), len(contents["certificates"])
 
     def works(self) -> bool:
-        """Whether the profile gets a token."""
+        """Return whether the profile gets a token."""
         return self("token").status == 0
 
 
@@ -74,7 +74,7 @@ def stage(program: Program) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def reticent(program: Program) -> Iterator[Stage]:
+def unlisted(program: Program) -> Iterator[Stage]:
     """The same, with a Graph that does not list the application's credentials."""
     with staged(program, forbid_listing=True) as stage:
         yield stage
@@ -113,7 +113,7 @@ class Authority:
         self.certificate = self._issue(self.name, self._key.public_key())
 
     def sign(self, request: bytes) -> bytes:
-        """Return the certificate, PEM, for what asks for it."""
+        """Return the certificate (PEM) for a signing request (PEM)."""
         asked = x509.load_pem_x509_csr(request)
         assert asked.is_signature_valid
         public_key = asked.public_key()
@@ -139,7 +139,7 @@ def steps(result: Result) -> list[str]:
     return [line.split()[0] for line in result.stdout.splitlines()]
 
 
-def test_the_next_key_takes_over_and_the_old_one_is_removed(stage: Stage) -> None:
+def test_the_next_key_replaces_the_old_one_which_is_deleted(stage: Stage) -> None:
     before = stage.registered()
     result = stage.begin("--delete-old-key")
     assert (result.status, result.stderr) == (0, "")
@@ -158,32 +158,32 @@ def test_the_old_key_stays_on_the_device_without_the_option(stage: Stage) -> Non
     assert len(stage.registered()) == 1
 
 
-def test_an_application_that_may_not_list_its_keys_can_still_rotate_them(reticent: Stage) -> None:
-    first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
-    object_id = reticent.entra.object_id(CLIENT, tenant=TENANT)
-    assert reticent.begin("--object-id", object_id, "--old-key-id", first, "--delete-old-key").status == 0
-    # From now on the key file knows what is needed.
-    assert reticent("rotate", "--delete-old-key").status == 0
-    assert len(reticent.registered()) == 1
-    assert reticent.works()
+def test_an_application_that_may_not_list_its_keys_can_still_rotate_them(unlisted: Stage) -> None:
+    first = unlisted.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
+    object_id = unlisted.entra.object_id(CLIENT, tenant=TENANT)
+    assert unlisted.begin("--object-id", object_id, "--old-key-id", first, "--delete-old-key").status == 0
+    # Now the key file contains both ids.
+    assert unlisted("rotate", "--delete-old-key").status == 0
+    assert len(unlisted.registered()) == 1
+    assert unlisted.works()
 
 
-def test_without_its_id_and_the_permission_to_list_keys_it_asks_for_the_old_credential(reticent: Stage) -> None:
-    first = reticent.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
-    refused = reticent.begin("--object-id", reticent.entra.object_id(CLIENT, tenant=TENANT))
+def test_without_the_permission_to_list_keys_it_asks_for_the_old_keys_id(unlisted: Stage) -> None:
+    first = unlisted.entra.key_credentials(CLIENT, tenant=TENANT)[0].key_id
+    refused = unlisted.begin("--object-id", unlisted.entra.object_id(CLIENT, tenant=TENANT))
     assert refused.status == 2
     assert "--old-key-id" in refused.stderr
-    assert reticent.works()
-    assert steps(reticent("rotate", "--old-key-id", first)) == ["unregister", "keep"]
-    assert len(reticent.registered()) == 1
+    assert unlisted.works()
+    assert steps(unlisted("rotate", "--old-key-id", first)) == ["unregister", "keep"]
+    assert len(unlisted.registered()) == 1
 
 
-def test_without_the_object_id_and_the_permission_to_read_it_it_asks_for_it(reticent: Stage) -> None:
-    result = reticent.begin()
+def test_without_the_permission_to_read_the_object_id_it_asks_for_it(unlisted: Stage) -> None:
+    result = unlisted.begin()
     assert result.status == 2
     assert "--object-id" in result.stderr
     assert "az ad app show" in result.stderr
-    assert not reticent.key_file.exists() or reticent.works()
+    assert not unlisted.key_file.exists() or unlisted.works()
 
 
 def test_a_change_that_spreads_slowly_is_waited_for(stage: Stage) -> None:
@@ -228,7 +228,7 @@ def test_it_finishes_even_if_nobody_reads_its_output(stage: Stage) -> None:
     assert stage.on_device() == (1, 1)
 
 
-def test_the_plan_is_shown_and_not_taken(stage: Stage) -> None:
+def test_a_dry_run_shows_the_plan_and_changes_nothing(stage: Stage) -> None:
     before = stage.registered(), stage.on_device()
     result = stage.begin("--dry-run")
     assert steps(result) == [*STEPS, "keep"]
@@ -236,13 +236,13 @@ def test_the_plan_is_shown_and_not_taken(stage: Stage) -> None:
     assert not stage.key_file.exists()
 
 
-def test_the_steps_are_one_json_document_where_that_is_asked_for(stage: Stage) -> None:
+def test_with_json_output_the_steps_are_one_document(stage: Stage) -> None:
     document = stage.begin("-o", "json").json
     assert [step["step"] for step in document["steps"]] == [*STEPS, "keep"]
     assert document["key"] == json.loads(stage.key_file.read_text())["key"]
 
 
-def test_the_steps_before_one_that_failed_are_a_json_document_too(stage: Stage) -> None:
+def test_with_json_output_the_steps_before_a_failure_are_one_document(stage: Stage) -> None:
     stage.entra.restrict_certificates(max_lifetime=timedelta(days=100))
     failed = stage.begin("-o", "json")
     assert failed.status == 7
@@ -252,7 +252,7 @@ def test_the_steps_before_one_that_failed_are_a_json_document_too(stage: Stage) 
     assert len(failed.stderr.splitlines()) == 1
 
 
-def test_the_steps_before_an_interrupt_are_a_json_document_too(stage: Stage) -> None:
+def test_with_json_output_the_steps_before_an_interrupt_are_one_document(stage: Stage) -> None:
     stage.entra.delay_propagation(token_requests=1000)
     arguments = ("rotate", "-o", "json", "--current", stage.first.uri)
     with stage.program.start(*arguments, environment=stage.environment) as run:
@@ -265,12 +265,12 @@ def test_the_steps_before_an_interrupt_are_a_json_document_too(stage: Stage) -> 
     assert [step["step"] for step in json.loads(stdout)["steps"]][:4] == STEPS[:4]
 
 
-def test_a_failure_before_any_step_is_no_more_than_an_error(stage: Stage) -> None:
+def test_with_json_output_a_failure_before_the_first_step_prints_only_an_error(stage: Stage) -> None:
     failed = stage("rotate", "--current", "pkcs11:token=rolling;id=%99", "-o", "json")
     assert (failed.stdout, failed.status) == ("", 5)
 
 
-def test_the_next_certificate_is_like_the_last_with_a_validity_of_its_own(stage: Stage) -> None:
+def test_the_next_certificate_has_the_same_subject_and_the_requested_validity(stage: Stage) -> None:
     assert stage.first.certificate is not None
     old = x509.load_der_x509_certificate(stage.first.certificate)
     stage.begin("--days", "90")
@@ -299,7 +299,7 @@ def test_there_is_one_login_for_the_whole_run(stage: Stage) -> None:
 class TestWhileAssertionsByTheOldKeyMayBeInUse:
     LATER = ("--grace", "3600")
 
-    def test_it_stays_registered_and_the_run_says_until_when_and_ends_well(self, stage: Stage) -> None:
+    def test_the_old_key_stays_registered_and_the_run_succeeds_and_says_until_when(self, stage: Stage) -> None:
         result = stage.begin(*self.LATER)
         assert (result.status, result.stderr) == (0, "")
         assert steps(result) == [*STEPS[:-1], "wait"]
@@ -316,7 +316,7 @@ class TestWhileAssertionsByTheOldKeyMayBeInUse:
         assert steps(stage("rotate")) == ["unregister", "delete"]
         assert stage.on_device() == (1, 1)
 
-    def test_programs_are_told_what_remains(self, stage: Stage) -> None:
+    def test_json_output_says_what_remains(self, stage: Stage) -> None:
         document = stage.begin(*self.LATER, "-o", "json").json
         assert document["steps"][-1]["step"] == "wait"
         (old,) = document["remaining"]
@@ -332,63 +332,63 @@ class TestWhileAssertionsByTheOldKeyMayBeInUse:
         assert result.status == 0
         assert "stays registered until" in result.stdout
 
-    def test_the_plan_shows_where_the_run_ends(self, stage: Stage) -> None:
+    def test_the_plan_shows_where_the_run_stops(self, stage: Stage) -> None:
         result = stage.begin(*self.LATER, "--dry-run")
         assert steps(result) == [*STEPS[:-1], "wait", "unregister", "keep"]
         assert "3600 s after the switch" in result.stdout
 
     @pytest.mark.parametrize("grace", ["-1", "1.5", "inf", "nan", "99999999999"])
-    def test_an_invalid_time_is_refused_before_anything_starts(self, stage: Stage, grace: str) -> None:
+    def test_an_invalid_grace_period_is_refused_before_anything_starts(self, stage: Stage, grace: str) -> None:
         assert_explained(stage.begin("--grace", grace), 2, "config_error")
         assert not stage.key_file.exists()
 
 
 class TestTheCheck:
-    def test_says_that_there_is_time(self, stage: Stage) -> None:
+    def test_a_certificate_with_time_left_is_not_due(self, stage: Stage) -> None:
         stage.begin()
         result = stage("rotate", "--check")
         assert (result.status, result.stderr) == (0, "")
         assert "days left" in result.stdout
 
-    def test_says_with_its_status_that_the_certificate_is_due(self, stage: Stage) -> None:
+    def test_the_exit_status_shows_that_the_certificate_is_due(self, stage: Stage) -> None:
         stage.begin("--days", "20")
         result = stage("rotate", "--check", "-o", "json")
         assert result.status == 1
         assert result.json == {"due": True, "days_left": 19, "unfinished": False, "until": None}
 
-    def test_says_that_a_rotation_is_unfinished(self, stage: Stage) -> None:
+    def test_an_unfinished_rotation_is_reported(self, stage: Stage) -> None:
         stage.entra.answer_next_graph(GraphRefusal("Request_BadRequest", "No.", 400))
         stage.begin()
         assert stage("rotate", "--check", "-o", "json").json["unfinished"]
 
-    def test_does_not_log_in(self, stage: Stage) -> None:
+    def test_the_check_does_not_log_in(self, stage: Stage) -> None:
         stage.begin()
         result = stage("rotate", "--check", "--pin-source", "env:NOT_SET")
         assert result.status == 0
 
 
-class TestIsRefused:
-    def test_where_the_profile_does_not_name_a_key_file(self, stage: Stage) -> None:
+class TestErrors:
+    def test_a_profile_without_a_key_file_is_refused(self, stage: Stage) -> None:
         result = stage("rotate", "--key", stage.first.uri)
         assert result.status == 2
         assert 'key = "file:PATH"' in result.stderr
 
-    def test_where_nothing_says_which_key_is_in_use(self, stage: Stage) -> None:
+    def test_without_a_current_key_it_is_refused(self, stage: Stage) -> None:
         result = stage("rotate")
         assert result.status == 2
         assert "rotate --current URI" in result.stderr
 
-    def test_where_the_certificate_is_in_a_file(self, stage: Stage) -> None:
+    def test_a_certificate_in_a_file_is_refused(self, stage: Stage) -> None:
         result = stage.begin("--certificate", "app.pem")
         assert result.status == 2
         assert "would not follow" in result.stderr
 
-    def test_where_the_current_key_is_not_on_the_device(self, stage: Stage) -> None:
+    def test_a_current_key_that_is_not_on_the_device_is_refused(self, stage: Stage) -> None:
         result = stage("rotate", "--current", "pkcs11:token=rolling;id=%99")
         assert result.status == 5
         assert not stage.key_file.exists()
 
-    def test_where_a_policy_caps_the_lifetime_until_fewer_days_are_asked_for(self, stage: Stage) -> None:
+    def test_if_a_policy_caps_the_lifetime_it_stops_until_fewer_days_are_requested(self, stage: Stage) -> None:
         stage.entra.restrict_certificates(max_lifetime=timedelta(days=100))
         result = stage.begin()
         assert result.status == 7
@@ -424,7 +424,7 @@ class TestIsRefused:
         assert stage.on_device() == (1, 1)
         assert stage.works()
 
-    def test_with_commands_that_repeat_how_the_profile_was_chosen(self, stage: Stage) -> None:
+    def test_the_commands_in_an_error_repeat_how_the_profile_was_chosen(self, stage: Stage) -> None:
         stage.entra.restrict_certificates(issuer=Authority().certificate)
         config = stage.program.directory / "config.toml"
         config.rename(config.with_name("it's.toml"))
@@ -450,7 +450,7 @@ class TestIsRefused:
         assert "4711" not in result.stderr
         assert not stage.key_file.exists()
 
-    def test_with_a_wrong_pin_that_the_next_run_does_not_send_again(self, stage: Stage) -> None:
+    def test_the_next_run_does_not_send_a_wrong_pin_again(self, stage: Stage) -> None:
         wrong = {**stage.environment, "DEVICE_PIN": "0815"}
         first, second = (
             stage.program("rotate", "--current", stage.first.uri, "-o", "json", environment=wrong) for _ in range(2)
@@ -464,7 +464,7 @@ class TestTheCertificateInUse:
 
     @pytest.fixture
     def renewed(self, stage: Stage) -> str:
-        """The file of another certificate for the first key."""
+        """The path of another certificate for the first key."""
         stage.begin()
         current = stage.entra.key_credentials(CLIENT, tenant=TENANT)[0].public_key
         file = stage.program.directory / "renewed.der"
@@ -472,7 +472,7 @@ class TestTheCertificateInUse:
         return str(file)
 
     @pytest.mark.parametrize("named", [False, True], ids=["by the key file", "by --key, in other words"])
-    def test_is_not_replaced_by_accident(self, stage: Stage, renewed: str, named: bool) -> None:
+    def test_it_is_not_replaced_by_accident(self, stage: Stage, renewed: str, named: bool) -> None:
         current = json.loads(stage.key_file.read_text())["key"]
         key = ["--key", current.partition(";id=")[0]] if named else []
         before = stage.on_device(), stage.registered()
@@ -483,21 +483,21 @@ class TestTheCertificateInUse:
         assert (stage.on_device(), stage.registered()) == before
         assert stage.works()
 
-    def test_is_replaced_with_force(self, stage: Stage, renewed: str) -> None:
+    def test_it_is_replaced_with_force(self, stage: Stage, renewed: str) -> None:
         assert stage("certificate", "import", renewed, "--replace", "--force").status == 0
         assert not stage.works()
 
-    def test_is_not_in_use_if_the_key_file_names_another_key(self, stage: Stage, renewed: str) -> None:
+    def test_a_certificate_is_not_in_use_if_the_key_file_names_another_key(self, stage: Stage, renewed: str) -> None:
         create = ("certificate", "create", "--subject", "CN=app", "--replace", "--key", stage.first.uri)
         assert stage(*create).status == 0
         assert stage.works()
 
-    def test_is_stored_if_the_key_has_none_yet(self, stage: Stage) -> None:
+    def test_a_certificate_is_stored_if_the_key_has_none_yet(self, stage: Stage) -> None:
         key = stage.softhsm.add_key("new", b"\x05")
         stage.key_file.write_text(json.dumps({"key": key.uri}))
         assert stage("certificate", "create", "--subject", "CN=app", "--replace").status == 0
 
-    def test_a_certificate_stays_if_its_key_is_not_deleted(self, stage: Stage, renewed: str) -> None:
+    def test_if_deleting_the_key_is_refused_its_certificate_is_kept(self, stage: Stage, renewed: str) -> None:
         current = json.loads(stage.key_file.read_text())["key"]
         before = stage.on_device()
         for named in ([], ["--key", current.partition(";id=")[0]]):
@@ -521,11 +521,11 @@ def test_a_program_is_told_that_the_key_file_does_not_exist_yet(stage: Stage) ->
     assert "rotate --current URI" in result.stderr
 
 
-def test_what_stops_it_is_explained(stage: Stage) -> None:
+def test_a_refused_run_is_explained(stage: Stage) -> None:
     result = stage("rotate")
     assert_explained(result, 2, "config_error")
 
 
-def test_the_clock_of_the_label_is_utc(stage: Stage) -> None:
+def test_the_date_in_the_label_is_utc(stage: Stage) -> None:
     result = stage.begin()
     assert f"app-{datetime.now(UTC):%Y%m%d}" in result.stdout

@@ -1,4 +1,4 @@
-"""A credential over a device whose calls are counted, Entra's stand-in, and a stub of Key Vault: all on loopback."""
+"""A credential over a device whose calls are counted, the Entra emulator and a stub of Key Vault: all on loopback."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from .vault import Vault
 
 @pytest.fixture(autouse=True)
 def _own_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    # requests prefers these to the CA a session was told of, and sends even what is for loopback through a proxy.
+    # requests prefers these variables to a session's own CA, and sends even loopback requests through a proxy.
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -53,7 +53,7 @@ def vault(entra: EntraEmulator, tmp_path: Path) -> Iterator[Vault]:
 def arguments(
     faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """What a credential for all of these is made with."""
+    """The arguments of a credential for all of these."""
     monkeypatch.setenv("DEVICE_PIN", softhsm.pin)
     return {
         "tenant_id": TENANT,
@@ -74,5 +74,5 @@ def credential(arguments: dict[str, Any]) -> Iterator[HsmCredential]:
 
 
 def signatures(faulty: FaultyModule) -> int:
-    """How often the device has signed."""
+    """Return how often the device has signed."""
     return faulty.calls("C_Sign")

@@ -1,4 +1,4 @@
-"""azure-identity's own WorkloadIdentityCredential reads our file, also while it is replaced under its feet."""
+"""azure-identity's WorkloadIdentityCredential reads our file, even while it is being replaced."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ def keeper(softhsm: SoftHsm, key: SoftHsmKey, tmp_path: Path, systemd: Listener)
 
 @pytest.fixture
 def arguments(softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, assertion_file: Path) -> list[str]:
-    """The command that keeps the file, and replaces it every second."""
+    """The command that keeps the file up to date, and replaces it every second."""
     settings = {
         "tenant": TENANT,
         "client_id": CLIENT,
@@ -73,7 +73,7 @@ class Reader(threading.Thread):
 
 @pytest.mark.usefixtures("environment")
 class TestWorkloadIdentityCredential:
-    def test_gets_tokens_while_the_file_is_replaced_and_never_sees_a_part_of_one(
+    def test_it_gets_tokens_while_the_file_is_replaced_and_never_reads_half_a_file(
         self,
         keeper: Program,
         arguments: list[str],
@@ -89,7 +89,7 @@ class TestWorkloadIdentityCredential:
             reader.start()
             try:
                 while len(posted) < 3:
-                    # Each reads the file once, and then not for ten minutes.
+                    # Each credential reads the file once, and then not for ten minutes.
                     with WorkloadIdentityCredential(
                         connection_verify=str(entra.ca_file), disable_instance_discovery=True
                     ) as credential:
@@ -103,15 +103,15 @@ class TestWorkloadIdentityCredential:
         assert {mode for _, mode in reader.seen} == {0o600}
         assert posted <= {text for text, _ in reader.seen} | {assertion_file.read_text()}
         for text, _ in reader.seen:
-            jose.decode(text, public_key(key), algorithms=["RS256"])  # raises unless it is whole
+            jose.decode(text, public_key(key), algorithms=["RS256"])  # raises unless the assertion is complete
 
-    def test_gets_a_token_asynchronously(
+    def test_the_asynchronous_one_gets_a_token(
         self, keeper: Program, arguments: list[str], entra: EntraEmulator, assertion_file: Path
     ) -> None:
         assert keeper(*arguments, "--once").status == 0
 
         async def main() -> str:
-            # Left to itself it wants aiohttp.
+            # By default it requires aiohttp.
             transport = AsyncioRequestsTransport(connection_verify=str(entra.ca_file))
             async with AsyncWorkloadIdentityCredential(
                 disable_instance_discovery=True, transport=transport

@@ -1,4 +1,4 @@
-"""azure-core's own protocols, classes and bearer policies, over our credentials."""
+"""azure-core's own protocols, classes and bearer policies with our credentials."""
 
 import json
 import time
@@ -28,20 +28,20 @@ from tests.support.names import CLIENT, GRAPH, TENANT, VAULT
 from .conftest import signatures
 from .vault import Vault
 
-# As an event of Microsoft's continuous access evaluation asks for a token that is newer than it.
+# What continuous access evaluation asks for after an event: a token that was issued later.
 CHALLENGE = '{"access_token": {"nbf": {"essential": true, "value": "1750000000"}}}'
 BACKENDS = ["asyncio", "trio"]
 
 
-def test_the_protocols_are_followed(credential: HsmCredential) -> None:
-    # The assignments are mypy's to check: signatures and return types.
+def test_our_credential_implements_azure_cores_protocols(credential: HsmCredential) -> None:
+    # mypy checks the assignments: signatures and return types.
     token_credential: TokenCredential = credential
     supports_info: SupportsTokenInfo = credential
     assert isinstance(token_credential, TokenCredential)
     assert isinstance(supports_info, SupportsTokenInfo)
 
 
-def test_the_asynchronous_protocols_are_followed(arguments: dict[str, Any]) -> None:
+def test_our_asynchronous_credential_implements_azure_cores_protocols(arguments: dict[str, Any]) -> None:
     credential = AsyncHsmCredential(**arguments)
     token_credential: AsyncTokenCredential = credential
     supports_info: AsyncSupportsTokenInfo = credential
@@ -49,14 +49,14 @@ def test_the_asynchronous_protocols_are_followed(arguments: dict[str, Any]) -> N
     assert isinstance(supports_info, AsyncSupportsTokenInfo)
 
 
-def test_its_own_classes_are_returned(credential: HsmCredential) -> None:
+def test_azure_cores_own_classes_are_returned(credential: HsmCredential) -> None:
     token, info = credential.get_token(GRAPH), credential.get_token_info(GRAPH)
     assert (type(token), type(info)) == (AccessToken, AccessTokenInfo)
     assert token == (info.token, info.expires_on)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_own_classes_are_returned_asynchronously(arguments: dict[str, Any], backend: str) -> None:
+def test_azure_cores_own_classes_are_returned_asynchronously(arguments: dict[str, Any], backend: str) -> None:
     async def main() -> None:
         async with AsyncHsmCredential(**arguments) as credential:
             token, info = await credential.get_token(GRAPH), await credential.get_token_info(GRAPH)
@@ -79,14 +79,14 @@ class TestBearerPolicy:
         policies = [RetryPolicy(), BearerTokenCredentialPolicy(credential, VAULT)]
         return Pipeline(RequestsTransport(connection_verify=str(vault.ca_file)), policies)
 
-    def test_gets_a_token_for_many_requests(
+    def test_one_token_serves_many_requests(
         self, credential: HsmCredential, vault: Vault, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         with self.pipeline(credential, vault) as pipeline:
             assert [send(pipeline, vault) for _ in range(5)] == [200] * 5
         assert (len(entra.requests), signatures(faulty)) == (1, 1)
 
-    def test_gets_another_when_the_first_has_expired(
+    def test_an_expired_token_is_replaced(
         self, arguments: dict[str, Any], key: SoftHsmKey, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         assert key.certificate is not None
@@ -104,7 +104,9 @@ class TestBearerPolicy:
                 assert send(pipeline, vault) == 200
                 assert len(entra.requests) == len(set(vault.tokens)) == 2
 
-    def test_answers_a_claims_challenge(self, credential: HsmCredential, vault: Vault, entra: EntraEmulator) -> None:
+    def test_a_claims_challenge_is_answered(
+        self, credential: HsmCredential, vault: Vault, entra: EntraEmulator
+    ) -> None:
         with self.pipeline(credential, vault) as pipeline:
             send(pipeline, vault)
             vault.demand(CHALLENGE)
@@ -113,7 +115,7 @@ class TestBearerPolicy:
         assert vault.statuses == [200, 401, 200, 200]
         assert [request.form.get("claims") for request in entra.requests] == [None, CHALLENGE]
 
-    def test_asks_for_continuous_access_evaluation_in_both_requests(
+    def test_both_token_requests_ask_for_continuous_access_evaluation(
         self, credential: HsmCredential, vault: Vault, entra: EntraEmulator
     ) -> None:
         policies = [BearerTokenCredentialPolicy(credential, VAULT, enable_cae=True)]
@@ -124,7 +126,7 @@ class TestBearerPolicy:
         first, second = (json.loads(request.form["claims"])["access_token"] for request in entra.requests)
         assert (first, second) == (capability, capability | json.loads(CHALLENGE)["access_token"])
 
-    def test_lets_a_refused_pin_through_and_does_not_try_it_again(
+    def test_a_refused_pin_reaches_the_caller_and_is_not_sent_again(
         self, arguments: dict[str, Any], vault: Vault, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DEVICE_PIN", "not-the-pin")
@@ -142,7 +144,7 @@ class TestAsyncBearerPolicy:
         policies = [AsyncRetryPolicy(), AsyncBearerTokenCredentialPolicy(credential, VAULT)]
         return AsyncPipeline(transports[backend](connection_verify=str(vault.ca_file)), policies)
 
-    def test_gets_a_token_and_answers_a_claims_challenge(
+    def test_it_gets_a_token_and_answers_a_claims_challenge(
         self, arguments: dict[str, Any], vault: Vault, entra: EntraEmulator, backend: str
     ) -> None:
         async def main() -> list[int]:

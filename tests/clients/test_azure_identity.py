@@ -1,4 +1,4 @@
-"""azure-identity, with our assertions as its credential, and with ours among its credentials."""
+"""azure-identity: our assertions as its credential, and our credential in its chains."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +39,9 @@ def test_a_client_assertion_credential_gets_tokens_for_one_signature(
     assert (len(entra.requests), signatures(faulty)) == (1, 1)
 
 
-def test_the_asynchronous_one_takes_the_same_callback(credential: HsmCredential, entra: EntraEmulator) -> None:
+def test_the_asynchronous_client_assertion_credential_takes_the_same_callback(
+    credential: HsmCredential, entra: EntraEmulator
+) -> None:
     async def main() -> str:
         transport = AsyncioRequestsTransport(connection_verify=str(entra.ca_file))
         async with AsyncClientAssertionCredential(
@@ -50,14 +52,14 @@ def test_the_asynchronous_one_takes_the_same_callback(credential: HsmCredential,
     assert anyio.run(main)
 
 
-def test_a_chain_uses_ours(credential: HsmCredential, entra: EntraEmulator) -> None:
+def test_a_chain_uses_our_credential(credential: HsmCredential, entra: EntraEmulator) -> None:
     chain = ChainedTokenCredential(credential)
     assert chain.get_token(GRAPH).token
     chain.close()
     assert [request.status for request in entra.requests] == [200]
 
 
-def test_an_asynchronous_chain_uses_ours(arguments: dict[str, Any]) -> None:
+def test_an_asynchronous_chain_uses_our_credential(arguments: dict[str, Any]) -> None:
     async def main() -> str:
         async with AsyncChainedTokenCredential(AsyncHsmCredential(**arguments)) as chain:
             return (await chain.get_token_info(GRAPH)).token
@@ -65,7 +67,7 @@ def test_an_asynchronous_chain_uses_ours(arguments: dict[str, Any]) -> None:
     assert anyio.run(main)
 
 
-def test_a_chain_ends_with_our_error_and_does_not_act_as_somebody_else(
+def test_a_chain_stops_at_our_error_and_does_not_try_another_identity(
     arguments: dict[str, Any],
     by_assertion: ClientAssertionCredential,
     entra: EntraEmulator,

@@ -1,4 +1,4 @@
-"""What docs/ shows can be copied: every Python snippet runs unchanged, and every command line is valid."""
+"""The examples in docs/ can be copied: every Python snippet runs unchanged, and every command line is valid."""
 
 import json
 import re
@@ -76,7 +76,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def softhsm() -> Iterator[SoftHsm]:
-    """A device for these tests alone: after other tests' wrong PINs it would show warnings."""
+    """A separate device: wrong PINs of other tests would cause warnings."""
     with SoftHsm(label="docs") as softhsm:
         yield softhsm
 
@@ -101,10 +101,10 @@ def configuration(softhsm: SoftHsm, tmp_path: Path) -> Path:
 def here(
     softhsm: SoftHsm, key: SoftHsmKey, entra: EntraEmulator, vault: Vault, configuration: Path
 ) -> Mapping[str, str]:
-    """What the pages say, and what a test puts there instead."""
+    """What the pages say, and what the tests replace it by."""
     pin = configuration / "pin"
     settings = f"module={str(softhsm.module)!r}, authority={entra.authority!r}, ca_bundle={str(entra.ca_file)!r}"
-    # The SDKs know their own hosts, and would ask Microsoft about any other.
+    # The SDKs know Microsoft's hosts, and would ask Microsoft about any other.
     return {
         'authority="https://login.microsoftonline.com/contoso.onmicrosoft.com"': (
             f'authority="{entra.authority}/{TENANT}", instance_discovery=False'
@@ -172,7 +172,7 @@ def exported(page: str) -> dict[str, str]:
 def test_a_python_snippet_runs_and_gets_an_answer(
     snippet: Snippet, program: Program, here: Mapping[str, str], entra: EntraEmulator, vault: Vault
 ) -> None:
-    # Where a profile is read, variables would hide what it says.
+    # Variables would override the profile.
     variables = exported(snippet.page) if "from_environment" in snippet.text else {}
     environment = {name: put_here(value, here) for name, value in variables.items()}
     # Warnings fail the test: a snippet leaves nothing open, and uses nothing deprecated.
@@ -194,7 +194,7 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("page", "lifetime"), [("docs/clients/federated-token-file.md", 3600), ("docs/clients/terraform.md", 14400)]
     )
-    def test_the_shell_commands_leave_a_file_with_an_assertion(
+    def test_the_shell_commands_write_a_file_with_an_assertion(
         self, program: Program, installed: Path, page: str, lifetime: int
     ) -> None:
         block = next(each.text for each in snippets("sh") if each.page == page)
@@ -208,7 +208,7 @@ class TestCommands:
         claims = json.loads(urlsafe_b64decode(done.stdout.split(".")[1] + "=="))
         assert (claims["iss"], claims["exp"] - claims["nbf"]) == (CLIENT, lifetime)
 
-    def test_print_env_prints_what_is_shown(self, program: Program, here: Mapping[str, str]) -> None:
+    def test_print_env_prints_what_the_page_shows(self, program: Program, here: Mapping[str, str]) -> None:
         transcript = only("docs/clients/federated-token-file.md", "console")
         shown = put_here(transcript.text.partition("\n")[2], here)
         public = {"HSM_SIGNER_AUTHORITY": "", "AZURE_AUTHORITY_HOST": ""}
@@ -222,7 +222,9 @@ class TestCommands:
 
 
 class TestKubeconfig:
-    def test_its_command_prints_a_credential_of_its_version(self, program: Program, entra: EntraEmulator) -> None:
+    def test_its_command_prints_a_credential_of_the_requested_version(
+        self, program: Program, entra: EntraEmulator
+    ) -> None:
         entra.add_resource(AKS)
         kubeconfig = only("docs/clients/kubectl.md", "yaml")
         (arguments,) = arguments_in(kubeconfig)
@@ -233,7 +235,7 @@ class TestKubeconfig:
         assert (credential["apiVersion"], credential["kind"]) == (version[1], "ExecCredential")
         assert entra.requests[-1].form["scope"] == f"{AKS}/.default"
 
-    def test_it_is_the_same_in_the_readme(self) -> None:
+    def test_the_readme_has_the_same_kubeconfig(self) -> None:
         assert only("docs/clients/kubectl.md", "yaml").text in README
 
 
@@ -244,7 +246,7 @@ class TestUnit:
         parser.read_string(only("docs/clients/federated-token-file.md", "ini").text)
         return parser
 
-    def test_it_is_not_restarted_where_that_could_do_harm(self) -> None:
+    def test_it_is_not_restarted_after_errors_where_a_retry_could_do_harm(self) -> None:
         rows = re.findall(r"^\| (\d+) \|.*\| (?:\*\*)?not restart(?:\*\*)? \|$", TEXTS[CONFIGURATION], re.MULTILINE)
         assert self.unit()["Service"]["RestartPreventExitStatus"].split() == rows
 
@@ -254,7 +256,7 @@ class TestUnit:
 
 
 class TestPages:
-    def test_each_is_in_the_index(self) -> None:
+    def test_each_page_is_in_the_index(self) -> None:
         linked = re.findall(r"\]\(([\w/-]+\.md)\)", TEXTS[INDEX])
         assert sorted(f"docs/{page}" for page in linked) == [page for page in TEXTS if page != INDEX]
 
@@ -262,6 +264,6 @@ class TestPages:
         guides = [page for page in TEXTS if page not in (INDEX, CONFIGURATION)]
         assert [page for page in guides if "\nNot tried on live Entra." not in TEXTS[page]] == []
 
-    def test_links_lead_somewhere(self) -> None:
+    def test_links_lead_to_existing_pages(self) -> None:
         links = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https:)([^)#]+)", text)]
         assert [(page, link) for page, link in links if not (ROOT / page).parent.joinpath(link).is_file()] == []

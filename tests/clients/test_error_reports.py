@@ -1,7 +1,7 @@
-"""What error reporters show of our failures: where they happened, and no PIN, no assertion, no token.
+"""Error reporters show where our failures happened, but no PIN, no assertion and no token.
 
 sentry-sdk and the standard library's traceback can show the local variables of every frame that an exception
-passed through; here they all do, for every way in and for failures at every stage.
+passed through. These tests make them do so, for every entry point and for failures at every stage.
 """
 
 import contextlib
@@ -63,13 +63,13 @@ from tests.support.names import GRAPH
 from tests.support.processes import workers_of_this_process
 
 PIN, TOKEN = "orchard-4711", "opaque+meadow+token"
-JWT = "eyJ"  # as each of its parts begins that is a JSON object
+JWT = "eyJ"  # how each part of a JWT begins that is a JSON object
 Arguments = dict[str, Any]
 Call = Callable[[], object]
 
 
 class Outbox(Transport):
-    """Keeps what sentry-sdk would send."""
+    """Stores what sentry-sdk would send."""
 
     events: list[object]
 
@@ -87,7 +87,7 @@ def sentry() -> Iterator[Outbox]:
 
 
 def frames(error: BaseException) -> Iterator[str]:
-    """Everything that hangs on an exception, whether or not it is marked as not worth showing."""
+    """The frames of an exception and of all exceptions behind it, suppressed or not."""
     seen: list[BaseException] = []
     pending = [error]
     while pending:
@@ -102,7 +102,7 @@ def frames(error: BaseException) -> Iterator[str]:
 
 
 def report(sentry: Outbox, error: BaseException) -> str:
-    """What all of them show of an exception."""
+    """Return what all reporters show of an exception."""
     sentry.events.clear()
     sentry_sdk.capture_exception(error)
     assert sentry.events
@@ -116,16 +116,16 @@ def report(sentry: Outbox, error: BaseException) -> str:
 
 
 def secrets_in(text: str) -> set[str]:
-    """What gives something away."""
+    """Return the secrets in a report."""
     return {secret for secret in (PIN, TOKEN, JWT) if secret in text}
 
 
 @pytest.fixture
 def reported(sentry: Outbox) -> Callable[[Call], str]:
-    """Have something fail, and return what is reported."""
+    """Make a failing call, and return the report."""
 
     def reported(call: Call) -> str:
-        # Those of what was prepared; those of the call itself are part of the report.
+        # The log lines of the preparation; those of the call itself belong to the report.
         sentry_sdk.get_isolation_scope().clear_breadcrumbs()
         try:
             call()
@@ -136,8 +136,8 @@ def reported(sentry: Outbox) -> Callable[[Call], str]:
     return reported
 
 
-def test_what_is_not_hidden_is_reported_by_each(reported: Callable[[Call], str]) -> None:
-    # So that the tests below would notice.
+def test_without_protection_each_reporter_shows_the_secrets(reported: Callable[[Call], str]) -> None:
+    # So that the tests below can fail.
     def fail() -> None:
         pin, assertion, token = f"{PIN}", [JWT], {"text": TOKEN}
         raise ValueError(len(pin), len(assertion), len(token))
@@ -159,7 +159,7 @@ def key(softhsm: SoftHsm) -> SoftHsmKey:
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers a token request with a document, or with what it makes of the form that was sent."""
+    """Answers a token request with a document, which may depend on the form that was sent."""
 
     answer: Callable[[bytes], bytes]
 
@@ -261,7 +261,7 @@ def quick(arguments: Arguments) -> Arguments:
 
 @pytest.mark.parametrize("fault", DEVICE_FAULTS)
 @pytest.mark.parametrize("isolated", [False, True], ids=["here", "isolated"])
-def test_a_device_that_fails(
+def test_the_report_of_a_device_failure_shows_no_secret(
     reported: Callable[[Call], str],
     quick: Arguments,
     faulty: FaultyModule,
@@ -286,7 +286,7 @@ PIN_SOURCES = {
 
 
 @pytest.mark.parametrize("write", PIN_SOURCES.values(), ids=PIN_SOURCES)
-def test_a_pin_file_that_is_unfit(
+def test_the_report_of_an_unusable_pin_file_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, write: Callable[[Path], object], tmp_path: Path
 ) -> None:
     file = tmp_path / "pin"
@@ -299,10 +299,12 @@ def test_a_pin_file_that_is_unfit(
 
 
 @pytest.mark.parametrize("end", ["exit 3", "sleep 60"])
-def test_a_pin_command_that_fails(reported: Callable[[Call], str], quick: Arguments, end: str, tmp_path: Path) -> None:
+def test_the_report_of_a_failed_pin_command_shows_no_secret(
+    reported: Callable[[Call], str], quick: Arguments, end: str, tmp_path: Path
+) -> None:
     script = tmp_path / "pin.sh"
     script.write_text(f"echo {PIN}; {end}")
-    # The deadline of a command is ten seconds.
+    # A PIN command may take ten seconds.
     credential = HsmCredential(**{**quick, "pin_source": ["/bin/sh", str(script)]})
     with interrupting_after(0.5) if "sleep" in end else contextlib.nullcontext():
         assert secrets_in(reported(lambda: credential.get_token(GRAPH))) == set()
@@ -336,7 +338,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_a_token_endpoint_that_fails(
+def test_the_report_of_a_failed_token_endpoint_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, entra: EntraEmulator, answer: Any
 ) -> None:
     # Twice: a connection that was made ahead and brings nothing is replaced at once.
@@ -353,7 +355,9 @@ DOCUMENTS = {
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
-def test_a_token_that_is_unfit(reported: Callable[[Call], str], quick: Arguments, document: dict[str, Any]) -> None:
+def test_the_report_of_an_unusable_token_shows_no_secret(
+    reported: Callable[[Call], str], quick: Arguments, document: dict[str, Any]
+) -> None:
     with (
         answering(lambda _: json.dumps(document).encode()) as endpoint,
         HsmCredential(**{**quick, "authority": None, "token_endpoint": endpoint}) as credential,
@@ -368,7 +372,7 @@ def test_a_token_that_is_unfit(reported: Callable[[Call], str], quick: Arguments
         lambda form: json.dumps({"error": "invalid_client", "error_description": form.decode()}).encode(),
     ],
 )
-def test_an_endpoint_that_echoes(
+def test_the_report_of_an_endpoint_that_echoes_the_request_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, answer: Callable[[bytes], bytes]
 ) -> None:
     with (
@@ -378,7 +382,9 @@ def test_an_endpoint_that_echoes(
         assert secrets_in(reported(lambda: credential.get_token(GRAPH))) == set()
 
 
-def test_an_endpoint_that_is_not_there(reported: Callable[[Call], str], quick: Arguments) -> None:
+def test_the_report_of_an_unreachable_endpoint_shows_no_secret(
+    reported: Callable[[Call], str], quick: Arguments
+) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}/token"
@@ -386,7 +392,7 @@ def test_an_endpoint_that_is_not_there(reported: Callable[[Call], str], quick: A
             assert secrets_in(reported(lambda: credential.get_token(GRAPH))) == set()
 
 
-# Every other way in
+# Every other entry point
 
 Enter = Callable[[Arguments], object]
 
@@ -482,7 +488,7 @@ WAYS_IN = [
 
 @pytest.mark.parametrize("fault", [wrong_pin, broken_signature_after_its_pin, pin_wrong_for_a_signature])
 @pytest.mark.parametrize("enter", WAYS_IN)
-def test_every_way_in(
+def test_the_report_of_a_failure_at_any_entry_point_shows_no_secret(
     reported: Callable[[Call], str],
     quick: Arguments,
     faulty: FaultyModule,
@@ -503,7 +509,7 @@ def test_every_way_in(
         pytest.param(from_a_task(bearer_auth_in_a_task), id="await BearerAuth"),
     ],
 )
-def test_every_way_to_a_token(
+def test_the_report_of_a_failure_on_any_way_to_a_token_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, entra: EntraEmulator, enter: Enter, answer: Any
 ) -> None:
     # Twice: a connection that was made ahead and brings nothing is replaced at once.
@@ -512,14 +518,16 @@ def test_every_way_to_a_token(
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
-def test_a_request_for_a_token(reported: Callable[[Call], str], document: dict[str, Any]) -> None:
+def test_the_report_of_a_failed_token_request_shows_no_secret(
+    reported: Callable[[Call], str], document: dict[str, Any]
+) -> None:
     form = token_form(client_id="client", scope="read", assertion=Secret(JWT))
     with answering(lambda _: json.dumps(document).encode()) as url:
         endpoint = resolve_endpoint(tenant=None, token_endpoint=url)
         assert secrets_in(reported(lambda: request_token(endpoint, form, HttpClient(timeout=5)))) == set()
 
 
-def test_an_assertion_that_does_not_belong_into_a_file(
+def test_the_report_of_an_unwritable_assertion_file_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o700)
@@ -528,8 +536,10 @@ def test_an_assertion_that_does_not_belong_into_a_file(
         assert secrets_in(reported(lambda: file.replace(credential.assertion))) == set()
 
 
-def test_a_worker_that_dies_while_it_is_told_the_pin(reported: Callable[[Call], str], quick: Arguments) -> None:
-    class Murderer:
+def test_the_report_of_a_worker_that_dies_while_it_gets_the_pin_shows_no_secret(
+    reported: Callable[[Call], str], quick: Arguments
+) -> None:
+    class KillsWorker:
         description = identity = "a test"
         attended = True
 
@@ -539,11 +549,11 @@ def test_a_worker_that_dies_while_it_is_told_the_pin(reported: Callable[[Call], 
                 os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
             return Pin(PIN)
 
-    wanted = replace(access(quick), pin=Murderer())
+    wanted = replace(access(quick), pin=KillsWorker())
     assert secrets_in(reported(lambda: open_worker(wanted))) == set()
 
 
-# An API that fails while a request with a token is on its way
+# An API that fails during a request with a token
 
 
 @contextlib.contextmanager
@@ -565,7 +575,7 @@ def hanging_up() -> Iterator[str]:
             thread.join()
 
 
-def test_an_api_that_hangs_up(reported: Callable[[Call], str], quick: Arguments) -> None:
+def test_the_report_of_an_api_that_hangs_up_shows_no_secret(reported: Callable[[Call], str], quick: Arguments) -> None:
     with (
         hanging_up() as proxy,
         HsmCredential(**quick) as credential,
@@ -578,7 +588,7 @@ def test_an_api_that_hangs_up(reported: Callable[[Call], str], quick: Arguments)
 # Interrupts
 
 
-def test_an_interrupt_while_the_device_signs(
+def test_the_report_of_an_interrupt_during_a_signature_shows_no_secret(
     reported: Callable[[Call], str], arguments: Arguments, faulty: FaultyModule
 ) -> None:
     faulty.always_authenticate(True)
@@ -588,7 +598,7 @@ def test_an_interrupt_while_the_device_signs(
     faulty.clear()
 
 
-def test_an_interrupt_while_a_login_hangs(
+def test_the_report_of_an_interrupt_during_a_login_shows_no_secret(
     reported: Callable[[Call], str], arguments: Arguments, faulty: FaultyModule
 ) -> None:
     faulty.rule("C_Login", hang=60)
@@ -596,7 +606,7 @@ def test_an_interrupt_while_a_login_hangs(
         assert secrets_in(reported(lambda: credential.get_token(GRAPH))) == set()
 
 
-def test_an_interrupt_while_the_answer_is_awaited(
+def test_the_report_of_an_interrupt_during_a_request_shows_no_secret(
     reported: Callable[[Call], str], arguments: Arguments, entra: EntraEmulator
 ) -> None:
     entra.answer_next(Slow(60))
@@ -607,7 +617,7 @@ def test_an_interrupt_while_the_answer_is_awaited(
 # Logs
 
 
-def test_logs_at_their_most_talkative(
+def test_debug_logs_show_no_secret(
     quick: Arguments, entra: EntraEmulator, caplog: pytest.LogCaptureFixture, reported: Callable[[Call], str]
 ) -> None:
     with caplog.at_level(logging.DEBUG), HsmCredential(**quick) as credential:
@@ -617,7 +627,9 @@ def test_logs_at_their_most_talkative(
     assert secrets_in(caplog.text) == set()
 
 
-def test_logs_of_an_endpoint_that_echoes(quick: Arguments, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_logs_of_an_endpoint_that_echoes_the_request_show_no_secret(
+    quick: Arguments, caplog: pytest.LogCaptureFixture
+) -> None:
     arguments = {**quick, "authority": None}
     with (
         caplog.at_level(logging.DEBUG),

@@ -1,4 +1,4 @@
-"""A child that is forked from a program with a credential, at the worst of moments."""
+"""A child that is forked from a program with a credential, at the worst moments."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def run(arguments: dict[str, Any]) -> Run:
 
     def run(moment: str, *, isolated: bool) -> Any:
         settings = json.dumps({**arguments, "isolated": isolated}, default=str)
-        # Errors of any thread or destructor, in either process, are seen on stderr.
+        # Errors of any thread or destructor, in either process, appear on stderr.
         command = [sys.executable, "-W", "error", "-c", _PROGRAM, GRAPH, VAULT, moment, settings]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
@@ -95,14 +95,14 @@ def are_tokens(outcomes: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_with_a_device_that_is_isolated_the_child_gets_tokens_by_itself(run: Run, moment: str) -> None:
+def test_with_an_isolated_device_the_child_gets_its_own_tokens(run: Run, moment: str) -> None:
     _, child, parent = run(moment, isolated=True)
     assert are_tokens(child)
     assert are_tokens(parent)
 
 
 @pytest.mark.parametrize("moment", MOMENTS[1:])
-def test_with_a_device_in_the_parent_the_child_is_told_so_at_once_and_the_parent_keeps_its_session(
+def test_with_a_device_in_the_parents_process_the_child_gets_an_error_at_once_and_the_parent_keeps_its_session(
     run: Run, moment: str, faulty: FaultyModule
 ) -> None:
     _, child, parent = run(moment, isolated=False)
@@ -111,20 +111,20 @@ def test_with_a_device_in_the_parent_the_child_is_told_so_at_once_and_the_parent
     assert faulty.calls("C_Login") == 1
 
 
-def test_before_the_first_use_there_is_nothing_to_inherit(run: Run) -> None:
+def test_a_child_forked_before_the_first_use_gets_tokens(run: Run) -> None:
     _, child, parent = run(MOMENTS[0], isolated=False)
     assert are_tokens(child)
     assert are_tokens(parent)
 
 
-def test_a_token_of_the_parents_serves_the_child(run: Run, entra: EntraEmulator) -> None:
+def test_the_child_uses_the_parents_cached_token(run: Run, entra: EntraEmulator) -> None:
     before, child, _ = run(MOMENTS[2], isolated=False)
     assert child[0] == before
     assert len(entra.requests) == 2
 
 
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_pin_that_was_refused_to_the_parent_is_not_presented_by_the_child(
+def test_the_child_does_not_send_a_pin_that_was_refused_in_the_parent(
     run: Run, isolated: bool, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEVICE_PIN", "not-the-pin")

@@ -1,4 +1,4 @@
-"""What importing the package loads, and that it needs none of the SDKs it fits."""
+"""What importing the package loads, and that it needs none of the SDKs that it works with."""
 
 import json
 import subprocess
@@ -22,17 +22,17 @@ def loaded(statement: str) -> set[str]:
     return {name for name in after - before if not name.startswith("_")}
 
 
-def test_the_package_loads_nothing_else() -> None:
+def test_importing_the_package_loads_no_other_package() -> None:
     assert loaded("import hsm_signer") == {"hsm_signer"}
 
 
 @pytest.mark.parametrize("name", ["HsmCredential", "AccessToken", "HsmSignerError"])
-def test_a_name_of_it_loads_neither_the_device_nor_the_network_nor_anything_optional(name: str) -> None:
+def test_importing_a_public_name_loads_neither_pkcs11_nor_httpx_nor_an_optional_package(name: str) -> None:
     assert loaded(f"from hsm_signer import {name}") <= {"hsm_signer", "asn1crypto", "cryptography"}
 
 
-def test_the_asynchronous_credential_loads_what_it_waits_with() -> None:
-    # So that the tests above would notice.
+def test_the_asynchronous_credential_loads_anyio() -> None:
+    # So that the tests above can fail.
     assert "anyio" in loaded("from hsm_signer import AsyncHsmCredential")
 
 
@@ -48,7 +48,7 @@ print(json.dumps([token.token.count("."), token.expires_on == info.expires_on, i
 """
 
 
-def test_without_azure_core_its_own_tokens_have_the_same_attributes(arguments: dict[str, Any]) -> None:
+def test_without_azure_core_our_own_token_classes_have_the_same_attributes(arguments: dict[str, Any]) -> None:
     given = json.dumps(arguments, default=str)
     command = [sys.executable, "-c", _WITHOUT_AZURE, GRAPH, given]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)

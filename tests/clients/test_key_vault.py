@@ -1,4 +1,4 @@
-"""A real client of an Azure service, azure-keyvault-secrets, over our credentials."""
+"""A real client of an Azure service, azure-keyvault-secrets, with our credentials."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.support.names import OTHER_TENANT
 from .conftest import signatures
 from .vault import SECRET, Vault
 
-# The stub's address is none of Key Vault's domain.
+# The stub's address is not in Key Vault's domain.
 HERE: dict[str, Any] = {"verify_challenge_resource": False}
 
 
@@ -43,7 +43,7 @@ def test_a_secret_is_read_by_the_asynchronous_client(
     assert (anyio.run(main), len(entra.requests)) == (SECRET, 1)
 
 
-def test_a_claims_challenge_in_between_goes_unnoticed(
+def test_the_client_answers_a_claims_challenge_by_itself(
     credential: HsmCredential, vault: Vault, entra: EntraEmulator
 ) -> None:
     with SecretClient(vault.url, credential, connection_verify=str(vault.ca_file), **HERE) as client:
@@ -58,7 +58,7 @@ def vault_elsewhere(entra: EntraEmulator, tmp_path: Path) -> Vault:
     return Vault(entra, OTHER_TENANT, tmp_path)
 
 
-def test_a_vault_of_another_tenant_is_reached_when_that_is_allowed(
+def test_a_vault_of_another_tenant_gets_a_token_if_the_tenant_is_allowed(
     arguments: dict[str, Any], vault_elsewhere: Vault, entra: EntraEmulator
 ) -> None:
     arguments["additionally_allowed_tenants"] = [OTHER_TENANT]
@@ -68,7 +68,7 @@ def test_a_vault_of_another_tenant_is_reached_when_that_is_allowed(
     assert [request.tenant for request in entra.requests] == [OTHER_TENANT]
 
 
-def test_a_vault_of_another_tenant_gets_nothing_when_that_is_not_allowed(
+def test_a_vault_of_another_tenant_gets_no_token_if_the_tenant_is_not_allowed(
     credential: HsmCredential, vault_elsewhere: Vault, entra: EntraEmulator
 ) -> None:
     with (

@@ -19,7 +19,7 @@ Connect = Callable[[Callable[..., str]], Callable[[str], str]]
 
 @pytest.fixture
 def connect(entra: EntraEmulator) -> Connect:
-    """Make MSAL's client of a callback for assertions; what is returned gets a token for a scope."""
+    """Create MSAL's client with a callback for assertions; return a function that gets a token for a scope."""
 
     def connect(callback: Callable[..., str]) -> Callable[[str], str]:
         application = msal.ConfidentialClientApplication(
@@ -42,15 +42,13 @@ def test_one_signature_serves_many_calls(
     assert (len(entra.requests), signatures(faulty)) == (1, 1)
 
 
-def test_each_token_costs_a_signature_of_its_own(
-    connect: Connect, credential: HsmCredential, faulty: FaultyModule
-) -> None:
+def test_each_token_costs_its_own_signature(connect: Connect, credential: HsmCredential, faulty: FaultyModule) -> None:
     get_token = connect(credential.assertion)
     assert get_token(GRAPH) != get_token(VAULT)
     assert signatures(faulty) == 2
 
 
-def test_a_callback_that_is_told_the_context_may_pass_it_on(connect: Connect, credential: HsmCredential) -> None:
+def test_a_callback_can_pass_on_msals_context(connect: Connect, credential: HsmCredential) -> None:
     told = []
 
     def callback(context: dict[str, str]) -> str:
@@ -62,7 +60,7 @@ def test_a_callback_that_is_told_the_context_may_pass_it_on(connect: Connect, cr
 
 
 class AtMicrosoft(requests.Session):
-    """Reaches the emulator under the name of Entra's own host, as an entry in /etc/hosts would."""
+    """Reaches the emulator under the name of Entra's own host, like an entry in /etc/hosts."""
 
     def __init__(self, entra: EntraEmulator) -> None:
         super().__init__()
@@ -77,7 +75,7 @@ class AtMicrosoft(requests.Session):
 
 
 def test_az_logs_in_and_out(credential: HsmCredential, entra: EntraEmulator) -> None:
-    """With instance discovery, and the tokens forgotten through the authority of all organizations."""
+    """Uses instance discovery, and logs out through the authority of all organizations."""
     with AtMicrosoft(entra) as session:
         login = msal.ConfidentialClientApplication(
             CLIENT,

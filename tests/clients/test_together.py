@@ -1,4 +1,4 @@
-"""Many threads, many tasks, and tasks that are cancelled: one signature and one request for all."""
+"""Many threads, many tasks, and cancelled tasks share one signature and one request."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @pytest.fixture
 def _slow_device(faulty: FaultyModule) -> None:
-    # As slow as a card: all have asked before the first signature is there.
+    # As slow as a card: all callers have asked before the first signature is made.
     faulty.rule("C_Sign", hang=0.3)
 
 
@@ -49,7 +49,7 @@ def shared(arguments: dict[str, Any]) -> AsyncHsmCredential:
 
 class TestThreads:
     @pytest.mark.parametrize("claims", [None, CHALLENGE], ids=["a token", "a challenge"])
-    def test_that_ask_at_once_cause_one_signature_and_one_request(
+    def test_concurrent_calls_cause_one_signature_and_one_request(
         self, claims: str | None, credential: HsmCredential, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         together = threading.Barrier(CROWD)
@@ -62,7 +62,7 @@ class TestThreads:
             tokens = set(pool.map(ask, range(CROWD)))
         assert (len(tokens), len(entra.requests), signatures(faulty)) == (1, 1, 1)
 
-    def test_are_served_while_an_isolated_device_is_slow(
+    def test_concurrent_calls_to_an_isolated_device_cause_one_signature_and_one_request(
         self, arguments: dict[str, Any], entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         with HsmCredential(**arguments, isolated=True) as credential, ThreadPoolExecutor(CROWD) as pool:
@@ -72,7 +72,7 @@ class TestThreads:
 
 class TestTasks:
     @pytest.mark.parametrize("claims", [None, CHALLENGE], ids=["a token", "a challenge"])
-    def test_that_ask_at_once_cause_one_signature_and_one_request(
+    def test_concurrent_calls_cause_one_signature_and_one_request(
         self, claims: str | None, run: Run, shared: AsyncHsmCredential, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         tokens = set()
@@ -88,7 +88,7 @@ class TestTasks:
         run(main)
         assert (len(tokens), len(entra.requests), signatures(faulty)) == (1, 1, 1)
 
-    def test_that_wait_occupy_one_thread_and_none_of_the_programs_own(
+    def test_waiting_tasks_occupy_one_thread_and_none_of_the_programs_own(
         self, run: Run, shared: AsyncHsmCredential
     ) -> None:
         async def main() -> None:
@@ -102,7 +102,7 @@ class TestTasks:
 
         run(main)
 
-    def test_share_a_failure_so_that_a_pin_is_presented_once(
+    def test_tasks_share_a_failure_so_a_wrong_pin_is_sent_once(
         self, run: Run, shared: AsyncHsmCredential, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DEVICE_PIN", "not-the-pin")
@@ -122,7 +122,7 @@ class TestTasks:
         run(main)
         assert (len(refused), len(faulty.logins())) == (CROWD, 1)
 
-    def test_for_another_resource_do_not_wait_for_a_slow_answer(
+    def test_tasks_for_another_resource_do_not_wait_for_a_slow_answer(
         self, run: Run, shared: AsyncHsmCredential, entra: EntraEmulator
     ) -> None:
         arrived = []
@@ -142,7 +142,7 @@ class TestTasks:
         run(main)
         assert arrived == [VAULT, GRAPH]
 
-    def test_that_want_assertions_get_one_each(
+    def test_each_task_that_asks_for_an_assertion_gets_its_own(
         self, run: Run, shared: AsyncHsmCredential, faulty: FaultyModule
     ) -> None:
         assertions = set()
@@ -161,7 +161,7 @@ class TestTasks:
 
 
 class TestCancellation:
-    def test_ends_the_waiting_at_once_and_loses_no_signature(
+    def test_a_cancelled_task_ends_at_once_and_its_signature_is_still_used(
         self, run: Run, shared: AsyncHsmCredential, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         async def main() -> None:
@@ -174,7 +174,7 @@ class TestCancellation:
         run(main)
         assert (len(entra.requests), signatures(faulty)) == (1, 1)
 
-    def test_of_the_first_leaves_the_others_waiting_for_the_same_signature(
+    def test_cancelling_the_first_task_leaves_the_others_waiting_for_the_same_signature(
         self, run: Run, shared: AsyncHsmCredential, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         tokens = []
@@ -193,7 +193,7 @@ class TestCancellation:
         assert len(tokens) == 2
         assert (len(set(tokens)), len(entra.requests), signatures(faulty)) == (1, 1, 1)
 
-    def test_by_the_end_of_the_loop_leaves_the_token_to_the_next_loop(
+    def test_if_the_event_loop_ends_the_next_loop_gets_the_token(
         self, run: Run, shared: AsyncHsmCredential, entra: EntraEmulator, faulty: FaultyModule
     ) -> None:
         async def leave() -> None:
@@ -219,7 +219,7 @@ def test_a_closed_credential_can_be_used_again(run: Run, shared: AsyncHsmCredent
     run(main)
 
 
-def test_several_scopes_are_refused_before_anything_is_done(run: Run, shared: AsyncHsmCredential) -> None:
+def test_several_scopes_are_refused_before_any_signature(run: Run, shared: AsyncHsmCredential) -> None:
     async def main() -> None:
         with pytest.raises(HsmSignerError, match="2 resources"):
             await shared.get_token(GRAPH, VAULT)

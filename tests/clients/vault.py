@@ -1,4 +1,4 @@
-"""A stub of Azure Key Vault, on loopback: asks for a token as Key Vault does, and gives its secret for a good one."""
+"""A stub of Azure Key Vault on loopback: it asks for a token like Key Vault, and returns a secret for a valid one."""
 
 import base64
 import ssl
@@ -28,15 +28,15 @@ class Vault:
     https://learn.microsoft.com/azure/key-vault/general/authentication-requests-and-responses
 
     Args:
-        entra: whose tokens it takes.
-        tenant: in which it lives.
+        entra: the emulator whose tokens it accepts.
+        tenant: the tenant of the vault.
         directory: for its certificate.
 
     Attributes:
-        url: of the vault.
+        url: address of the vault.
         ca_file: PEM file of the authority to trust.
-        statuses: of its answers, in order.
-        tokens: those presented to it that were in order, likewise.
+        statuses: HTTP statuses of its answers, in order.
+        tokens: the valid tokens that it received, in order.
     """
 
     def __init__(self, entra: EntraEmulator, tenant: str, directory: Path) -> None:
@@ -62,7 +62,7 @@ class Vault:
         self._server.stop()
 
     def demand(self, claims: str) -> None:
-        """Refuse the token of the next request, for want of `claims`: continuous access evaluation."""
+        """Refuse the token of the next request and demand `claims` (continuous access evaluation)."""
         self._demands.append(claims)
 
     # Not async: Starlette then runs it in a thread, and it may wait for the emulator.
@@ -89,7 +89,7 @@ class Vault:
         return JSONResponse({"value": SECRET, "id": f"{self.url}/secrets/{name}/1", "attributes": attributes})
 
     def _is_good(self, token: str) -> bool:
-        """Whether a token is the emulator's, for Key Vault, and was not refused before."""
+        """Return whether the emulator issued the token for Key Vault, and it was not refused before."""
         trust = ssl.create_default_context(cafile=str(self._entra.ca_file))
         with httpx.Client(verify=trust, trust_env=False) as client:
             keys = client.get(f"{self._entra.authority}/{self._tenant}/discovery/v2.0/keys").json()

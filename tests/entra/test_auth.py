@@ -1,4 +1,4 @@
-"""`BearerAuth` over real connections: the token goes to one API and nowhere else, and challenges are met once."""
+"""`BearerAuth` over real connections: it sends the token only to one API, and answers a claims challenge once."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def redirect(to: str) -> bytes:
 
 
 def tokens(received: list[bytes]) -> list[str | None]:
-    """The token of each request that came in, or None."""
+    """Return the token of each received request, or None."""
     heads = [head.decode().lower().split("\r\n") for head, _, _ in (data.partition(b"\r\n\r\n") for data in received)]
     values = [[line.split(": ")[1] for line in head if line.startswith("authorization: ")] for head in heads]
     return [found[0].removeprefix("bearer ") if found else None for found in values]
@@ -48,7 +48,7 @@ class Token:
 
 @dataclass
 class Tokens:
-    """A credential that numbers its tokens, and writes down what it was asked for."""
+    """A credential that numbers its tokens, and records what it was asked for."""
 
     asked: list[tuple[tuple[str, ...], str | None, bool]] = field(default_factory=list)
     ready: threading.Event = field(default_factory=threading.Event)
@@ -105,7 +105,7 @@ def test_a_request_carries_the_token(
 
 
 class TestChallenge:
-    def test_is_met_with_a_new_token_for_the_same_request(
+    def test_a_challenge_is_answered_by_the_same_request_with_a_new_token(
         self, client: httpx.Client, credential: Tokens, serve: Serve, received: list[bytes]
     ) -> None:
         port = serve(unauthorized(CHALLENGE), FINE)
@@ -114,7 +114,9 @@ class TestChallenge:
         assert [data.partition(b"\r\n\r\n")[2] for data in received] == [b'{"name":"a"}'] * 2
         assert credential.asked[1] == ((GRAPH,), CLAIMS, True)
 
-    def test_that_comes_again_is_the_callers(self, client: httpx.Client, serve: Serve, received: list[bytes]) -> None:
+    def test_a_second_challenge_is_returned_to_the_caller(
+        self, client: httpx.Client, serve: Serve, received: list[bytes]
+    ) -> None:
         assert client.get(f"http://127.0.0.1:{serve(unauthorized(CHALLENGE))}/").status_code == 401
         assert tokens(received) == ["token-1", "token-2"]
 
@@ -126,20 +128,20 @@ class TestChallenge:
             pytest.param(unauthorized(CHALLENGE).replace(b"401", b"403"), id="another status"),
         ],
     )
-    def test_of_any_other_kind_is_the_callers(
+    def test_any_other_challenge_is_returned_to_the_caller(
         self, client: httpx.Client, serve: Serve, received: list[bytes], answer: bytes
     ) -> None:
         assert client.get(f"http://127.0.0.1:{serve(answer)}/").is_client_error
         assert tokens(received) == ["token-1"]
 
-    def test_to_a_body_that_cannot_be_read_twice_is_the_callers(
+    def test_a_challenge_to_a_body_that_cannot_be_read_twice_is_returned_to_the_caller(
         self, client: httpx.Client, serve: Serve, received: list[bytes]
     ) -> None:
         port = serve(unauthorized(CHALLENGE), FINE)
         assert client.post(f"http://127.0.0.1:{port}/", content=iter([b"once"])).status_code == 401
         assert tokens(received) == ["token-1"]
 
-    def test_of_another_origin_after_a_redirect_is_the_callers(
+    def test_a_challenge_of_another_origin_after_a_redirect_is_returned_to_the_caller(
         self, client: httpx.Client, serve: Serve, received: list[bytes]
     ) -> None:
         elsewhere = f"http://127.0.0.1:{serve(unauthorized(CHALLENGE))}/"
@@ -147,7 +149,7 @@ class TestChallenge:
         assert client.get(f"http://127.0.0.1:{port}/", follow_redirects=True).status_code == 401
         assert tokens(received) == ["token-1", None]
 
-    def test_is_met_by_the_device_and_entra(
+    def test_a_challenge_is_answered_with_a_new_token_from_entra(
         self, entra: EntraEmulator, hsm_credential: HsmCredential, serve: Serve, received: list[bytes]
     ) -> None:
         auth = BearerAuth(hsm_credential, GRAPH)
@@ -186,7 +188,7 @@ class TestElsewhere:
             client.get(f"http://127.0.0.1:{serve(FINE)}/")
         assert len(received) == 1
 
-    def test_a_redirect_followed_by_hand_to_another_api_is_refused(
+    def test_following_a_redirect_to_another_api_by_hand_is_refused(
         self, client: httpx.Client, serve: Serve, received: list[bytes]
     ) -> None:
         port = serve(redirect(f"http://127.0.0.1:{serve(FINE)}/"))
@@ -196,7 +198,7 @@ class TestElsewhere:
             client.send(following)
         assert tokens(received) == ["token-1"]
 
-    def test_a_request_without_auth_goes_anywhere(
+    def test_a_request_without_auth_may_go_anywhere(
         self, client: httpx.Client, serve: Serve, received: list[bytes]
     ) -> None:
         client.get(f"http://127.0.0.1:{serve(FINE)}/")
@@ -206,7 +208,9 @@ class TestElsewhere:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 class TestAsync:
-    def test_a_challenge_is_met(self, credential: Tokens, serve: Serve, received: list[bytes], backend: str) -> None:
+    def test_a_challenge_is_answered(
+        self, credential: Tokens, serve: Serve, received: list[bytes], backend: str
+    ) -> None:
         port = serve(unauthorized(CHALLENGE), FINE)
 
         async def main() -> int:
@@ -248,23 +252,21 @@ class TestAsync:
 
         assert anyio.run(main, backend=backend) == 401
 
-    def test_other_tasks_go_on_while_a_token_is_waited_for(
-        self, credential: Tokens, serve: Serve, backend: str
-    ) -> None:
+    def test_other_tasks_run_during_the_wait_for_a_token(self, credential: Tokens, serve: Serve, backend: str) -> None:
         credential.ready.clear()
         port = serve(FINE)
 
         async def main() -> int:
             async with httpx.AsyncClient(auth=BearerAuth(credential, GRAPH), trust_env=False) as client:
                 async with anyio.create_task_group() as tasks:
-                    # Nobody else lets the credential go on.
+                    # Only this task lets the credential continue.
                     tasks.start_soon(anyio.to_thread.run_sync, credential.ready.set)
                     response = await client.get(f"http://127.0.0.1:{port}/")
                 return response.status_code
 
         assert anyio.run(main, backend=backend) == 200
 
-    def test_a_wait_for_a_token_can_be_cancelled(self, credential: Tokens, backend: str) -> None:
+    def test_the_wait_for_a_token_can_be_cancelled(self, credential: Tokens, backend: str) -> None:
         credential.ready.clear()
 
         async def main() -> bool:
@@ -279,7 +281,7 @@ class TestAsync:
             credential.ready.set()
 
 
-def test_what_the_credential_raises_reaches_the_caller(serve: Serve, received: list[bytes]) -> None:
+def test_an_error_of_the_credential_reaches_the_caller(serve: Serve, received: list[bytes]) -> None:
     class Down(Tokens):
         def get_token(self, *scopes: str, claims: str | None = None, enable_cae: bool = False) -> Token:
             raise NetworkError("The endpoint is down.")
@@ -290,7 +292,7 @@ def test_what_the_credential_raises_reaches_the_caller(serve: Serve, received: l
     assert received == []
 
 
-OTHERS = '{"?":"ÿþ","a":"~~>>"}'  # with both characters in which the alphabets differ
+OTHERS = '{"?":"ÿþ","a":"~~>>"}'  # contains both characters in which the two base64 alphabets differ
 URLSAFE = base64.urlsafe_b64encode(OTHERS.encode()).decode().rstrip("=")
 
 
@@ -318,5 +320,5 @@ URLSAFE = base64.urlsafe_b64encode(OTHERS.encode()).decode().rstrip("=")
         pytest.param(f'Bearer error="insufficient_claims", claims="{ENCODED}', None, id="no closing quote"),
     ],
 )
-def test_a_claims_challenge_is_found_among_all_others(header: str, claims: str | None) -> None:
+def test_a_claims_challenge_is_found_among_other_challenges(header: str, claims: str | None) -> None:
     assert find_claims_challenge(header) == claims

@@ -1,4 +1,4 @@
-"""The whole way: a key in SoftHSM signs, the emulator answers, joserfc judges both."""
+"""The whole path: a key in SoftHSM signs, the emulator answers, joserfc verifies both."""
 
 import base64
 import hashlib
@@ -65,7 +65,7 @@ Connect = Callable[..., HsmCredential]
 
 @pytest.fixture
 def connect(softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator) -> Iterator[Connect]:
-    """Make a credential for the emulator; closed after the test."""
+    """Return a function that creates a credential for the emulator; all are closed after the test."""
     made: list[HsmCredential] = []
 
     def connect(
@@ -98,7 +98,7 @@ def only_assertion(entra: EntraEmulator) -> str:
 
 
 class TestToken:
-    def test_verifies_with_the_published_keys(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_a_token_verifies_with_the_published_keys(self, connect: Connect, entra: EntraEmulator) -> None:
         token = connect().get_token(GRAPH)
         trust = ssl.create_default_context(cafile=str(entra.ca_file))
         with httpx.Client(verify=trust, trust_env=False) as client:
@@ -107,23 +107,23 @@ class TestToken:
         assert claims["aud"] == "https://graph.microsoft.com"
         assert abs(token.expires_on - claims["exp"]) <= 2
 
-    def test_comes_from_the_cache_the_second_time(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_the_second_token_comes_from_the_cache(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
         assert credential.get_token(GRAPH).token == credential.get_token(GRAPH).token
         assert len(entra.requests) == 1
 
-    def test_is_asked_for_once_by_thirty_threads(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_thirty_threads_cause_one_request(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
         with ThreadPoolExecutor(30) as pool:
             tokens = set(pool.map(lambda _: credential.get_token(GRAPH).token, range(30)))
         assert len(tokens) == 1
         assert len(entra.requests) == 1
 
-    def test_for_each_resource_is_its_own(self, connect: Connect) -> None:
+    def test_each_resource_gets_its_own_token(self, connect: Connect) -> None:
         credential = connect()
         assert credential.get_token(GRAPH).token != credential.get_token(VAULT).token
 
-    def test_with_a_claims_challenge_passes_the_cache_and_replaces_it(
+    def test_a_claims_challenge_bypasses_the_cache_and_replaces_the_cached_token(
         self, connect: Connect, entra: EntraEmulator
     ) -> None:
         credential = connect()
@@ -133,7 +133,9 @@ class TestToken:
         assert entra.requests[1].form["claims"] == '{"access_token": {}}'
         assert credential.get_token(GRAPH).token == new.token
 
-    def test_for_continuous_access_evaluation_is_cached_apart(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_tokens_for_continuous_access_evaluation_are_cached_separately(
+        self, connect: Connect, entra: EntraEmulator
+    ) -> None:
         credential = connect()
         assert credential.get_token(GRAPH).token != credential.get_token(GRAPH, enable_cae=True).token
         assert "cp1" in entra.requests[1].form["claims"].lower()
@@ -141,7 +143,7 @@ class TestToken:
     @pytest.mark.parametrize(
         "scopes", [(), (GRAPH, VAULT), ("https://graph.microsoft.com/User.Read",)], ids=["none", "two", "a permission"]
     )
-    def test_for_anything_but_one_resource_is_refused_as_the_sdks_do(
+    def test_anything_but_scopes_of_one_resource_is_refused_like_in_the_sdks(
         self, scopes: tuple[str, ...], connect: Connect, entra: EntraEmulator
     ) -> None:
         credential = connect()
@@ -152,13 +154,11 @@ class TestToken:
             assert caught.value.hint
         assert entra.requests == []
 
-    def test_from_ad_fs(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_ad_fs_issues_a_token(self, connect: Connect, entra: EntraEmulator) -> None:
         assert connect(tenant="adfs", algorithm="auto").get_token(GRAPH).token
         assert jws.extract_compact(only_assertion(entra).encode()).headers()["alg"] == "RS256"
 
-    def test_from_ad_fs_with_ps256_is_refused_before_anything_is_sent(
-        self, connect: Connect, entra: EntraEmulator
-    ) -> None:
+    def test_ps256_with_ad_fs_is_refused_before_a_request(self, connect: Connect, entra: EntraEmulator) -> None:
         with pytest.raises(ConfigError, match="AD FS"):
             connect(tenant="adfs", algorithm="PS256")
         assert entra.requests == []
@@ -166,7 +166,7 @@ class TestToken:
 
 class TestAnotherTenant:
     @pytest.mark.parametrize("allowed", [[OTHER_TENANT], ["*"], ["Fabrikam.Example"]])
-    def test_that_is_allowed_gets_an_assertion_made_out_to_it(
+    def test_an_allowed_tenant_gets_an_assertion_for_its_own_audience(
         self, allowed: list[str], connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
     ) -> None:
         connect(additionally_allowed_tenants=allowed).get_token(GRAPH, tenant_id=OTHER_TENANT)
@@ -174,7 +174,7 @@ class TestAnotherTenant:
         assert claims["aud"] == entra.token_endpoint(OTHER_TENANT)
         assert [request.tenant for request in entra.requests] == [OTHER_TENANT]
 
-    def test_has_tokens_of_its_own(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_tokens_of_another_tenant_are_cached_separately(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect(additionally_allowed_tenants=["*"])
         asked = [None, OTHER_TENANT, TENANT, OTHER_TENANT]
         tokens = [credential.get_token(GRAPH, tenant_id=tenant).token for tenant in asked]
@@ -182,7 +182,7 @@ class TestAnotherTenant:
         assert tokens[:2] == tokens[2:]
 
     @pytest.mark.parametrize("allowed", [[], ["another.example"]])
-    def test_that_is_not_allowed_is_refused_with_the_way_out(
+    def test_a_tenant_that_is_not_allowed_is_refused_with_a_hint(
         self, allowed: list[str], connect: Connect, entra: EntraEmulator
     ) -> None:
         with pytest.raises(ConfigError, match="is for the tenant contoso") as caught:
@@ -190,26 +190,30 @@ class TestAnotherTenant:
         assert "additionally_allowed_tenants" in str(caught.value.hint)
         assert entra.requests == []
 
-    def test_that_is_none_is_refused_though_any_is_allowed(self, connect: Connect) -> None:
+    def test_an_invalid_tenant_is_refused_even_if_all_are_allowed(self, connect: Connect) -> None:
         with pytest.raises(ConfigError, match="neither a GUID nor a domain"):
             connect(additionally_allowed_tenants=["*"]).get_token(GRAPH, tenant_id="../evil")
 
-    def test_is_its_own_tenant_however_it_is_spelt(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_the_credentials_own_tenant_is_recognized_in_any_spelling(
+        self, connect: Connect, entra: EntraEmulator
+    ) -> None:
         connect().get_token(GRAPH, tenant_id=TENANT.upper())
         assert [request.tenant for request in entra.requests] == [TENANT]
 
-    def test_means_nothing_to_ad_fs(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_ad_fs_ignores_another_tenant(self, connect: Connect, entra: EntraEmulator) -> None:
         connect(tenant="adfs").get_token(GRAPH, tenant_id=OTHER_TENANT)
         assert [request.tenant for request in entra.requests] == ["adfs"]
 
-    def test_cannot_be_reached_where_the_endpoint_is_given(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_another_tenant_is_refused_if_the_token_endpoint_is_set(
+        self, connect: Connect, entra: EntraEmulator
+    ) -> None:
         credential = connect(token_endpoint=entra.token_endpoint(TENANT), additionally_allowed_tenants=["*"])
         with pytest.raises(ConfigError, match="is the only endpoint"):
             credential.get_token(GRAPH, tenant_id=OTHER_TENANT)
 
 
 class TestTokenInfo:
-    def test_has_the_type_and_says_when_to_renew(self, connect: Connect, hsm_key: SoftHsmKey) -> None:
+    def test_the_token_info_has_the_type_and_the_time_to_renew(self, connect: Connect, hsm_key: SoftHsmKey) -> None:
         assert hsm_key.certificate is not None
         with EntraEmulator(refresh_in=1800) as entra:
             entra.register(CLIENT, hsm_key.certificate, tenant=TENANT)
@@ -218,12 +222,12 @@ class TestTokenInfo:
         assert info.refresh_on is not None
         assert info.expires_on - info.refresh_on == 3599 - 1800
 
-    def test_is_of_the_same_token(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_get_token_and_get_token_info_return_the_same_token(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
         assert credential.get_token_info(GRAPH, options={}).token == credential.get_token(GRAPH).token
         assert len(entra.requests) == 1
 
-    def test_takes_the_options_it_knows_and_ignores_others(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_known_options_are_used_and_others_ignored(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect(additionally_allowed_tenants=["*"])
         options: Any = {"claims": '{"id_token": {}}', "tenant_id": OTHER_TENANT, "enable_cae": True, "pop": {}}
         credential.get_token_info(GRAPH, options=options)
@@ -236,12 +240,12 @@ class TestTokenInfo:
 
 
 class TestIsolated:
-    def test_tokens_are_got_through_a_process_of_its_own(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_a_separate_process_signs(self, connect: Connect, entra: EntraEmulator) -> None:
         connect(isolated=True).get_token(GRAPH)
         assert len(workers_of_this_process()) == 1
         assert [request.status for request in entra.requests] == [200]
 
-    def test_the_certificate_may_be_a_file(
+    def test_the_certificate_can_be_a_file(
         self, connect: Connect, softhsm: SoftHsm, hsm_key: SoftHsmKey, tmp_path: Path
     ) -> None:
         file = tmp_path / "certificate.der"
@@ -251,14 +255,14 @@ class TestIsolated:
         header = jws.extract_compact(assertion.encode()).headers()
         assert header["x5t"] == base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
 
-    def test_the_pin_is_asked_for_here_and_once(self, connect: Connect, softhsm: SoftHsm) -> None:
+    def test_the_pin_is_asked_for_once_in_the_callers_process(self, connect: Connect, softhsm: SoftHsm) -> None:
         pin = CountedPin(softhsm.pin, attended=False)
         credential = connect(isolated=True, pin=pin)
         for _ in range(3):
             credential.assertion()
         assert pin.times == 1
 
-    def test_a_refused_pin_is_presented_once(self, connect: Connect) -> None:
+    def test_a_refused_pin_is_sent_once(self, connect: Connect) -> None:
         pin = CountedPin("not-the-pin", attended=False)
         credential = connect(isolated=True, pin=pin)
         for _ in range(3):
@@ -266,7 +270,7 @@ class TestIsolated:
                 credential.assertion()
         assert pin.times == 1
 
-    def test_warnings_of_that_process_are_logged_by_this_one(
+    def test_warnings_of_the_separate_process_are_logged_in_this_one(
         self, connect: Connect, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(PinIncorrect):
@@ -276,13 +280,13 @@ class TestIsolated:
         assert "A wrong PIN was entered since the last login" in caplog.text
         assert capfd.readouterr().err == ""
 
-    def test_the_next_key_signs_when_the_first_is_not_there(
+    def test_the_next_key_signs_if_the_first_is_missing(
         self, connect: Connect, hsm_key: SoftHsmKey, entra: EntraEmulator
     ) -> None:
         connect(isolated=True, key=["pkcs11:token=nowhere", hsm_key.uri]).get_token(GRAPH)
         assert [request.status for request in entra.requests] == [200]
 
-    def test_closing_ends_the_process_and_the_next_assertion_starts_another(self, connect: Connect) -> None:
+    def test_closing_ends_the_process_and_the_next_assertion_starts_a_new_one(self, connect: Connect) -> None:
         credential = connect(isolated=True)
         credential.assertion()
         (first,) = workers_of_this_process()
@@ -297,7 +301,7 @@ class TestConstruction:
     def variables(
         self, softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
     ) -> dict[str, str]:
-        """Variables that describe a whole credential."""
+        """Environment variables that describe a complete credential."""
         variables = {
             "HSM_SIGNER_KEY": hsm_key.uri,
             "HSM_SIGNER_MODULE": str(softhsm.module),
@@ -333,12 +337,12 @@ ca_bundle = "{entra.ca_file}"
         )
         return file
 
-    def test_from_a_profile_of_a_file(self, config: Path, entra: EntraEmulator) -> None:
+    def test_a_credential_is_created_from_a_profile_in_a_file(self, config: Path, entra: EntraEmulator) -> None:
         with HsmCredential.from_profile("prod", config=config) as credential:
             credential.get_token(GRAPH)
         assert [request.status for request in entra.requests] == [200]
 
-    def test_from_a_profile_of_the_usual_file(
+    def test_a_credential_is_created_from_a_profile_in_the_default_file(
         self, config: Path, entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
@@ -346,22 +350,24 @@ ca_bundle = "{entra.ca_file}"
             credential.get_token(GRAPH)
         assert [request.status for request in entra.requests] == [200]
 
-    def test_a_profile_that_is_not_there_is_named(self, config: Path) -> None:
+    def test_a_missing_profile_is_named(self, config: Path) -> None:
         with pytest.raises(ConfigError, match="no profile 'dev'; it has prod"):
             HsmCredential.from_profile("dev", config=str(config))
 
-    def test_a_profile_takes_what_is_the_programs_own(self, config: Path) -> None:
+    def test_arguments_of_the_program_complete_a_profile(self, config: Path) -> None:
         options: Options = {"additionally_allowed_tenants": ["*"], "isolated": True}
         with HsmCredential.from_profile("prod", config=config, **options) as credential:
             credential.get_token(GRAPH, tenant_id=OTHER_TENANT)
             assert len(workers_of_this_process()) == 1
 
-    def test_from_the_environment(self, variables: dict[str, str], entra: EntraEmulator) -> None:
+    def test_a_credential_is_created_from_the_environment(
+        self, variables: dict[str, str], entra: EntraEmulator
+    ) -> None:
         with HsmCredential.from_environment() as credential:
             credential.get_token(GRAPH)
         assert [request.status for request in entra.requests] == [200]
 
-    def test_the_environment_alone_reads_no_file(
+    def test_from_environment_reads_no_file(
         self, variables: dict[str, str], config: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HSM_SIGNER_CONFIG", str(config))
@@ -372,7 +378,7 @@ ca_bundle = "{entra.ca_file}"
         assert "HSM_SIGNER_KEY" in str(caught.value.hint)
 
     @pytest.mark.parametrize("kind", [HsmCredential, AsyncHsmCredential])
-    def test_both_credentials_are_made_in_each_way(
+    def test_both_credential_classes_can_be_created_in_each_way(
         self, kind: type[HsmCredential | AsyncHsmCredential], variables: dict[str, str], config: Path
     ) -> None:
         made = [kind(TENANT, CLIENT, "pkcs11:"), kind.from_profile("prod", config=config), kind.from_environment()]
@@ -380,7 +386,9 @@ ca_bundle = "{entra.ca_file}"
 
 
 class TestAssertion:
-    def test_is_exactly_what_entra_documents(self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey) -> None:
+    def test_an_assertion_is_exactly_what_entra_documents(
+        self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
+    ) -> None:
         before = int(time.time())
         connect().get_token(GRAPH)
         token = jwt.decode(only_assertion(entra), public_key(hsm_key), algorithms=["RS256"])
@@ -407,7 +415,7 @@ class TestAssertion:
         assert all(type(claims[name]) is int for name in ("nbf", "iat", "exp"))
 
     @pytest.mark.parametrize("algorithm", ["PS256", "auto"])
-    def test_by_ps256_names_the_sha256_thumbprint(
+    def test_an_assertion_with_ps256_has_the_sha256_thumbprint(
         self, algorithm: str, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
     ) -> None:
         connect(algorithm=algorithm).get_token(GRAPH)
@@ -417,33 +425,39 @@ class TestAssertion:
         assert header["x5t#S256"] == base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         assert "x5t" not in header
 
-    def test_carries_the_chain_on_request(self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey) -> None:
+    def test_an_assertion_carries_the_chain_on_request(
+        self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
+    ) -> None:
         connect(send_chain=True).get_token(GRAPH)
-        # joserfc reads no header this long without being told to.
+        # joserfc reads a header this long only if it is allowed to.
         encoded = only_assertion(entra).split(".")[0]
         header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
         assert [base64.b64decode(entry) for entry in header["x5c"]] == [hsm_key.certificate]
 
-    def test_is_sent_again_unchanged_when_entra_is_unwell(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_a_retry_while_entra_is_unavailable_sends_the_same_assertion(
+        self, connect: Connect, entra: EntraEmulator
+    ) -> None:
         entra.answer_next(Unavailable(retry_after="0"))
         connect().get_token(GRAPH)
         first, second = entra.requests
         assert first.form["client_assertion"] == second.form["client_assertion"]
 
-    def test_is_new_for_each_token(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_each_token_request_has_a_new_assertion(self, connect: Connect, entra: EntraEmulator) -> None:
         credential = connect()
         credential.get_token(GRAPH)
         credential.get_token(VAULT)
         assert entra.requests[0].form["client_assertion"] != entra.requests[1].form["client_assertion"]
 
-    def test_needs_no_network(self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey) -> None:
+    def test_building_an_assertion_needs_no_network(
+        self, connect: Connect, entra: EntraEmulator, hsm_key: SoftHsmKey
+    ) -> None:
         assertion = connect(authority="https://login.example", lifetime=60).assertion()
         claims = jwt.decode(assertion, public_key(hsm_key), algorithms=["RS256"]).claims
         assert claims["aud"] == f"https://login.example/{TENANT}/oauth2/v2.0/token"
         assert claims["exp"] - claims["nbf"] == 60
         assert entra.requests == []
 
-    def test_follows_a_renewed_certificate_file(
+    def test_an_assertion_follows_a_renewed_certificate_file(
         self, connect: Connect, softhsm: SoftHsm, hsm_key: SoftHsmKey, tmp_path: Path
     ) -> None:
         file = tmp_path / "certificate.der"
@@ -459,7 +473,7 @@ class TestAssertion:
 
 
 class TestFailure:
-    def test_a_refused_pin_is_presented_once_over_all_resources(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_a_refused_pin_is_sent_once_for_all_resources(self, connect: Connect, entra: EntraEmulator) -> None:
         pin = CountedPin("not-the-pin", attended=False)
         credential = connect(pin=pin)
         for scope in (GRAPH, VAULT, GRAPH):
@@ -468,7 +482,7 @@ class TestFailure:
         assert pin.times == 1
         assert entra.requests == []
 
-    def test_a_refused_pin_is_presented_once_by_twenty_threads(self, connect: Connect) -> None:
+    def test_a_refused_pin_is_sent_once_by_twenty_threads(self, connect: Connect) -> None:
         pin = CountedPin("not-the-pin", attended=False)
         credential = connect(pin=pin)
 
@@ -483,7 +497,7 @@ class TestFailure:
             assert all(pool.map(attempt, range(20)))
         assert pin.times == 1
 
-    def test_without_anybody_to_ask_says_which_sources_there_are(
+    def test_the_error_without_a_pin_source_lists_the_possible_sources(
         self, softhsm: SoftHsm, hsm_key: SoftHsmKey, entra: EntraEmulator
     ) -> None:
         credential = HsmCredential(
@@ -504,7 +518,7 @@ class TestFailure:
         assert caught.value.correlation_id
         assert "Upload the certificate" in str(caught.value.hint)
 
-    def test_the_assertion_is_in_no_message_and_no_log(
+    def test_no_message_and_no_log_contains_the_assertion(
         self, connect: Connect, entra: EntraEmulator, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -523,7 +537,7 @@ class TestFailure:
     ) -> None:
         credential = connect(network_timeout=5)
         good = credential.get_token(GRAPH)
-        # Due for renewal, and not yet expired.
+        # Due for renewal, but not expired yet.
         set_expiry(credential, int(time.time()) + 100)
         entra.answer_next(Unavailable(retry_after="60"))
         assert credential.get_token(GRAPH).token == good.token
@@ -536,7 +550,7 @@ class TestFailure:
         with pytest.raises(NetworkError):
             credential.get_token(GRAPH)
 
-    def test_it_can_be_used_again_after_close(self, connect: Connect) -> None:
+    def test_a_credential_can_be_used_again_after_close(self, connect: Connect) -> None:
         credential = connect()
         credential.assertion()
         credential.close()
@@ -545,20 +559,20 @@ class TestFailure:
 
 @pytest.fixture
 def signatures(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """Count the signatures that the device has made since the test began."""
+    """Count the device's signatures since the test began."""
     caplog.set_level(logging.DEBUG, "hsm_signer.device.signer")
     return lambda: sum(record.getMessage().startswith("signed ") for record in caplog.records)
 
 
 class TestRefusedScope:
-    def test_costs_one_signature_and_one_request(
+    def test_a_refused_scope_costs_one_signature_and_one_request(
         self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
     ) -> None:
         credential = connect()
         assert [refused_number(credential, UNKNOWN) for _ in range(20)] == [500011] * 20
         assert (signatures(), len(entra.requests)) == (1, 1)
 
-    def test_is_refused_for_each_tenant_challenge_and_kind_of_token_apart(
+    def test_a_refusal_is_remembered_separately_for_each_tenant_challenge_and_kind_of_token(
         self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
     ) -> None:
         credential = connect(additionally_allowed_tenants=["*"])
@@ -573,12 +587,14 @@ class TestRefusedScope:
             refused_number(credential, UNKNOWN, **options)
         assert (signatures(), len(entra.requests)) == (5, 5)
 
-    def test_does_not_refuse_another(self, connect: Connect) -> None:
+    def test_a_refused_scope_does_not_affect_another(self, connect: Connect) -> None:
         credential = connect()
         refused_number(credential, UNKNOWN)
         assert credential.get_token(GRAPH).token
 
-    def test_is_asked_for_again_after_some_seconds(self, connect: Connect, entra: EntraEmulator) -> None:
+    def test_a_refused_scope_is_requested_again_after_some_seconds(
+        self, connect: Connect, entra: EntraEmulator
+    ) -> None:
         now = time.time()
         credential = connect()
         credential._tokens._cache = TokenCache(lambda: now)
@@ -588,7 +604,7 @@ class TestRefusedScope:
         assert credential.get_token(GRAPH).token
         assert [request.status for request in entra.requests] == [400, 200]
 
-    def test_a_certificate_that_is_not_registered_yet_is_tried_each_time(
+    def test_a_certificate_that_is_not_registered_yet_is_tried_on_each_request(
         self, connect: Connect, entra: EntraEmulator, signatures: Callable[[], int]
     ) -> None:
         credential = connect()
@@ -606,7 +622,7 @@ def refused_number(credential: HsmCredential, scope: str, **options: Any) -> int
 
 
 def set_expiry(credential: HsmCredential, expires_on: int) -> None:
-    """Let the token that the credential keeps expire then."""
+    """Set when the credential's cached token expires."""
     tokens = credential._tokens
     wanted = tokens.build_query((GRAPH,))
     aged = replace(tokens.get(wanted), expires_on=expires_on)

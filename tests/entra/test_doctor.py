@@ -31,8 +31,8 @@ from tests.support.counted_pin import CountedPin
 from tests.support.faulty_module.control import FaultyModule
 from tests.support.names import CLIENT, GRAPH, PIN, TENANT, WRONG_PIN
 
-# What comes of each probe when all is well. That of pcscd depends on what else this process has loaded; it is examined
-# in processes of its own, in tests/cli.
+# The outcome of each probe if nothing is wrong. The pcscd probe is left out: it depends on what else this process has
+# loaded, so tests/cli runs it in separate processes.
 FINE = dict.fromkeys(
     (
         "configuration",
@@ -84,7 +84,7 @@ _ids = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def identity(softhsm: SoftHsm) -> SoftHsmKey:
-    """A key without any fault."""
+    """A key and certificate with nothing wrong."""
     key = softhsm.add_key("good", bytes([next(_ids)]))
     return replace(key, certificate=certify(softhsm, key, days=365))
 
@@ -120,7 +120,9 @@ def settings(softhsm: SoftHsm, identity: SoftHsmKey, entra: EntraEmulator) -> di
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    with socket.socket() as bound:  # bound and not listening: nobody else can take it, and it refuses
+    with (
+        socket.socket() as bound
+    ):  # bound but not listening: no other program can take the port, and it refuses connections
         bound.bind(("127.0.0.1", 0))
         yield int(bound.getsockname()[1])
 
@@ -262,7 +264,7 @@ class TestConfiguration:
 
 
 class TestModuleAndDevice:
-    def test_a_file_that_is_not_a_module(self, run: Examine, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_module_fails(self, run: Examine, tmp_path: Path) -> None:
         file = tmp_path / "module.so"
         file.write_text("no library")
         findings = run(module=file)
@@ -270,7 +272,7 @@ class TestModuleAndDevice:
         assert str(file) in findings["module"].detail
         assert findings["pcscd"].detail == "Not checked because module failed."
 
-    def test_a_device_that_does_not_exist(self, run: Examine) -> None:
+    def test_a_missing_device_fails_and_the_existing_ones_are_named(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=elsewhere;id=%01")
         assert outcome(findings) == {**FINE, "device": "failed", **all_after("device")}
         assert "token=doctor%20tests" in findings["device"].detail
@@ -296,13 +298,13 @@ class TestModuleAndDevice:
         faulty.flags(clear=TokenFlag.USER_PIN_INITIALIZED)
         assert outcome(run(module=faulty.path)) == {**FINE, "pin": "warning"}
 
-    def test_a_pin_pad(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_a_login_by_pin_pad_is_ok(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         findings = run(module=faulty.path, pin_source="protected")
         assert outcome(findings) == FINE
         assert "pad" in findings["login"].detail
 
-    def test_no_login_hides_the_key(self, run: Examine) -> None:
+    def test_without_a_login_the_key_is_not_found(self, run: Examine) -> None:
         findings = run(pin_source="none")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
         assert "without a login" in findings["login"].detail
@@ -314,7 +316,7 @@ class TestModuleAndDevice:
         assert [login.right for login in faulty.logins()] == [False]
         assert pin.times == 1
         assert WRONG_PIN not in repr(findings)
-        # SoftHSM remembers it until a right one comes.
+        # SoftHSM remembers the wrong PIN until a right one is sent.
         assert outcome(run()) == {**FINE, "pin": "warning"}
 
     def test_a_login_that_hangs_stops_only_what_needs_the_device(self, run: Examine, faulty: FaultyModule) -> None:
@@ -331,7 +333,7 @@ class TestModuleAndDevice:
 
 
 class TestKey:
-    def test_a_key_that_does_not_exist(self, run: Examine) -> None:
+    def test_a_missing_key_fails_and_the_existing_ones_are_named(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=doctor%20tests;object=other")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
         assert "object=good" in findings["key"].detail
@@ -344,13 +346,13 @@ class TestKey:
         ],
         ids=["elliptic", "short"],
     )
-    def test_a_key_that_entra_refuses(
+    def test_a_key_that_entra_refuses_fails(
         self, run: Examine, softhsm: SoftHsm, label: str, private_key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
     ) -> None:
         key = softhsm.import_key(private_key, label, bytes([next(_ids)]))
         assert outcome(run(key=key.uri)) == {**FINE, "key": "failed", **all_after("key")}
 
-    def test_a_key_that_can_be_copied_out_of_the_device(
+    def test_a_key_that_can_be_copied_out_of_the_device_is_a_warning(
         self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
     ) -> None:
         key = add_open_key(softhsm)
@@ -360,7 +362,7 @@ class TestKey:
         concerns = re.findall(r"CKA_\w+", findings["protection"].detail)
         assert concerns == ["CKA_SENSITIVE", "CKA_EXTRACTABLE"]
 
-    def test_a_key_that_was_not_generated_on_the_device(
+    def test_a_key_that_was_not_generated_on_the_device_is_a_warning(
         self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
     ) -> None:
         key = softhsm.import_key(rsa.generate_private_key(65537, 2048), "imported", bytes([next(_ids)]))
@@ -369,20 +371,24 @@ class TestKey:
         assert outcome(findings) == {**FINE, "protection": "warning"}
         assert "CKA_LOCAL" in findings["protection"].detail
 
-    def test_an_algorithm_that_the_device_lacks(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_a_requested_algorithm_that_the_device_lacks_fails(self, run: Examine, faulty: FaultyModule) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
         findings = run(module=faulty.path, algorithm="PS256")
         expected = unexamined("signature", "token", because="mechanisms")
         assert outcome(findings) == {**FINE, "mechanisms": "failed", **expected}
         assert "RS256" in fix(findings, "mechanisms")
 
-    def test_an_unused_algorithm_that_the_device_lacks(self, run: Examine, faulty: FaultyModule) -> None:
+    def test_an_unused_algorithm_that_the_device_lacks_is_only_mentioned(
+        self, run: Examine, faulty: FaultyModule
+    ) -> None:
         faulty.hide_mechanisms(Mechanism.SHA256_RSA_PKCS_PSS, Mechanism.RSA_PKCS_PSS, Mechanism.RSA_X_509)
         findings = run(module=faulty.path)
         assert outcome(findings) == FINE
         assert "PS256 is not offered" in findings["mechanisms"].detail
 
-    def test_an_invalid_signature(self, run: Examine, faulty: FaultyModule, entra: EntraEmulator) -> None:
+    def test_an_invalid_signature_fails_and_is_not_sent(
+        self, run: Examine, faulty: FaultyModule, entra: EntraEmulator
+    ) -> None:
         faulty.rule("C_Sign", corrupt=True)
         findings = run(module=faulty.path)
         assert outcome(findings) == {**FINE, "signature": "failed", **unexamined("token", because="signature")}
@@ -418,33 +424,35 @@ NO_CERTIFICATE = {**FINE, "certificate": "failed", **unexamined("token", because
 
 
 class TestCertificate:
-    def test_none(self, run: Examine, softhsm: SoftHsm) -> None:
+    def test_a_missing_certificate_fails(self, run: Examine, softhsm: SoftHsm) -> None:
         findings = run(key=softhsm.add_key("bare", bytes([next(_ids)])).uri)
         assert outcome(findings) == NO_CERTIFICATE
         assert "--certificate" in fix(findings, "certificate")
 
-    def test_one_that_has_expired(self, run: Examine, softhsm: SoftHsm) -> None:
+    def test_an_expired_certificate_fails(self, run: Examine, softhsm: SoftHsm) -> None:
         key = softhsm.add_key("expired", bytes([next(_ids)]))
         certify(softhsm, key, days=-1)
         findings = run(key=key.uri)
         assert outcome(findings) == NO_CERTIFICATE
         assert "expired on" in findings["certificate"].detail
 
-    def test_one_of_another_key(self, run: Examine, softhsm: SoftHsm) -> None:
+    def test_a_certificate_of_another_key_fails(self, run: Examine, softhsm: SoftHsm) -> None:
         key = softhsm.add_key("mismatched", bytes([next(_ids)]))
         certify(softhsm, key, days=365, public_key=rsa.generate_private_key(65537, 2048).public_key())
         findings = run(key=key.uri)
         assert outcome(findings) == NO_CERTIFICATE
         assert "another key" in findings["certificate"].detail
 
-    def test_one_that_expires_soon(self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator) -> None:
+    def test_a_certificate_that_expires_soon_is_a_warning(
+        self, run: Examine, softhsm: SoftHsm, entra: EntraEmulator
+    ) -> None:
         key = softhsm.add_key("ending", bytes([next(_ids)]))
         entra.register(CLIENT, certify(softhsm, key, days=10.5), tenant=TENANT)
         findings = run(key=key.uri)
         assert outcome(findings) == {**FINE, "certificate": "warning"}
         assert "10 days left" in findings["certificate"].detail
 
-    def test_one_that_entra_does_not_know(
+    def test_a_certificate_that_is_not_registered_fails_the_token(
         self, run: Examine, softhsm: SoftHsm, identity: SoftHsmKey, tmp_path: Path
     ) -> None:
         file = tmp_path / "other.der"
@@ -456,26 +464,26 @@ class TestCertificate:
 
 
 class TestServer:
-    def test_a_clock_that_differs_by_less_than_entra_tolerates(self, run: Examine) -> None:
+    def test_a_clock_within_entras_tolerance_is_a_warning(self, run: Examine) -> None:
         findings = run(now=lambda: time.time() - 60)
         assert outcome(findings) == {**FINE, "clock": "warning"}
         assert re.search(r"(59|60|61) seconds behind", findings["clock"].detail)
 
     @pytest.mark.parametrize("seconds", [-3600, 3600])
-    def test_a_clock_that_differs_by_more_than_entra_tolerates(
+    def test_a_clock_beyond_entras_tolerance_fails_and_nothing_is_sent(
         self, run: Examine, entra: EntraEmulator, seconds: int
     ) -> None:
         findings = run(now=lambda: time.time() + seconds)
         assert outcome(findings) == {**FINE, "clock": "failed", **unexamined("token", because="clock")}
         assert entra.requests == []
 
-    def test_one_that_does_not_answer(self, run: Examine, closed_port: int) -> None:
+    def test_a_server_that_does_not_answer_fails(self, run: Examine, closed_port: int) -> None:
         findings = run(authority=f"https://127.0.0.1:{closed_port}", network_timeout=2)
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
         assert "was refused" in findings["openid"].detail
 
-    def test_a_custom_one_that_does_not_answer(self, run: Examine, closed_port: int) -> None:
+    def test_a_custom_token_endpoint_that_does_not_answer_fails(self, run: Examine, closed_port: int) -> None:
         findings = run(
             tenant=None,
             authority=None,
@@ -485,19 +493,19 @@ class TestServer:
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
 
-    def test_one_that_is_not_trusted_gets_no_assertion(self, run: Examine, entra: EntraEmulator) -> None:
+    def test_a_server_that_is_not_trusted_fails_and_gets_no_assertion(self, run: Examine, entra: EntraEmulator) -> None:
         findings = run(ca_bundle=None)
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
         assert "--ca-bundle" in fix(findings, "openid")
         assert entra.requests == []
 
-    def test_a_ca_bundle_that_does_not_exist(self, run: Examine, tmp_path: Path) -> None:
+    def test_a_missing_ca_bundle_fails(self, run: Examine, tmp_path: Path) -> None:
         findings = run(ca_bundle=tmp_path / "none.pem")
         expected = unexamined("token", because="openid")
         assert outcome(findings) == {**FINE, "clock": "skipped", "openid": "failed", **expected}
 
-    def test_one_that_does_not_know_the_tenant(self, run: Examine) -> None:
+    def test_an_unknown_tenant_fails(self, run: Examine) -> None:
         findings = run(tenant="fabrikam.example")
         assert outcome(findings) == {**FINE, "openid": "failed", "token": "failed"}
         assert "--tenant" in fix(findings, "openid")

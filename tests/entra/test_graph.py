@@ -1,4 +1,4 @@
-"""Graph's client: what it sends is accepted, what it gets is understood, and what is refused is explained."""
+"""The Graph client: it sends what Graph documents, understands the answers, and explains refusals."""
 
 import base64
 import json
@@ -77,10 +77,10 @@ def test_a_credential_is_removed_by_its_id(serve: Serve, received: list[bytes]) 
 
 
 @pytest.mark.parametrize("form", ["hexadecimal", "base64", "key"])
-def test_a_certificate_is_found_by_its_thumbprint_in_either_form_or_by_itself(
+def test_a_registered_certificate_is_found_by_either_form_of_its_thumbprint_or_its_content(
     serve: Serve, certificate: x509.Certificate, ours: Certificate, der: bytes, form: str
 ) -> None:
-    thumbprint = certificate.fingerprint(hashes.SHA1())  # noqa: S303  # a name, no guard
+    thumbprint = certificate.fingerprint(hashes.SHA1())  # noqa: S303  # SHA-1 identifies the certificate, and protects nothing
     entry = {
         "hexadecimal": {"customKeyIdentifier": thumbprint.hex().upper()},
         "base64": {"customKeyIdentifier": base64.b64encode(thumbprint).decode()},
@@ -109,7 +109,7 @@ def test_a_certificate_that_is_not_registered_is_not_found(ours: Certificate) ->
         ("SomethingNew", "learn.microsoft.com"),
     ],
 )
-def test_a_refusal_says_what_to_do(serve: Serve, der: bytes, code: str, hint: str) -> None:
+def test_the_hint_of_a_refusal_says_what_to_do(serve: Serve, der: bytes, code: str, hint: str) -> None:
     with pytest.raises(EntraError) as caught:
         graph(serve(refusal(code))).add_key(der, Secret(PROOF))
     error = caught.value
@@ -119,7 +119,7 @@ def test_a_refusal_says_what_to_do(serve: Serve, der: bytes, code: str, hint: st
 
 
 @pytest.mark.parametrize("echo", [PROOF, PROOF.split(".")[1], TOKEN, "eyJ0eXAiOiJKV1QifQ.e30.c2ln"])
-def test_a_refusal_does_not_repeat_what_was_sent(serve: Serve, echo: str) -> None:
+def test_the_error_of_a_refusal_does_not_repeat_the_request(serve: Serve, echo: str) -> None:
     with pytest.raises(EntraError) as caught:
         graph(serve(refusal("Request_BadRequest", f"Bad: {echo} \x1b[31m"))).remove_key(KEY_ID, Secret(PROOF))
     assert echo not in str(caught.value)
@@ -138,6 +138,6 @@ def test_a_refusal_does_not_repeat_what_was_sent(serve: Serve, echo: str) -> Non
         pytest.param(b'{"id": "a", "keyCredentials": [{"key": "a"}]}', id="entry without an id"),
     ],
 )
-def test_an_answer_that_makes_no_sense_is_an_error(serve: Serve, nonsense: bytes) -> None:
+def test_an_invalid_answer_is_an_error(serve: Serve, nonsense: bytes) -> None:
     with pytest.raises(NetworkError, match="The answer of 127"):
         graph(serve(answer(nonsense))).registration()
