@@ -5,12 +5,12 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from hsm_signer.system.display import displayable
+from hsm_signer.cli.output import sentences
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"hsm-signer: {record.levelname.lower()}: {displayable(record.getMessage())}"
+        return "\n".join(sentences(record.getMessage(), f"hsm-signer: {record.levelname.lower()}: "))
 
 
 class _Json(logging.Formatter):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from hsm_signer.cli.output import print_note
+from hsm_signer.cli.output import print_note, sentences
 from hsm_signer.cli.terminal import ask, ask_secret, has_terminal
 from hsm_signer.device.access import Operator
 from hsm_signer.device.lane import cue
@@ -62,7 +62,7 @@ class DeviceAwaited:
     def __call__(self, reason: HsmSignerError) -> None:
         """Wait before the next look."""
         if not self._said:
-            print_note(f"Waiting for the device. {displayable(reason.message)}")
+            print_note("\n".join(sentences(f"Waiting for the device. {reason.message}")))
             self._said = True
         time.sleep(_LOOK_AGAIN)
 

@@ -13,6 +13,8 @@ from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.system.display import displayable, displayable_lines
 from hsm_signer.system.private_file import replacing, unwritable
 
+_COLUMNS, _NARROWEST = 80, 40
+
 
 class Output(StrEnum):
     """Text for people, or JSON for programs."""
@@ -107,8 +109,23 @@ def print_note(text: str) -> None:
     sys.stderr.flush()
 
 
+def sentences(text: str, label: str = "") -> list[str]:
+    """Return text for stderr as lines, wrapped at words if it is a terminal. A log keeps it on one line.
+
+    Args:
+        text: is made displayable.
+        label: what it begins with; the next lines are indented by as much.
+    """
+    width = _columns(sys.stderr)
+    if width is None:
+        return [label + displayable(text)]
+    from hsm_signer.cli.text.layout import wrapped
+
+    return wrapped(displayable(text), label, " " * len(label), width) or [label]
+
+
 def print_error(error: HsmSignerError, *, as_json: bool) -> None:
-    """Print an error on stderr: what happened, and how to fix it."""
+    """Print an error on stderr: what happened, and how to fix it. Commands stand on lines of their own, unwrapped."""
     entra = error if isinstance(error, EntraError) else None
     aadsts, correlation_id = (entra.aadsts, entra.correlation_id) if entra else (None, None)
     if as_json:
@@ -123,9 +140,9 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
             document["commands"] = error.commands
         text = json.dumps({"error": document})
     else:
-        lines = [f"{paint('error', '31', sys.stderr)}: {displayable(error.message)}"]
+        lines = _labelled("error", "31", error.message)
         if error.hint:
-            lines.append(f"{paint('hint', '36', sys.stderr)}: {displayable(error.hint)}")
+            lines += _labelled("hint", "36", error.hint)
         lines += [f"  {displayable(command)}" for command in error.commands]
         if correlation_id:
             lines.append(f"correlation id: {correlation_id}")
@@ -133,6 +150,23 @@ def print_error(error: HsmSignerError, *, as_json: bool) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def _labelled(label: str, colour: str, text: str) -> list[str]:
+    first, *rest = sentences(text, f"{label}: ")
+    return [paint(label, colour, sys.stderr) + first.removeprefix(label), *rest]
+
+
+def _columns(stream: TextIO | None) -> int | None:
+    """Return the width of a terminal; None if it is another kind of file."""
+    try:
+        if stream is None or not stream.isatty():
+            return None
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return None
+    # A terminal whose size nobody has set reports 0.
+    return max(columns or _COLUMNS, _NARROWEST)
 
 
 def paint(text: str, code: str, stream: TextIO | None) -> str:

@@ -1,6 +1,7 @@
 """What a person at a terminal sees and types: colour, and the question for the PIN."""
 
 import os
+import termios
 
 import pytest
 
@@ -117,3 +118,33 @@ def test_help_is_coloured_on_a_terminal_unless_no_color(
 def test_nothing_is_coloured_in_a_pipe(program: Program, arguments: list[str]) -> None:
     result = program(*arguments, environment={"TERM": "xterm-256color"})
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def on_a_terminal(program: Program, terminal: Terminal, *arguments: str) -> list[str]:
+    """Return the lines that a command shows on a terminal as stderr."""
+    with program.start(*arguments, environment={"NO_COLOR": "1"}, stderr=terminal.program_side) as process:
+        process.communicate(timeout=60)
+    os.write(terminal.program_side, b"the end")
+    terminal.wait_for("the end")
+    return terminal.seen.removesuffix("the end").splitlines()
+
+
+def test_an_error_is_wrapped_at_words_to_the_width_of_the_terminal(program: Program, terminal: Terminal) -> None:
+    piped = program("token", "--key", "pkcs11:token=x;wrong=1").stderr
+    lines = on_a_terminal(program, terminal, "token", "--key", "pkcs11:token=x;wrong=1")
+    assert max(map(len, lines)) <= 80
+    assert len(lines) > len(piped.splitlines()) == 2
+    assert " ".join(" ".join(lines).split()) == " ".join(piped.split())
+
+
+def test_the_width_is_the_terminal_s_own(program: Program, terminal: Terminal) -> None:
+    termios.tcsetwinsize(terminal.program_side, (24, 50))
+    lines = on_a_terminal(program, terminal, "explain", "nonsense")
+    assert max(map(len, lines)) <= 50
+    assert all(line.startswith(("error: ", "hint: ", " ")) for line in lines)
+
+
+def test_commands_are_not_wrapped_and_stand_on_lines_of_their_own(program: Program, terminal: Terminal) -> None:
+    termios.tcsetwinsize(terminal.program_side, (24, 40))
+    lines = on_a_terminal(program, terminal, "token")
+    assert any(line.startswith("  --client-id ID ") and len(line) > 40 for line in lines)
