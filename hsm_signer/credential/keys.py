@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from hsm_signer.jwt.assertion import DEFAULT_LIFETIME
 from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.system.file_state import file_version
 from hsm_signer.system.fork import reset_after_fork
-from hsm_signer.x509.certificate import parse_certificates
+from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,14 @@ class Keys:
             files = filter(None, (self._profile.key_file, self._profile.certificate))
             return all(_changed(file) <= written for file in files)
         return any(header.get(name) == value for each in known for name, value in each.items())
+
+    def find_certificate(self, header: Mapping[str, Any]) -> tuple[Pkcs11Uri, Certificate] | None:
+        """Return which key made an assertion with this header, and its certificate; None if it is no longer open."""
+        for key in self._keys:
+            certificate = key.certificate()
+            if certificate and any(header.get(name) == value for name, value in thumbprints(certificate).items()):
+                return key.uri, certificate
+        return None
 
     def close(self) -> None:
         """Close every device."""
@@ -243,6 +252,14 @@ class _Key:
                     self.refusal = PinRefusal(error)
                     raise
             return self._identity
+
+    def certificate(self) -> Certificate | None:
+        """Return the certificate of the open key, for messages. It is not opened for that."""
+        identity = self._identity
+        if identity is not None:
+            with suppress(HsmSignerError):
+                return identity.certificates.certificate()
+        return None
 
     def retire(self) -> Identity | None:
         """Never open it again, and return its open identity, for the key that replaces it.

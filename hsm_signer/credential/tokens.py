@@ -17,11 +17,13 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.credential.cache import TokenCache
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import Keys
+from hsm_signer.credential.unregistered import name_certificate
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.entra.authority import Endpoint, resolve_endpoint
 from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.entra.token import AccessToken, request_token, token_form
-from hsm_signer.errors import ConfigError
+from hsm_signer.errors import ConfigError, EntraError
+from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.secret import Secret, hidden_locals
 from hsm_signer.system.strict_json import parse_json
 
@@ -175,13 +177,14 @@ class Tokens:
     def _request(self, query: TokenQuery) -> AccessToken:
         claims = _merge_claims(query.claims, query.enable_cae)
         with self._client().connecting_to(query.endpoint.token_endpoint) as http:
-            form = token_form(
-                client_id=self.client.client_id,
-                scope=query.scope,
-                assertion=Secret(self._assertion(query.endpoint)),
-                claims=claims,
-            )
-            return request_token(query.endpoint, form, http)
+            assertion = Secret(self._assertion(query.endpoint))
+            form = token_form(client_id=self.client.client_id, scope=query.scope, assertion=assertion, claims=claims)
+            try:
+                return request_token(query.endpoint, form, http)
+            except EntraError as error:
+                if signed := self.keys.find_certificate(parse_jwt(assertion.reveal()).header):
+                    name_certificate(error, signed[1], self._profile, signed[0])
+                raise
 
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient

@@ -106,11 +106,15 @@ class Examination:
         return _Result(verdict, value, probe.name if verdict.status is Status.FAILED else None)
 
 
+def _fix(error: HsmSignerError) -> str | None:
+    return " ".join([error.hint or "", *(command.split("  # ")[0].rstrip() for command in error.commands)]) or None
+
+
 def _explain(error: Exception) -> Verdict:
     match error:
         case EntraError():
-            return failed(f"{error.message} Correlation id: {error.correlation_id}.", error.hint)
+            return failed(f"{error.message} Correlation id: {error.correlation_id}.", _fix(error))
         case HsmSignerError():
-            return failed(error.message, error.hint)
+            return failed(error.message, _fix(error))
     # Its text may hold a secret.
     return failed(f"Unexpected error: {type(error).__name__}.", "Please report this bug.")

@@ -12,6 +12,7 @@ from hsm_signer.credential.certificate_source import CertificateSource, certific
 from hsm_signer.credential.client import Client, resolve_client
 from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.key_access import key_access
+from hsm_signer.credential.unregistered import name_certificate
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
@@ -40,6 +41,7 @@ from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.http_answer import HttpResponse, parse_http_date
 from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.entra.token import request_token, token_form
+from hsm_signer.errors import EntraError
 from hsm_signer.jwt.compact import parse_jwt
 from hsm_signer.system.secret import Secret
 from hsm_signer.x509.requirements import require_length, require_usable
@@ -255,7 +257,11 @@ def token(run: Examination) -> tuple[None, Verdict]:
         )
     who = run.value(client)
     form = token_form(client_id=who.client_id, scope=wanted, assertion=run.value(assertion))
-    obtained = request_token(who.endpoint, form, _http(run), now=run.now)
+    try:
+        obtained = request_token(who.endpoint, form, _http(run), now=run.now)
+    except EntraError as error:
+        name_certificate(error, run.value(certificate).certificate(), run.profile, run.value(access).uri)
+        raise
     minutes = obtained.expires_in // 60
     return None, ok(f"Obtained for {obtained.scope}, valid for {minutes} minutes, and discarded.")
 

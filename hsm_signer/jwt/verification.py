@@ -48,6 +48,15 @@ def check_assertion(jwt: Jwt, certificate: Certificate, now: float) -> list[Chec
     ]
 
 
+def is_access_token(jwt: Jwt) -> bool:
+    """Return whether a JWT is an access token by Entra instead of an assertion: its client is not its issuer.
+
+    https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference: `appid` (v1) or `azp` (v2).
+    """
+    issuer, client = jwt.claims.get("iss"), jwt.claims.get("azp", jwt.claims.get("appid"))
+    return isinstance(client, str) and issuer not in (client, jwt.claims.get("sub"))
+
+
 def _signature(jwt: Jwt, certificate: Certificate) -> Check:
     name = jwt.header.get("alg")
     if name not in list(Algorithm):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -276,8 +277,26 @@ class TestForgetPinFailures:
 
     def test_nothing_to_forget_is_no_error(self, program: Program) -> None:
         result = program("device", "forget-pin-failures")
-        assert (result.status, result.stderr) == (0, "")
+        assert result.status == 0
         assert result.stdout.startswith("There is nothing to forget in ")
+        assert result.stderr.startswith("Nothing was forgotten. ")
+        assert "\n  sudo -u svc STATE_DIRECTORY=/var/lib/hsm-signer hsm-signer device forget" in result.stderr
+        assert program("device", "forget-pin-failures", "-o", "json").stderr == ""
+
+    def test_the_command_for_a_service_forgets_in_its_state_directory(
+        self, program: Program, signing: Settings
+    ) -> None:
+        state = program.directory / "state of the service"
+        state.mkdir(mode=0o700)
+        wrong = options(signing, pin_source="env:OTHER_PIN")
+        service = {"OTHER_PIN": WRONG_PIN, "STATE_DIRECTORY": str(state)}
+        results = [program("assertion", *wrong, environment=service) for _ in range(2)]
+        command = shlex.split(results[1].stderr.splitlines()[-1])
+        words = command[command.index("hsm-signer") + 1 :]
+        assert program(*words).stdout.startswith("There is nothing to forget")
+        variable = command[command.index("hsm-signer") - 1]
+        assert variable == f"STATE_DIRECTORY={state}"
+        assert program(*words, environment={"STATE_DIRECTORY": str(state)}).stdout.startswith("Forgot ")
 
     def test_a_record_that_cannot_be_removed_is_an_error(self, program: Program) -> None:
         (program.home / ".local/state/hsm-signer/pins/stuck.json").mkdir(parents=True)

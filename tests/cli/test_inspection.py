@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.program import Program, assert_explained
+from tests.support.program import Program, Settings, assert_explained, options
 
 
 def unsigned(claims: Mapping[str, object], header: Mapping[str, object] | None = None) -> str:
@@ -120,6 +120,16 @@ def test_verify_says_which_check_failed_and_fails(program: Program, jwt: str, ce
     assert (result.status, result.stderr) == (1, "")
     failed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("FAILED")]
     assert failed == ["signature", "times", "client", "claims"]
+
+
+def test_verify_says_that_an_access_token_is_one(program: Program, exchange: Settings, certificate: Path) -> None:
+    token = program("token", *options(exchange)).stdout.strip()
+    result = program("verify", "--certificate", str(certificate), stdin=token)
+    assert result.status == 1
+    assert result.stderr.startswith("This is an access token, issued by https://")
+    assert token.rpartition(".")[2] not in result.stdout + result.stderr
+    as_json = program("verify", "--certificate", str(certificate), "-o", "json", stdin=token)
+    assert (as_json.status, as_json.json["holds"]) == (1, False)
 
 
 def test_verify_as_json_says_whether_all_checks_passed(program: Program, jwt: str, certificate: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import ssl
 import time
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt as jose
 from joserfc.jwk import KeySet, RSAKey
@@ -130,6 +132,33 @@ def test_a_refusal_by_entra_shows_people_the_correlation_id(
     assert "AADSTS53003" in what
     assert how.startswith("hint: ")
     assert which == f"correlation id: {entra.requests[-1].headers['client-request-id']}"
+
+
+def test_an_unregistered_certificate_is_named_as_the_portal_shows_it(
+    program: Program, exchange: Settings, entra: EntraEmulator, certificate: Path
+) -> None:
+    unknown = Refused(700027, "invalid_client", "The certificate is unknown.")
+    entra.answer_next(unknown)
+    result = program("token", *options(exchange))
+    assert result.status == 7
+    _, hint, command, _ = result.stderr.splitlines()
+    known = x509.load_der_x509_certificate(certificate.read_bytes())
+    assert f" {known.subject.rfc4514_string()} " in hint
+    assert known.fingerprint(hashes.SHA1()).hex().upper() in hint  # noqa: S303  # as the portal does
+    assert f"App registrations > the app {CLIENT} > Certificates & secrets" in hint
+    name, *words = shlex.split(command, comments=True)
+    assert name == "hsm-signer"
+    assert program(*words).status == 0
+    assert x509.load_pem_x509_certificate((program.directory / "app.pem").read_bytes()) == known
+
+
+def test_an_unregistered_certificate_from_a_file_names_the_file(
+    program: Program, exchange: Settings, entra: EntraEmulator, certificate: Path
+) -> None:
+    entra.answer_next(Refused(700027, "invalid_client", "The certificate is unknown."))
+    result = program("token", *options(exchange, certificate=str(certificate)), "-o", "json")
+    assert str(certificate) in result.error["hint"]
+    assert "commands" not in result.error
 
 
 def test_an_unreachable_endpoint_is_a_network_error(program: Program, exchange: Settings) -> None:

@@ -1,5 +1,6 @@
 """`device`: shows modules, devices, keys and certificates, and forgets refused PINs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from hsm_signer.cli.one_device import examine_one_device
 from hsm_signer.cli.operator import show_slow
 from hsm_signer.cli.options import OutputOption, profile_options
-from hsm_signer.cli.output import Output, print_as, print_json, print_result
+from hsm_signer.cli.output import Output, print_as, print_json, print_note, print_result
 from hsm_signer.config.profile import Profile, load_profile
 from hsm_signer.config.settings import SETTINGS
 from hsm_signer.device.uri import Pkcs11Uri
@@ -88,6 +89,7 @@ def forget_pin_failures(
     hsm-signer device forget-pin-failures --key pkcs11:token=Office
     """
     from hsm_signer.device.match import matches_device
+    from hsm_signer.device.pin.forget_command import format_forget_command
     from hsm_signer.device.pin.refusals import forget_failures
 
     profile = load_profile({"key": key}, config=context.obj.config, name=context.obj.profile)
@@ -99,7 +101,13 @@ def forget_pin_failures(
     except OSError as error:
         raise PinError(
             f"The record of refused PINs in {directory} cannot be removed: {error.strerror}.",
-            hint="Run this as the user whose logins failed.",
+            hint="Run this as the user whose logins failed, with the STATE_DIRECTORY of the service if it is one.",
         ) from None
     lines = [f"Forgot the refused PINs of {displayable(device)}." for device in forgotten]
     print_as(output, {"forgotten": forgotten}, "\n".join(lines) or f"There is nothing to forget in {directory}.")
+    if not forgotten and output is Output.TEXT:
+        print_note(
+            "Nothing was forgotten. Each user and each service has a record of its own: for a service, run this as its "
+            "user\nwith its state directory, for example:\n"
+            f"  {format_forget_command(Path('/var/lib/hsm-signer'), 'svc', is_reader=False)}"
+        )

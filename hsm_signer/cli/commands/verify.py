@@ -9,9 +9,9 @@ import typer
 
 from hsm_signer.cli.jwt_argument import JwtArgument, read_jwt
 from hsm_signer.cli.options import OutputOption, read_certificate_file
-from hsm_signer.cli.output import Output, print_as
+from hsm_signer.cli.output import Output, print_as, print_note, sentences
 from hsm_signer.cli.text.layout import table
-from hsm_signer.jwt.verification import check_assertion
+from hsm_signer.jwt.verification import check_assertion, is_access_token
 from hsm_signer.x509.certificate import parse_certificates
 
 
@@ -34,8 +34,18 @@ def verify(
     hsm-signer verify --certificate certificate.pem < assertion.jwt
     """
     first = parse_certificates(read_certificate_file(certificate), str(certificate))[0]
-    checks = check_assertion(read_jwt(jwt), first, time.time())
+    given = read_jwt(jwt)
+    checks = check_assertion(given, first, time.time())
     holds = all(check.holds for check in checks)
     text = table([("ok" if check.holds else "FAILED", check.name, check.detail) for check in checks])
+    if is_access_token(given):
+        print_note(
+            "\n".join(
+                sentences(
+                    f"This is an access token, issued by {given.claims.get('iss')}, not an assertion. The service "
+                    "that it is for checks it. To see what is in it: hsm-signer decode"
+                )
+            )
+        )
     print_as(output, {"holds": holds, "checks": [asdict(check) for check in checks]}, text)
     raise typer.Exit(0 if holds else 1)

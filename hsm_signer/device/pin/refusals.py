@@ -15,6 +15,7 @@ from pathlib import Path
 from hsm_signer.device import wire
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.attempts import Attempt, Outcome, next_attempt
+from hsm_signer.device.pin.forget_command import forget_command
 from hsm_signer.device.pin.login_lock import explain_record_failure
 from hsm_signer.device.pin.pin import PinSource
 from hsm_signer.errors import (
@@ -162,7 +163,8 @@ class PinRecord:
         except wire.Malformed:
             raise PinError(
                 f"The record of refused PINs {path} is damaged, so it is unknown whether a login is safe.",
-                hint="If no wrong PIN was tried, run: hsm-signer device forget-pin-failures",
+                hint="If no wrong PIN was tried, have it forgotten.",
+                commands=(forget_command(self.directory),),
             ) from None
 
     def _store(self, stored: _Stored, path: Path | None = None) -> None:
@@ -186,7 +188,8 @@ class PinRecord:
         return PinOutcomeUnknown(
             f"{last.times} logins to {self.device} with the PIN from {source.description} were interrupted. It is "
             "unknown whether the device has refused the PIN, so it was not sent again.",
-            hint="Check the PIN and the device, then run: hsm-signer device forget-pin-failures",
+            hint="Check the PIN and the device, then have the failures forgotten.",
+            commands=(forget_command(self.directory),),
         )
 
     def _refused_before(self, source: PinSource, by: _Stored) -> PinRefusedBefore:
@@ -198,8 +201,8 @@ class PinRecord:
             )
         return PinRefusedBefore(
             message,
-            hint="Correct the PIN at its source. If that is not a file, also run: hsm-signer device "
-            "forget-pin-failures",
+            hint="Correct the PIN at its source. If that is not a file, also have the refused PIN forgotten.",
+            commands=(forget_command(self.directory),),
         )
 
 
