@@ -1,5 +1,6 @@
 """The configuration file: where it is, whether it can be trusted, and the profiles in it (TOML)."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from hsm_signer.config.settings import SETTINGS
 from hsm_signer.config.values import Source, nearest
 from hsm_signer.errors import ConfigError
 from hsm_signer.system.trusted_path import read_trusted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
                 f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
                 hint="Create one of these files, or name another with --config.",
             )
+        logger.debug("no configuration file: looked for %s", ", ".join(map(str, candidates)))
         return ProfileTable()
     document, opened = _load_toml(file)
     profiles = _profiles(file, document)
@@ -62,6 +66,7 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
             )
         return ProfileTable()
     table = ProfileTable(profiles[chosen], f"profile {chosen!r} of {file}", opened.parent)
+    logger.debug("%s", table.name)
     known = [setting.name for setting in SETTINGS.values() if setting.in_profile]
     for key in table.values:
         if key not in known:

@@ -9,6 +9,7 @@ A query is checked without device or network. Nothing is opened before the first
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +30,8 @@ from hsm_signer.system.strict_json import parse_json
 
 if TYPE_CHECKING:
     from hsm_signer.entra.http import HttpClient
+
+logger = logging.getLogger(__name__)
 
 ANY_TENANT = "*"
 """In the allowed tenants: any tenant."""
@@ -86,6 +89,7 @@ class Tokens:
     ) -> None:
         self.client = resolve_client(profile, "key")
         self._profile = profile
+        self._slow = operator.slow
         self._allowed = frozenset(tenant.lower() for tenant in additionally_allowed_tenants)
         self.keys = Keys(profile, self.client, operator, isolated=isolated)
         self._cache = TokenCache()
@@ -179,6 +183,7 @@ class Tokens:
         with self._client().connecting_to(query.endpoint.token_endpoint) as http:
             assertion = Secret(self._assertion(query.endpoint))
             form = token_form(client_id=self.client.client_id, scope=query.scope, assertion=assertion, claims=claims)
+            logger.debug("exchanging the assertion at %s", query.endpoint.token_endpoint)
             try:
                 return request_token(query.endpoint, form, http)
             except EntraError as error:
@@ -191,7 +196,9 @@ class Tokens:
 
         # It has no open connection, so it does no harm if two threads each create one.
         if self._http is None:
-            self._http = HttpClient(timeout=self._profile.network_timeout, ca_bundle=self._profile.ca_bundle)
+            self._http = HttpClient(
+                timeout=self._profile.network_timeout, ca_bundle=self._profile.ca_bundle, slow=self._slow
+            )
         return self._http
 
 

@@ -267,7 +267,7 @@ def token(run: Examination) -> tuple[None, Verdict]:
 
 
 def _http(run: Examination) -> HttpClient:
-    return HttpClient(timeout=run.profile.network_timeout, ca_bundle=run.profile.ca_bundle)
+    return HttpClient(timeout=run.profile.network_timeout, ca_bundle=run.profile.ca_bundle, slow=run.operator.slow)
 
 
 PROBES = (

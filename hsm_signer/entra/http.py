@@ -15,6 +15,7 @@ from hsm_signer.entra.http_answer import Failure, HttpResponse, judge
 from hsm_signer.entra.http_attempt import MAXIMUM_BYTES, Attempt, connect_ahead, run_within
 from hsm_signer.entra.route import load_trust, proxy_for
 from hsm_signer.entra.url import host_of
+from hsm_signer.entra.waiting import Slow, Waiting, log_waiting
 from hsm_signer.errors import NetworkError
 from hsm_signer.system.secret import Secret, hidden_locals
 
@@ -37,6 +38,7 @@ class HttpClient:
         monotonic: seconds on a clock that is never set.
         now: seconds since the epoch.
         jitter: returns a random number from 0 up to 1.
+        slow: shows that a request takes long, and for which server and at which try.
 
     Raises:
         ConfigError: the CA bundle cannot be read, contains no certificate, or another user could replace it.
@@ -51,6 +53,7 @@ class HttpClient:
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        slow: Slow = log_waiting,
     ) -> None:
         self._timeout = timeout
         self._trust = load_trust(ca_bundle)
@@ -58,6 +61,7 @@ class HttpClient:
         self._monotonic = monotonic
         self._now = now
         self._jitter = jitter
+        self._slow = slow
         self._ahead: Future[Connection] | None = None
 
     @contextlib.contextmanager
@@ -115,14 +119,20 @@ class HttpClient:
         proxy = proxy_for(url)
         attempt = Attempt(method, url, content, headers, self._trust, proxy, lambda: deadline - self._monotonic())
         host = host_of(url)
+        with Waiting(self._slow, host, 1 + _RETRIES, self._monotonic) as waiting:
+            return self._send_until(attempt, host, waiting)
+
+    def _send_until(self, attempt: Attempt, host: str, waiting: Waiting) -> HttpResponse:
+        """Send a request until there is a usable response, or no time or try is left."""
         last: Failure | None = None
         retries = 0
         while True:
             connection = self._connection(attempt.left())
-            answer = run_within(attempt.left(), attempt, connection)
+            started = self._monotonic()
+            answer = run_within(attempt.left(), attempt, connection, waiting)
             if isinstance(answer, HttpResponse):
-                logger.debug("%s %s: %d", method, host, answer.status)
-                if (failure := judge(answer, url, self._now())) is None:
+                logger.debug("%s %s: %d in %.2f s", attempt.method, host, answer.status, self._monotonic() - started)
+                if (failure := judge(answer, attempt.url, self._now())) is None:
                     return answer
                 answer = failure
             elif answer is not None and answer.retry and connection.was_stale:
@@ -134,9 +144,11 @@ class HttpClient:
             pause = max(answer.retry_after or 0, 2**retries * (0.5 + self._jitter() / 2))
             if retries == _RETRIES or not answer.retry or pause >= attempt.left():
                 raise self._final_error(answer)
+            retries += 1
+            logger.debug("%s Try %d of %d in %.1f s.", answer.message, 1 + retries, 1 + _RETRIES, pause)
+            waiting.try_again(pause)
             self._sleep(pause)
             last = answer
-            retries += 1
 
     def _connection(self, seconds: float) -> "Connection":
         """Return the connection that is being made, for the first request, or else a new one."""

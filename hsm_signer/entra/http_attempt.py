@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from hsm_signer.entra.http_answer import MAXIMUM_BODY, WRONG_SERVER, Failure, HttpResponse, explain
 from hsm_signer.entra.route import proxy_for
 from hsm_signer.entra.url import host_of
+from hsm_signer.entra.waiting import Waiting
 from hsm_signer.errors import NetworkError
 from hsm_signer.system.fork import without_forks
 from hsm_signer.system.secret import Secret, revealed
@@ -134,8 +135,13 @@ def connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | No
     return None
 
 
-def run_within(seconds: float, attempt: Attempt, connection: "Connection") -> "HttpResponse | Failure | None":
+def run_within(
+    seconds: float, attempt: Attempt, connection: "Connection", waiting: Waiting
+) -> "HttpResponse | Failure | None":
     """Return the result of an attempt, or None if it takes longer. Its connection is closed in both cases.
+
+    Args:
+        waiting: shows that it takes long.
 
     Raises:
         NetworkError: no thread can be started.
@@ -152,7 +158,10 @@ def run_within(seconds: float, attempt: Attempt, connection: "Connection") -> "H
 
     try:
         threading.Thread(target=work, name=THREAD, daemon=True).start()
-        wait([future], timeout=max(seconds, 0))
+        patience = min(waiting.patience, max(seconds, 0))
+        if not wait([future], timeout=patience).done:
+            waiting.show()
+            wait([future], timeout=max(seconds - patience, 0))
     except RuntimeError:
         message = f"No thread could be started for the request to {host_of(attempt.url)}."
         raise NetworkError(message, hint=NO_THREAD_HINT) from None

@@ -14,6 +14,7 @@ from hsm_signer.entra.graph import Graph, Holder, Registration
 from hsm_signer.entra.graph_service import resolve_graph
 from hsm_signer.entra.http import HttpClient
 from hsm_signer.entra.token import AccessToken, request_token, token_form
+from hsm_signer.entra.waiting import Slow, log_waiting
 from hsm_signer.errors import ConfigError, EntraError
 from hsm_signer.jwt.assertion import DEFAULT_LIFETIME, MAXIMUM_LIFETIME
 from hsm_signer.jwt.proof import PROOF_LIFETIME, build_proof
@@ -40,6 +41,7 @@ class KeyCredentials:
         propagation: seconds to wait for a change to take effect.
         report: called once when such a wait begins.
         clock: the time.
+        slow: shows that a request takes long.
 
     Attributes:
         client: the application.
@@ -48,14 +50,16 @@ class KeyCredentials:
         ConfigError: a setting is missing, or Graph's address does not follow from the profile's authority.
     """
 
-    def __init__(self, profile: Profile, propagation: float, report: Report, clock: Clock) -> None:
+    def __init__(
+        self, profile: Profile, propagation: float, report: Report, clock: Clock, slow: Slow = log_waiting
+    ) -> None:
         self._object_id = profile.object_id
         self._propagation, self._report, self._clock = propagation, report, clock
         # The profile's audience may be another server's. Tokens for Graph come from Entra.
         self.client = resolve_client(replace(profile, audience=None))
         service = resolve_graph(self.client.endpoint, profile.graph)
         self._scope = service.scope
-        self._http = HttpClient(timeout=profile.network_timeout, ca_bundle=profile.ca_bundle)
+        self._http = HttpClient(timeout=profile.network_timeout, ca_bundle=profile.ca_bundle, slow=slow)
         holder = Holder.SERVICE_PRINCIPAL if profile.service_principal else Holder.APPLICATION
         self._graph = Graph(service, self.client.client_id, holder, self._http, self._bearer)
         self._token: AccessToken | None = None

@@ -70,7 +70,7 @@ class Rotation:
                 f"then. The new certificate is valid for {request.days} days.",
                 hint="Choose a --grace of less than half of --days.",
             )
-        credentials = KeyCredentials(profile, request.propagation, report, clock)
+        credentials = KeyCredentials(profile, request.propagation, report, clock, operator.slow)
         with ExitStack() as undo:
             undo.callback(os.close, lock_key_file(path))
             self.file = _load(path, request.current)
