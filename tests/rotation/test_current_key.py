@@ -8,8 +8,10 @@ from pkcs11 import KeyType
 from hsm_signer.config.keyfile import KeyEntry, KeyFile, write_key_file
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, EntraError, KeyNotFound, KeyUnfit
+from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.rotation.plan import Step
 from hsm_signer.testing import GraphRefusal, Slow
+from hsm_signer.x509.certificate import parse_certificates
 from tests.support.application import Application
 from tests.support.names import CLIENT, TENANT
 
@@ -143,6 +145,23 @@ class TestACredential:
         assert unlisted.token()
         unlisted.rotate(old_key_id=others)
         assert unlisted.is_tidy()
+
+    def test_the_credential_of_an_earlier_certificate_is_not_removed_for_the_old_keys(
+        self, unlisted: Application
+    ) -> None:
+        # The file names the credential of an earlier certificate, and this run begins with registering the next one.
+        earlier, made = (unlisted.softhsm.add_identity(*each) for each in (("earlier", b"\x02"), ("next", b"\x03")))
+        assert earlier.certificate
+        unlisted.entra.register(CLIENT, earlier.certificate, tenant=TENANT)
+        ours, its = (each.key_id for each in unlisted.entra.key_credentials(CLIENT, tenant=TENANT))
+        (certificate,) = parse_certificates(earlier.certificate, "the earlier certificate")
+        current = replace(unlisted.file.current, key_id=its, thumbprints=thumbprints(certificate))
+        write_key_file(unlisted.key_file, KeyFile(current, next=KeyEntry(parsed(made.uri), registered=False)))
+        with pytest.raises(ConfigError, match="unknown"):
+            unlisted.rotate()
+        assert {ours, its} < {each.key_id for each in unlisted.entra.key_credentials(CLIENT, tenant=TENANT)}
+        assert unlisted.rotate(old_key_id=ours) == [Step.UNREGISTER, Step.DELETE]
+        assert unlisted.token()
 
     def test_a_credential_that_may_not_be_the_old_keys_is_not_removed(self, unlisted: Application) -> None:
         (ours,) = (each.key_id for each in unlisted.entra.key_credentials(CLIENT, tenant=TENANT))
