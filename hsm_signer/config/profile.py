@@ -157,9 +157,7 @@ def require_settings(profile: Profile, *names: str) -> None:
     if absent:
         raise missing(*absent)
     if "key" in names and not profile.key:
-        raise ConfigError(
-            f"The key file {profile.key_file} does not exist.", hint="Create it with: rotate --current URI"
-        )
+        raise ConfigError(f"The key file {profile.key_file} does not exist.", hint="Create it with: rotate --adopt URI")
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:

@@ -34,6 +34,13 @@ from hsm_signer.rotation.unregister import unregister
 from hsm_signer.x509.issuance import create_certificate
 
 
+def adopt(context: RotationContext, observed: Observed) -> Observed:
+    """Start the key file with the current key, which was found with its certificate."""
+    context.write(observed.file)  # before the report says so
+    context.report(Step.ADOPT, f"{context.path} now names {observed.file.current.uri}.")
+    return after(Step.ADOPT, observed)
+
+
 def choose_name(context: RotationContext, observed: Observed) -> Observed:
     """Choose the next key's URI: of a key that the caller names, or with a label and an id of our own."""
     current = observed.file.current.uri
@@ -200,6 +207,7 @@ def keep(context: RotationContext, observed: Observed) -> Observed:
 
 ACTIONS: Mapping[Step, Callable[[RotationContext, Observed], Observed]] = MappingProxyType(
     {
+        Step.ADOPT: adopt,
         Step.NAME: choose_name,
         Step.GENERATE: generate,
         Step.CERTIFY: certify,

@@ -12,12 +12,13 @@ from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.access import Operator
 from hsm_signer.device.device import Device, open_device
+from hsm_signer.device.manage.certificates import read_public_certificate
 from hsm_signer.device.match import matches_device
 from hsm_signer.device.signer import DeviceSigner, open_signer
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceReadOnly, KeyLookupError, KeyNotFound
 from hsm_signer.rotation.clock import Clock
-from hsm_signer.x509.certificate import Certificate
+from hsm_signer.x509.certificate import Certificate, parse_certificates
 from hsm_signer.x509.requirements import require_usable
 
 
@@ -93,6 +94,13 @@ class DeviceKeys:
             require_usable(certificates.certificate(), signer.public_key, self._clock.utc_now())
             self._identities[name] = Identity(self._client, signer, certificates, now=self._clock.now)
         return self._identities[name]
+
+    def shown_certificate(self, uri: Pkcs11Uri) -> Certificate:
+        """Return the certificate of a key, expired or not if the device shows it without a login."""
+        der = read_public_certificate(key_access(self._profile, uri, self._operator))
+        return (
+            self.certificate(uri) if der is None else parse_certificates(der, "The certificate of the current key")[0]
+        )
 
     def certificate(self, uri: Pkcs11Uri) -> Certificate:
         """Return the certificate of a key, which is usable now."""

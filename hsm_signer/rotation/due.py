@@ -8,6 +8,7 @@ from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.key_access import key_access
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.device.manage.certificates import read_certificate_by_uri
+from hsm_signer.rotation.plan import days_left, is_due
 from hsm_signer.x509.certificate import parse_certificates
 
 
@@ -46,9 +47,9 @@ def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operato
     (certificate,) = parse_certificates(der, "The certificate of the current key")
     file = read_key_file(profile.key_file) if profile.key_file else None
     unfinished = file is not None and (file.next is not None or bool(file.retired))
-    days_left = (certificate.not_after - now).days
+    days = days_left(certificate, now)
     until = _until(file, now, profile.grace) if file else None
-    return Due(days_left, unfinished, (unfinished and until is None) or days_left < warn_days, until)
+    return Due(days, unfinished, (unfinished and until is None) or is_due(days, warn_days), until)
 
 
 def _until(file: KeyFile, now: datetime, grace: float | None) -> int | None:

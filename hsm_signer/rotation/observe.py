@@ -9,7 +9,16 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateNotFound, ConfigError, KeyAmbiguous, KeyNotFound
 from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.rotation.context import RotationContext
-from hsm_signer.rotation.plan import Observed, Step, certificate_fits, complete_uri, next_step, with_until
+from hsm_signer.rotation.plan import (
+    Observed,
+    Step,
+    certificate_fits,
+    complete_uri,
+    days_left,
+    is_due,
+    next_step,
+    with_until,
+)
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 
@@ -21,15 +30,26 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
         grace: seconds for which a key stays registered after the switch to the next one.
 
     Raises:
-        ConfigError: the next key is the current one.
+        ConfigError: the next key is the current one, or the caller calls another key the current one.
         HsmSignerError: the current key cannot be used.
     """
+    _require_same_current(context, file)
     now, next_uri = context.clock.now(), context.request.next_key
     file = with_until(file, now, grace)
     unfinished = file.next is not None or bool(file.retired)
-    observed = Observed(file, not unfinished, delete_old=context.request.delete_old, now=now, grace=grace)
-    if next_uri is None and next_step(observed) is Step.WAIT:
-        return observed  # no need to open the device
+    observed = Observed(
+        file,
+        not unfinished,
+        delete_old=context.request.delete_old,
+        now=now,
+        grace=grace,
+        unwritten=not context.path.exists(),
+        adopt=context.request.adopt,
+    )
+    if next_uri is None:
+        observed = _with_days_left(context, observed)
+        if next_step(observed) in (Step.WAIT, None):
+            return observed  # no need to open the device
     # No step is possible without the current key's certificate.
     file = replace(file, current=_with_thumbprints(file.current, context.keys.certificate(file.current.uri)))
     observed = replace(observed, file=file)
@@ -44,6 +64,31 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
                 raise _same_key(next_uri)
             observed = replace(observed, named=named)
     return observe_device(context, observed)
+
+
+def _with_days_left(context: RotationContext, observed: Observed) -> Observed:
+    """Return what is known, with whether a rotation is due. Logs in only if the certificate shows after a login."""
+    warn_days = context.request.warn_days
+    if not observed.start or observed.adopt or warn_days is None:
+        return observed
+    days = days_left(context.keys.shown_certificate(observed.file.current.uri), context.clock.utc_now())
+    return observed if is_due(days, warn_days) else replace(observed, start=False, days_left=days)
+
+
+def _require_same_current(context: RotationContext, file: KeyFile) -> None:
+    """Check that the key file names the key that the caller calls the current one."""
+    if context.request.current is None:
+        return
+    uri = complete_uri(context.request.current, file.current.uri)
+    if uri == file.current.uri:
+        return  # no need to open the device
+    keys = context.keys.public_keys(uri, file.current.uri)
+    if not Observed(file, start=False, keys=keys).is_current(KeyEntry(uri)):
+        raise ConfigError(
+            f"The current key is not {uri}: the key file {context.path} names {file.current.uri}.",
+            hint="Leave out --current: the key file says which key is in use. To replace that key by the one you "
+            "named: rotate --next URI",
+        )
 
 
 def observe_device(context: RotationContext, observed: Observed) -> Observed:

@@ -26,6 +26,8 @@ _NOT_NAMED_YET = Pkcs11Uri(vendor_path=(("x-next", ""),))  # of a predicted key;
 class Step(StrEnum):
     """One step of a rotation. After each step the key file is written, if it changed."""
 
+    ADOPT = "adopt"
+    """Write the current key into a new key file, and nothing else."""
     NAME = "name"
     """Write the label and id of the next key into the key file, so that a later run finds what this one generates."""
     GENERATE = "generate"
@@ -55,7 +57,7 @@ class Observed:
 
     Attributes:
         file: the content of the key file.
-        start: this run starts a rotation, because none is unfinished.
+        start: this run starts a rotation, because none is unfinished and one is due.
         named: the caller named the next key. Switching to it comes before the remaining steps of the last rotation.
         keys: the public keys of the file's keys that are on the device. Keys are compared by them, because one key has
             many URIs.
@@ -65,6 +67,9 @@ class Observed:
         delete_old: retired keys are deleted from the device.
         now: epoch seconds.
         grace: seconds for which a key stays registered after the switch to the next one.
+        unwritten: there is no key file yet.
+        adopt: the caller only wants a key file that names the current key.
+        days_left: whole days until the current certificate expires, if that is why no rotation starts; else None.
     """
 
     file: KeyFile
@@ -77,6 +82,9 @@ class Observed:
     delete_old: bool = False
     now: float = 0
     grace: float = 0
+    unwritten: bool = False
+    adopt: bool = False
+    days_left: int | None = None
 
     def is_current(self, key: KeyEntry) -> bool:
         """Return whether a key of the file is the current key."""
@@ -87,6 +95,8 @@ class Observed:
 def next_step(observed: Observed) -> Step | None:
     """Return what to do next, or None if nothing is left to do."""
     coming, retired = observed.file.next, observed.file.retired
+    if observed.adopt:
+        return Step.ADOPT if observed.unwritten else None
     if any(map(observed.is_current, retired)):
         return Step.FORGET
     if coming is not None:
@@ -106,7 +116,9 @@ def next_step(observed: Observed) -> Step | None:
         return Step.DELETE if observed.delete_old or old.delete else Step.KEEP
     if observed.start:
         return Step.NAME
-    return Step.WAIT if retired else None
+    if retired:
+        return Step.WAIT
+    return Step.ADOPT if observed.unwritten else None
 
 
 def next_key(observed: Observed) -> KeyEntry:
@@ -124,6 +136,25 @@ def retired_key(step: Step, observed: Observed) -> KeyEntry:
 
 def _removable(observed: Observed) -> Iterator[KeyEntry]:
     return (key for key in observed.file.retired if not key.registered or (key.until or 0) <= observed.now)
+
+
+def days_left(certificate: Certificate, now: datetime) -> int:
+    """Return for how many whole days a certificate is still valid; negative if it has expired.
+
+    Args:
+        now: timezone-aware.
+    """
+    return (certificate.not_after - now).days
+
+
+def is_due(days: int, warn_days: int) -> bool:
+    """Return whether a certificate must be replaced now.
+
+    Args:
+        days: whole days until it expires.
+        warn_days: it is due this many days before that.
+    """
+    return days < warn_days
 
 
 def default_grace(lifetime: int) -> int:
@@ -167,8 +198,11 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
         return replace(observed, file=replace(file, retired=changed))
 
     match step:
+        case Step.ADOPT:
+            return replace(observed, unwritten=False)
         case Step.NAME:
-            return replace(observed, file=replace(file, next=key or coming), start=False, named=False)
+            file = replace(file, next=key or coming)
+            return replace(observed, file=file, start=False, named=False, unwritten=False)
         case Step.GENERATE:
             return replace(observed, has_key=True)
         case Step.CERTIFY:

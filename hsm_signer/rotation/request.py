@@ -17,7 +17,7 @@ class RotationRequest:
     """What a rotation is asked to do.
 
     Attributes:
-        current: the key in use. Needed only if the key file does not exist yet.
+        current: the key in use. Needed only if the key file does not exist yet. If it does, it must name this key.
         next_key: a key on the device to use as the next one, instead of generating one.
         bits: size of the next key. None: same as the current key.
         subject: subject of the next certificate (RFC 4514). None: same as the current one.
@@ -25,6 +25,9 @@ class RotationRequest:
         delete_old: delete the old key and its certificate from the device at the end.
         old_key_id: id of the old key's credential, for when Graph does not list credentials.
         propagation: seconds to wait for a change to take effect at Entra.
+        warn_days: start a rotation only if the current certificate expires in less than so many days, or if the next
+            key is named. None: start one now.
+        adopt: only start a key file that names the current key.
 
     Raises:
         ConfigError: keys of that size cannot be generated, or the subject is malformed.
@@ -38,6 +41,8 @@ class RotationRequest:
     delete_old: bool = False
     old_key_id: str | None = None
     propagation: float = 600.0
+    warn_days: int | None = None
+    adopt: bool = False
 
     def __post_init__(self) -> None:
         # Checked before the first step, not when the value is needed.

@@ -28,7 +28,7 @@ from hsm_signer.rotation.context import RotationContext
 from hsm_signer.rotation.device_keys import DeviceKeys
 from hsm_signer.rotation.key_credentials import KeyCredentials
 from hsm_signer.rotation.observe import observe
-from hsm_signer.rotation.plan import Step, default_grace, next_step, plan
+from hsm_signer.rotation.plan import Observed, Step, default_grace, next_step, plan
 from hsm_signer.rotation.request import Report, RotationRequest
 
 
@@ -47,6 +47,8 @@ class Rotation:
     Attributes:
         file: the content of the key file.
         grace: seconds for which a key stays registered after the switch to the next one.
+        days_left: whole days until the current certificate expires, if `run` or `plan` found that no rotation is due;
+            else None.
 
     Raises:
         ConfigError: the profile names no key file, or another rotation is running, or a setting is missing; or the
@@ -77,6 +79,7 @@ class Rotation:
             keys = DeviceKeys(profile, credentials.client, self.file.current.uri, operator, clock)
             undo.callback(keys.close)
             self._undo = undo.pop_all()
+        self.days_left: int | None = None
         self._context = RotationContext(profile, request, keys, credentials, path, self._write, report, clock)
 
     def __enter__(self) -> Self:
@@ -91,15 +94,15 @@ class Rotation:
         Raises:
             HsmSignerError: the current key cannot be opened, or the next key is the current one.
         """
-        return plan(observe(self._context, self.file, self.grace))
+        return plan(self._observe())
 
     def run(self) -> None:
-        """Take every step that can be taken now.
+        """Take every step that can be taken now: none, if nothing is due.
 
         Raises:
             HsmSignerError: a step failed. The steps before it were taken, and the current key works.
         """
-        observed = observe(self._context, self.file, self.grace)
+        observed = self._observe()
         while (step := next_step(observed)) is not None:
             if step is Step.WAIT:
                 self._write(observed.file)
@@ -108,6 +111,11 @@ class Rotation:
             self._require_writable(step)
             observed = replace(ACTIONS[step](self._context, observed), now=self._context.clock.now())
             self._write(observed.file)
+
+    def _observe(self) -> Observed:
+        observed = observe(self._context, self.file, self.grace)
+        self.days_left = observed.days_left
+        return observed
 
     def _require_writable(self, step: Step) -> None:
         """Check that the device is not write-protected, if this step leads to a change of it."""
@@ -140,7 +148,7 @@ def require_key_file(profile: Profile) -> Path:
     if profile.key_file is None:
         raise ConfigError(
             "rotate can only replace a key that the profile names in a key file.",
-            hint='Write key = "file:PATH" in the profile, and run once: rotate --current URI',
+            hint='Write key = "file:PATH" in the profile, and run once: rotate --adopt URI',
         )
     if profile.certificate is not None:
         raise ConfigError(
@@ -156,6 +164,6 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
     if current is None:
         raise ConfigError(
             f"The key file {path} does not exist, so rotate does not know which key is in use.",
-            hint="Name the key once: rotate --current URI",
+            hint="Name the key once: rotate --adopt URI",
         )
     return KeyFile(KeyEntry(current))

@@ -224,9 +224,11 @@ def documents(program: Program) -> dict[str, dict[str, str]]:
         run("key delete", "--key", made, "--certificate", "--yes")
 
         rolling = ("--key", "file:key.json")
-        run("rotate --dry-run", *rolling, "--current", key.uri)
+        run("rotate --dry-run", *rolling, "--current", key.uri, "--now")
+        program("rotate", "--adopt", key.uri, *rolling, environment=environment)
+        run("rotate --warn-days 7", *rolling)  # which is not due
         entra.restrict_certificates(issuer=stranger)
-        fail("entra_error", "rotate", *rolling, "--current", key.uri)  # with commands to give
+        fail("entra_error", "rotate", *rolling, "--now")  # with commands to give
         entra.restrict_certificates()
         run("rotate", *rolling)
         run("rotate --dry-run", *rolling)

@@ -83,6 +83,8 @@ ROTATE: dict[str, list[str]] = {
     "--delete-old-key": [],
     "--old-key-id": [],
     "--propagation-timeout": [],
+    "--now": [],
+    "--adopt": [],
     "--dry-run": [],
     "--check": [],
     "--warn-days": [],

@@ -48,8 +48,8 @@ class Stage:
         return {"HSM_SIGNER_CONFIG": str(self.program.directory / "config.toml"), **self.softhsm.environment}
 
     def begin(self, *more: str) -> Result:
-        """Rotate for the first time."""
-        return self("rotate", "--current", self.first.uri, *more)
+        """Rotate for the first time, long before that is due."""
+        return self("rotate", "--now", "--current", self.first.uri, *more)
 
     def registered(self) -> list[str]:
         """Return the thumbprints of the registered certificates."""
@@ -163,7 +163,7 @@ def test_an_application_that_may_not_list_its_keys_can_still_rotate_them(unliste
     object_id = unlisted.entra.object_id(CLIENT, tenant=TENANT)
     assert unlisted.begin("--object-id", object_id, "--old-key-id", first, "--delete-old-key").status == 0
     # Now the key file contains both ids.
-    assert unlisted("rotate", "--delete-old-key").status == 0
+    assert unlisted("rotate", "--now", "--delete-old-key").status == 0
     assert len(unlisted.registered()) == 1
     assert unlisted.works()
 
@@ -205,7 +205,7 @@ def test_a_change_that_does_not_spread_leaves_the_current_key_in_use(stage: Stag
 
 def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_run_continues(stage: Stage) -> None:
     stage.entra.delay_propagation(token_requests=3)
-    with stage.program.start("rotate", "--current", stage.first.uri, environment=stage.environment) as process:
+    with stage.program.start("rotate", "--now", "--current", stage.first.uri, environment=stage.environment) as process:
         assert process.stdout is not None
         while "Waiting for Entra" not in process.stdout.readline():
             pass
@@ -219,7 +219,7 @@ def test_an_interrupt_while_it_waits_leaves_the_current_key_in_use_and_the_next_
 
 def test_it_finishes_even_if_nobody_reads_its_output(stage: Stage) -> None:
     with stage.program.start(
-        "rotate", "--current", stage.first.uri, "--delete-old-key", environment=stage.environment
+        "rotate", "--now", "--current", stage.first.uri, "--delete-old-key", environment=stage.environment
     ) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -254,7 +254,7 @@ def test_with_json_output_the_steps_before_a_failure_are_one_document(stage: Sta
 
 def test_with_json_output_the_steps_before_an_interrupt_are_one_document(stage: Stage) -> None:
     stage.entra.delay_propagation(token_requests=1000)
-    arguments = ("rotate", "-o", "json", "--current", stage.first.uri)
+    arguments = ("rotate", "--now", "-o", "json", "--current", stage.first.uri)
     with stage.program.start(*arguments, environment=stage.environment) as run:
         while not next_is_registered(stage.key_file):
             assert run.poll() is None
@@ -285,6 +285,7 @@ def test_there_is_one_login_for_the_whole_run(stage: Stage) -> None:
     spy = find_module(None, Pkcs11Uri(module_name="pkcs11-spy"))
     result = stage.program(
         "rotate",
+        "--now",
         "--current",
         stage.first.uri,
         "--module",
@@ -343,6 +344,86 @@ class TestWhileAssertionsByTheOldKeyMayBeInUse:
         assert not stage.key_file.exists()
 
 
+class TestUntilItIsDue:
+    NOT_DUE = "364 days left. Nothing to do; --now rotates anyway.\n"
+
+    def test_it_says_how_many_days_are_left_and_does_nothing_without_a_login(self, stage: Stage) -> None:
+        stage.begin()
+        before = stage.key_file.read_bytes(), stage.registered(), stage.on_device()
+        result = stage("rotate", "--delete-old-key", "--pin-source", "env:NOT_SET")
+        assert (result.status, result.stdout, result.stderr) == (0, self.NOT_DUE, "")
+        assert (stage.key_file.read_bytes(), stage.registered(), stage.on_device()) == before
+
+    def test_programs_are_told_so(self, stage: Stage) -> None:
+        stage.begin()
+        document = stage("rotate", "-o", "json").json
+        assert (document["steps"], document["days_left"]) == ([], 364)
+        assert stage("rotate", "--now", "-o", "json").json["days_left"] is None
+
+    def test_the_plan_is_that_nothing_is_done(self, stage: Stage) -> None:
+        stage.begin()
+        assert stage("rotate", "--dry-run").stdout == self.NOT_DUE
+
+    @pytest.mark.parametrize("more", [(), ("--warn-days", "40")], ids=["by default", "as told"])
+    def test_it_agrees_with_the_check_about_when_that_is(self, stage: Stage, more: tuple[str, ...]) -> None:
+        last = int(more[1]) if more else 30
+        stage("rotate", "--adopt", stage.first.uri)
+        for days, due in ((last + 1, False), (last, True)):  # by now, one day less is left
+            assert stage("rotate", "--now", "--days", str(days)).status == 0
+            assert stage("rotate", "--check", *more).status == int(due)
+            assert bool(stage("rotate", *more, "-o", "json").json["steps"]) is due
+
+    def test_the_first_run_only_starts_the_key_file(self, stage: Stage) -> None:
+        before = stage.registered(), stage.on_device()
+        result = stage("rotate", "--current", stage.first.uri, "--warn-days", "7")
+        assert (result.status, result.stderr) == (0, "")
+        not_due = self.NOT_DUE.replace("364", "29")
+        assert result.stdout == f"adopt       {stage.key_file} now names {stage.first.uri}.\n{not_due}"
+        assert (stage.registered(), stage.on_device()) == before
+        assert stage.works()
+
+    def test_a_key_that_is_named_to_be_the_next_is_not_made_to_wait(self, stage: Stage) -> None:
+        made = stage.softhsm.add_identity("made elsewhere", b"\x77")
+        stage("rotate", "--adopt", stage.first.uri)
+        assert steps(stage("rotate", "--next", made.uri))[-1] == "keep"
+        assert json.loads(stage.key_file.read_text())["key"] == made.uri
+
+
+class TestAdopt:
+    def test_starts_the_key_file_and_replaces_nothing(self, stage: Stage) -> None:
+        before = stage.registered(), stage.on_device()
+        result = stage("rotate", "--adopt", stage.first.uri)
+        assert (result.status, result.stderr) == (0, "")
+        assert result.stdout == f"adopt       {stage.key_file} now names {stage.first.uri}.\n"
+        assert (stage.registered(), stage.on_device()) == before
+        assert stage.works()
+        assert steps(stage("rotate", "--now"))[-1] == "keep"
+
+    def test_says_that_the_key_file_names_the_key_already(self, stage: Stage) -> None:
+        stage("rotate", "--adopt", stage.first.uri)
+        before = stage.key_file.read_bytes()
+        for name in (stage.first.uri, "pkcs11:token=rolling"):
+            again = stage("rotate", "--adopt", name)
+            assert (again.status, again.stdout) == (0, f"{stage.key_file} names this key already. Nothing to do.\n")
+        assert stage.key_file.read_bytes() == before
+
+    def test_shows_what_it_would_do(self, stage: Stage) -> None:
+        result = stage("rotate", "--adopt", stage.first.uri, "--dry-run")
+        assert result.stdout == "adopt       Start the key file with this key.\n"
+        assert not stage.key_file.exists()
+
+    def test_of_a_key_without_a_certificate_is_refused(self, stage: Stage) -> None:
+        bare = stage.softhsm.add_key("bare", b"\x09")
+        assert_explained(stage("rotate", "--adopt", bare.uri), 5, "certificate_not_found")
+        assert not stage.key_file.exists()
+
+    @pytest.mark.parametrize("other", [("--current", "pkcs11:id=%01"), ("--next", "pkcs11:id=%01"), ("--now",)])
+    def test_does_not_go_together_with_what_rotates(self, stage: Stage, other: tuple[str, ...]) -> None:
+        refused = stage("rotate", "--adopt", stage.first.uri, *other)
+        assert_explained(refused, 2, "config_error")
+        assert f"--adopt and {other[0]} do not go together" in " ".join(refused.stderr.split())
+
+
 class TestTheCheck:
     def test_a_certificate_with_time_left_is_not_due(self, stage: Stage) -> None:
         stage.begin()
@@ -376,7 +457,7 @@ class TestErrors:
     def test_without_a_current_key_it_is_refused(self, stage: Stage) -> None:
         result = stage("rotate")
         assert result.status == 2
-        assert "rotate --current URI" in result.stderr
+        assert "rotate --adopt URI" in result.stderr
 
     def test_a_certificate_in_a_file_is_refused(self, stage: Stage) -> None:
         result = stage.begin("--certificate", "app.pem")
@@ -429,7 +510,7 @@ class TestErrors:
         config = stage.program.directory / "config.toml"
         config.rename(config.with_name("it's.toml"))
         chosen = ["--config", "it's.toml", "--profile", "default"]
-        refused = stage(*chosen, "rotate", "--current", stage.first.uri, "--module", str(stage.softhsm.module))
+        refused = stage(*chosen, "rotate", "--now", "--current", stage.first.uri, "--module", str(stage.softhsm.module))
         assert [command[:4] for command in commands(refused)] == [chosen, chosen]
         assert stage(*commands(refused)[0]).status == 0
 
@@ -449,6 +530,18 @@ class TestErrors:
         assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
         assert "4711" not in result.stderr
         assert not stage.key_file.exists()
+
+    @pytest.mark.parametrize("option", ["--current", "--adopt"])
+    def test_where_the_key_file_names_another_key_than_the_command_line(self, stage: Stage, option: str) -> None:
+        other = stage.softhsm.add_identity("other", b"\x02")
+        stage("rotate", "--adopt", stage.first.uri)
+        before = stage.key_file.read_bytes(), stage.registered()
+        refused = stage("rotate", option, other.uri)
+        assert_explained(refused, 2, "config_error")
+        assert other.uri in refused.stderr
+        assert stage.first.uri in refused.stderr
+        assert "rotate --next" in refused.stderr
+        assert (stage.key_file.read_bytes(), stage.registered()) == before
 
     def test_the_next_run_does_not_send_a_wrong_pin_again(self, stage: Stage) -> None:
         wrong = {**stage.environment, "DEVICE_PIN": "0815"}
@@ -518,7 +611,7 @@ def test_the_command_that_deletes_an_old_key_names_it(stage: Stage) -> None:
 def test_a_program_is_told_that_the_key_file_does_not_exist_yet(stage: Stage) -> None:
     result = stage("token")
     assert_explained(result, 2, "config_error")
-    assert "rotate --current URI" in result.stderr
+    assert "rotate --adopt URI" in result.stderr
 
 
 def test_a_refused_run_is_explained(stage: Stage) -> None:

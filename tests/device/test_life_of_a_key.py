@@ -102,7 +102,7 @@ def test_a_key_is_generated_certified_registered_and_rotated_twice_and_nothing_i
     assert story("token", "--key", uri)
 
     for begin in (["--current", uri], []):
-        story("rotate", *begin, "--delete-old-key", "--grace", "0")
+        story("rotate", "--now", *begin, "--delete-old-key", "--grace", "0")
         assert story("token")
         registered.append(story("certificate", "export").encode())
     assert len({*registered}) == 3

@@ -46,7 +46,7 @@ class TestAnAssertionFile:
             systemd.wait_for(ready)
             with reader:
                 reader.once_more()
-                rotated = program("rotate", "--delete-old-key")
+                rotated = program("rotate", "--now", "--delete-old-key")
                 assert (rotated.status, rotated.stderr) == (0, "")
                 reader.wait_for(current(application))
                 # No program holds an assertion by the old key any more.
@@ -61,7 +61,7 @@ class TestAnAssertionFile:
     ) -> None:
         assert program("assertion-file", str(assertion_file), "--once").status == 0
         before = exchange(application, assertion_file.read_text())
-        assert program("rotate").status == 0
+        assert program("rotate", "--now").status == 0
         assert program("assertion-file", str(assertion_file), "--once").status == 0
         after = exchange(application, assertion_file.read_text())
         assert (after, after != before) == (current(application), True)
@@ -90,7 +90,7 @@ class TestACredential:
 
             with Busy(ask) as one, Busy(ask) as other:
                 one.once_more()
-                assert program("rotate", "--delete-old-key").status == 0
+                assert program("rotate", "--now", "--delete-old-key").status == 0
                 for each in (one, other):
                     each.wait_for(current(application))
                 assert program("rotate", "--grace", "0").status == 0
@@ -117,7 +117,7 @@ class TestACredential:
                 Busy(lambda: thumbprint(follows.assertion())) as following,
             ):
                 busy.once_more()
-                assert program("rotate", "--grace", "0", "--delete-old-key").status == 0
+                assert program("rotate", "--now", "--grace", "0", "--delete-old-key").status == 0
                 busy.once_more()
                 following.once_more()
         assert statuses(application) == {200}
@@ -164,7 +164,7 @@ class TestAPinThatCanBeReadOnce:
     ) -> None:
         with application.tokens(isolated=isolated, **settings) as tokens:
             before = exchange(application, tokens.assertion())
-            assert program("rotate", "--grace", "0", "--delete-old-key").status == 0
+            assert program("rotate", "--now", "--grace", "0", "--delete-old-key").status == 0
             with another_file(descriptor):
                 assert before != exchange(application, tokens.assertion()) == current(application)
         assert [login.right for login in faulty.logins()] == [True] * logins

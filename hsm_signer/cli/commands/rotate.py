@@ -14,7 +14,7 @@ from hsm_signer.cli.text.layout import days_in_words
 from hsm_signer.config.profile import Profile
 from hsm_signer.config.values import seconds_argument, text_argument, uri_argument
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import OutputError
+from hsm_signer.errors import ConfigError, OutputError
 from hsm_signer.rotation.plan import Step
 from hsm_signer.system.display import displayable
 from hsm_signer.x509.issuance import DEFAULT_DAYS, MAXIMUM_DAYS
@@ -29,6 +29,7 @@ DUE = 1
 _option = functools.partial(typer.Option, rich_help_panel="Rotation")
 
 _MEANING = {
+    Step.ADOPT: "start the key file with this key",
     Step.NAME: "choose the next key's label and id, and write them into the key file",
     Step.GENERATE: "generate the next key on the device",
     Step.CERTIFY: "make its certificate and store it on the device",
@@ -53,7 +54,7 @@ def rotate(
     profile: Profile,
     current: Annotated[
         str | None,
-        _option(help="The key in use today. Needed only if the key file does not exist yet.", metavar="URI"),
+        _option(help="The key in use. Needed only if the key file does not exist yet.", metavar="URI"),
     ] = None,
     next_key: Annotated[
         str | None,
@@ -83,6 +84,13 @@ def rotate(
         float,
         _option(help="How long to wait for a change to take effect at Entra.", metavar="SECONDS", min=0),
     ] = 600,
+    now: Annotated[bool, _option("--now", help="Rotate even if the certificate is not due yet.")] = False,
+    adopt: Annotated[
+        str | None,
+        _option(
+            help="Only start the key file: it names this key, which is in use. Nothing is replaced.", metavar="URI"
+        ),
+    ] = None,
     dry_run: Annotated[bool, _option("--dry-run", help="Show the steps without taking them.")] = False,
     check: Annotated[
         bool,
@@ -92,29 +100,33 @@ def rotate(
     ] = False,
     warn_days: Annotated[
         int,
-        _option(help="With --check: a certificate is due this many days before it expires.", min=0),
+        _option(help="The certificate is due this many days before it expires.", min=0),
     ] = RENEWAL_DAYS,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Replace the key without downtime: generate the next one, register it, test it, use it, and remove the old one.
 
-    The profile's key names a key file: key = "file:PATH".
+    The profile's key names a key file: key = "file:PATH". Start it with --adopt URI.
+    Nothing happens until the certificate is due (--warn-days), unless you add --now or name the next key (--next).
     The old key stays in use until a token was obtained with the new one.
     After that, the old certificate stays registered while programs may hold assertions made with it (--grace).
     rotate does not wait for that. Run it again later to remove the old certificate.
     If rotate is interrupted, run it again: it continues where it stopped.
 
+    hsm-signer --profile prod rotate --adopt 'pkcs11:token=Office;id=%01'
     hsm-signer --profile prod rotate --delete-old-key
     """
     from hsm_signer.rotation.request import RotationRequest
     from hsm_signer.rotation.rotation import Rotation
 
     seconds_argument(propagation_timeout, "--propagation-timeout")
+    _require_one_task({"--adopt": adopt, "--check": check, "--now": now})
+    _require_one_task({"--adopt": adopt, "--current": current, "--next": next_key})
     if check:
         _check(profile, warn_days, output)
         return
     request = RotationRequest(
-        current=_uri(current, "--current"),
+        current=_uri(current, "--current") or _uri(adopt, "--adopt"),
         next_key=_uri(next_key, "--next"),
         bits=bits,
         subject=subject,
@@ -122,6 +134,8 @@ def rotate(
         delete_old=delete_old_key,
         old_key_id=None if old_key_id is None else text_argument(old_key_id, "--old-key-id"),
         propagation=propagation_timeout,
+        warn_days=None if now else warn_days,
+        adopt=adopt is not None,
     )
     steps: list[dict[str, str]] = []
 
@@ -146,7 +160,19 @@ def rotate(
                     print_json(_document(rotation.file, steps, dry_run))
             raise
     if output is Output.JSON:
-        print_json(_document(rotation.file, steps, dry_run))
+        print_json({**_document(rotation.file, steps, dry_run), "days_left": rotation.days_left})
+    elif rotation.days_left is not None:
+        print_result(f"{days_in_words(rotation.days_left)} left. Nothing to do; --now rotates anyway.")
+    elif not steps:
+        print_result(f"{profile.key_file} names this key already. Nothing to do.")
+
+
+def _require_one_task(tasks: dict[str, object]) -> None:
+    given = [option for option, value in tasks.items() if value]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)} do not go together.", hint="Use one of them. See: hsm-signer rotate --help"
+        )
 
 
 def _document(file: "KeyFile", steps: list[dict[str, str]], dry_run: bool) -> dict[str, object]:

@@ -57,14 +57,26 @@ def read_certificate_by_uri(access: KeyAccess) -> bytes:
         ModuleLoadError, DeviceError, DeviceTimeout: the device cannot be read.
         PinError: a login was needed, and did not succeed.
     """
-    key_id = access.uri.id
-    if key_id:
-        public = browse(access, _LOOKING, lambda module, session: _with_id(session, key_id))
-        if len(public) == 1:
-            return public.pop()
-    # The id is an attribute of the private key, or the certificate is private: both need the login.
+    public = read_public_certificate(access)
+    if public is not None:
+        return public
     with open_device(access) as device:
         return read_certificate(device, open_signer(device).key.info)
+
+
+def read_public_certificate(access: KeyAccess) -> bytes | None:
+    """Return the certificate of the key that a URI means, as DER, or None if finding it takes a login.
+
+    Nothing checks that there is such a private key: that would need the login.
+
+    Raises:
+        ModuleLoadError, DeviceError, DeviceTimeout: the device cannot be read.
+    """
+    key_id = access.uri.id
+    if not key_id:
+        return None  # the id is an attribute of the private key
+    public = browse(access, _LOOKING, lambda module, session: _with_id(session, key_id))
+    return public.pop() if len(public) == 1 else None  # none: it may be private
 
 
 def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:

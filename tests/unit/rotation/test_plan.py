@@ -17,6 +17,8 @@ from hsm_signer.rotation.plan import (
     after,
     certificate_fits,
     complete_uri,
+    days_left,
+    is_due,
     next_label,
     next_step,
     plan,
@@ -62,6 +64,7 @@ observations = st.builds(
     has_certificate=st.booleans(),
     proven=st.booleans(),
     delete_old=st.booleans(),
+    unwritten=st.booleans(),
     now=st.just(NOW),
     grace=st.sampled_from([0, GRACE]),
 )
@@ -77,6 +80,24 @@ def test_the_old_key_is_deleted_on_request() -> None:
 
 def test_without_a_request_no_rotation_starts() -> None:
     assert plan(Observed(KeyFile(OLD), start=False)) == []
+
+
+def test_a_key_file_is_started_even_if_no_rotation_is() -> None:
+    assert plan(Observed(KeyFile(OLD), start=False, unwritten=True)) == [Step.ADOPT]
+    assert plan(Observed(KeyFile(OLD), start=True, unwritten=True)) == [*WHOLE, Step.KEEP]
+
+
+@given(observations)
+def test_nothing_else_is_done_where_only_a_key_file_is_wanted(observed: Observed) -> None:
+    assert plan(replace(observed, adopt=True)) == [Step.ADOPT] * observed.unwritten
+
+
+@pytest.mark.parametrize(("hours", "due"), [(-1, True), (0, True), (30 * 24 - 1, True), (30 * 24, False)])
+def test_a_rotation_is_due_once_fewer_whole_days_are_left_than_the_warning_names(
+    certificate: Certificate, hours: int, due: bool
+) -> None:
+    now = certificate.not_after - timedelta(hours=hours)
+    assert is_due(days_left(certificate, now), 30) is due
 
 
 @pytest.mark.parametrize(
