@@ -7,6 +7,7 @@ from hsm_signer.crypto import Algorithm, PublicKey
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.pin.state import locked
 from hsm_signer.device.pin.unblock import pin_tool
+from hsm_signer.device.piv import is_piv
 from hsm_signer.errors import (
     DeviceError,
     DeviceGone,
@@ -134,7 +135,7 @@ def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
     Raises:
         DeviceReadOnly: it cannot.
     """
-    if _is_piv(device):
+    if is_piv(device):
         # NIST SP 800-73-4 part 2 section 3.3: generating keys and storing certificates requires the management key.
         raise DeviceReadOnly(
             f"{device} is a PIV card: its keys live in fixed slots, and are made and deleted with its management key, "
@@ -145,12 +146,6 @@ def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
         )
     if flags & TokenFlag.WRITE_PROTECTED:
         raise DeviceReadOnly(f"{device} is write-protected.", hint="Change it with the vendor's own tool.")
-
-
-def _is_piv(device: DeviceInfo) -> bool:
-    """Return whether a device is a PIV card, as ykcs11 and OpenSC describe one."""
-    by_ykcs11 = device.manufacturer.startswith("Yubico") and device.model.startswith("YubiKey")
-    return by_ykcs11 or device.manufacturer == "piv_II"
 
 
 def require_valid_signature(

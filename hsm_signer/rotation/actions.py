@@ -9,17 +9,15 @@ from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 
-from cryptography import x509
-
 from hsm_signer.config.keyfile import KeyEntry
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.manage.certificates import certificates_of_key, delete_certificate, replace_certificates
 from hsm_signer.device.manage.generate import KeySpec, generate_key
-from hsm_signer.device.manage.keys import delete_key, key_labels
+from hsm_signer.device.manage.keys import delete_key, read_key_names
 from hsm_signer.entra.graph import demands_an_authority
-from hsm_signer.errors import EntraError, KeyExists, KeyNotFound, KeyUnfit
+from hsm_signer.errors import EntraError, KeyExists, KeyNotFound
 from hsm_signer.rotation.context import RotationContext
-from hsm_signer.rotation.observe import observe_device
+from hsm_signer.rotation.observe import observe_device, require_own_id
 from hsm_signer.rotation.plan import (
     Observed,
     Step,
@@ -30,6 +28,7 @@ from hsm_signer.rotation.plan import (
     next_label,
     retired_key,
 )
+from hsm_signer.rotation.read_only import how_to_delete
 from hsm_signer.rotation.unregister import unregister
 from hsm_signer.x509.issuance import create_certificate
 
@@ -48,7 +47,8 @@ def choose_name(context: RotationContext, observed: Observed) -> Observed:
         uri = complete_uri(context.request.next_key, current)
     else:
         label = context.keys.signer(current).key.info.label
-        label = next_label(label, key_labels(context.keys.device), context.clock.utc_now().strftime("%Y%m%d"))
+        taken = frozenset(key.label for key in read_key_names(context.keys.device))
+        label = next_label(label, taken, context.clock.utc_now().strftime("%Y%m%d"))
         uri = replace(current, object=label, id=secrets.token_bytes(4))
     observed = observe_device(context, after(Step.NAME, observed, KeyEntry(uri, registered=False)))
     context.report(Step.NAME, f"The next key is {uri.object or uri}.")
@@ -80,13 +80,8 @@ def generate(context: RotationContext, observed: Observed) -> Observed:
 def certify(context: RotationContext, observed: Observed) -> Observed:
     """Make the next key's certificate, signed by that key, and store it on the device."""
     signer = context.keys.signer(next_key(observed).uri)
-    if signer.key.info.id == context.keys.signer(observed.file.current.uri).key.info.id:
-        raise KeyUnfit(
-            f"The next key has the same id as the current one ({signer.key.info}). Storing a certificate for it would "
-            "replace the current key's certificate.",
-            hint="Give it a different id, or generate another key and name it with --next.",
-        )
-    subject, days = _subject(context, observed), context.request.days
+    require_own_id(context, signer.key.info, observed.file.current.uri)
+    subject, days = context.next_subject(observed.file.current.uri), context.request.days
     der = create_certificate(signer, Algorithm.RS256, subject, days, context.clock.utc_now())
     replace_certificates(context.keys.device, signer.key.info, der)
     context.report(Step.CERTIFY, f"Certificate stored: {subject}, valid for {days} days.")
@@ -121,7 +116,8 @@ def register(context: RotationContext, observed: Observed) -> Observed:
 
 def _requires_ca_certificate(context: RotationContext, observed: Observed, refusal: EntraError) -> EntraError:
     command, uri = context.profile.command_line, next_key(observed).uri
-    request = ("certificate", "request", "--key", str(uri), "--subject", _subject(context, observed))
+    subject = context.next_subject(observed.file.current.uri)
+    request = ("certificate", "request", "--key", str(uri), "--subject", subject)
     error = EntraError(
         refusal.message,
         hint="A policy of this tenant requires a certificate from a trusted CA. Make a certificate request for the "
@@ -135,12 +131,6 @@ def _requires_ca_certificate(context: RotationContext, observed: Observed, refus
         command("certificate", "import", "--key", str(uri), "--replace", "next.pem"),
     )
     return error
-
-
-def _subject(context: RotationContext, observed: Observed) -> str:
-    """Return the subject of the next certificate (RFC 4514)."""
-    current = x509.load_der_x509_certificate(context.keys.certificate(observed.file.current.uri).der)
-    return context.request.subject or current.subject.rfc4514_string()
 
 
 def prove(context: RotationContext, observed: Observed) -> Observed:
@@ -200,8 +190,7 @@ def delete(context: RotationContext, observed: Observed) -> Observed:
 def keep(context: RotationContext, observed: Observed) -> Observed:
     """Leave a retired key on the device."""
     uri = retired_key(Step.KEEP, observed).uri
-    command = context.profile.command_line("key", "delete", "--certificate", "--key", str(uri))
-    context.report(Step.KEEP, f"The old key stays on the device. To delete it: {command}")
+    context.report(Step.KEEP, f"The old key stays on the device. {how_to_delete(context, uri)}")
     return after(Step.KEEP, observed)
 
 

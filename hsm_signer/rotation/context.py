@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from hsm_signer.config.keyfile import KeyFile
 from hsm_signer.config.profile import Profile
+from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.rotation.clock import Clock
 from hsm_signer.rotation.device_keys import DeviceKeys
 from hsm_signer.rotation.key_credentials import KeyCredentials
@@ -35,3 +38,8 @@ class RotationContext:
     write: Callable[[KeyFile], None]
     report: Report
     clock: Clock
+
+    def next_subject(self, current: Pkcs11Uri) -> str:
+        """Return the subject of the next certificate (RFC 4514)."""
+        certificate = x509.load_der_x509_certificate(self.keys.certificate(current).der)
+        return self.request.subject or certificate.subject.rfc4514_string()

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from hsm_signer.config.keyfile import KeyEntry, KeyFile
 from hsm_signer.device.manage.certificates import read_certificate
+from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import CertificateNotFound, ConfigError, KeyAmbiguous, KeyNotFound
+from hsm_signer.errors import CertificateNotFound, ConfigError, KeyAmbiguous, KeyNotFound, KeyUnfit
 from hsm_signer.jwt.compact import thumbprints
 from hsm_signer.rotation.context import RotationContext
 from hsm_signer.rotation.plan import (
@@ -15,10 +16,12 @@ from hsm_signer.rotation.plan import (
     certificate_fits,
     complete_uri,
     days_left,
+    first_change,
     is_due,
     next_step,
     with_until,
 )
+from hsm_signer.rotation.read_only import cannot_change
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 
@@ -31,7 +34,8 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
 
     Raises:
         ConfigError: the next key is the current one, or the caller calls another key the current one.
-        HsmSignerError: the current key cannot be used.
+        DeviceReadOnly: a step would change the device, and the PIN does not allow it.
+        HsmSignerError: the current key, or the next one that the caller names, cannot be used.
     """
     _require_same_current(context, file)
     now, next_uri = context.clock.now(), context.request.next_key
@@ -63,7 +67,36 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
             if not named and not unfinished:
                 raise _same_key(next_uri)
             observed = replace(observed, named=named)
-    return observe_device(context, observed)
+        context.keys.signer(next_uri)  # raises the reason why it cannot be used
+    observed = observe_device(context, observed)
+    if next_uri is not None and observed.named:
+        has_certificate = _has_certificate(context, KeyEntry(next_uri, registered=False))
+        observed = replace(observed, has_key=True, has_certificate=has_certificate)
+    _require_possible(context, observed, next_uri)
+    return observed
+
+
+def _require_possible(context: RotationContext, observed: Observed, next_uri: Pkcs11Uri | None) -> None:
+    """Check what the device would refuse later, before the key file is written and Entra is asked."""
+    change = first_change(observed)
+    if change is Step.CERTIFY and next_uri is not None:
+        require_own_id(context, context.keys.signer(next_uri).key.info, observed.file.current.uri)
+    if change is not None and not observed.writable:
+        raise cannot_change(context, observed, change, next_uri)
+
+
+def require_own_id(context: RotationContext, key: KeyInfo, current: Pkcs11Uri) -> None:
+    """Check that a certificate stored for the next key does not replace the current key's.
+
+    Raises:
+        KeyUnfit: both keys have the same id.
+    """
+    if key.id == context.keys.signer(current).key.info.id:
+        raise KeyUnfit(
+            f"The next key has the same id as the current one ({key}). Storing a certificate for it would "
+            "replace the current key's certificate.",
+            hint="Give it a different id, or generate another key and name it with --next.",
+        )
 
 
 def _with_days_left(context: RotationContext, observed: Observed) -> Observed:
@@ -100,7 +133,8 @@ def observe_device(context: RotationContext, observed: Observed) -> Observed:
     """
     current, next_key, retired = observed.file.current, observed.file.next, observed.file.retired
     keys = context.keys.public_keys(*(key.uri for key in (current, next_key, *retired) if key is not None))
-    observed = replace(observed, keys=keys, has_key=next_key is not None and next_key.uri in keys)
+    has_key, writable = next_key is not None and next_key.uri in keys, context.keys.read_only is None
+    observed = replace(observed, keys=keys, has_key=has_key, writable=writable)
     if next_key is None:
         return observed
     if not observed.has_key:

@@ -5,6 +5,7 @@ one only after a token was obtained with it, and only then is the old one remove
 looks again and continues.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -51,6 +52,9 @@ class Step(StrEnum):
     """Leave a retired key on the device, and remove it from the key file."""
 
 
+_CHANGES = frozenset({Step.GENERATE, Step.CERTIFY, Step.DELETE})
+
+
 @dataclass(frozen=True)
 class Observed:
     """What is known when the next step is decided.
@@ -61,12 +65,13 @@ class Observed:
         named: the caller named the next key. Switching to it comes before the remaining steps of the last rotation.
         keys: the public keys of the file's keys that are on the device. Keys are compared by them, because one key has
             many URIs.
-        has_key: the next key is on the device.
+        has_key: the next key, or the one that the caller named, is on the device.
         has_certificate: the device holds a certificate for it that can be used.
         proven: a token was obtained with it in this run.
         delete_old: retired keys are deleted from the device.
         now: epoch seconds.
         grace: seconds for which a key stays registered after the switch to the next one.
+        writable: the PIN allows changing the device.
         unwritten: there is no key file yet.
         adopt: the caller only wants a key file that names the current key.
         days_left: whole days until the current certificate expires, if that is why no rotation starts; else None.
@@ -82,6 +87,7 @@ class Observed:
     delete_old: bool = False
     now: float = 0
     grace: float = 0
+    writable: bool = True
     unwritten: bool = False
     adopt: bool = False
     days_left: int | None = None
@@ -113,7 +119,8 @@ def next_step(observed: Observed) -> Step | None:
     if old := next(_removable(observed), None):
         if old.registered:
             return Step.UNREGISTER
-        return Step.DELETE if observed.delete_old or old.delete else Step.KEEP
+        # The caller of an earlier run may have asked for what this device does not allow.
+        return Step.DELETE if observed.delete_old or (old.delete and observed.writable) else Step.KEEP
     if observed.start:
         return Step.NAME
     if retired:
@@ -241,6 +248,12 @@ def plan(observed: Observed) -> list[Step]:
         steps.append(step)
         observed = after(step, observed)
     return steps
+
+
+def first_change(observed: Observed) -> Step | None:
+    """Return the first step that changes the device; None if there is none, or if the next key is given up before."""
+    steps = itertools.takewhile(lambda step: step is not Step.ABANDON, plan(observed))
+    return next((step for step in steps if step in _CHANGES), None)
 
 
 def complete_uri(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:

@@ -29,6 +29,7 @@ from hsm_signer.rotation.device_keys import DeviceKeys
 from hsm_signer.rotation.key_credentials import KeyCredentials
 from hsm_signer.rotation.observe import observe
 from hsm_signer.rotation.plan import Observed, Step, default_grace, next_step, plan
+from hsm_signer.rotation.read_only import cannot_change
 from hsm_signer.rotation.request import Report, RotationRequest
 
 
@@ -108,7 +109,7 @@ class Rotation:
                 self._write(observed.file)
                 self._report_waits()
                 return
-            self._require_writable(step)
+            self._require_writable(step, observed)
             observed = replace(ACTIONS[step](self._context, observed), now=self._context.clock.now())
             self._write(observed.file)
 
@@ -117,12 +118,12 @@ class Rotation:
         self.days_left = observed.days_left
         return observed
 
-    def _require_writable(self, step: Step) -> None:
-        """Check that the device is not write-protected, if this step leads to a change of it."""
-        generates = step is Step.NAME and self._context.request.next_key is None
-        read_only = self._context.keys.read_only
-        if read_only is not None and (generates or step in (Step.GENERATE, Step.CERTIFY, Step.DELETE)):
-            raise read_only
+    def _require_writable(self, step: Step, observed: Observed) -> None:
+        """Check that the PIN allows changing the device, if this step leads to a change of it."""
+        next_uri = self._context.request.next_key
+        change = Step.GENERATE if step is Step.NAME and next_uri is None else step
+        if not observed.writable and change in (Step.GENERATE, Step.CERTIFY, Step.DELETE):
+            raise cannot_change(self._context, observed, change, next_uri)
 
     def _report_waits(self) -> None:
         for old in self.file.retired:

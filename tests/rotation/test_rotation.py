@@ -18,7 +18,15 @@ from hsm_signer.device.manage.keys import delete_key, find_key
 from hsm_signer.device.match import KeyInfo
 from hsm_signer.device.signer import open_signer
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ConfigError, EntraError, HsmSignerError, NetworkError, OutputError, PinIncorrect
+from hsm_signer.errors import (
+    ConfigError,
+    EntraError,
+    HsmSignerError,
+    KeyNotFound,
+    NetworkError,
+    OutputError,
+    PinIncorrect,
+)
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.request import RotationRequest
 from hsm_signer.rotation.rotation import Rotation
@@ -216,10 +224,19 @@ def test_a_named_next_key_replaces_one_that_was_not_registered_yet(application: 
     assert application.token()
 
 
-def test_a_named_next_key_that_does_not_exist_is_an_error_and_not_generated(application: Application) -> None:
-    with pytest.raises(HsmSignerError, match="is not on"):
+def test_a_next_key_that_is_not_there_is_refused_before_anything_is_begun(application: Application) -> None:
+    before = application.key_file.read_bytes()
+    with pytest.raises(KeyNotFound, match="No private key on"):
         application.rotate(next_key=Pkcs11Uri(token="rolling", id=b"\x99"))
-    assert application.token()
+    assert application.key_file.read_bytes() == before
+
+
+def test_the_plan_heeds_the_key_that_is_named(application: Application) -> None:
+    made = application.softhsm.add_key("made elsewhere", b"\x77")
+    with application.rotation({}, lambda step, text: None, next_key=Pkcs11Uri.parse(made.uri)) as rotation:
+        planned = rotation.plan()
+    assert planned == application.rotate(next_key=Pkcs11Uri.parse(made.uri))
+    assert Step.GENERATE not in planned
 
 
 def test_a_wrong_credential_id_stops_the_removal_until_it_is_corrected(unlisted: Application) -> None:

@@ -1,7 +1,10 @@
 """The key of a card is replaced, from slot 9a to slot 9c, even if the card is unplugged and plugged in meanwhile."""
 
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +12,7 @@ from hsm_signer.config.keyfile import KeyEntry, KeyFile, read_key_file, write_ke
 from hsm_signer.config.profile import Profile, profile_from_arguments
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import DeviceGone, DeviceNotFound, DeviceReadOnly
+from hsm_signer.errors import DeviceGone, DeviceNotFound, DeviceReadOnly, KeyNotFound
 from hsm_signer.rotation.plan import Step
 from hsm_signer.rotation.request import RotationRequest
 from hsm_signer.rotation.rotation import Rotation
@@ -88,12 +91,78 @@ def test_a_key_generated_on_the_card_becomes_the_current_key(
     assert held.key_id == read_key_file(key_file(profile)).current.key_id
 
 
-def test_generating_a_key_on_the_card_is_refused_and_its_own_tool_is_named(yubikey: PivStack, profile: Profile) -> None:
-    with Rotation(profile, RotationRequest()) as rotation, pytest.raises(DeviceReadOnly) as caught:
+def refused(profile: Profile, entra: EntraEmulator, **wanted: Any) -> tuple[DeviceReadOnly, list[list[str]]]:
+    """Return why a rotation is refused, before it has written the key file or asked Entra, and the commands to give."""
+    before = key_file(profile).read_bytes()
+    with Rotation(profile, RotationRequest(**wanted)) as rotation:
+        with pytest.raises(DeviceReadOnly):
+            rotation.plan()
+        with pytest.raises(DeviceReadOnly) as caught:
+            rotation.run()
+    assert key_file(profile).read_bytes() == before
+    assert not entra.requests
+    assert caught.value.hint
+    return caught.value, [shlex.split(command) for command in caught.value.commands]
+
+
+class TestIsRefusedBeforeAnythingIsBegun:
+    def test_without_a_next_key_which_the_card_s_tool_makes(self, profile: Profile, entra: EntraEmulator) -> None:
+        _, (generate, certify, again) = refused(profile, entra)
+        # Never in the slot of the key that is in use. On this card 9c has a key, and 9d is free.
+        assert generate == ["ykman", *"piv keys generate --algorithm RSA2048 9d public.pem".split()]
+        assert certify == ["ykman", *"piv certificates generate --subject".split(), "CN=virtual 9a", "9d", "public.pem"]
+        assert "--next" in again
+        assert Pkcs11Uri.parse(again[again.index("--next") + 1]) == replace(in_use(profile), id=b"\x03")
+
+    def test_with_a_next_key_that_has_no_certificate(
+        self, yubikey: PivStack, profile: Profile, entra: EntraEmulator, following: Pkcs11Uri
+    ) -> None:
+        yubikey.take_certificate_of_9c()
+        if yubikey.name == "opensc":  # which shows no key without a certificate
+            with pytest.raises(KeyNotFound):
+                rotate(profile, following)
+            return
+        error, (export, certify) = refused(profile, entra, next_key=following)
+        assert "no certificate that can be used" in error.message
+        assert export == "ykman piv keys export 9c public.pem".split()
+        assert certify[-2:] == ["9c", "public.pem"]
+
+    def test_if_the_old_key_is_to_be_deleted(
+        self, profile: Profile, entra: EntraEmulator, following: Pkcs11Uri
+    ) -> None:
+        error, _ = refused(profile, entra, next_key=following, delete_old=True)
+        assert "Leave out --delete-old-key" in str(error.hint)
+
+    def test_with_a_next_key_that_is_not_there(self, profile: Profile, entra: EntraEmulator) -> None:
+        before = key_file(profile).read_bytes()
+        with pytest.raises(KeyNotFound, match="it has"):
+            rotate(profile, replace(in_use(profile), id=b"\x09"))
+        assert key_file(profile).read_bytes() == before
+        assert not entra.requests
+
+
+def test_the_plan_heeds_the_key_that_is_named(profile: Profile, following: Pkcs11Uri) -> None:
+    with Rotation(profile, RotationRequest(next_key=following)) as rotation:
+        assert rotation.plan() == STEPS
+
+
+def test_the_advice_at_the_end_is_the_card_s(profile: Profile, following: Pkcs11Uri) -> None:
+    said: dict[Step, str] = {}
+    with Rotation(profile, RotationRequest(next_key=following), report=said.__setitem__) as rotation:
         rotation.run()
-    assert caught.value.hint is not None
-    assert "ykman" in caught.value.hint
-    assert read_key_file(key_file(profile)).next is None
+    assert "ykman piv certificates delete 9a && ykman piv keys delete 9a" in said[Step.KEEP]
+    assert "hsm-signer key delete" not in said[Step.KEEP]
+
+
+def test_a_key_that_an_earlier_run_was_to_delete_does_not_stop_the_rotation_for_ever(
+    profile: Profile, following: Pkcs11Uri
+) -> None:
+    file = read_key_file(key_file(profile))
+    retired = KeyEntry(following, registered=False, delete=True)
+    write_key_file(key_file(profile), replace(file, retired=(retired,)))
+    with Rotation(profile, RotationRequest()) as rotation:
+        rotation.run()
+    assert read_key_file(key_file(profile)).retired == ()
 
 
 @pytest.mark.parametrize("step", STEPS[:-2])

@@ -1,4 +1,4 @@
-"""Private keys on a device: finding one, their labels, and deleting a key pair."""
+"""Private keys on a device: finding one, their labels and ids, and deleting a key pair."""
 
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
@@ -18,11 +18,11 @@ def find_key(device: Device, uri: Pkcs11Uri) -> KeyInfo:
     return device.call("looking up the key", lambda session: find_private_key(session, uri, device.info)[0])
 
 
-def key_labels(device: Device) -> frozenset[str]:
-    """Return the labels of all private keys."""
+def read_key_names(device: Device) -> frozenset[KeyInfo]:
+    """Return the labels and ids of all private keys."""
     template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
     found = device.call("looking for keys", lambda session: private_keys(session, template))
-    return frozenset(info.label for info, _ in found)
+    return frozenset(info for info, _ in found)
 
 
 def delete_key(device: Device, key: KeyInfo) -> None:

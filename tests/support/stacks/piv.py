@@ -102,6 +102,10 @@ class PivStack:
         """Take the keys' own certificates off the card, until `reset`."""
         self._card.order("take certificates")
 
+    def take_certificate_of_9c(self) -> None:
+        """Take the certificate of the key in slot 9c off the card, until `reset`."""
+        self._card.order("take certificate of 9c")
+
     def take_9c(self) -> None:
         """Leave the card the key in slot 9a alone, until `reset`."""
         self._card.order("take 9c")

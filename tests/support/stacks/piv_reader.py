@@ -294,6 +294,8 @@ def main(pin: str) -> None:
                 card.change_keys(attesting | {slot: replace(key, generated=False) for slot, key in own.items()})
             case "take certificates":
                 card.change_keys(attesting | {slot: replace(key, certificate=None) for slot, key in own.items()})
+            case "take certificate of 9c":
+                card.change_keys(attesting | own | {SIGNATURE: replace(own[SIGNATURE], certificate=None)})
             case "take 9c":
                 card.change_keys(attesting | {AUTHENTICATION: own[AUTHENTICATION]})
             case "presented":

@@ -18,6 +18,7 @@ from hsm_signer.rotation.plan import (
     certificate_fits,
     complete_uri,
     days_left,
+    first_change,
     is_due,
     next_label,
     next_step,
@@ -205,6 +206,39 @@ def test_a_key_is_deleted_from_the_device_only_after_it_was_removed_from_entra(o
         if step in (Step.DELETE, Step.KEEP):
             assert not retired_key(step, observed).registered
         observed = after(step, observed)
+
+
+def test_a_key_that_is_named_is_neither_made_nor_certified_again() -> None:
+    named = Observed(KeyFile(OLD), start=True, named=True, has_key=True, has_certificate=True)
+    assert plan(named) == [step for step in [*WHOLE, Step.KEEP] if step not in (Step.GENERATE, Step.CERTIFY)]
+    assert plan(replace(named, has_certificate=False))[1] is Step.CERTIFY
+
+
+@pytest.mark.parametrize(
+    ("observed", "step"),
+    [
+        pytest.param(Observed(KeyFile(OLD), start=True), Step.GENERATE, id="from the beginning"),
+        pytest.param(
+            Observed(KeyFile(OLD), start=True, named=True, has_key=True), Step.CERTIFY, id="named, without certificate"
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD), start=True, named=True, has_key=True, has_certificate=True), None, id="named, whole"
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD), start=True, named=True, has_key=True, has_certificate=True, delete_old=True),
+            Step.DELETE,
+            id="the old key at the end",
+        ),
+        pytest.param(Observed(KeyFile(OLD, REGISTERED), start=False), None, id="given up first"),
+    ],
+)
+def test_what_a_device_would_refuse_later_is_known_before(observed: Observed, step: Step | None) -> None:
+    assert first_change(observed) is step
+
+
+def test_a_key_to_be_deleted_stays_on_a_device_that_cannot_be_changed() -> None:
+    old = replace(OLD, registered=False, delete=True)
+    assert plan(Observed(KeyFile(REGISTERED, retired=(old,)), start=False, writable=False)) == [Step.KEEP]
 
 
 def test_a_key_named_by_the_caller_comes_before_the_rest_of_the_last_rotation() -> None:
