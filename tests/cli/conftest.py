@@ -1,6 +1,8 @@
 """Fixtures of the command line's tests: a device, the emulator of Entra, and a terminal."""
 
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_signer.testing import EntraEmulator, SoftHsm
 from hsm_signer.testing.softhsm import SoftHsmKey
+from tests.support.emulator_process import Start
 from tests.support.names import CLIENT, PIN, TENANT
 from tests.support.program import Program, Settings, options, program_with
 from tests.support.terminal import Terminal
@@ -117,3 +120,14 @@ def _program(directory: Path, softhsm: SoftHsm) -> Program:
     home.mkdir()
     work.mkdir()
     return replace(program_with(softhsm, home), directory=work)
+
+
+@pytest.fixture
+def start(program: Program, certificate: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> "subprocess.Popen[str]":
+            known = options({"tenant": TENANT, "client_id": CLIENT, "certificate": str(certificate)})
+            return stack.enter_context(program.start("emulator", *known, *arguments))
+
+        yield start

@@ -27,7 +27,7 @@ TEXTS = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# The server application of AKS. The emulator knows it after `add_resource`.
+# The server application of AKS.
 AKS = "6dae42f8-4368-4678-94ff-3960e28e3630"
 
 
@@ -225,7 +225,6 @@ class TestKubeconfig:
     def test_its_command_prints_a_credential_of_the_requested_version(
         self, program: Program, entra: EntraEmulator
     ) -> None:
-        entra.add_resource(AKS)
         kubeconfig = only("docs/clients/kubectl.md", "yaml")
         (arguments,) = arguments_in(kubeconfig)
         version = re.search(r"^ *apiVersion: (\S+)$", kubeconfig.text, re.MULTILINE)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from hsm_signer.testing.entra.loopback import TRANSPORT
+from hsm_signer.testing.entra.request_log import note_status
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class _Broken(Response):
 class _Truncated(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = _transport(scope)
+        note_status(scope, self.status_code)
         self.headers["Content-Length"] = "4096"
         transport.write(_head(self) + b'{"token_type":"Bearer","expires_in":3599,')
         transport.close()
@@ -205,6 +207,7 @@ class _DripFeed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = _transport(scope)
+        note_status(scope, self.status_code)
         for octet in self._wire:
             await _pause(self._interval, self._stopping)
             if transport.is_closing():

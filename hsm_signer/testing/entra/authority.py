@@ -23,6 +23,7 @@ from hsm_signer.testing.entra.documents import (
     openid_configuration,
 )
 from hsm_signer.testing.entra.registrations import Registrations
+from hsm_signer.testing.entra.request_log import note_error
 from hsm_signer.testing.entra.running import Running
 from hsm_signer.testing.entra.token_rules import (
     MANY_TENANTS,
@@ -175,6 +176,7 @@ class Authority:
         return self._answer({"token_type": "Bearer", **self._lifetimes.fields, "access_token": token})
 
     def _refuse(self, refusal: EntraRefusal, request: Request) -> Response:
+        note_error(request, f"AADSTS{refusal.aadsts}")
         correlation_id = request.headers.get("client-request-id")
         response = self._answer(error_document(refusal, self._url, correlation_id, self._clock()), refusal.status)
         if refusal.retry_after is not None:

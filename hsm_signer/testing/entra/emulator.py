@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from hsm_signer.errors import ConfigError
 from hsm_signer.testing.entra.answers import Answer
@@ -25,6 +26,7 @@ from hsm_signer.testing.entra.graph import Graph, GraphAnswer, GraphRequest
 from hsm_signer.testing.entra.graph_rules import Policy
 from hsm_signer.testing.entra.loopback import require_loopback
 from hsm_signer.testing.entra.registrations import Delay, Registrations
+from hsm_signer.testing.entra.request_log import RequestLog
 from hsm_signer.testing.entra.running import Running
 
 
@@ -44,9 +46,13 @@ class EntraEmulator:
         token_lifetime: seconds an access token is good for.
         refresh_in: seconds after which the answer asks for a refresh, or None not to ask.
         forbid_listing: have Graph refuse to tell an application what it holds.
+        ca_file: where to write the CA's certificate; in a temporary directory when None. The file is removed at the
+            end. A file of another emulator is replaced, and no other.
+        log: called with one line for each request, such as ``POST /contoso/oauth2/v2.0/token 401 AADSTS700027``, from
+            the thread of the server, before the client gets the answer.
 
     Raises:
-        ConfigError: `host` is not a loopback address.
+        ConfigError: `host` is not a loopback address, or `ca_file` is given and `https` is not.
     """
 
     def __init__(
@@ -60,9 +66,17 @@ class EntraEmulator:
         token_lifetime: int = 3599,
         refresh_in: int | None = None,
         forbid_listing: bool = False,
+        ca_file: Path | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         require_loopback(host)
+        if ca_file is not None and not https:
+            raise ConfigError(
+                f"Plain http has no CA certificate to write to {ca_file}.", hint="Use https, or name no CA file."
+            )
         self._https, self._host, self._port = https, host, port
+        self._ca_file = None if ca_file is None else ca_file.absolute()
+        self._log = log
         self._registrations = Registrations(clock)
         lifetimes = Lifetimes(token_lifetime, refresh_in)
         self._authority = Authority(
@@ -164,14 +178,19 @@ class EntraEmulator:
         """Make the keys and begin to answer.
 
         Raises:
-            ConfigError: it is running already, or the port is not to be had.
+            ConfigError: it is running already, the port is not available, or the CA's file holds something else.
+            OutputError: the CA's file cannot be written.
         """
         if self._running is not None:
             raise ConfigError(
                 f"The emulator is running already, at {self.authority}.", hint="Use it, or make another EntraEmulator."
             )
-        application = Starlette(routes=[self._graph.route, *self._authority.routes])
-        self._running = Running.prepare(application, https=self._https, host=self._host, port=self._port)
+        application: ASGIApp = Starlette(routes=[self._graph.route, *self._authority.routes])
+        if self._log is not None:
+            application = RequestLog(application, self._log)
+        self._running = Running.prepare(
+            application, https=self._https, host=self._host, port=self._port, ca_file=self._ca_file
+        )
         self._running.server.start()
 
     def stop(self) -> None:

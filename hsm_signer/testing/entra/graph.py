@@ -27,6 +27,7 @@ from hsm_signer.testing.entra.graph_rules import (
 )
 from hsm_signer.testing.entra.proof_rules import GraphRefused
 from hsm_signer.testing.entra.registrations import Registrations
+from hsm_signer.testing.entra.request_log import note_error
 from hsm_signer.testing.entra.running import Running
 
 GraphAnswer = Misbehaviour | Throttled | Unavailable | GraphRefusal
@@ -126,6 +127,7 @@ class Graph:
         return Response(status_code=204, headers=self._headers(request))
 
     def _refuse(self, refusal: GraphRefusal, request: Request) -> Response:
+        note_error(request, refusal.code)
         headers = self._headers(request)
         if refusal.code == "InvalidAuthenticationToken":
             headers["WWW-Authenticate"] = 'Bearer realm=""'

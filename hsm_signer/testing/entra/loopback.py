@@ -83,6 +83,10 @@ class LoopbackServer:
         self._loop.result().call_soon_threadsafe(self._hang_up)
         self._thread.join()
 
+    def close(self) -> None:
+        """Release the port of a server that was not started, or has stopped."""
+        self._listener.close()
+
     def _hang_up(self) -> None:
         self.stopping.set()
         self._server.should_exit = True

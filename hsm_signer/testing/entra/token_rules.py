@@ -38,8 +38,12 @@ WELL_KNOWN_RESOURCES: Final = (
     "https://management.core.windows.net",  # its older name, which az asks for
     "https://storage.azure.com",
     "https://database.windows.net",
+    "https://ossrdbms-aad.database.windows.net",  # Azure Database for PostgreSQL and MySQL
+    "https://cognitiveservices.azure.com",
+    "6dae42f8-4368-4678-94ff-3960e28e3630",  # AKS
+    "499b84ac-1321-427f-aa17-267ca6975798",  # Azure DevOps
 )
-"""Application ID URIs that tokens can be asked for without further ado."""
+"""Application ID URIs, or client IDs, of the APIs for which tokens can always be requested."""
 
 # MSAL for Go and for Java append these to every request for a token. They are about a user's sign-in, and for an
 # application Entra ignores them.
