@@ -6,7 +6,7 @@ a token or an assertion. Errors can be pickled, for programs that pass them from
 Scripts rely on the exit statuses: a service manager restarts the command on some and not on others.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HsmSignerError(Exception):
@@ -14,7 +14,7 @@ class HsmSignerError(Exception):
 
     Args:
         message: what was looked for and what was found, in one or two sentences.
-        hint: how to fix it, in one or two sentences, or None if the message says that.
+        hint: how to fix it, in one or two sentences, or None if the message says that. A traceback shows it, too.
         commands: the commands or options to type, each shown on its own line below the hint.
     """
 
@@ -26,6 +26,17 @@ class HsmSignerError(Exception):
         self.message = message
         self.hint = hint
         self.commands = commands
+        if hint:
+            # Shown below the message in a traceback (PEP 678).
+            self.add_note("\n  ".join([f"hint: {hint}", *commands]))
+
+    def __copy__(self) -> Self:
+        # With notes of its own: a note that a caller adds to one error must not show on another.
+        copied = type(self)(*self.args)
+        vars(copied).update(vars(self))
+        if hasattr(self, "__notes__"):
+            copied.__notes__ = list(self.__notes__)
+        return copied
 
 
 class ConfigError(HsmSignerError):
@@ -257,12 +268,13 @@ class EntraError(HsmSignerError):
         message: str,
         *,
         hint: str | None = None,
+        commands: tuple[str, ...] = (),
         error: str | None = None,
         aadsts: int | None = None,
         correlation_id: str | None = None,
         trace_id: str | None = None,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, commands=commands)
         self.error = error
         self.aadsts = aadsts
         self.correlation_id = correlation_id

@@ -274,10 +274,9 @@ def missing(*names: str) -> ConfigError:
         return ConfigError(message, hint=hint)
     options = _listed([setting.option for setting in settings], "and")
     hint = f"Set them with {options}, in a profile, or in variables such as {settings[0].variable}."
-    error = ConfigError(message, hint=hint)
     width = max(len(_typed(setting)) for setting in settings)
-    error.commands = tuple(f"{_typed(setting):<{width}}  # {setting.where_to_find}" for setting in settings)
-    return error
+    commands = tuple(f"{_typed(setting):<{width}}  # {setting.where_to_find}" for setting in settings)
+    return ConfigError(message, hint=hint, commands=commands)
 
 
 def _typed(setting: Setting) -> str:

@@ -118,19 +118,18 @@ def _requires_ca_certificate(context: RotationContext, observed: Observed, refus
     command, uri = context.profile.command_line, next_key(observed).uri
     subject = context.next_subject(observed.file.current.uri)
     request = ("certificate", "request", "--key", str(uri), "--subject", subject)
-    error = EntraError(
+    return EntraError(
         refusal.message,
         hint="A policy of this tenant requires a certificate from a trusted CA. Make a certificate request for the "
         "next key, have the CA sign it, store the certificate on the device, and run rotate again:",
+        commands=(
+            command(*request, "--output-file", "next.csr"),
+            command("certificate", "import", "--key", str(uri), "--replace", "next.pem"),
+        ),
         error=refusal.error,
         correlation_id=refusal.correlation_id,
         trace_id=refusal.trace_id,
     )
-    error.commands = (
-        command(*request, "--output-file", "next.csr"),
-        command("certificate", "import", "--key", str(uri), "--replace", "next.pem"),
-    )
-    return error
 
 
 def prove(context: RotationContext, observed: Observed) -> Observed:

@@ -4,6 +4,8 @@ import ast
 import copy
 import pickle
 import re
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,7 @@ def state(error: HsmSignerError) -> tuple[object, ...]:
 EXAMPLES = [
     *(kind("What was found.", hint="What to do.") for kind in KINDS),
     *(kind("What was found.") for kind in KINDS),
+    errors.ConfigError("Two are missing.", hint="Set them:", commands=("--tenant TENANT", "--key URI")),
     UriError("Malformed.", hint="Fix it.", position=0),
     EntraError(
         "Refused.",
@@ -108,6 +111,34 @@ def test_an_error_survives_copying(error: HsmSignerError) -> None:
 def test_an_error_prints_as_its_message_and_keeps_the_hint_separate(kind: type[HsmSignerError]) -> None:
     error = kind("What was found.", hint="What to do.")
     assert (str(error), error.message, error.hint) == ("What was found.", "What was found.", "What to do.")
+
+
+def shown(error: BaseException) -> str:
+    """What Python prints of an error that ends a program."""
+    return "".join(traceback.format_exception(error))
+
+
+def test_a_traceback_shows_the_hint_and_the_commands_below_the_message() -> None:
+    error = EntraError("Two are missing.", hint="Set them:", commands=("--tenant TENANT", "--key URI"))
+    expected = "EntraError: Two are missing.\nhint: Set them:\n  --tenant TENANT\n  --key URI\n"
+    assert shown(error) == f"hsm_signer.errors.{expected}"
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
+def test_a_traceback_shows_the_hint_once_after_copying_and_pickling(again: Callable[[Exception], Exception]) -> None:
+    error = EntraError("Refused.", hint="Upload it.")
+    assert shown(again(again(error))).count("Upload it.") == 1
+
+
+def test_a_traceback_of_an_error_without_a_hint_ends_with_the_message() -> None:
+    assert shown(EntraError("Refused.")) == "hsm_signer.errors.EntraError: Refused.\n"
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy])
+def test_a_note_on_a_copy_is_not_on_the_original(again: Callable[[Exception], Exception]) -> None:
+    error = EntraError("Refused.", hint="Upload it.")
+    again(error).add_note("the caller's own")
+    assert "the caller's own" not in shown(error)
 
 
 def test_what_was_not_given_is_none() -> None:

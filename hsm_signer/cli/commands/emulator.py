@@ -1,5 +1,6 @@
 """`emulator`: runs a local stand-in for Entra."""
 
+import contextlib
 import json
 import shlex
 import threading
@@ -100,5 +101,6 @@ def emulator(
                 f"  hsm-signer token {shlex.join(word for option in options for word in option)}\n"
                 f"Microsoft Graph at {ready['graph']}. The application's object ID there: {ready['object_id']}."
             )
-        print_note("Stop it with Ctrl-C.")
+        with contextlib.suppress(OSError):  # nobody reads stderr
+            print_note("Stop it with Ctrl-C.")
         threading.Event().wait()
