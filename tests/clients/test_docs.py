@@ -23,6 +23,7 @@ from .vault import Vault
 ROOT = Path(__file__).parents[2]
 INDEX = "docs/README.md"
 CONFIGURATION = "docs/configuration.md"
+TESTING = "docs/testing.md"
 TEXTS = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))
 }
@@ -168,7 +169,14 @@ def exported(page: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-@pytest.mark.parametrize("snippet", [pytest.param(each, id=f"{each.page}:{each.line}") for each in snippets("python")])
+PYTHON = [
+    pytest.param(each, id=f"{each.page}:{each.line}")
+    for each in snippets("python")
+    if each.page != TESTING  # tests/testing/test_plugin.py runs those
+]
+
+
+@pytest.mark.parametrize("snippet", PYTHON)
 def test_a_python_snippet_runs_and_gets_an_answer(
     snippet: Snippet, program: Program, here: Mapping[str, str], entra: EntraEmulator, vault: Vault
 ) -> None:

@@ -24,9 +24,11 @@ def test_a_traceback_ends_with_the_message_and_the_hint_and_shows_no_pin(isolate
         code = PROGRAM.format(tenant=TENANT, client=CLIENT, key=key.uri, module=softhsm.module, isolated=isolated)
         program = program_with(softhsm, tmp_path, DEVICE_PIN=WRONG_PIN)
         result = program(python=("-c", code))
-    *_, message, hint = result.stderr.splitlines()
-    assert (result.status, message.partition(":")[0]) == (1, "hsm_signer.errors.PinIncorrect")
+    _, name, end = result.stderr.partition("\nhsm_signer.errors.PinIncorrect: ")
+    _, hint, *commands = end.splitlines()
+    assert (result.status, bool(name)) == (1, True)
     assert hint.startswith("hint: ")
+    assert all(command.startswith("  ") for command in commands)
     assert result.stderr.count("hint: ") == 1
     assert WRONG_PIN not in result.stderr
 
