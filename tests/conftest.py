@@ -1,5 +1,5 @@
-"""What every test has: a home of its own, so that nothing is read from or written to the person's who runs them, and
-the signals of a terminal, whoever started the run.
+"""What every test gets: its own home directory, so that no test reads or writes the files of the person who runs them,
+and the signal handlers of a terminal, however the run was started.
 """
 
 import signal
@@ -13,7 +13,7 @@ pytest_plugins = ["tests.support.fixtures"]
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> Iterator[None]:
-    # A shell without job control ignores both in what it starts in the background, and children inherit that.
+    # A shell without job control makes its background processes ignore both signals, and children inherit that.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
         signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_DFL),

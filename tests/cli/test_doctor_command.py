@@ -12,7 +12,7 @@ import hsm_signer
 from tests.cli.conftest import key_uri
 from tests.support.names import PIN, WRONG_PIN
 from tests.support.program import Program, Settings, options
-from tests.support.refusing_pcscd import keeping_out
+from tests.support.refusing_pcscd import refusing_clients
 from tests.support.terminal import COLOUR, Terminal
 
 PROBES = [
@@ -214,7 +214,7 @@ class TestPcscd:
         assert "does not answer" in found["detail"]
 
     def test_one_that_refuses_this_user(self, finding: Callable[[], Mapping[str, str]], socket_path: Path) -> None:
-        with keeping_out(socket_path):
+        with refusing_clients(socket_path):
             found = finding()
         assert found["status"] == "failed"
         assert "refuses this user" in found["detail"]

@@ -15,16 +15,22 @@ from hsm_signer.device.module_search import find_module
 from hsm_signer.device.uri import Pkcs11Uri
 from tests.support.names import CLIENT, TENANT
 from tests.support.program import Program, options
-from tests.support.refusing_pcscd import READER, asking_in_vain, hanging_up, keeping_out, keeping_the_reader
+from tests.support.refusing_pcscd import (
+    READER,
+    refusing_clients,
+    refusing_the_reader,
+    refusing_unheard,
+    unanswered_by_polkit,
+)
 from tests.support.stacks.pcscd import asks_polkit
 
 REFUSALS = {
-    "a client": keeping_out,
-    "a client that has not spoken": hanging_up,
-    "a client who opens the reader": keeping_the_reader,
+    "a client": refusing_clients,
+    "a client that has not spoken": refusing_unheard,
+    "a client who opens the reader": refusing_the_reader,
 }
 if asks_polkit():
-    REFUSALS["a client, as pcscd itself does"] = asking_in_vain
+    REFUSALS["a client, as pcscd itself does"] = unanswered_by_polkit
 
 
 @pytest.fixture(params=REFUSALS)

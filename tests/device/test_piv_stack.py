@@ -162,7 +162,7 @@ class TestMisfortune:
             assert apart.hear() == "signed"
             stack.touch(True)
             apart.go()
-            stack.wait_for_wish()
+            stack.wait_for_touch_request()
             stack.unplug()
             (told,) = apart.rest()
         # OpenSC blames the removal only when pcscd has seen it first, at its next poll of the reader. ykcs11: 2.2, 2.7.
@@ -198,7 +198,7 @@ class TestMisfortune:
             assert apart.hear() == "signed"
             stack.touch(True)
             apart.go()
-            stack.wait_for_wish()
+            stack.wait_for_touch_request()
             stack.touch(False)
             assert apart.rest() == ["done"]
 

@@ -97,7 +97,7 @@ def test_a_card_signs_again_after_another_process_reset_it(yubikey: PivStack) ->
 
 def test_a_card_unplugged_while_it_waits_for_a_touch_signs_after_it_is_plugged_in(yubikey: PivStack) -> None:
     def replug() -> None:
-        yubikey.wait_for_wish()
+        yubikey.wait_for_touch_request()
         yubikey.unplug()
         yubikey.touch(False)
         yubikey.plug()

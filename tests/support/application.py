@@ -1,4 +1,4 @@
-"""An application with one key on a device, and rotations of it, which may be cut off anywhere."""
+"""An application with one key on a device, and rotations of it, which a test can cut off at any call."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ from tests.support.names import CLIENT, GRAPH, PIN, TENANT
 
 @dataclass
 class Time:
-    """What time it is for Entra and for a rotation."""
+    """The time for Entra and for a rotation."""
 
     ago: float = 0
 
@@ -39,7 +39,7 @@ class Time:
 
     @contextmanager
     def real(self) -> Iterator[None]:
-        """Let it be the time that other programs have."""
+        """Use the real time, like other programs."""
         ago, self.ago = self.ago, 0
         yield
         self.ago = ago
@@ -93,7 +93,7 @@ class Application:
         return done.returncode
 
     def token(self) -> str:
-        """Get a token as a program does that follows the key file."""
+        """Get a token like a program that follows the key file."""
         with self.time.real(), self.tokens() as tokens:
             return tokens.get(tokens.build_query((GRAPH,))).token
 
@@ -106,18 +106,18 @@ class Application:
         return read_key_file(self.key_file)
 
     def registered(self) -> list[bytes]:
-        """The certificates that Entra knows."""
+        """Return the certificates that are registered at Entra."""
         return [each.thumbprints["x5t"] for each in self.entra.key_credentials(CLIENT, tenant=TENANT)]
 
     def on_device(self) -> Contents:
-        """What the device holds."""
+        """Return the device's contents."""
         access = key_access(self.profile(), Pkcs11Uri(token=self.softhsm.label))
         contents = examine(access, datetime.now(UTC), login=True).devices[0].contents
         assert contents is not None
         return contents
 
     def seen(self) -> tuple[set[bytes], set[str], set[bytes]]:
-        """What Entra knows, and the labels of the keys and the certificates that the device holds."""
+        """Return the registered certificates, and the labels of the keys and the certificates on the device."""
         contents = self.on_device()
         return (
             {*self.registered()},
@@ -126,12 +126,12 @@ class Application:
         )
 
     def device(self) -> Device:
-        """The device, to be changed behind the rotation's back."""
+        """Open the device, to change it without the rotation's knowledge."""
         access = key_access(self.profile(), Pkcs11Uri(token=self.softhsm.label))
         return open_device(replace(access, writable=True))
 
     def is_tidy(self) -> bool:
-        """Whether there is one key, one certificate, one registration, nothing left to do, and a token to be had."""
+        """Return whether one key, one certificate and one registration are left, no step remains, and a token works."""
         contents, file = self.on_device(), self.file
         return (
             len(contents.keys) == 1
@@ -141,7 +141,7 @@ class Application:
         )
 
 
-# Kills its process, as a power cut would, at one call of one function: before it, or when it has done its work.
+# Kills its own process, like a power cut, at one call of one function: before it, or after it has done its work.
 _CUT_OFF = """
 import importlib, json, os, signal, sys
 from hsm_signer.config.profile import profile_from_arguments
@@ -174,7 +174,7 @@ with Rotation(profile_from_arguments(arguments), request) as rotation:
 
 @contextmanager
 def running_application(directory: Path, *, forbid_listing: bool = False) -> Iterator[Application]:
-    """Run an application that has its first key. Its PIN is to be in DEVICE_PIN."""
+    """Run an application that has its first key. DEVICE_PIN must hold the device's PIN."""
     clock = Time()
     with (
         SoftHsm(label="rolling", pin=PIN) as softhsm,

@@ -1,4 +1,4 @@
-"""Libraries that stand in the place of a PKCS#11 module."""
+"""C libraries that replace a PKCS#11 module."""
 
 import subprocess
 from pathlib import Path

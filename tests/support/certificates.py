@@ -1,4 +1,4 @@
-"""Certificates made with cryptography: nothing is checked with what made it."""
+"""Certificates made with cryptography, so that no test checks our code with our own code."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -17,15 +17,15 @@ def common_name(text: str) -> x509.Name:
 def make_certificate(
     key: PrivateKey | rsa.RSAPublicKey,
     *extensions: x509.ExtensionType,
-    subject: x509.Name = common_name("test"),  # noqa: B008  # it cannot be changed
+    subject: x509.Name = common_name("test"),  # noqa: B008  # immutable
     issuer: tuple[x509.Name, PrivateKey] | None = None,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> x509.Certificate:
-    """Return a certificate of a key, valid from yesterday for a month unless told otherwise.
+    """Return a certificate for a key. By default it is valid from yesterday for a month.
 
     Args:
-        key: the key itself, or the public one where an issuer signs.
+        key: the private key, or the public key if an issuer signs.
         extensions: all critical.
         issuer: its name and its key; None for a self-signed certificate.
     """

@@ -1,4 +1,4 @@
-"""A PIN source that knows how often it was asked."""
+"""A PIN source that counts how often it was asked."""
 
 from hsm_signer.device.pin.pin import Login, Pin, PinRequest
 
@@ -7,7 +7,7 @@ class CountedPin:
     """Gives a PIN, or raises an error, and counts how often it was asked.
 
     Attributes:
-        times: how often.
+        times: how often it was asked.
     """
 
     def __init__(self, answer: str | BaseException, *, attended: bool = True) -> None:

@@ -27,8 +27,8 @@ Running: TypeAlias = Callable[[str], Stack]
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
-    """Start a stack when it is first needed, and stop them all at the end."""
-    # One of each in a run: a loaded module stays with the card that it found first.
+    """Start a stack when a test first needs it, and stop them all at the end."""
+    # One of each in a test run, because a loaded module keeps the card that it found first.
     started: dict[str, Stack] = {}
 
     def running(name: str) -> Stack:
@@ -64,7 +64,7 @@ def yubikey(request: pytest.FixtureRequest, running: Running) -> Iterator[PivSta
 
 @pytest.fixture
 def faulty(softhsm: SoftHsm) -> Iterator[FaultyModule]:
-    """The module of the folder's `softhsm` behind the one that counts and fails."""
+    """The module of the folder's `softhsm`, behind the fault module."""
     with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
         yield faulty
 
@@ -89,7 +89,7 @@ def systemd() -> Iterator[Listener]:
 
 @pytest.fixture
 def assertion_file(tmp_path: Path) -> Path:
-    """Where a service may keep an assertion."""
+    """The path of an assertion file, in a directory that a service may write to."""
     directory = tmp_path / "run"
     directory.mkdir(mode=0o700)
     return directory / "assertion"
@@ -97,7 +97,7 @@ def assertion_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_more_threads() -> Iterator[None]:
-    """Make the system refuse every new thread: no address space has room for a stack of this size."""
+    """Make every new thread fail: no address space has room for a stack of this size."""
     previous = threading.stack_size(2**47)
     yield
     threading.stack_size(previous)

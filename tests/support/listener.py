@@ -1,4 +1,4 @@
-"""Who listens where systemd does, and so knows without looking when a service is ready."""
+"""A listener on systemd's notify socket, which tells a test when a service is ready."""
 
 import secrets
 import socket
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 
 class Listener:
-    """Stands where systemd does, and hears."""
+    """Receives notifications in place of systemd."""
 
     def __init__(self) -> None:
         self._name = f"hsm-signer-{secrets.token_hex(8)}"
@@ -23,7 +23,7 @@ class Listener:
         return dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines())
 
     def wait_for(self, what: Callable[[dict[str, str]], bool]) -> dict[str, str]:
-        """Return the next message of a kind."""
+        """Return the next message for which `what` is true."""
         while not what(message := self.hear()):
             pass
         return message

@@ -1,4 +1,4 @@
-"""A login with a PIN from a file, in a process of its own."""
+"""A login with a PIN from a file, in a separate process."""
 
 import os
 import subprocess
@@ -26,12 +26,12 @@ except HsmSignerError as error:
 def start_login(
     uri: str, module: Path, environment: Mapping[str, str], *, pin: Path, record: Path
 ) -> "subprocess.Popen[str]":
-    """Start one. It prints the code of the error, if there is one.
+    """Start a login. The process prints the code of the error, if it fails.
 
     Args:
-        uri: of a key of the device.
-        environment: what the module needs.
-        pin: the file.
+        uri: of a key on the device.
+        environment: variables that the module needs.
+        pin: the PIN file.
         record: the directory of the PIN record.
     """
     return subprocess.Popen(

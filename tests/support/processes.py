@@ -1,4 +1,4 @@
-"""Processes, as the kernel shows them (proc(5))."""
+"""Processes, as /proc shows them (proc(5))."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The program as a process of its own, in an environment that holds nothing else."""
+"""The program in a separate process, with a minimal environment."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Settings = Mapping[str, str]
 
 
 def options(settings: Settings, **changes: str | None) -> list[str]:
-    """Write settings as options, with some of them changed or, where None, left out."""
+    """Return settings as options, with some of them changed or, if None, left out."""
     given = {**settings, **changes}
     return [
         word for name, value in given.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)
@@ -30,7 +30,7 @@ def options(settings: Settings, **changes: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended, and what it said."""
+    """How a run ended, and what it printed."""
 
     status: int
     stdout: str
@@ -47,12 +47,12 @@ class Result:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error on stderr, of a run with ``-o json``. Warnings may stand before it."""
+        """The error on stderr of a run with ``-o json``. Warnings may precede it."""
         error: dict[str, Any] = json.loads(self.stderr.splitlines()[-1])["error"]
         return error
 
     def again(self, *more: str) -> "Result":
-        """Run the same once more, with further arguments."""
+        """Run the same command again, with further arguments."""
         return self.program(*self.arguments, *more, **self.how)
 
 
@@ -63,7 +63,7 @@ class Program:
     Attributes:
         directory: where it runs.
         home: HOME.
-        environment: all that it inherits.
+        environment: all variables that it inherits.
     """
 
     directory: Path
@@ -94,11 +94,11 @@ class Program:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
     ) -> Iterator["subprocess.Popen[str]"]:
-        """Start it, and leave nothing of it running.
+        """Start it, and kill all of it at the end.
 
         Args:
-            environment: more variables.
-            python: arguments of the interpreter.
+            environment: additional variables.
+            python: arguments for the interpreter.
             within: the command that runs the interpreter.
         """
         process = subprocess.Popen(
@@ -109,7 +109,7 @@ class Program:
             stdout=stdout,
             stderr=stderr,
             encoding="utf-8",
-            start_new_session=True,  # the terminal of whoever runs the tests is not ours to prompt on
+            start_new_session=True,  # it must not prompt on the terminal of the person who runs the tests
         )
         with process:
             try:
@@ -120,7 +120,7 @@ class Program:
 
 
 def assert_explained(result: Result, status: int, code: str) -> None:
-    """Assert that a failure says what and how to mend it, to people and to programs, and gives nothing away."""
+    """Assert that a failure says what happened and how to fix it, to people and to programs, and shows no secret."""
     as_json = result.again("-o", "json")
     for each in (result, as_json):
         assert each.status == status, each.stderr
@@ -137,7 +137,7 @@ def assert_explained(result: Result, status: int, code: str) -> None:
 
 
 def program_with(softhsm: SoftHsm, home: Path, **environment: str) -> Program:
-    """Return the program in its home, with a SoftHSM, its PIN in DEVICE_PIN, and more variables."""
+    """Return the program with a home directory, a SoftHSM, its PIN in DEVICE_PIN, and additional variables."""
     inherited = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(home),

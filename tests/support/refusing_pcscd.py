@@ -1,4 +1,4 @@
-"""pcscd where polkit keeps this user out: the real daemon where it asks polkit, and stand-ins that answer as it does.
+"""pcscd on a machine where polkit refuses this user: the real daemon, and stand-ins that answer like it.
 
 pcscd asks polkit twice (its auth.c): for every client, and for every reader that a client opens.
 """
@@ -26,7 +26,7 @@ _PRESENT = 0x34  # SCARD_PRESENT, SCARD_POWERED, SCARD_NEGOTIABLE
 
 
 @contextmanager
-def asking_in_vain(path: Path) -> Iterator[None]:
+def unanswered_by_polkit(path: Path) -> Iterator[None]:
     """Run this machine's pcscd at `path`, without readers; polkit does not answer it."""
     no_bus = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={path}.no-bus"}
     process = start_pcscd(path, "", environment=no_bus, output=subprocess.DEVNULL)
@@ -38,25 +38,25 @@ def asking_in_vain(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_out(path: Path) -> Iterator[None]:
-    """Refuse every client: hang up on it, as pcscd does once polkit has answered.
+def refusing_clients(path: Path) -> Iterator[None]:
+    """Refuse every client: close its connection, as pcscd does after polkit has answered.
 
-    The client has sent its version by then, 20 bytes, and pcscd has not read them, which makes the end a reset.
+    By then the client has sent its version (20 bytes), which pcscd has not read, so the client sees a reset.
     """
     with _listening(path, lambda connection: connection.recv(19, socket.MSG_WAITALL)):
         yield
 
 
 @contextmanager
-def hanging_up(path: Path) -> Iterator[None]:
-    """Refuse every client before it has spoken, as pcscd does on a busy machine."""
+def refusing_unheard(path: Path) -> Iterator[None]:
+    """Refuse every client before it has sent anything, as pcscd does on a busy machine."""
     with _listening(path, lambda connection: None):
         yield
 
 
 @contextmanager
-def keeping_the_reader(path: Path) -> Iterator[None]:
-    """Show the one reader, and refuse to open it."""
+def refusing_the_reader(path: Path) -> Iterator[None]:
+    """List one reader, and refuse to open it."""
     with _listening(path, _serve):
         yield
 

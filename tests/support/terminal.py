@@ -1,4 +1,4 @@
-"""A terminal of its own for a program that is tested, and the person in front of it."""
+"""A pseudo-terminal for the tested program, and the person in front of it."""
 
 import codecs
 import os
@@ -8,8 +8,8 @@ import termios
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])(?:;\d+)*m")  # ECMA-48 section 8.3.117, and the bright ones
 
-# A shell on a terminal of its own: it opens the terminal first, which then becomes its session's. While the program
-# runs, stdin and stdout are whatever they were. Once it has ended, the shell waits: with it the terminal would go.
+# A shell that opens the terminal first, so that it becomes the controlling terminal of its session. The program keeps
+# the stdin and stdout that it was started with. After it ended, the shell waits, because its end closes the terminal.
 SHELL = (
     "trap : INT; exec 3<>\"$1\"; shift; "
     "\"$@\" 3>&-; status=$?; echo \"it ended with $status\" >&3; read -r answer <&3; exit $status"
@@ -17,7 +17,7 @@ SHELL = (
 
 
 class Terminal:
-    """A terminal, from where the person sits."""
+    """A terminal, from the person's side."""
 
     def __init__(self) -> None:
         self._person, self.program_side = os.openpty()
@@ -27,7 +27,7 @@ class Terminal:
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def close(self) -> None:
-        """Close it, unless it is closed."""
+        """Close it, unless it is closed already."""
         while self._open:
             os.close(self._open.pop())
 
@@ -45,5 +45,5 @@ class Terminal:
 
     @property
     def shell(self) -> tuple[str, ...]:
-        """The command that runs another with this as its terminal."""
+        """The command that runs another command with this terminal."""
         return ("sh", "-c", SHELL, "sh", self.name)

@@ -15,7 +15,7 @@ _COMMAND = (
 
 
 def build() -> Path:
-    """Return the compiled module. It works from a directory that `control.FaultyModule` makes, not from here.
+    """Return the compiled module. It works only from a directory that `control.FaultyModule` creates.
 
     Raises:
         RuntimeError: it does not compile, or something to compile it with is missing.
@@ -24,7 +24,7 @@ def build() -> Path:
     module = _CACHE / f"{version}.so"
     if not module.exists():
         _CACHE.mkdir(parents=True, exist_ok=True)
-        # Under a name of its own until it is whole: test runs may build at the same time.
+        # Under a temporary name until it is complete: several test runs may build at the same time.
         unfinished = module.with_suffix(f".{os.getpid()}")
         try:
             done = subprocess.run([*_COMMAND, _SOURCE, "-o", unfinished, "-ldl"], capture_output=True, text=True)

@@ -1,11 +1,11 @@
-"""A device that misbehaves on command: a real module behind one that returns errors, hangs, crashes and lies.
+"""A device that misbehaves on command: a module that returns errors, hangs, crashes and lies, before a real one.
 
     with FaultyModule(softhsm.module, softhsm.environment, pin=softhsm.pin) as faulty:
         faulty.rule("C_Sign", rv=Rv.DEVICE_ERROR, times=1)
         ...  # use faulty.path as the module, with faulty.environment
         assert faulty.calls("C_Sign") == 2
 
-Commands take effect at the next call, in every process that has loaded the module, also in its forks.
+Commands take effect at the next call, in every process that has loaded the module, and in its forks.
 """
 
 import os
@@ -58,7 +58,7 @@ _NO_FLAGS = TokenFlag(0)
 
 
 class Rv(IntEnum):
-    """Some of the values a call may return (CK_RV, PKCS#11 v3.1 section 6.1); any other integer will do as well."""
+    """Some of the values that a call may return (CK_RV, PKCS#11 v3.1 section 6.1); any other integer works too."""
 
     OK = 0x000
     GENERAL_ERROR = 0x005
@@ -111,10 +111,10 @@ class Call:
 
 @dataclass(frozen=True)
 class LoginSeen:
-    """One call of C_Login, whatever became of it.
+    """One call of C_Login, successful or not.
 
     Attributes:
-        right: whether it brought the right PIN. Without a PIN it sends the person to the pad, and there it is right.
+        right: whether its PIN was right. A login without a PIN means the PIN pad, where the PIN is always right.
         context_specific: whether it was for one signature (CKU_CONTEXT_SPECIFIC), not for the session.
         pid: the process that made it.
     """
@@ -125,18 +125,18 @@ class LoginSeen:
 
 
 class FaultyModule:
-    """A module that forwards to a real one until told otherwise. A context manager; `close` removes its directory.
+    """Forwards to a real module unless a rule says otherwise. A context manager; `close` removes its directory.
 
-    Both modules are copies of its own: several of these, and the real one besides, may be loaded in one process.
+    It uses its own copies of both modules, so several of these and the real module can be loaded in one process.
 
     Args:
-        module: the real one.
-        environment: what that one needs before it loads.
+        module: the real module.
+        environment: variables that the real module needs before it loads.
         pin: the right PIN of its device.
 
     Attributes:
         path: the module to load.
-        environment: what it needs before it loads.
+        environment: variables that it needs before it loads.
     """
 
     def __init__(self, module: Path, environment: Mapping[str, str] = MappingProxyType({}), *, pin: str) -> None:
@@ -161,7 +161,7 @@ class FaultyModule:
         self.close()
 
     def close(self) -> None:
-        """Remove the directory. Whoever still uses the module is only forwarded, and calls that hang return."""
+        """Remove the directory. Programs that still use the module are only forwarded, and calls that hang return."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def clear(self) -> None:
@@ -173,7 +173,7 @@ class FaultyModule:
         self._always_authenticate = False
         self._noisy = False
         self._text = b""
-        self._give_orders()
+        self._write_orders()
         self._forgotten = self._log.stat().st_size
 
     def rule(
@@ -188,17 +188,17 @@ class FaultyModule:
         times: int | None = None,
         skip: int = 0,
     ) -> None:
-        """Have a call misbehave. Of several rules in force for one call, the first given applies.
+        """Make a call misbehave. If several rules apply to a call, the first one wins.
 
         Args:
             call: one of FUNCTIONS.
             rv: return this instead of forwarding.
             after_forward: forward first; then hang, crash, or return `rv` for what the real module returned.
-            hang: seconds, infinity for ever. A hang ends early when the rule is cleared.
+            hang: seconds, or infinity. A hang ends early when the rule is cleared.
             crash: die by SIGSEGV, after the hang if there is one.
-            corrupt: flip a bit in what C_Sign signed.
-            times: for how many calls; None is for all. They are counted over all processes, from now on.
-            skip: after how many calls it begins.
+            corrupt: flip a bit in the signature of C_Sign.
+            times: for how many calls; None for all. The count starts now and covers all processes.
+            skip: after how many calls the rule begins to apply.
         """
         if call not in FUNCTIONS:
             raise ValueError(f"{call} cannot be commanded, only {', '.join(FUNCTIONS)}.")
@@ -212,54 +212,54 @@ class FaultyModule:
             f"{after_forward:d} {milliseconds} {crash:d} {corrupt:d} {-1 if rv is None else rv}\n"
         )
         self._next_id += 1
-        self._give_orders()
+        self._write_orders()
 
     def hide_mechanisms(self, *mechanisms: Mechanism) -> None:
-        """Have the device lack these mechanisms, and no others."""
+        """Hide exactly these mechanisms of the device."""
         self._hidden = mechanisms
-        self._give_orders()
+        self._write_orders()
 
     def flags(self, *, set: TokenFlag = _NO_FLAGS, clear: TokenFlag = _NO_FLAGS) -> None:
-        """Have the device show these flags, and not show those; the others are its own.
+        """Set and clear these flags of the device; the others stay as the real device reports them.
 
-        With PROTECTED_AUTHENTICATION_PATH a login without a PIN is made with the right one, as if typed on a pad.
+        With PROTECTED_AUTHENTICATION_PATH a login without a PIN uses the right one, as if it were typed on the PIN pad.
         """
         self._flags = (set.value, clear.value)
-        self._give_orders()
+        self._write_orders()
 
     def absent(self, absent: bool) -> None:
-        """Unplug the device, or plug it in. Unplugged, it has lost its sessions and its login for good."""
+        """Unplug the device, or plug it in. Unplugging ends its sessions and its login for good."""
         self._removals += absent and not self._absent
         self._absent = absent
-        self._give_orders()
+        self._write_orders()
 
     def always_authenticate(self, always: bool) -> None:
-        """Have every private key want the PIN for each signature (CKA_ALWAYS_AUTHENTICATE), or none.
+        """Make every private key require the PIN for each signature (CKA_ALWAYS_AUTHENTICATE), or none.
 
-        The context-specific login is then judged here, by the right PIN; the device behind never hears of it.
+        This module then checks the PIN of a context-specific login, and does not forward the login to the device.
         """
         self._always_authenticate = always
-        self._give_orders()
+        self._write_orders()
 
     def change_pin(self, pin: str) -> None:
-        """Learn that the device's PIN is another one by now: `logins` judges by it those that come."""
+        """Set the PIN that `logins` compares later logins with, after the device's PIN was changed."""
         (self._directory / "pin").write_text(pin, encoding="utf-8")
 
     def noisy(self, noisy: bool) -> None:
-        """Have every call print a line to stdout and one to stderr, or none."""
+        """Make every call print a line to stdout and one to stderr, or none."""
         self._noisy = noisy
-        self._give_orders()
+        self._write_orders()
 
     def text(self, text: bytes) -> None:
-        """Have module, slot, device and objects answer this in the place of every text, as far as it fits; or none.
+        """Replace every text of the module, slot, device and objects by this one, as far as it fits.
 
         Args:
-            text: at most 64 octets. Fields of 16 and 32 octets hold the beginning of it.
+            text: at most 64 octets; empty restores the real texts. Fields of 16 and 32 octets hold the beginning of it.
         """
         if len(text) > 64:
             raise ValueError("That is too long for any of them.")
         self._text = text
-        self._give_orders()
+        self._write_orders()
 
     def calls(self, function: str) -> int:
         """Return how often a function was called."""
@@ -287,7 +287,7 @@ class FaultyModule:
     def _lines(self) -> list[str]:
         return self._log.read_bytes()[self._forgotten :].decode("ascii").splitlines()
 
-    def _give_orders(self) -> None:
+    def _write_orders(self) -> None:
         orders = [
             *self._rules,
             *(f"hide {mechanism:d}\n" for mechanism in self._hidden),
@@ -297,7 +297,7 @@ class FaultyModule:
             f"noisy {self._noisy:d}\n",
             f"text {self._text.hex()}\n",
         ]
-        # Whole or not at all: a call may be reading.
+        # Replaced atomically, because a call may be reading the file.
         unfinished = self._directory / "orders.new"
         unfinished.write_text("".join(orders), encoding="ascii")
         os.replace(unfinished, self._directory / "orders")

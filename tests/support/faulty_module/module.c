@@ -1,11 +1,11 @@
 /* A PKCS#11 module that forwards to another one and misbehaves on command.
  *
- * It lives in a directory of its own, beside everything it works with (control.py makes it):
+ * It is in its own directory, which control.py creates, with the files that it uses:
  *
- *   real.so   the module it forwards to; a copy, so that nobody else in the process has initialised it
- *   orders    what to do; replaced as a whole by control.py, and read afresh at each call, so that commands reach a
+ *   real.so   the module it forwards to; a copy, so that no other code in the process has initialized it
+ *   orders    the rules; control.py replaces the file atomically, and each call reads it, so that commands reach a
  *             module that is already loaded, in any process
- *   counters  how often each order was met, in shared memory: they go on counting in the next process after a crash
+ *   counters  how often each rule matched, in shared memory: counting continues in the next process after a crash
  *   log       a line when a call begins and one when it ends, and one for each login: never a PIN
  *   pin       the right PIN
  */
@@ -30,26 +30,26 @@
 
 enum { COUNTERS = 4096, MECHANISMS = 512, SLOTS = 64, SESSIONS = 1024, TEXT = 64 };
 
-/* What a call is made on, and so what becomes of it when the device is away. */
+/* What a call works on, which decides what it returns while the device is unplugged. */
 enum subject { LIBRARY, DEVICE, SESSION };
 
 struct rule {
-    unsigned long id; /* 0: there is none */
+    unsigned long id; /* 0: no rule */
     unsigned long skip, times;
     int after;
-    long hang; /* milliseconds, -1 for ever */
+    long hang; /* milliseconds, -1: forever */
     int crash, corrupt;
     long long rv; /* -1: what the real module returns */
 };
 
 struct orders {
-    struct rule rule; /* the first one in force for this call */
+    struct rule rule; /* the first one that applies to this call */
     CK_MECHANISM_TYPE hidden[MECHANISMS];
     size_t hidden_count;
     CK_FLAGS flags_set, flags_clear;
     unsigned long removals;
     int absent, always_authenticate, noisy;
-    unsigned char text[TEXT]; /* in the place of every text that a device, a slot or the module gives */
+    unsigned char text[TEXT]; /* replaces every text of the device, the slot and the module */
     CK_ULONG text_length;
 };
 
@@ -57,7 +57,7 @@ struct call {
     uint64_t number;
     struct orders orders;
     bool forward;
-    CK_RV rv; /* where it is not forwarded */
+    CK_RV rv; /* if it is not forwarded */
 };
 
 static char directory[PATH_MAX];
@@ -83,7 +83,7 @@ __attribute__((format(printf, 1, 2))) static void write_log(const char *format, 
     int length = vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     path_of("log", path);
-    /* Opened each time, and written at once: threads, forks and other processes write there too. */
+    /* Opened each time and written in one call, because threads, forks and other processes write to it too. */
     int file = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
     if (file < 0)
         return; /* the directory is gone: the test has ended */
@@ -164,7 +164,7 @@ static bool is_ordered(unsigned long id)
     return found;
 }
 
-/* Hang and crash. A hang ends early when its rule is withdrawn, so that no process is left behind by a test. */
+/* Hang and crash. A hang ends early when its rule is cleared, so that a test leaves no process behind. */
 static void misbehave(const struct rule *rule)
 {
     const struct timespec moment = {.tv_nsec = 2000000};
@@ -178,14 +178,14 @@ static void misbehave(const struct rule *rule)
     }
 }
 
-/* Print where modules print: they know of no other place. */
+/* Print to stdout and stderr, as vendors' modules do. */
 static void make_noise(const char *function)
 {
     for (int descriptor = STDOUT_FILENO; descriptor <= STDERR_FILENO; descriptor++)
         dprintf(descriptor, "noise of %s\n", function);
 }
 
-/* A removed device has lost its sessions and its login, also when it is back before the next call. */
+/* A removed device has lost its sessions and its login, even if it is back before the next call. */
 static void notice_removal(const struct orders *orders)
 {
     CK_SLOT_ID slots[SLOTS];
@@ -240,9 +240,9 @@ static CK_RV leave(const struct call *call, CK_RV rv)
     return rv;
 }
 
-/* What is forwarded with a difference. */
+/* Calls that are forwarded with changes. */
 
-/* PKCS#11 pads these with blanks, and ends them with no NUL. */
+/* PKCS#11 pads these with blanks, without a terminating NUL. */
 static void put_text(const struct orders *orders, unsigned char *field, size_t size)
 {
     for (size_t i = 0; orders->text_length > 0 && i < size; i++)
@@ -329,7 +329,7 @@ static CK_RV get_mechanism_info(const struct orders *orders, CK_SLOT_ID slot, CK
 static CK_RV open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
                           CK_SESSION_HANDLE *session)
 {
-    just_removed = false; /* nobody asks after the old session any more */
+    just_removed = false; /* the caller has dropped the old session */
     return real->C_OpenSession(slot, flags, application, notify, session);
 }
 
@@ -413,7 +413,7 @@ static CK_RV sign_init(const struct orders *orders, CK_SESSION_HANDLE session, C
     return rv;
 }
 
-/* A C_Sign that fails ends the operation (PKCS#11 v3.1 section 5.13.2), also where it is not forwarded. */
+/* A C_Sign that fails ends the operation (PKCS#11 v3.1 section 5.13.2), even if it is not forwarded. */
 static void end_signing(CK_SESSION_HANDLE session, unsigned char *data, CK_ULONG data_length)
 {
     unsigned char nowhere[2048];
@@ -434,7 +434,7 @@ static CK_RV sign(const struct orders *orders, CK_SESSION_HANDLE session, unsign
     return rv;
 }
 
-/* The calls: what each is made on, its name and parameters, and how it is forwarded. */
+/* The calls: what each works on, its name and parameters, and how it is forwarded. */
 
 #define CALL(subject, name, parameters, forwarded)                                                                    \
     static CK_RV faulty_##name parameters                                                                             \
@@ -483,7 +483,7 @@ CALL(SESSION, C_DestroyObject, (CK_SESSION_HANDLE session, CK_OBJECT_HANDLE obje
 static CK_RV faulty_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, unsigned char *pin, CK_ULONG length)
 {
     unsigned char wanted[256];
-    /* On the pad, which is where NULL sends us, the right PIN is typed. */
+    /* NULL means the PIN pad, where the right PIN is typed. */
     bool right = pin == NULL || (right_pin(wanted) == length && memcmp(wanted, pin, length) == 0);
 
     write_log("login %d %d %d\n", (int)getpid(), user == CKU_CONTEXT_SPECIFIC, right);
@@ -494,7 +494,7 @@ static CK_RV faulty_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, unsign
 static CK_RV faulty_C_Sign(CK_SESSION_HANDLE session, unsigned char *data, CK_ULONG data_length,
                            unsigned char *signature, CK_ULONG *length)
 {
-    /* Asking for the length (PKCS#11 v3.1 section 5.2) costs no signature, and so goes by another name. */
+    /* Asking for the length (PKCS#11 v3.1 section 5.2) is not a signature, so it has another name. */
     struct call call = enter(SESSION, signature != NULL ? "C_Sign" : "C_Sign(NULL)");
     if (!call.forward && call.rv != CKR_OK && call.rv != CKR_BUFFER_TOO_SMALL)
         end_signing(session, data, data_length);

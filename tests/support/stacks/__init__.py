@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 @dataclass(frozen=True)
 class StackKey:
-    """A key on a stack's device, and the public key its signatures are judged by."""
+    """A key on a stack's device, and the public key that verifies its signatures."""
 
     uri: str
     public_key: rsa.RSAPublicKey
@@ -23,11 +23,11 @@ class Stack(Protocol):
     Attributes:
         name: for the test's id.
         module: the PKCS#11 module.
-        environment: what the module needs before it loads.
+        environment: variables that the module needs before it loads.
         pin: the right PIN.
-        wrong_pin: a PIN of acceptable form that is wrong.
+        wrong_pin: a wrong PIN of valid form.
         key: an ordinary key.
-        always_authenticate_key: one that wants the PIN for each signature, or None where the device has none.
+        always_authenticate_key: a key that requires the PIN for each signature; None if the device has none.
         has_pss: whether the device signs PS256.
         locks: whether wrong PINs lock it.
     """
@@ -43,13 +43,13 @@ class Stack(Protocol):
     locks: bool
 
     def unplug(self) -> None:
-        """Take the device away, as a person would."""
+        """Unplug the device, as a person would."""
 
     def plug(self) -> None:
-        """Bring it back; returns when the system has noticed."""
+        """Plug it in; return when the system has noticed."""
 
     def reset(self) -> None:
-        """Give back all PIN tries and clear what the last test left."""
+        """Restore all PIN tries and undo what the last test changed."""
 
     def close(self) -> None:
         """Stop everything that was started."""

@@ -1,4 +1,4 @@
-"""A program beside the tests that uses a stack's device: what one module did to a process, no other test inherits."""
+"""A separate program that uses a stack's device, so that what a module does to its process affects no other test."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def access(uri, pin="STACK_PIN"):
     return KeyAccess(Pkcs11Uri.parse(uri), EnvironmentPin(pin), Path(os.environ["STACK_MODULE"]))
 
 def outcome(function, *arguments):
-    # What came back, or the name of the error's class.
+    # The result, or the name of the error's class.
     try:
         return function(*arguments)
     except HsmSignerError as error:
@@ -40,10 +40,10 @@ wait = input
 
 
 class Apart:
-    """Runs some lines of Python in a process of their own; a context manager.
+    """Runs lines of Python in a separate process; a context manager.
 
-    The lines find `open_device`, `access(KEY)` and `access(KEY, "STACK_WRONG_PIN")`, `ALWAYS` for the key that
-    wants the PIN for each signature, and `outcome`; they `tell` us something and `wait` until we say `go`.
+    The lines can use `open_device`, `access(KEY)` and `access(KEY, "STACK_WRONG_PIN")`, `ALWAYS` (the key that
+    requires the PIN for each signature) and `outcome`; they `tell` us a line and `wait` until we say `go`.
     """
 
     def __init__(self, stack: Stack, lines: str) -> None:
@@ -72,24 +72,24 @@ class Apart:
         self._process.communicate()
 
     def hear(self) -> str:
-        """Return the next line it tells, or the empty string at its end."""
+        """Return the next line that it tells, or the empty string when it has ended."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
     def go(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
     def rest(self) -> list[str]:
-        """Let it run to its end and return the lines it still told."""
+        """Let it run to its end, and return the remaining lines."""
         out, _ = self._process.communicate()
         assert self._process.returncode == 0
         return out.splitlines()
 
 
 def run_apart(stack: Stack, lines: str) -> list[str]:
-    """Run `lines` to their end and return what they told."""
+    """Run `lines` to their end, and return what they told."""
     with Apart(stack, lines) as apart:
         return apart.rest()

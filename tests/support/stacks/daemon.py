@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Self
 
-# The shell waits for the end of its stdin: it comes when we close it, and also when this process is killed.
+# The shell waits for the end of its stdin, which comes when we close it, and also when this process is killed.
 _UNTIL_END = '"$@" </dev/null & read -r _; kill $! 2>/dev/null; wait $!'
 _SECONDS = 10.0
 
@@ -16,9 +16,9 @@ class Daemon:
     """A running program; a context manager that stops it.
 
     Args:
-        argv: the program and its arguments. It must stay in the foreground and end at SIGTERM.
-        environment: all of its environment.
-        output: the file its stdout and stderr are added to.
+        argv: the program and its arguments. It must stay in the foreground, and end on SIGTERM.
+        environment: its complete environment.
+        output: the file to which its stdout and stderr are appended.
         pass_fds: descriptors it inherits under the same numbers.
     """
 
@@ -33,7 +33,7 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=pass_fds,
-                # Ctrl-C is for the tests: they stop us in order.
+                # Ctrl-C goes to the tests only: they stop this program in order.
                 start_new_session=True,
             )
 

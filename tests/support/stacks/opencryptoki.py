@@ -1,11 +1,11 @@
 """openCryptoki's soft token: a library, its daemon pkcsslotd, and files and shared memory between them.
 
-Where they meet cannot be chosen, so the tests have those places to themselves: `command` runs a program in namespaces
-of its own for mounts and System V shared memory (namespaces(7)), where they are empty. Only there is the stack made.
+Their paths are fixed, so the tests need private ones: `command` runs a program in new namespaces for mounts and
+System V shared memory (namespaces(7)), where they are empty. The stack is created only there.
 
-Debian packages: opencryptoki and libopencryptoki0. It needs root: the library serves root and the members of the group
-pkcs11, and to an ordinary user who makes such namespaces, the files of the system's root belong to nobody, so that
-hsm-signer refuses to load the module.
+Debian packages: opencryptoki and libopencryptoki0. It requires root: the library serves only root and the group pkcs11,
+and for an ordinary user in such namespaces the files of the system's root belong to nobody, so that hsm-signer refuses
+to load the module.
 """
 
 import os
@@ -40,11 +40,11 @@ INSIDE = Path("/etc/opencryptoki/of-the-tests")
 _LABEL = "opencryptoki tests"
 _CONFIGURATION = Path("/etc/opencryptoki/opencryptoki.conf")
 _TOKENS = Path("/var/lib/opencryptoki")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # ours alone
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # ours only, in the namespace
 _PROCESS_IDS = (Path("/run/pkcsslotd.pid"), Path("/run/opencryptoki/pkcsslotd.pid"))
 _SECONDS = 10.0
 
-# The daemon makes the others itself, then (from version 3.21) becomes a user of its own.
+# The daemon creates the others itself, and then (since version 3.21) changes to its own user.
 _MAKE_PLACES = """
 set -e
 for place in /run /dev/shm /var/log /var/lib/opencryptoki; do mount -t tmpfs tmpfs $place; done
@@ -63,9 +63,9 @@ exit $status
 
 
 class OpenCryptokiStack:
-    """The soft token, in namespaces of its own. It locks at the third wrong PIN.
+    """The soft token, in separate namespaces. It locks at the third wrong PIN.
 
-    A process that has opened it can sign whatever happens to daemon and files: it has the key in its memory.
+    A process that has opened it can sign whatever happens to the daemon and the files: it has the key in memory.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class OpenCryptokiStack:
         _CONFIGURATION.write_text("version opencryptoki-3.1\nslot 0\n{\nstdll = libpkcs11_sw.so\n}\n", encoding="ascii")
         self._start()
         try:
-            # The first PIN of the security officer is everybody's, and must be changed before it sets the user's.
+            # The security officer's default PIN is public, and must be changed before it can set the user's PIN.
             _pkcsconf("-I", "-S", "87654321", stdin=f"{_LABEL}\n")
             _pkcsconf("-P", "-S", "87654321", "-n", "00112233")
             _pkcsconf("-u", "-S", "00112233", "-n", self.pin)
@@ -94,7 +94,7 @@ class OpenCryptokiStack:
             raise
 
     def unplug(self) -> None:
-        """Kill the daemon and move the token's files away."""
+        """Kill the daemon, and move the token's files away."""
         self._stop()
         self._token.rename(self._away)
 
@@ -104,7 +104,7 @@ class OpenCryptokiStack:
         self._start()
 
     def reset(self) -> None:
-        """Restore the first files and start again: wrong PINs are counted in one of them and in shared memory."""
+        """Restore the original files and start again: one of them and shared memory hold the count of wrong PINs."""
         self._stop()
         if self._away.exists():
             self._away.rename(self._token)
@@ -122,7 +122,7 @@ class OpenCryptokiStack:
         self._stop()
 
     def _start(self) -> None:
-        # It comes back when it listens. Its process id is written a little later.
+        # It returns when it listens. It writes its process id a little later.
         subprocess.run(["pkcsslotd"], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, check=True, timeout=_SECONDS)
         deadline = time.monotonic() + _SECONDS
         while not any(file.exists() and file.read_text() for file in _PROCESS_IDS):
@@ -131,7 +131,7 @@ class OpenCryptokiStack:
             time.sleep(0.01)
 
     def _stop(self) -> None:
-        """Kill the daemon: while a process has initialised the library, it ignores all that asks it to end."""
+        """Kill the daemon with SIGKILL: while a process has initialized the library, it ignores other signals."""
         for file in _PROCESS_IDS:
             if file.exists():
                 with suppress(ProcessLookupError):
@@ -151,12 +151,12 @@ class OpenCryptokiStack:
 
 
 def stacks(*names: str) -> list[str]:
-    """Return the stacks that a test runs on: those named, or in openCryptoki's namespaces that one alone."""
+    """Return the stacks that a test runs on: the named ones, or in openCryptoki's namespaces only openCryptoki."""
     return ["opencryptoki"] if INSIDE.exists() else list(names)
 
 
 def why_not() -> str | None:
-    """Return why there can be no namespaces for it here, or None."""
+    """Return why this machine cannot create its namespaces, or None."""
     if os.geteuid() != 0:
         return "openCryptoki serves root and the group pkcs11"
     done = subprocess.run(["unshare", *_propagation(), "true"], capture_output=True, text=True)
@@ -164,14 +164,14 @@ def why_not() -> str | None:
 
 
 def command(*argv: str) -> list[str]:
-    """Return how to run a program where the stack can be made."""
+    """Return the command that runs a program where the stack can be created."""
     return ["unshare", *_propagation(), "sh", "-c", _MAKE_PLACES, str(INSIDE), *argv]
 
 
 def _propagation() -> list[str]:
-    """Return the namespaces, and that what is mounted in them stays in them.
+    """Return options for the namespaces, and for keeping their mounts private.
 
-    In a chroot, / is no mount point, and it is left to whoever made the chroot.
+    In a chroot, / is not a mount point, so the creator of the chroot is responsible for that.
     """
     namespaces = ["--mount", "--ipc"]
     private = subprocess.run(["unshare", *namespaces, "true"], capture_output=True)
@@ -179,7 +179,7 @@ def _propagation() -> list[str]:
 
 
 def _pkcsconf(*arguments: str, stdin: str = "") -> None:
-    """Run openCryptoki's own tool. It takes PINs as arguments only; these guard nothing."""
+    """Run openCryptoki's own tool. It takes PINs only as arguments; these PINs protect nothing."""
     done = subprocess.run(
         ["pkcsconf", *arguments, "-c", "0"],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},

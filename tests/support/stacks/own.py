@@ -1,4 +1,4 @@
-"""A person's own device: HSM_SIGNER_TEST_URI names a key on it, and nothing that could lock or unplug it is done.
+"""A person's own device: HSM_SIGNER_TEST_URI names a key on it, and no test that could lock or unplug it runs.
 
 HSM_SIGNER_TEST_URI='pkcs11:token=...;id=%01?module-path=...' HSM_SIGNER_TEST_PIN_SOURCE=file:... scripts/test
 """
@@ -24,7 +24,7 @@ from . import StackKey
 
 
 class OwnStack:
-    """The device of whoever runs the tests."""
+    """The device of the person who runs the tests."""
 
     def __init__(self, uri: str) -> None:
         parsed = Pkcs11Uri.parse(uri)
@@ -41,7 +41,7 @@ class OwnStack:
         self.module = find_module(None, parsed)
         self.environment: Mapping[str, str] = {}
         self.pin = login.reveal()
-        # Never presented: no test that would do so runs on a person's own device.
+        # Never sent: no test that sends a wrong PIN runs on a person's own device.
         self.wrong_pin = ""
         self.locks = True
         with open_device(KeyAccess(parsed, source, self.module)) as device:
@@ -60,10 +60,10 @@ class OwnStack:
         raise AssertionError("a person's own device is not unplugged")
 
     def plug(self) -> None:
-        """Nothing to bring back."""
+        """Do nothing: it is never unplugged."""
 
     def reset(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no test changes it."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no program was started."""

@@ -1,4 +1,4 @@
-"""A SoftHSM behind p11-kit's server, reached over its socket: a device on another host, as p11-kit forwards it.
+"""A SoftHSM behind p11-kit's server, reached over its socket, like a device on another host.
 
 Debian packages: p11-kit, p11-kit-modules and softhsm2.
 """
@@ -22,11 +22,10 @@ _SECONDS = 10.0
 
 
 class P11KitStack:
-    """A SoftHSM on the far side of a socket. What p11-kit cannot put into a message, such as PS256 in one step, it
-    leaves out of the mechanisms.
+    """A SoftHSM behind a socket. p11-kit hides mechanisms that its messages cannot carry, such as PS256 in one step.
 
-    A process that had a connection gets CKR_DEVICE_ERROR until it initialises the module anew, and one that finds
-    nobody at the address an empty list of slots.
+    A process that lost its connection gets CKR_DEVICE_ERROR until it initializes the module again; one that cannot
+    connect gets an empty list of slots.
     """
 
     def __init__(self) -> None:
@@ -52,13 +51,13 @@ class P11KitStack:
         self._line.close()
 
     def plug(self) -> None:
-        """Start a server on the same address; returns when it answers."""
+        """Start a server on the same address; return when it answers."""
         program = shutil.which("p11-kit")
         if program is None:
             raise RuntimeError(f"p11-kit is not installed; the packages are named in {__name__}.")
         self._line.enter_context(
             Daemon(
-                # The server leaves behind a process for each connection. `timeout`, here without a time, passes a
+                # The server leaves a process for each connection behind. `timeout`, here without a limit, passes
                 # SIGTERM on to all of them.
                 *("timeout", "0", program, "server", "--foreground", "--name", str(self._socket)),
                 *("--provider", str(self._behind.module), str(Pkcs11Uri(token=Pkcs11Uri.parse(self.key.uri).token))),
@@ -74,7 +73,7 @@ class P11KitStack:
             time.sleep(0.01)
 
     def reset(self) -> None:
-        """Start the server where the last test left it stopped, and give the token the files it had at first."""
+        """Start the server if the last test left it stopped, and restore the token's original files."""
         if not self._answers():
             self.unplug()
             self.plug()

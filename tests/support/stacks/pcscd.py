@@ -1,4 +1,4 @@
-"""A pcscd of the tests' own, which leaves the machine's alone."""
+"""A separate pcscd for the tests, which does not disturb the machine's own."""
 
 import os
 import shutil
@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import IO
 
 _NOBODY = 65534
-_RUN = Path("/run/pcscd")  # compiled in; pcscd ends when it does not exist and cannot be made
+_RUN = Path("/run/pcscd")  # compiled in; pcscd ends if it does not exist and cannot be created
 
 
 def start_pcscd(
     path: Path, configuration: str, *options: str, environment: Mapping[str, str], output: int | IO[bytes]
 ) -> "subprocess.Popen[bytes]":
-    """Start one that listens at `path`.
+    """Start a pcscd that listens at `path`.
 
-    It gets its socket the way systemd hands one over (sd_listen_fds(3)), so that another pcscd and its socket are left
-    alone, and never runs as root, so that it can neither replace the other's process id file nor open USB readers.
+    It gets its socket like from systemd (sd_listen_fds(3)), so that it does not touch the socket of another pcscd. It
+    never runs as root, so that it can neither replace the other's process id file nor open USB readers.
 
     Args:
         configuration: of its readers (reader.conf(5)).
-        environment: more variables.
+        environment: additional variables.
         output: the file for its stdout and stderr.
     """
     root = os.geteuid() == 0
     if not root and not _RUN.exists():
         sys.exit(f"pcscd needs {_RUN} to exist: sudo mkdir {_RUN}")
-    _RUN.mkdir(exist_ok=True)  # and stays: another one may be running
-    readers = os.memfd_create("reader.conf")  # nobody may not read our directory
+    _RUN.mkdir(exist_ok=True)  # not removed afterwards, because another pcscd may be running
+    readers = os.memfd_create("reader.conf")  # the user "nobody" cannot read our directory
     os.write(readers, configuration.encode())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -57,7 +57,7 @@ def start_pcscd(
 
 @cache
 def asks_polkit() -> bool:
-    """Whether this machine's pcscd asks polkit: Debian 12 builds it without, Debian 13 with."""
+    """Return whether this machine's pcscd asks polkit: Debian 12 builds it without polkit, Debian 13 with it."""
     done = subprocess.run([_program(), "--help"], capture_output=True, text=True)
     return "--disable-polkit" in done.stdout + done.stderr
 

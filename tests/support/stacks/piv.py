@@ -1,7 +1,7 @@
 """A virtual YubiKey: one PIV card in one reader, through ykcs11 and through OpenSC.
 
-Debian packages: pcscd, vsmartcard-vpcd, ykcs11 and opensc-pkcs11. Root needs no more than to become nobody; an ordinary
-user needs /run/pcscd to exist, as it does wherever systemd holds pcscd's socket.
+Debian packages: pcscd, vsmartcard-vpcd, ykcs11 and opensc-pkcs11. Root only has to be able to become the user nobody;
+for an ordinary user /run/pcscd must exist, which it does wherever systemd holds pcscd's socket.
 """
 
 import json
@@ -25,9 +25,9 @@ _ROOT = Path(__file__).parents[3]
 
 
 class PivStack:
-    """The card through one of the modules. What happens to the card, happens to it through the other one, too.
+    """The card through one of the modules. Both modules share one card: a change to it shows through the other too.
 
-    `reset` puts the card back in as well. Wrong PINs lock it at the third.
+    `reset` also plugs the card in. The third wrong PIN locks it.
     """
 
     def __init__(self, card: "VirtualYubiKey", name: str, module: str, token: str) -> None:
@@ -44,62 +44,62 @@ class PivStack:
         self._card = card
 
     def unplug(self) -> None:
-        """Pull the card, also from the midst of a signature; returns when pcscd has noticed."""
+        """Unplug the card, even during a signature; return when pcscd has noticed."""
         self._card.order("unplug")
 
     def plug(self) -> None:
-        """Put it back; returns when pcscd has noticed."""
+        """Plug it in; return when pcscd has noticed."""
         self._card.order("plug")
 
     def presented(self) -> int:
-        """Return how many PINs the card was given since `reset`: logins and context logins, right or wrong."""
+        """Return how many PINs were sent to the card since `reset`: in logins of both kinds, right or wrong."""
         presented: int = self._card.order("presented")
         return presented
 
     def touch(self, required: bool) -> None:
-        """Make every signature wait for a touch; or touch the card, and a signature that waits goes on."""
+        """Make every signature wait for a touch; or touch the card, so that a waiting signature continues."""
         self._card.order("touch", required)
 
-    def wait_for_wish(self) -> None:
+    def wait_for_touch_request(self) -> None:
         """Return when the card, after `touch(True)`, waits to be touched."""
         self._card.order("wait for wish")
 
     def patience(self, seconds: float) -> None:
-        """Let the card wait so long for a touch, and not 15 s as a YubiKey does."""
+        """Set how long the card waits for a touch; a YubiKey waits 15 s."""
         self._card.order("patience", seconds)
 
     def hold(self, seconds: float) -> None:
-        """Let each signature take so long."""
+        """Set how long each signature takes."""
         self._card.order("hold", seconds)
 
     def forget_login(self) -> None:
-        """Let another process select the PIV application anew: the card forgets the login, and nobody is told."""
+        """Let another process select the PIV application again: the card ends the login, and tells no other process."""
         self._card.order("forget login")
 
     def reset_card(self) -> None:
-        """Let another process reset the card; pcscd tells all others."""
+        """Let another process reset the card; pcscd tells all other processes."""
         self._card.order("reset card")
 
     def sign_elsewhere(self, reference: int, block: bytes) -> bytes:
-        """Let another process, which was given no PIN, have the key in a slot sign; return the card's answer."""
+        """Let another process, without a PIN, sign with the key in a slot; return the card's answer."""
         template = bytes.fromhex("7c82010682008182") + len(block).to_bytes(2, "big") + block
         command = bytes((0x00, 0x87, 0x07, reference, 0x00)) + len(template).to_bytes(2, "big") + template + b"\0\0"
         return bytes.fromhex(self._card.order("transmit", command.hex()))
 
     def change_pin(self, pin: str) -> None:
-        """Let the owner of the card change its PIN elsewhere, until `reset`."""
+        """Change the card's PIN, as its owner would with another program, until `reset`."""
         self._card.order("change pin", pin)
 
     def leave_tries(self, tries: int) -> None:
-        """Let somebody else use up PIN tries: so many are left."""
+        """Use up PIN tries, as another person would, until this many are left."""
         self._card.order("leave tries", tries)
 
     def import_keys(self) -> None:
-        """Let the owner of the card have imported its keys, until `reset`: it does not attest those."""
+        """Make the card's keys imported ones, which it does not attest, until `reset`."""
         self._card.order("import keys")
 
     def take_certificates(self) -> None:
-        """Take the keys' own certificates off the card, until `reset`."""
+        """Remove the keys' own certificates from the card, until `reset`."""
         self._card.order("take certificates")
 
     def take_certificate_of_9c(self) -> None:
@@ -107,16 +107,16 @@ class PivStack:
         self._card.order("take certificate of 9c")
 
     def take_9c(self) -> None:
-        """Leave the card the key in slot 9a alone, until `reset`."""
+        """Remove the key in slot 9c from the card, until `reset`."""
         self._card.order("take 9c")
 
     def reset(self) -> None:
-        """Put the card in with its first PIN and keys, give back all tries, touch and sign at once, count from 0."""
+        """Plug the card in with its original PIN, keys and tries, touch and sign at once, and count PINs from 0."""
         self._card.order("reset")
         self._card.order("plug")
 
     def close(self) -> None:
-        """Stop everything, the other stack as well."""
+        """Stop everything, including the other stack."""
         self._card.close()
 
 
@@ -124,7 +124,7 @@ class VirtualYubiKey:
     """The card and the two stacks above it.
 
     Attributes:
-        stacks: through ykcs11, and through OpenSC.
+        stacks: the card through ykcs11, and through OpenSC.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class VirtualYubiKey:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the tests: they stop it in order
+            start_new_session=True,  # Ctrl-C goes to the tests only: they stop it in order
         )
         try:
             directory, *certificates = json.loads(self._hear())
@@ -144,7 +144,7 @@ class VirtualYubiKey:
             self.environment = {"PCSCLITE_CSOCK_NAME": f"{directory}/{SOCKET}"}
             self.stacks = (
                 PivStack(self, "ykcs11", "ykcs11", "YubiKey PIV #12345678"),
-                # OpenSC calls the card what the certificate of 9a says.
+                # OpenSC names the card after the certificate in 9a.
                 PivStack(self, "opensc", "opensc-pkcs11", "virtual 9a"),
             )
         except BaseException:
@@ -152,7 +152,7 @@ class VirtualYubiKey:
             raise
 
     def order(self, command: str, argument: float | str = 0) -> Any:
-        """Have the program do something with the card; returns when it is done."""
+        """Send the program a command for the card; return its answer."""
         assert self._program.stdin is not None
         with self._turn:
             self._program.stdin.write(json.dumps([command, argument]) + "\n")
@@ -160,7 +160,7 @@ class VirtualYubiKey:
             return json.loads(self._hear())
 
     def close(self) -> None:
-        """Stop everything that was started. May be called again."""
+        """Stop everything that was started. May be called twice."""
         self._program.communicate()
 
     def _hear(self) -> str:

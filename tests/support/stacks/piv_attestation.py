@@ -1,4 +1,4 @@
-"""How a YubiKey attests the keys that it generated: certificates that the key in slot F9 signs, and Yubico that key.
+"""How a YubiKey attests keys that it generated: the key in slot F9 signs their certificates, and Yubico certifies it.
 
 Names, dates and extensions are those of a YubiKey 5.4.3 (docs.yubico.com, "PIV Attestation OID Arc").
 """
@@ -18,12 +18,12 @@ FIRMWARE, SERIAL, POLICIES, FORM_FACTOR = (f"1.3.6.1.4.1.41482.3.{number}" for n
 VERSION = bytes((5, 4, 3))
 
 _USB_A_KEYCHAIN = b"\x01"
-# Attestations copy their dates from the certificate in F9, which has those of its root.
+# Attestations copy their dates from the certificate in F9, which has the dates of its root.
 _FROM, _UNTIL = datetime.datetime(2016, 3, 14, tzinfo=datetime.UTC), datetime.datetime(2052, 4, 17, tzinfo=datetime.UTC)
 
 
 def make_attesting_key() -> tuple[rsa.RSAPrivateKey, bytes]:
-    """Return what slot F9 comes with: the key that signs attestations, and its certificate (DER)."""
+    """Return the contents of slot F9: the key that signs attestations, and its certificate (DER)."""
     key, root = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
     builder = (
         _builder("Yubico PIV Attestation", "Yubico PIV Root CA Serial 263751", key.public_key())
@@ -36,11 +36,11 @@ def make_attesting_key() -> tuple[rsa.RSAPrivateKey, bytes]:
 def attest(
     attesting_key: rsa.RSAPrivateKey, reference: int, public_key: rsa.RSAPublicKey, serial: bytes, policies: bytes
 ) -> bytes:
-    """Return a new certificate (DER) for the key in slot `reference`: each one has another serial number.
+    """Return a new certificate (DER) for the key in slot `reference`, with a random serial number.
 
     Args:
         serial: of the YubiKey, big-endian.
-        policies: for PIN and touch, as GET METADATA gives them.
+        policies: for PIN and touch, as in GET METADATA.
     """
     builder = _builder(f"YubiKey PIV Attestation {reference:x}", "Yubico PIV Attestation", public_key)
     number = b"\0" + serial if serial[0] & 0x80 else serial

@@ -1,4 +1,4 @@
-"""A PIV card as a YubiKey has it: command APDUs in, response APDUs out.
+"""A PIV card like the one in a YubiKey: command APDUs in, response APDUs out.
 
 NIST SP 800-73-4 part 2 for the commands, ISO/IEC 7816-4 for their form, and the extensions of yubico.com's PIV
 documentation. Enough for two PKCS#11 libraries to find two keys, log in, sign, and have the card attest the keys that
@@ -30,7 +30,7 @@ PUK = "12345678"
 _AID = bytes.fromhex("a000000308000010000100")
 _YUBICO = bytes.fromhex("a000000527")
 _RSA_2048 = 0x07
-# For PIN (never, once, always: 1 to 3) and touch (never: whether one is wanted shows only when it is).
+# For PIN (never, once, always: 1 to 3) and touch (never: a required touch shows only while it is awaited).
 _POLICIES = {AUTHENTICATION: b"\x02\x01", SIGNATURE: b"\x03\x01", ATTESTATION: b"\x01\x01"}
 _PIN = 0x80
 
@@ -45,12 +45,12 @@ _CERTIFICATE = {
 
 @dataclass(frozen=True)
 class PivKey:
-    """What one slot holds.
+    """The contents of one slot.
 
     Attributes:
         private_key: RSA of 2048 bits.
-        certificate: DER; or None, as when a key was just generated.
-        generated: on the card, which can then attest it; False for a key that was imported.
+        certificate: DER; None for a key that was just generated.
+        generated: whether the card generated the key, and so can attest it; False for an imported key.
     """
 
     private_key: rsa.RSAPrivateKey
@@ -59,17 +59,17 @@ class PivKey:
 
 
 class PivCard:
-    """The card: `transmit` is all a reader does with it, besides `power_up`.
+    """The card: a reader only uses `transmit` and `power_up`.
 
     Args:
         keys: by key reference, `AUTHENTICATION` or `SIGNATURE`; `ATTESTATION` is the key that attests those.
         pin: six to eight characters.
-        serial: what is printed on it.
-        touched: asked before each signature that the PIN allows; when it returns False, there is none.
+        serial: the number printed on it.
+        touched: called before each signature that the PIN allows; if it returns False, there is no signature.
 
     Attributes:
-        tries: how many wrong PINs are left. Like the keys it outlives the power.
-        presented: how many PINs it was given, right, wrong or too late.
+        tries: how many PIN tries are left. Like the keys, it survives a power cycle.
+        presented: how many PINs it received, right, wrong or after it was locked.
     """
 
     def __init__(
@@ -84,27 +84,27 @@ class PivCard:
         self.power_up()
 
     def power_up(self) -> None:
-        """Forget what lasts no longer than the power: the application, the login, half a command, half an answer."""
+        """Clear the volatile state: the application, the login, a partial command, a partial answer."""
         self._selected = False
         self.forget_login()
         self._chain: tuple[tuple[int, int, int], bytes] | None = None
         self._rest = b""
 
     def change_pin(self, pin: str) -> None:
-        """Want another PIN from now on, as if its owner had changed it elsewhere."""
+        """Change the PIN, as if its owner had changed it with another program."""
         self._pin = pin.encode().ljust(8, b"\xff")
 
     def change_keys(self, keys: Mapping[int, PivKey]) -> None:
-        """Hold these keys and certificates from now on, as if its owner had changed them elsewhere."""
+        """Replace keys and certificates, as if its owner had changed them with another program."""
         self._keys = dict(keys)
         self._objects = _data_objects(self._keys, self._serial)
 
     def forget_login(self) -> None:
-        """Want the PIN again."""
+        """End the login, so that the PIN is required again."""
         self._verified = self._fresh = False
 
     def transmit(self, command: bytes) -> bytes:
-        """Return the response to a command. Never raises: a card answers whatever it is given."""
+        """Return the response to a command. Never raises: a card answers any input."""
         try:
             apdu = _parse(command)
             if apdu.instruction == 0xC0:  # GET RESPONSE
@@ -120,7 +120,7 @@ class PivCard:
         return now + (bytes((0x61, min(len(self._rest), 256) & 0xFF)) if self._rest else b"\x90\x00")
 
     def _unchain(self, apdu: "_Apdu") -> "_Apdu | None":
-        """Return the command with the data of those chained before it, or None while the last is awaited."""
+        """Return the command with the data of the commands chained before it, or None before the last one."""
         header, data = (apdu.instruction, apdu.p1, apdu.p2), apdu.data
         if self._chain is not None:
             first, before = self._chain
@@ -158,7 +158,7 @@ class PivCard:
         piv = len(aid) >= 5 and _AID.startswith(aid)
         if not piv and not aid.startswith(_YUBICO):
             raise _Refused(0x6A82)
-        # A YubiKey forgets the login even when the application is selected again: yubico-piv-tool relies on it.
+        # A YubiKey ends the login even if the same application is selected again: yubico-piv-tool relies on that.
         self.power_up()
         self._selected = piv
         authority = _tlv(0x79, _tlv(0x4F, _AID[:5]))
@@ -205,7 +205,7 @@ class PivCard:
         return b""
 
     def _authenticate(self, apdu: "_Apdu") -> bytes:
-        """GENERAL AUTHENTICATE (SP 800-73-4 part 2 section 3.2.4): the bare RSA operation on a block of the host's."""
+        """GENERAL AUTHENTICATE (SP 800-73-4 part 2 section 3.2.4): the raw RSA operation on a block from the host."""
         key = self._keys.get(apdu.p2)
         if key is None or apdu.p1 != _RSA_2048 or apdu.p2 == ATTESTATION:
             raise _Refused(0x6A86)
@@ -234,7 +234,7 @@ class PivCard:
         )
 
     def _attest(self, reference: int) -> bytes:
-        """ATTEST, an extension of Yubico's. Needs no PIN."""
+        """ATTEST, an extension by Yubico. Requires no PIN."""
         key = self._keys.get(reference)
         if key is None or not key.generated:
             raise _Refused(0x6A80)
@@ -261,7 +261,7 @@ class _Apdu:
 
 
 def _parse(command: bytes) -> _Apdu:
-    """Take a command apart (ISO/IEC 7816-4 section 5.2). One that expects no answer is given one all the same."""
+    """Parse a command (ISO/IEC 7816-4 section 5.2). A command that expects no answer gets one anyway."""
     if len(command) < 4:
         raise _Refused(0x6700)
     kind, instruction, p1, p2 = command[:4]
@@ -299,7 +299,7 @@ def _data_objects(keys: Mapping[int, PivKey], serial: bytes) -> dict[bytes, byte
     objects = {
         _CARD_HOLDER_ID: _tlv(0x53, holder),
         _CARD_CAPABILITY: _tlv(0x53, _tlv(0xF0, b"\xa0\x00\x00\x01\x16\xff\x02" + guid[:14]) + _tlv(0xFE, b"")),
-        _DISCOVERY: _tlv(0x7E, _tlv(0x4F, _AID) + b"\x5f\x2f\x02\x40\x00"),  # the card's own PIN, and no other
+        _DISCOVERY: _tlv(0x7E, _tlv(0x4F, _AID) + b"\x5f\x2f\x02\x40\x00"),  # only the card's own PIN
     }
     for reference, key in keys.items():
         if key.certificate is not None:
@@ -318,7 +318,7 @@ def _tlv(tag: int, value: bytes) -> bytes:
 
 
 def _untlv(data: bytes) -> dict[int, bytes]:
-    """Take apart a sequence of BER-TLVs with tags of one byte; what is cut off is the sender's mistake."""
+    """Parse a sequence of BER-TLVs with tags of one byte; a truncated value is the sender's mistake."""
     values = {}
     while data:
         if len(data) < 2:

@@ -1,10 +1,10 @@
-"""A program: a PIV card in a reader of a pcscd of its own, and the hand that moves it.
+"""A program: a PIV card in a reader of a separate pcscd, and the hand that moves it.
 
     python -m tests.support.stacks.piv_reader PIN
 
-It prints its directory and the certificates of slots 9a and 9c, then obeys: each line on stdin is `[command, argument]`
-in JSON, each line on stdout the answer. With the end of stdin it ends, and with it everything it started and wrote. It
-is a process of its own because a module may hold the interpreter's lock while it waits for the card.
+It prints its directory and the certificates of slots 9a and 9c, and then runs commands: each line on stdin is
+`[command, argument]` in JSON, each line on stdout the answer. At the end of stdin it ends, and removes everything that
+it started and wrote. It is a separate process because a module may hold the GIL while it waits for the card.
 """
 
 import ctypes
@@ -35,12 +35,12 @@ from .piv_card import ATR, ATTESTATION, AUTHENTICATION, SIGNATURE, TRIES, PivCar
 SOCKET = "pcscd.comm"
 """Where in the directory pcscd listens: the value of PCSCLITE_CSOCK_NAME."""
 
-_READER = "Yubico"  # ykcs11 uses readers whose name begins so, and no others
+_READER = "Yubico"  # ykcs11 only uses readers whose name begins like this
 _SLOT = f"{_READER} 00 00".encode()
 _DRIVER = "/usr/lib/pcsc/drivers/serial/libifdvpcd.so"
 _SERIAL = 12345678
-_PATIENCE = 15.0  # seconds a YubiKey waits to be touched
-_NOTICED = 10.0  # seconds until pcscd must have seen what happened to the card
+_PATIENCE = 15.0  # seconds that a YubiKey waits for a touch
+_NOTICED = 10.0  # seconds until pcscd must have noticed a change of the card
 
 
 class Finger:
@@ -57,14 +57,14 @@ class Finger:
         self._touched.set()
 
     def require(self, required: bool) -> None:
-        """Make the card want a touch that does not come; or touch it, and a signature that waits goes on."""
+        """Make the card wait for a touch; or touch it, so that a waiting signature continues."""
         if required:
             self._waited_for.clear()
             self._touched.clear()
         else:
             self._touched.set()
 
-    def wait_for_wish(self) -> None:
+    def wait_for_touch_request(self) -> None:
         """Return when the card waits to be touched."""
         if not self._waited_for.wait(_NOTICED):
             raise TimeoutError("nobody asked the card for a signature")
@@ -77,7 +77,7 @@ class Finger:
 
 
 class Contacts:
-    """The card's side of vpcd's protocol: two bytes of length, then a command; one byte alone is for the contacts."""
+    """The card's side of vpcd's protocol: two bytes of length, then a command; a single byte controls the power."""
 
     def __init__(self, card: PivCard, port: int) -> None:
         self._card = card
@@ -85,7 +85,7 @@ class Contacts:
         self._connection: socket.socket | None = None
 
     def plug(self) -> bool:
-        """Put the card in; tell whether it was out."""
+        """Plug the card in; return whether it was unplugged."""
         if self._connection is not None:
             return False
         self._connection = socket.create_connection(("127.0.0.1", self._port))
@@ -93,7 +93,7 @@ class Contacts:
         return True
 
     def unplug(self) -> bool:
-        """Pull it out, also from the midst of a command; tell whether it was in."""
+        """Unplug it, even during a command; return whether it was plugged in."""
         if self._connection is None:
             return False
         with suppress(OSError):  # the reader was faster
@@ -104,7 +104,7 @@ class Contacts:
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile("rwb") as stream:
             while len(size := stream.read(2)) == 2:
-                # vpcd sends the length apart, and then nothing until it is acknowledged: 40 ms a command.
+                # vpcd sends the length, and then waits for its TCP acknowledgement: up to 40 ms for each command.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 message = stream.read(int.from_bytes(size, "big"))
                 answer = self._control(message[0]) if len(message) == 1 else self._card.transmit(message)
@@ -113,14 +113,14 @@ class Contacts:
                     stream.flush()
 
     def _control(self, code: int) -> bytes | None:
-        if code == 4:  # the answer to reset; wanted with every poll, to see whether the card is there
+        if code == 4:  # the answer to reset; vpcd requests it at every poll, to see whether the card is present
             return ATR
         self._card.power_up()  # off, on and reset have no answer
         return None
 
 
 def _leave_network() -> None:
-    """Enter a network that is empty, where that is allowed: vpcd listens on every address there is."""
+    """Enter an empty network namespace if allowed, because vpcd listens on all addresses."""
     libc = ctypes.CDLL(None)
     new_user, new_net = 0x10000000, 0x40000000  # unshare(2)
     if libc.unshare(new_net if os.geteuid() == 0 else new_user | new_net) == 0:
@@ -142,7 +142,7 @@ def _free_ports() -> int:
 def _pcscd(directory: Path, port: int) -> Iterator[None]:
     """Run a pcscd that has one reader, which waits for its card at `port`.
 
-    The filter keeps from it whatever reader it might still be able to open: every name but "Yubico" has other letters.
+    The filter hides every other reader that it might still be able to open: any name with letters not in "Yubico".
     """
     if not Path(_DRIVER).is_file():
         sys.exit("pcscd and its virtual reader are needed: apt-get install pcscd vsmartcard-vpcd")
@@ -154,7 +154,7 @@ def _pcscd(directory: Path, port: int) -> Iterator[None]:
             directory / SOCKET,
             configuration,
             "--info",
-            # polkit lets in whoever sits at the machine, and nobody where it does not run.
+            # polkit admits only the user at the machine, and nobody if polkit does not run.
             *(["--disable-polkit"] if asks_polkit() else []),
             environment={"PCSCLITE_FILTER_IGNORE_READER_NAMES": others},
             output=output,
@@ -189,23 +189,23 @@ class _ReaderState(ctypes.Structure):
 
 
 class Witness:
-    """A client of pcscd that sees what any other would see."""
+    """A client of pcscd that sees what every other client sees."""
 
     def __init__(self, directory: Path) -> None:
         os.environ["PCSCLITE_CSOCK_NAME"] = str(directory / SOCKET)
         self._pcsc = ctypes.CDLL("libpcsclite.so.1")
         self._context = ctypes.c_long()
-        # Comes back when pcscd is ready.
+        # Returns when pcscd is ready.
         self._succeed(self._pcsc.SCardEstablishContext(2, None, None, ctypes.byref(self._context)))
 
     def noticed(self) -> int:
-        """Return how often pcscd has seen the card come or go."""
+        """Return how often pcscd has seen the card plugged in or unplugged."""
         state = _ReaderState(reader=_SLOT)
         self._succeed(self._pcsc.SCardGetStatusChange(self._context, ctypes.c_ulong(0), ctypes.byref(state), 1))
         return state.event >> 16
 
     def wait_for_card(self, present: bool, after: int | None = None) -> None:
-        """Return when pcscd has noticed that the card is there, or is not.
+        """Return when pcscd has noticed that the card is present, or absent.
 
         Args:
             after: what `noticed` was before. A program that fails to reset a card makes pcscd call it absent before
@@ -220,7 +220,7 @@ class Witness:
             self._succeed(self._pcsc.SCardGetStatusChange(self._context, left, ctypes.byref(state), 1))
 
     def reset_card(self) -> None:
-        """Do what some programs do when they end, whoever else uses the card: the login is lost."""
+        """Reset the card, as some programs do when they end, whether or not others use it: the login is lost."""
         card, protocol = ctypes.c_long(), ctypes.c_ulong()
         shared, t1, reset = (ctypes.c_ulong(number) for number in (2, 2, 1))
         self._succeed(
@@ -229,7 +229,7 @@ class Witness:
         self._succeed(self._pcsc.SCardDisconnect(card, reset))
 
     def transmit(self, command: bytes) -> bytes:
-        """Have the card answer a command, without selecting its application and so without ending another's login."""
+        """Send the card a command without selecting its application, which would end another program's login."""
         card, protocol = ctypes.c_long(), ctypes.c_ulong()
         shared, t1, leave = (ctypes.c_ulong(number) for number in (2, 2, 0))
         self._succeed(
@@ -254,7 +254,7 @@ def _make_key(name: str) -> PivKey:
 
 
 def main(pin: str) -> None:
-    """Obey until stdin ends."""
+    """Run commands until stdin ends."""
     _leave_network()
     port = _free_ports()
     own = {AUTHENTICATION: _make_key("virtual 9a"), SIGNATURE: _make_key("virtual 9c")}
@@ -280,7 +280,7 @@ def main(pin: str) -> None:
             case "touch":
                 finger.require(bool(argument))
             case "wait for wish":
-                finger.wait_for_wish()
+                finger.wait_for_touch_request()
             case "patience":
                 finger.patience = float(argument)
             case "hold":
@@ -289,7 +289,7 @@ def main(pin: str) -> None:
                 card.change_pin(str(argument))
             case "leave tries":
                 card.tries = int(argument)
-                card.forget_login()  # as every wrong PIN makes it
+                card.forget_login()  # like after every wrong PIN
             case "import keys":
                 card.change_keys(attesting | {slot: replace(key, generated=False) for slot, key in own.items()})
             case "take certificates":

@@ -1,4 +1,4 @@
-"""SoftHSM as a device of the matrix, with a token directory that can be taken away."""
+"""SoftHSM as a device of the matrix, with a token directory that can be moved away."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from . import StackKey
 
 _LABEL = "device tests"
 
-# In a process of its own: the module reads its configuration once, and the tests have others.
+# In a separate process: the module reads its configuration once, and the tests use others.
 _ADD_ALWAYS_AUTHENTICATE_KEY = """
 import os, sys
 import pkcs11
@@ -44,7 +44,7 @@ sys.stdout.buffer.write(encode_rsa_public_key(public))
 
 
 class SoftHsmStack:
-    """A SoftHSM. It never locks, counts nothing, and knows only that some wrong PIN came since the last right one."""
+    """A SoftHSM. It never locks; it only remembers that a wrong PIN was sent since the last right one."""
 
     def __init__(self) -> None:
         self.name = "softhsm"
@@ -76,7 +76,7 @@ class SoftHsmStack:
         self._away.rename(self._token)
 
     def reset(self) -> None:
-        """Give the token the files it had at first: its flag for a wrong PIN is in one of them."""
+        """Restore the token's original files: one of them holds the flag for a wrong PIN."""
         if self._away.exists():
             self.plug()
         for file in self._token.iterdir():

@@ -1,8 +1,8 @@
-"""A TPM: swtpm, tpm2-abrmd on a D-Bus of its own, and a tpm2-pkcs11 store, all in one temporary directory.
+"""A TPM: swtpm, tpm2-abrmd on a separate D-Bus, and a tpm2-pkcs11 store, all in one temporary directory.
 
 Debian packages: swtpm, tpm2-abrmd, libtss2-tcti-tabrmd0, libtpm2-pkcs11-1, libtpm2-pkcs11-tools, tpm2-tools and
 dbus-daemon. The module goes through tpm2-abrmd as on a server: a TPM has room for three objects, and without a broker
-that swaps them tpm2-pkcs11 runs out of it.
+that swaps them tpm2-pkcs11 runs out of room.
 """
 
 import os
@@ -39,7 +39,7 @@ _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuratio
 </busconfig>
 """
 
-# A command and its answer in swtpm's log. Both begin with a tag of 2 bytes and a size of 4; then comes the code.
+# A command and its answer in swtpm's log. Both begin with a tag (2 bytes) and a size (4 bytes), then the code.
 _EXCHANGE = re.compile(
     r"SWTPM_IO_Read: length \d+\n (?:.. ){6}(.. .. .. ..) .*?SWTPM_IO_Write: length \d+\n (?:.. ){6}(.. .. .. ..) ",
     re.DOTALL,
@@ -50,13 +50,13 @@ _RETRY = "00 00 09 22"
 
 
 class TpmStack:
-    """A TPM with an ordinary and an always-authenticate key, both made in it.
+    """A TPM with an ordinary and an always-authenticate key, both generated in it.
 
-    Three wrong PINs lock the whole TPM, and no PIN flag ever tells beforehand. `tpm2_ptool --id 01` stores the two
-    bytes 30 31 as CKA_ID. TSS2_LOG silences the TPM libraries; the module's own ERROR lines on stderr nothing silences.
+    Three wrong PINs lock the whole TPM, and no PIN flag warns before that. `tpm2_ptool --id 01` stores the two bytes
+    30 31 as CKA_ID. TSS2_LOG silences the TPM libraries, but nothing silences the module's own ERROR lines on stderr.
 
-    A process that had the TPM open while it was off gets CKR_GENERAL_ERROR until it initialises the module anew, and
-    the module lists the TPM all the while.
+    A process that had the TPM open while it was off gets CKR_GENERAL_ERROR until it initializes the module again, and
+    the module lists the TPM even while it is off.
     """
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class TpmStack:
             self._resources = resources.pop_all()
 
     def add_token(self, label: str) -> None:
-        """Make one more token, empty and with the same PIN."""
+        """Create another, empty token with the same PIN."""
         self._tool(
             *("tpm2_ptool", "addtoken", "--pid=1", f"--label={label}"),
             *(f"--userpin={self.pin}", "--sopin=of the administrator"),
         )
 
     def unplug(self) -> None:
-        """Switch the TPM off and its broker with it, in order, as a kernel does.
+        """Switch off the TPM and its broker in order, as a kernel does.
 
         Without TPM2_Shutdown the TPM counts a wrong PIN (TPM 2.0 Library part 1, "Dictionary Attack Protection"):
         pulling the plug three times locks it.
@@ -105,7 +105,7 @@ class TpmStack:
         self._power.close()
 
     def plug(self) -> None:
-        """Switch it on again; returns when the broker is on the bus."""
+        """Switch it on again; return when the broker is on the bus."""
         with ExitStack() as power:
             power.enter_context(self._start_tpm())
             tpm = f"swtpm:path={self._directory / 'tpm'}"
@@ -114,15 +114,15 @@ class TpmStack:
             self._power.push(power.pop_all())
 
     def presented(self) -> int:
-        """Return how often the TPM was to unseal what the PIN protects: once for each login and context login.
+        """Return how often the TPM was asked to unseal what the PIN protects: once for each login of both kinds.
 
-        While it is locked the module does not get that far. At TPM_RC_RETRY the libraries send the command again.
+        While it is locked the module does not get that far. After TPM_RC_RETRY the libraries send the command again.
         """
         exchanges = _EXCHANGE.finditer(self._log.read_text(encoding="ascii"))
         return len([exchange for exchange in exchanges if exchange[1] == _UNSEAL and exchange[2] != _RETRY])
 
     def reset(self) -> None:
-        """Clear the lock-out, after switching the TPM on where the last test left it off."""
+        """Clear the lock-out, after switching the TPM on if the last test left it off."""
         if not self._has_broker():
             self._power.close()
             self.plug()
@@ -146,7 +146,7 @@ class TpmStack:
         return bus
 
     def _start_tpm(self) -> Daemon:
-        # Sockets that listen already: whoever comes early waits for the TPM instead of missing it.
+        # The sockets listen already, so an early client waits for the TPM instead of failing.
         with self._listen("tpm") as data, self._listen("tpm.ctrl") as control:  # tcti-swtpm adds the suffix
             return self._start(
                 *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._directory}"),
@@ -219,7 +219,7 @@ class TpmStack:
 
 
 def _program(name: str) -> str:
-    # tpm2-abrmd is where ordinary users do not look.
+    # tpm2-abrmd is in a directory that is not in an ordinary user's PATH.
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if path is None:
         raise RuntimeError(f"{name} is not installed; the packages are named in {__name__}.")
