@@ -608,13 +608,13 @@ def test_the_command_that_deletes_an_old_key_names_it(stage: Stage) -> None:
     assert stage.works()
 
 
-def test_a_program_is_told_that_the_key_file_does_not_exist_yet(stage: Stage) -> None:
+def test_a_command_without_the_key_file_says_how_to_create_it(stage: Stage) -> None:
     result = stage("token")
     assert_explained(result, 2, "config_error")
     assert "rotate --adopt URI" in result.stderr
 
 
-def test_a_refused_run_is_explained(stage: Stage) -> None:
+def test_a_run_without_a_current_key_is_explained(stage: Stage) -> None:
     result = stage("rotate")
     assert_explained(result, 2, "config_error")
 

@@ -527,7 +527,7 @@ def test_the_report_of_a_failed_token_request_shows_no_secret(
         assert secrets_in(reported(lambda: request_token(endpoint, form, HttpClient(timeout=5)))) == set()
 
 
-def test_the_report_of_an_unwritable_assertion_file_shows_no_secret(
+def test_the_report_of_an_assertion_for_another_audience_shows_no_secret(
     reported: Callable[[Call], str], quick: Arguments, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o700)

@@ -42,7 +42,7 @@ def outcome(scope):
 def in_child(*scopes):
     reading, writing = os.pipe()
     if os.fork() == 0:
-        signal.alarm(30)  # should it wait for ever, not for longer
+        signal.alarm(30)  # if it would wait forever, end it now
         os.write(writing, json.dumps([outcome(scope) for scope in scopes]).encode())
         os._exit(0)
     os.close(writing)
@@ -55,7 +55,7 @@ logging.disable()
 before = None
 with HsmCredential(**json.loads(sys.argv[4]), prompt=Prompt()) as credential:
     if moment == "while it logs in":
-        # This thread holds every lock there is on the way.
+        # This thread holds every lock on the way to a token.
         thread = threading.Thread(target=outcome, args=[GRAPH])
         thread.start()
         Prompt.asked.wait()
@@ -102,7 +102,7 @@ def test_with_an_isolated_device_the_child_gets_its_own_tokens(run: Run, moment:
 
 
 @pytest.mark.parametrize("moment", MOMENTS[1:])
-def test_with_a_device_in_the_parents_process_the_child_gets_an_error_at_once_and_the_parent_keeps_its_session(
+def test_with_a_device_in_the_parents_process_the_child_fails_at_once_and_the_parent_keeps_its_session(
     run: Run, moment: str, faulty: FaultyModule
 ) -> None:
     _, child, parent = run(moment, isolated=False)

@@ -38,7 +38,7 @@ from tests.support.stacks.opencryptoki import stacks
 MESSAGE = b"header.claims"
 OWN = os.environ.get("HSM_SIGNER_TEST_URI")
 STACKS = ["own"] if OWN else stacks("softhsm", "p11-kit", "tpm", "ykcs11", "opensc")
-# A process that opened openCryptoki's soft token has the key in its memory: nobody can take that away.
+# A process that opened openCryptoki's soft token has the key in its memory: unplugging does not stop it.
 REMOVABLE = [name for name in STACKS if name != "opencryptoki"]
 
 # These tests cost PIN tries on a person's own device, or need a person to unplug it.

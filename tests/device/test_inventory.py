@@ -151,7 +151,7 @@ class TestExamine:
         for found in (facts.uri, *(key.uri for key in facts.contents.keys)):
             assert Pkcs11Uri.parse(found).module_path == str(office.module)
 
-    def test_a_key_generated_on_the_device_and_an_imported_one_are_told_apart(self, contents: Contents) -> None:
+    def test_an_imported_key_is_not_shown_as_generated_on_the_device(self, contents: Contents) -> None:
         made, brought = key_of(contents, "good"), key_of(contents, "imported")
         assert (made.kind, made.bits) == ("RSA", 2048)
         assert made.protection == Protection(True, False, True, True, always_authenticate=False)
@@ -236,7 +236,7 @@ class TestPinRules:
         assert facts.pin is PinState.LOCKED
         assert facts.contents is not None
 
-    def test_a_locked_device_is_not_logged_in_to(self, access: KeyAccess, faulty: FaultyModule) -> None:
+    def test_no_login_is_sent_to_a_locked_device(self, access: KeyAccess, faulty: FaultyModule) -> None:
         faulty.flags(set=TokenFlag.USER_PIN_LOCKED)
         with pytest.raises(PinLocked):
             examine(replace(access, module=faulty.path), NOW, login=True)

@@ -100,7 +100,7 @@ except ModuleLoadError as error:
 """
 
 
-def test_without_a_configuration_the_error_tells_an_ordinary_user_what_to_set(stack: Stack) -> None:
+def test_without_a_configuration_the_error_names_the_variable_to_set(stack: Stack) -> None:
     message, hint = subprocess.run(
         [sys.executable, "-c", _WITHOUT_CONFIGURATION, str(stack.module)],
         env={name: value for name, value in os.environ.items() if name != "SOFTHSM2_CONF"},

@@ -278,7 +278,7 @@ class TestModuleAndDevice:
         assert "token=doctor%20tests" in findings["device"].detail
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
-    def test_a_device_on_its_last_pin_try_is_not_logged_in_to(
+    def test_no_login_is_sent_to_a_device_on_its_last_pin_try(
         self, run: Examine, faulty: FaultyModule, flag: TokenFlag
     ) -> None:
         faulty.flags(set=flag)

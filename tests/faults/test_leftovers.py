@@ -27,7 +27,7 @@ def is_no_module(faulty: FaultyModule) -> None:
     load_module(Path(__file__), {}, 60)
 
 
-def refuses_to_initialise(faulty: FaultyModule) -> None:
+def refuses_to_initialize(faulty: FaultyModule) -> None:
     load_module(Path(faulty.path), faulty.environment, 60)
 
 
@@ -49,7 +49,7 @@ def left() -> tuple[int, int, int]:
 
 @pytest.mark.parametrize(
     ("fail", "times"),
-    [(is_no_module, 50), (refuses_to_initialise, 50), (refuses_in_a_worker, 3), (refuses_in_a_survey, 3)],
+    [(is_no_module, 50), (refuses_to_initialize, 50), (refuses_in_a_worker, 3), (refuses_in_a_survey, 3)],
 )
 def test_a_module_that_fails_to_load_leaves_nothing_behind(fail: Fail, times: int, faulty: FaultyModule) -> None:
     faulty.rule("C_Initialize", rv=Rv.GENERAL_ERROR)

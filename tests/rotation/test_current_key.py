@@ -117,7 +117,7 @@ class TestACredential:
         assert application.registered() == before
         assert application.is_tidy()
 
-    def test_without_a_list_from_graph_the_old_keys_id_must_be_given_if_the_file_has_the_current_keys(
+    def test_without_a_list_from_graph_it_asks_for_the_old_keys_id_if_the_file_has_the_current_keys_id(
         self, unlisted: Application
     ) -> None:
         other = unlisted.softhsm.add_identity("other", b"\x02")

@@ -113,7 +113,7 @@ def test_a_refusal_names_the_device_the_operation_and_the_returned_value(
         pkcs11.PKCS11Error("User type invalid. Should never see this."),
     ],
 )
-def test_what_the_user_s_pin_does_not_allow_is_told_apart(error: pkcs11.PKCS11Error) -> None:
+def test_a_change_that_the_users_pin_does_not_allow_means_a_read_only_device(error: pkcs11.PKCS11Error) -> None:
     assert type(explain_refusal(error, "generating a key", DEVICE)) is DeviceReadOnly
 
 

@@ -62,7 +62,7 @@ keys = st.lists(
 
 
 def listed(error: HsmSignerError) -> set[Pkcs11Uri]:
-    """Return the URIs in a message, parsed: the one that was searched for, if it is there, and the candidates."""
+    """Return the URIs in a message, parsed: the one that was searched for, if present, and the candidates."""
     return {Pkcs11Uri.parse(text) for text in re.findall(r"pkcs11:\S*?(?=[.,:;]*(?:\s|$))", error.message)}
 
 

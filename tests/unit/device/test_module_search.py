@@ -197,17 +197,17 @@ class TestTheUsersOwnConfiguration:
     def own(self, library: Path) -> Path:
         return configure(Path(os.environ["HOME"], ".config/pkcs11/modules"), "own", library / "libvendor.so")
 
-    def test_it_is_used(self, own: Path, library: Path) -> None:
+    def test_the_users_own_configuration_is_used(self, own: Path, library: Path) -> None:
         assert configured_modules() == {"own": library / "libvendor.so"}
 
-    def test_it_is_in_the_place_where_p11_kit_looks(
+    def test_xdg_config_home_is_respected_as_in_p11_kit(
         self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
         configure(tmp_path / "xdg/pkcs11/modules", "own", library / "libvendor.so")
         assert configured_modules() == {"own": library / "libvendor.so"}
 
-    def test_it_is_skipped_if_it_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_configuration_that_cannot_be_reached_is_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Root can reach every directory, but not one below a file.
         monkeypatch.setenv("HOME", "/" + "x" * 300)
         assert configured_modules() == {}
@@ -216,7 +216,7 @@ class TestTheUsersOwnConfiguration:
         "ids", [{"getuid": 0, "geteuid": 0}, {"geteuid": 0}, {"getuid": 0}, {"getegid": -1}], ids=repr
     )
     @pytest.mark.usefixtures("own")
-    def test_root_and_programs_with_more_rights_than_their_caller_ignore_it(
+    def test_root_and_setuid_programs_ignore_the_users_configuration(
         self, monkeypatch: pytest.MonkeyPatch, ids: dict[str, int]
     ) -> None:
         for name, value in ids.items():

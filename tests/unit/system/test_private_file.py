@@ -101,7 +101,7 @@ def a_socket(file: Path) -> None:
 
 
 def a_device(file: Path) -> None:
-    # A node of our own for the null device: only root may make one, and nobody else needs the test.
+    # A new node for the null device. Only root may create one, and only root needs the test.
     os.mknod(file, stat.S_IFCHR | 0o600, os.makedev(1, 3)) if os.geteuid() == 0 else file.symlink_to(os.devnull)
 
 

@@ -32,7 +32,7 @@ def test_a_file_that_somebody_else_owns_is_exposed_for_root_too() -> None:
     assert exposure(status(SOMEBODY, 0, 0o600), 0, {0}) == "it belongs to user 1001"
 
 
-def test_a_file_that_others_can_read_or_write_is_exposed_whoever_owns_it() -> None:
+def test_a_file_that_others_can_read_or_write_is_exposed_whatever_its_owner() -> None:
     open_modes = [mode for mode in MODES if mode & 0o006]
     for owner, group, mode in product((0, US), (100, ANOTHER_GROUP), open_modes):
         assert exposure(status(owner, group, mode), US, OUR_GROUPS) == "everybody can read or change it"
