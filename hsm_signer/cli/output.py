@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from hsm_signer.cli.text.layout import to_json, wrapped
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.system.display import displayable, displayable_lines
 from hsm_signer.system.private_file import replacing, unwritable
@@ -72,11 +73,6 @@ def print_as(output: Output, document: object, text: str) -> None:
     print_result(to_json(document) if output is Output.JSON else text)
 
 
-def to_json(value: object) -> str:
-    """Return `value` as JSON, in ASCII, so that nothing in it controls a terminal."""
-    return json.dumps(value, indent=2)
-
-
 @contextlib.contextmanager
 def result_writer(file: Path | None) -> Iterator[Write]:
     """Check that a result can be written before work, or a touch, is spent on it; then write it.
@@ -119,8 +115,6 @@ def sentences(text: str, label: str = "") -> list[str]:
     width = _columns(sys.stderr)
     if width is None:
         return [label + displayable(text)]
-    from hsm_signer.cli.text.layout import wrapped
-
     return wrapped(displayable(text), label, " " * len(label), width) or [label]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hsm_signer.cli.output import to_json
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.credential.httpx_auth import find_claims_challenge
 from hsm_signer.device import wire
 from hsm_signer.device.inventory.facts import ModuleFacts

@@ -18,9 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hsm_signer.cli.commands.token import _exec_credential_version
-from hsm_signer.cli.output import to_json
 from hsm_signer.cli.text.certificate import certificate_json, certificate_text
 from hsm_signer.cli.text.jwt import jwt_text
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.profile import load_profile
 from hsm_signer.config.settings import SETTINGS

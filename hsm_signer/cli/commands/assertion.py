@@ -4,7 +4,8 @@ import typer
 
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import OutputFileOption, OutputOption, profile_options
-from hsm_signer.cli.output import Output, result_writer, to_json
+from hsm_signer.cli.output import Output, result_writer
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.jwt.compact import parse_jwt

@@ -11,8 +11,9 @@ import typer
 
 from hsm_signer.cli.one_device import access_to_one, open_one_device
 from hsm_signer.cli.options import OutputFileOption, OutputOption, profile_options, read_certificate_file
-from hsm_signer.cli.output import Output, print_as, print_note, print_result, result_writer, to_json
+from hsm_signer.cli.output import Output, print_as, print_note, print_result, result_writer
 from hsm_signer.cli.text.certificate import certificate_facts, certificate_json, certificate_text
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.cli.text.registration import graph_body, registration_steps
 from hsm_signer.config.profile import Profile
 from hsm_signer.crypto import Algorithm

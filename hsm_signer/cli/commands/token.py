@@ -11,7 +11,8 @@ import typer
 
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import OutputFileOption, profile_options
-from hsm_signer.cli.output import result_writer, to_json
+from hsm_signer.cli.output import result_writer
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.config.profile import Profile, require_settings
 from hsm_signer.credential.tokens import Tokens
 from hsm_signer.entra.token import AccessToken

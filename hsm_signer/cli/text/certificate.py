@@ -3,8 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from hsm_signer.cli.output import to_json
-from hsm_signer.cli.text.layout import row, validity_in_words
+from hsm_signer.cli.text.layout import row, to_json, validity_in_words
 from hsm_signer.jwt.compact import base64url_encode
 from hsm_signer.x509.certificate import Certificate, certificate_details, to_pem
 

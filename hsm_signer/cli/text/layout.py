@@ -1,8 +1,9 @@
-"""Lines of 80 columns for people; pure.
+"""Lines of 80 columns for people, and JSON for programs; pure.
 
 Long text is wrapped, never cut. A URI or a thumbprint stays on one line, so that it can be copied.
 """
 
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -65,3 +66,8 @@ def validity_in_words(not_before: datetime, not_after: datetime, days_left: int)
     """Return the validity of a certificate, and how much of it is left."""
     left = "EXPIRED" if days_left < 0 else f"{days_in_words(days_left)} left"
     return f"{not_before:%Y-%m-%d} to {not_after:%Y-%m-%d}, {left}"
+
+
+def to_json(value: object) -> str:
+    """Return `value` as JSON, in ASCII, so that nothing in it controls a terminal."""
+    return json.dumps(value, indent=2)

@@ -7,7 +7,7 @@ import base64
 import shlex
 from pathlib import Path
 
-from hsm_signer.cli.output import to_json
+from hsm_signer.cli.text.layout import to_json
 from hsm_signer.system.display import displayable
 from hsm_signer.x509.certificate import Certificate
 
