@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,14 +184,6 @@ class TestSigning:
             signer.public_key = PublicKey(rsa_key(second_key).public_numbers().n, 65537)
             with pytest.raises(SignatureInvalid):
                 signer.sign(Algorithm.RS256, MESSAGE)
-
-    def test_four_threads_get_valid_signatures(self, access_to: AccessTo, key: SoftHsmKey) -> None:
-        with open_device(access_to(key.uri)) as device, ThreadPoolExecutor(4) as pool:
-            signer = open_signer(device)
-            messages = [bytes([number]) * 40 for number in range(80)]
-            signatures = list(pool.map(lambda message: signer.sign(Algorithm.RS256, message), messages))
-        for message, signature in zip(messages, signatures, strict=True):
-            rsa_key(key).verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
 
     def test_an_ec_key_is_refused(self, access_to: AccessTo, softhsm: SoftHsm) -> None:
         from cryptography.hazmat.primitives.asymmetric import ec

@@ -19,7 +19,6 @@ from hsm_signer.credential.keys import COOLDOWN, Keys
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess, Operator
 from hsm_signer.device.device import Device, open_device
-from hsm_signer.device.manage.generate import KeySpec, generate_key
 from hsm_signer.device.pin.pin import Login, PinPad, PinRequest, PinSource
 from hsm_signer.device.pin.sources import PROTECTED, FixedLogin
 from hsm_signer.device.signer import open_signer
@@ -183,15 +182,6 @@ class TestLostSession:
                     signer.sign(Algorithm.RS256, MESSAGE)
         assert len(faulty.logins()) == 2
         assert source.times == 1
-
-    def test_an_operation_that_must_not_happen_twice_is_not_repeated(
-        self, access_to: AccessTo, faulty: FaultyModule
-    ) -> None:
-        with open_device(replace(access_to(), writable=True)) as device:
-            faulty.rule("C_GenerateKeyPair", rv=Rv.DEVICE_REMOVED)
-            with pytest.raises(DeviceGone):
-                generate_key(device, KeySpec("new", b"\x77"))
-        assert faulty.calls("C_GenerateKeyPair") == 1
 
 
 class TestSignature:
