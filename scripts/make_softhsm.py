@@ -7,6 +7,7 @@ The directory then holds softhsm2.conf, the token, certificate.pem, pin (mode 06
 
 import os
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -18,9 +19,10 @@ from hsm_signer.testing import SoftHsm
 def main(directory: Path) -> None:
     """Make everything below `directory`."""
     softhsm = SoftHsm(directory, label="demo")
-    key = softhsm.add_identity("demo key")
-    assert key.certificate is not None  # noqa: S101  # add_identity stores one
-    certificate = x509.load_der_x509_certificate(key.certificate)
+    key = softhsm.add_key("demo key")
+    der = softhsm.issue_certificate(key.public_key, not_after=datetime.now(UTC) + timedelta(days=365))
+    softhsm.add_certificate(der, key.label, key.id)
+    certificate = x509.load_der_x509_certificate(der)
     (directory / "certificate.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
     with open(os.open(directory / "pin", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as pin:
         pin.write(softhsm.pin + "\n")

@@ -4,6 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from hsm_signer import errors
 from hsm_signer.cli.app import COMMANDS
 from hsm_signer.config.settings import SETTINGS
@@ -33,16 +35,42 @@ def normalised(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("==>")]
 
 
-def test_the_transcript_is_what_the_demo_shows() -> None:
-    block = re.search(r"<!-- transcript.*?```console\n(.*?)```", README, re.DOTALL)
-    assert block
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """What scripts/demo prints."""
     done = subprocess.run([ROOT / "scripts" / "demo"], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
-    shown = normalised(done.stdout)
+    return done.stdout
+
+
+def test_the_transcript_is_what_the_demo_shows(demo: str) -> None:
+    block = re.search(r"<!-- transcript.*?```console\n(.*?)```", README, re.DOTALL)
+    assert block
+    shown = normalised(demo)
     written = normalised(block[1])
-    # The demo ends with the check of the token by the issuer's keys.
+    # After that, the demo checks the token by the issuer's keys, and shows doctor.
     assert shown[: len(written)] == written
     assert shown[len(written)].startswith("verified with the keys of AUTHORITY")
+
+
+def test_the_demo_says_first_how_long_it_takes(demo: str) -> None:
+    assert re.match(r"==> This takes about \d+ seconds", demo)
+
+
+def test_doctor_finds_nothing_wrong_with_the_demo(demo: str) -> None:
+    rows = re.findall(
+        r"^[a-z]+ +(ok|skipped|warning|failed) ", demo.partition("$ hsm-signer doctor\n")[2], re.MULTILINE
+    )
+    assert len(rows) > 10
+    assert set(rows) == {"ok", "skipped"}
+
+
+def test_the_command_at_the_end_of_the_demo_works_after_it(demo: str, tmp_path: Path) -> None:
+    command = demo.splitlines()[-1]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("header  alg  RS256\n")
 
 
 def test_every_setting_is_in_the_table() -> None:
