@@ -1,4 +1,4 @@
-"""Algorithms, public keys, and the interface of anything that signs."""
+"""Signature algorithms, public keys, and the `Signer` protocol."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +19,7 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An RSA public key. Two are equal if modulus and exponent are."""
+    """An RSA public key."""
 
     modulus: int
     exponent: int
@@ -30,7 +30,7 @@ class PublicKey:
         return self.modulus.bit_length()
 
     def verify(self, algorithm: Algorithm, message: bytes, signature: bytes) -> bool:
-        """Return whether `signature` over `message` is valid (RFC 7518 sections 3.3 and 3.5)."""
+        """Return whether `signature` is this key's signature over `message` (RFC 7518 sections 3.3 and 3.5)."""
         try:
             self._rsa.verify(signature, message, _PADDING[algorithm], _SHA256)
         except (InvalidSignature, ValueError, OverflowError):  # the last two: not an RSA key

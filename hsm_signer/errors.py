@@ -1,9 +1,9 @@
-"""One error tree. Every failure has a stable code, an exit status, and room for a hint.
+"""All errors of this package. Each has a stable code, an exit status, and perhaps a hint.
 
-A message says what was looked for and what was found instead; the hint says what to do. Neither ever holds a PIN,
-a token or an assertion. Errors can be pickled, for programs that pass them from one process to another.
+A message says what was looked for and what was found instead; the hint says what to do. Neither contains a PIN, a token
+or an assertion. Errors can be pickled, for programs that pass them from one process to another.
 
-Scripts rely on the exit statuses: a service manager restarts the command on some and not on others.
+Scripts rely on the exit statuses: a service manager may restart the command after some of them, and not after others.
 """
 
 from typing import ClassVar, Self
@@ -141,10 +141,10 @@ class DeviceTimeout(HsmSignerError):
 
 
 class PinError(HsmSignerError):
-    """The device refused the PIN, or there is none that can be sent. Nothing is retried.
+    """The device refused the PIN, or there is no PIN that can be sent. Nothing is tried again.
 
     Attributes:
-        source_state: if the device refused a PIN, the state of the source that it was read from; else empty.
+        source_state: if the device refused a PIN, the state of the source when the PIN was read; else empty.
     """
 
     code = "pin_error"
@@ -153,19 +153,19 @@ class PinError(HsmSignerError):
 
 
 class PinIncorrect(PinError):
-    """The device said that the PIN is wrong."""
+    """The device reported that the PIN is wrong."""
 
     code = "pin_incorrect"
 
 
 class PinLocked(PinError):
-    """The PIN is locked after too many wrong tries."""
+    """The PIN is locked after too many wrong PINs."""
 
     code = "pin_locked"
 
 
 class PinLastTry(PinError):
-    """One more wrong PIN would lock the device, and nobody allowed that try."""
+    """One more wrong PIN would lock the device, and nobody allowed the last try."""
 
     code = "pin_last_try"
 
@@ -214,7 +214,7 @@ class KeyExists(KeyLookupError):
 
 
 class KeyUnfit(KeyLookupError):
-    """The key cannot sign what Entra accepts, or is not as it was requested."""
+    """The key cannot sign client assertions that Entra accepts, or a new key is not as requested."""
 
     code = "key_unfit"
 
@@ -226,7 +226,7 @@ class CertificateNotFound(KeyLookupError):
 
 
 class CertificateExists(KeyLookupError):
-    """The key already has a certificate, and nobody allowed to replace it."""
+    """The key already has a certificate, and replacing it was not allowed."""
 
     code = "certificate_exists"
 
@@ -257,7 +257,7 @@ class EntraError(HsmSignerError):
         error: the OAuth error code, for example ``invalid_client`` (RFC 6749 section 5.2).
         aadsts: the number behind ``AADSTS``, from ``error_codes``, or None.
         correlation_id: identifies the request; Microsoft's support asks for it.
-        trace_id: likewise.
+        trace_id: also identifies the request.
     """
 
     code = "entra_error"

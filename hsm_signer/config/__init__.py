@@ -1,1 +1,1 @@
-"""Settings: read from options, variables and a TOML file into a `Profile`; and the key file."""
+"""Read settings from options, variables and a TOML file into a `Profile`, and read and write the key file."""

@@ -1,4 +1,4 @@
-"""The configuration file: where it is, whether it can be trusted, and the profiles in it (TOML)."""
+"""Find the configuration file (TOML), check that other users cannot change it, and read a profile from it."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProfileTable:
-    """The table of one profile, as the file has it. Empty where there is no file or no such profile.
+    """The table of one profile, as it is in the file. Empty if there is no file or no such profile.
 
     Attributes:
         values: by name of the setting; not checked yet.
         name: "profile 'prod' of FILE", for messages.
-        directory: of the file.
+        directory: the directory of the file.
     """
 
     values: Mapping[str, object] = field(default_factory=dict)
@@ -37,8 +37,9 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
     """Read a profile from the configuration file.
 
     Args:
-        config: the file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
-        name: of the profile, else HSM_SIGNER_PROFILE, else "default", which need not exist.
+        config: the file. None: HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
+        name: the name of the profile. None: HSM_SIGNER_PROFILE, else "default", which need not exist.
+        environ: the environment variables.
 
     Raises:
         ConfigError: the file or the profile does not exist, is malformed, or can be changed by other users.
@@ -50,8 +51,8 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
     if file is None:
         if wanted:
             raise ConfigError(
-                f"There is no configuration for profile {wanted!r}: looked for {', '.join(map(str, candidates))}.",
-                hint="Create one of these files, or name another with --config.",
+                f"No configuration file for profile {wanted!r}. Looked for {', '.join(map(str, candidates))}.",
+                hint="Create one of these files, or name another with --config FILE.",
             )
         logger.debug("no configuration file: looked for %s", ", ".join(map(str, candidates)))
         return ProfileTable()
@@ -61,7 +62,7 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
     if chosen not in profiles:
         if wanted or not profiles:
             raise ConfigError(
-                f"{file} has no profile {chosen!r}; it has {', '.join(sorted(profiles)) or 'none'}.",
+                f"{file} has no profile {chosen!r}. It has {', '.join(sorted(profiles)) or 'none'}.",
                 hint=nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
             )
         return ProfileTable()
@@ -84,10 +85,11 @@ def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def base_directory(environ: Mapping[str, str], variable: str, default: str) -> Path:
-    """Return a directory of the XDG Base Directory Specification, which says to ignore relative paths.
+    """Return a directory of the XDG Base Directory Specification. As it requires, relative paths are ignored.
 
     Args:
-        default: the directory when the variable is not set, relative to the home directory.
+        variable: the variable that names the directory.
+        default: the directory if the variable is not set, relative to the home directory.
     """
     named = Path(environ.get(variable, ""))
     # A user without a home directory, as in containers, gets /~/…: absolute, and it does not exist.
@@ -111,9 +113,12 @@ def _profiles(file: Path, document: Mapping[str, object]) -> Mapping[str, Mappin
             name = key if isinstance(value, dict) else "default"
             raise ConfigError(
                 f"Unknown table or key {key!r} in {file}.",
-                hint=nearest(key, ["profile"]) or f"Profiles are tables of the form [profile.NAME]: [profile.{name}]?",
+                hint=nearest(key, ["profile"])
+                or f"Profiles are tables named [profile.NAME], such as [profile.{name}].",
             )
     profiles = document.get("profile", {})
     if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
-        raise ConfigError(f"In {file}, profile is not a table of profiles.", hint="Write [profile.NAME].")
+        raise ConfigError(
+            f"In {file}, profile is not a table of profiles.", hint="Begin each profile with a line [profile.NAME]."
+        )
     return profiles

@@ -32,12 +32,12 @@ class KeyEntry:
     Attributes:
         uri: where the key is.
         registered: whether its certificate is registered.
-        key_id: ID of its key credential, which removes the certificate; None if not known.
-        thumbprints: of the certificate that `key_id` belongs to, as `thumbprints` returns them; empty if the two have
-            not been compared, as in a file written by hand.
+        key_id: ID of its key credential, needed to remove the certificate from Entra; None if unknown.
+        thumbprints: of the certificate that `key_id` belongs to, as `thumbprints` returns them; empty if hsm-signer has
+            not checked that they belong together, as in a file written by hand.
         until: for a retired key, epoch seconds: until then programs may hold an assertion that it signed, so it must
-            stay registered; None if not known.
-        delete: for a retired key: whether to delete it from the device at the end.
+            stay registered; None if unknown.
+        delete: for a retired key: whether to delete it from the device at the end of the rotation.
     """
 
     uri: Pkcs11Uri
@@ -56,7 +56,7 @@ class KeyFile:
         current: the key that programs use.
         next: the key that will replace it.
         retired: earlier keys that are not removed yet, the oldest first.
-        object_id: of the application, once it is known.
+        object_id: object ID of the application; None if unknown.
     """
 
     current: KeyEntry
@@ -91,7 +91,7 @@ def read_key_file(path: Path) -> KeyFile:
     if any(key is not None and key.uri.pin_value for key in (content.current, content.next, *content.retired)):
         raise ConfigError(
             f"The key file {path} contains a PIN (pin-value), and every user can read the file.",
-            hint="Remove the PIN from it, and use --pin-source. Then change the PIN.",
+            hint="Remove the PIN from the file, and use --pin-source. Then change the PIN.",
         )
     return content
 
@@ -131,13 +131,15 @@ def lock_key_file(path: Path) -> int:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be replaced: {error.strerror}.",
-            hint="Its directory must exist, and you must be able to write in it.",
+            hint="Check that its directory exists, and that you may write there.",
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(f"Another rotate is running for {path}.", hint="Wait until it ends.") from None
+        raise ConfigError(
+            f"Another hsm-signer rotate is running for {path}.", hint="Wait until it ends, then run the command again."
+        ) from None
     return descriptor
 
 
@@ -187,5 +189,5 @@ def _epoch_seconds(text: str) -> int:
 def _malformed(path: Path, reason: str) -> ConfigError:
     return ConfigError(
         f"{path} is not a valid key file: {reason}.",
-        hint='The shortest key file is {"key": "pkcs11:token=Office;id=%01"}; rotate adds to it.',
+        hint='The shortest key file is {"key": "pkcs11:token=Office;id=%01"}. hsm-signer rotate adds to it.',
     )

@@ -1,7 +1,7 @@
-"""From options, variables and a TOML profile to one frozen `Profile`.
+"""Combine options, variables and a TOML profile into one frozen `Profile`.
 
-The first place that has a setting wins: the option, its HSM_SIGNER variable, the profile in the file, the AZURE
-variable, the default. An AZURE_CLIENT_ID in the environment therefore does not change a chosen profile.
+The first of these that has a setting wins: the option, its HSM_SIGNER variable, the profile in the file, the AZURE
+variable, the default. So AZURE_CLIENT_ID in the environment does not change a profile that sets client_id.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ class Profile:
     Attributes:
         key: URIs of the keys, the preferred one first.
         key_file: the key file that `key` was read from; None if the setting has URIs.
-        pin_source: a text for `parse_pin_source`.
-        algorithm: None means PS256 if the device can, else RS256.
-        lifetime: of an assertion, seconds.
+        pin_source: the text or list that `parse_pin_source` takes.
+        algorithm: None means PS256 if the device supports it, else RS256.
+        lifetime: lifetime of an assertion, in seconds.
         grace: seconds for which `rotate` leaves an old certificate registered; None derives them from the lifetime.
         device_timeout: seconds for one call into the device.
         network_timeout: seconds for one request, including retries.
         pin_record: whether unattended logins record refused PINs.
-        state_directory: where that record is.
+        state_directory: the directory of that record.
         configured_key_file: the key file that is configured, even if --key names another key for this run.
         command: the program and the options that chose this profile, for commands in hints.
         device_options: the options that chose the device, for the same commands.
@@ -96,17 +96,18 @@ def load_profile(
     environ: Mapping[str, str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> Profile:
-    """Return the profile that options, variables and the configuration file add up to.
+    """Combine options, variables and the configuration file into a profile.
 
     Args:
         options: values from the command line or from arguments, by setting name; None means not given.
-        config: the TOML file, else HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
-        name: the profile in it, else HSM_SIGNER_PROFILE, else "default", which need not exist.
-        environ: os.environ when None.
-        defaults: values of fields that are set nowhere, instead of those of `Profile`.
+        config: the TOML file. None: HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
+        name: the profile in the file. None: HSM_SIGNER_PROFILE, else "default", which need not exist.
+        environ: the environment variables. None: os.environ.
+        defaults: values for fields that are set nowhere, instead of the defaults of `Profile`.
 
     Raises:
-        ConfigError: a value is malformed, a key unknown, or the file missing, unreadable or open to changes by others.
+        ConfigError: a value is malformed, a key is unknown, or the file is missing, unreadable, or other users can
+            change it.
     """
     environ = os.environ if environ is None else environ
     places = _Places(options, environ, read_profile_table(config, name, environ))
@@ -121,7 +122,10 @@ def load_profile(
 
 
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
-    """Return the profile that a program's own arguments add up to, by setting name. Variables and files are ignored.
+    """Make a profile from a program's own arguments. Variables and files are ignored.
+
+    Args:
+        arguments: values by setting name; None means not given.
 
     Raises:
         ConfigError: a value is malformed.
@@ -135,10 +139,10 @@ def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
 
 
 def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profile:
-    """Return the profile that the variables alone add up to. No configuration file is read.
+    """Make a profile from the environment variables alone. No configuration file is read.
 
     Args:
-        environ: os.environ when None.
+        environ: the environment variables. None: os.environ.
 
     Raises:
         ConfigError: a value is malformed.
@@ -148,7 +152,10 @@ def profile_from_environment(environ: Mapping[str, str] | None = None) -> Profil
 
 
 def require_settings(profile: Profile, *names: str) -> None:
-    """Check that a profile has settings. A token endpoint, or an authority that implies a tenant, replaces the tenant.
+    """Check that settings are set. A token endpoint, or an authority that implies a tenant, replaces the tenant.
+
+    Args:
+        names: the names of the settings.
 
     Raises:
         ConfigError: some are missing, and the message names all of them; or the authority is malformed.
@@ -157,11 +164,13 @@ def require_settings(profile: Profile, *names: str) -> None:
     if absent:
         raise missing(*absent)
     if "key" in names and not profile.key:
-        raise ConfigError(f"The key file {profile.key_file} does not exist.", hint="Create it with: rotate --adopt URI")
+        raise ConfigError(
+            f"The key file {profile.key_file} does not exist.", hint="Create it with: hsm-signer rotate --adopt URI"
+        )
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
-    """Return where to keep state: systemd's directory for the service, else the user's."""
+    """Return the directory for state: the one that systemd made for the service, else the user's."""
     if environ.get("STATE_DIRECTORY"):
         # systemd.exec(5): several are separated by colons.
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
@@ -173,7 +182,7 @@ _Found = tuple[object, Source]
 
 @dataclass(frozen=True)
 class _Places:
-    """The places where a setting may be."""
+    """The places where a setting may have a value."""
 
     options: Mapping[str, object]
     environ: Mapping[str, str]

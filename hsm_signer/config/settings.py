@@ -1,6 +1,6 @@
-"""The table of settings: the name of each in every place, its help, and the reader of its value.
+"""The table of settings: for each setting its names, its help, and the function that reads its value.
 
-`profile` reads settings by this table, and the command line makes its options from it.
+`profile` reads settings with this table, and the command line makes its options from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ DEFAULT_NETWORK_TIMEOUT = 30.0
 """Seconds."""
 
 MAXIMUM_GRACE = 30 * 86400
-"""Seconds. A longer grace period is a mistake in the number: no assertion lives longer than a day."""
+"""Seconds. A longer grace period is probably a typing error: no assertion lives longer than a day."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Setting:
         read: returns the value of the field, or raises ConfigError.
         metavar: what the option's value looks like in help; None for a flag.
         help: what the setting is, and its default.
-        panel: of the help that lists the option; None for a setting without an option, which only profiles have.
+        panel: the section of the help that lists the option; None for a setting without an option.
         where_to_find: completes the hint "It is …", for a setting that commands require.
         has_variable: whether there is an HSM_SIGNER variable.
-        azure: the variable that it shares with the Azure SDKs, or None.
-        azure_unless: another setting; where that one is set, `azure` is ignored.
+        azure: the Azure SDKs' variable for this setting, or None.
+        azure_unless: another setting; if that one is set, `azure` is ignored.
         repeatable: whether the option may be given several times.
         in_profile: whether profiles may have it; some settings are for a single run only.
-        negated: whether the option, a flag, switches the setting off.
+        negated: whether the option is a flag that switches the setting off.
     """
 
     name: str

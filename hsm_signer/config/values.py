@@ -1,6 +1,6 @@
-"""Readers of one value: each checks what an option, a variable or a profile has, and converts it. None reads a file.
+"""Check and convert the value of one setting. Nothing here reads a file.
 
-Every message begins with the place that has the value: "--lifetime", "HSM_SIGNER_KEY", "key in profile …".
+Every message begins with where the value comes from: "--lifetime", "HSM_SIGNER_KEY", "key in profile …".
 """
 
 import difflib
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E", bound=StrEnum)
 
 _FILE = "file:"
-"""How a key setting or a PIN source begins that names a file."""
+"""The beginning of a key setting or a PIN source that names a file."""
 
 _DAY = 86400
 """Seconds."""
 
 _LONGEST = 2048
-"""Characters. No ID, host or scope is longer. An assertion with more could not be read back from its file."""
+"""Characters. No ID, host or scope is longer, and a longer one would make an assertion too long for its file."""
 
 # The values of these are files or directories of SoftHSM, tpm2-pkcs11 and OpenSC.
 _PATH_VARIABLES = frozenset({"SOFTHSM2_CONF", "TPM2_PKCS11_STORE", "OPENSC_CONF"})
@@ -41,8 +41,8 @@ class Source:
 
     Attributes:
         name: "--lifetime", "HSM_SIGNER_LIFETIME", "lifetime in profile 'prod' of FILE".
-        directory: what relative paths are relative to; None is the current directory.
-        is_argument: whether other users of the machine can read it in the list of processes.
+        directory: relative paths are relative to it; None is the current directory.
+        is_argument: whether it is on the command line, which other users of the machine can read.
     """
 
     name: str
@@ -55,7 +55,7 @@ class KeySetting:
     """What the setting `key` names: keys, or the key file that names one.
 
     Attributes:
-        uris: in order of preference; empty where `file` is set.
+        uris: in order of preference; empty if `file` is set.
         file: the key file, which need not exist yet.
     """
 
@@ -72,12 +72,12 @@ def read_text(value: object, source: Source) -> str:
             hint="Type it again: copied text may contain invisible characters.",
         )
     if len(text) > _LONGEST:
-        raise ConfigError(f"{source.name} has {len(text)} characters.", hint=f"At most {_LONGEST} are allowed.")
+        raise ConfigError(f"{source.name} has {len(text)} characters.", hint=f"Use at most {_LONGEST} characters.")
     return text
 
 
 def read_texts(value: object, source: Source) -> tuple[str, ...]:
-    """Return one or more such strings, which may be separated by spaces."""
+    """Return one or more strings that are sent to a server. They may be separated by spaces."""
     return tuple(read_text(text, source) for text in _strings(value, source))
 
 
@@ -88,7 +88,7 @@ def read_path(value: object, source: Source) -> Path:
         raise ConfigError(
             f"{source.name} must be a path, but contains a NUL character.", hint="Give the path of a file."
         )
-    # os.path leaves the home directory of an unknown user as it is, and the message that the file is missing shows it.
+    # If ~name has no home directory, expanduser returns it unchanged, and the message about the missing file shows it.
     return (source.directory or Path()) / os.path.expanduser(text)
 
 
@@ -149,7 +149,7 @@ def one_of(choices: type[E]) -> Callable[[object, Source], E]:
                 return choice
         raise ConfigError(
             f"{source.name} is {text!r}; it must be one of {', '.join(choices)}.",
-            hint=nearest(text, list(choices)) or "Use one of these values, or leave it out for the default.",
+            hint=nearest(text, list(choices)) or "Use one of these values, or omit the setting for the default.",
         )
 
     return read
@@ -180,13 +180,13 @@ def key_file_path(value: object, source: Source) -> Path | None:
     if len(texts) > 1:
         raise ConfigError(
             f"{source.name} names a key file and other keys.",
-            hint="Name the key file alone: it says which key to use.",
+            hint="Give only the key file: it names the key to use.",
         )
     return read_path(texts[0].removeprefix(_FILE), source)
 
 
 def read_pin_source(value: object, source: Source) -> str | tuple[str, ...]:
-    """Return a text for `parse_pin_source`. A relative PIN file in a profile is relative to the profile's file."""
+    """Return the text or list for `parse_pin_source`. A relative PIN file in a profile is relative to the profile."""
     if isinstance(value, list):
         return _strings(value, source)
     text = _string(value, source)
@@ -197,7 +197,7 @@ def read_pin_source(value: object, source: Source) -> str | tuple[str, ...]:
 
 
 def read_environment(value: object, source: Source) -> dict[str, str]:
-    """Return variables. A value that is a relative path is relative to the profile's file."""
+    """Return environment variables. Relative paths in them are relative to the profile's file."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ConfigError(
             f"{source.name} must be a table of strings, but is {_kind(value)}.",
@@ -207,8 +207,8 @@ def read_environment(value: object, source: Source) -> dict[str, str]:
         # environ(7): the name ends at the first =, the value at the first NUL.
         if not name or "=" in name or "\0" in name + text:
             raise ConfigError(
-                f"{source.name} has {name!r}, which cannot be a variable.",
-                hint="A name is not empty and contains no =. Neither it nor its value contains a NUL character.",
+                f"{source.name} has {name!r}, which cannot be an environment variable.",
+                hint="The name must not be empty or contain =. The name and the value must not contain NUL characters.",
             )
     return {name: _variable(name, text, source) for name, text in value.items()}
 
@@ -217,7 +217,7 @@ def absolute(path: Path, name: str) -> Path:
     """Return a path that does not depend on the current directory.
 
     Args:
-        name: of the option, for messages.
+        name: the name of the option, for messages.
 
     Raises:
         ConfigError: it is relative, and the current directory was deleted.
@@ -243,7 +243,7 @@ def seconds_argument(seconds: float, option: str) -> float:
     """Return how long to wait, from an option that is not a setting.
 
     Raises:
-        ConfigError: it is not a number of seconds, such as inf, or more than a day.
+        ConfigError: it is negative, more than a day, or not a number.
     """
     if not 0 <= seconds <= _DAY:
         raise ConfigError(f"{option} is {seconds:g}.", hint=f"Give a number of seconds from 0 to {_DAY}.")
@@ -260,7 +260,7 @@ def uri_argument(text: str, option: str) -> Pkcs11Uri:
 
 
 def nearest(text: str, names: list[str]) -> str | None:
-    """Return a hint at the most similar name, or None where none is similar."""
+    """Return a hint that suggests the most similar name, or None if none is similar."""
     found = difflib.get_close_matches(text, names, n=1)
     return f"Did you mean {found[0]}?" if found else None
 
@@ -305,16 +305,16 @@ def _uri(text: str, source: Source) -> Pkcs11Uri:
         if source.is_argument:
             raise ConfigError(
                 f"{source.name} contains a PIN (pin-value), which every user of this machine could read.",
-                hint="Remove it, and use --pin-source. If you have used it like this before, change the PIN.",
+                hint="Remove it, and use --pin-source. If you have run such a command before, change the PIN.",
             )
-        logger.warning("%s contains a PIN in clear text (pin-value); a --pin-source is safer", source.name)
+        logger.warning("%s contains a PIN in clear text (pin-value). Use --pin-source instead.", source.name)
         withhold(source.name)
     _withhold_variable(uri.pin_source or "")
     return uri.beside(source.directory) if source.directory else uri
 
 
 def _withhold_variable(pin_source: str) -> None:
-    """Keep the variable that holds the PIN from programs that we start, even before or without reading the PIN."""
+    """Keep the variable that holds the PIN from programs that we start, even if the PIN is never read."""
     kind, _, name = pin_source.partition(":")
     if kind == "env":
         withhold(name)

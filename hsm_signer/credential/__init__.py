@@ -1,1 +1,1 @@
-"""From a profile to assertions and tokens, and the shapes that SDKs expect."""
+"""Make assertions and tokens from a profile, and offer them as the Azure SDKs and httpx expect them."""

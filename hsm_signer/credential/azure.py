@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """The keywords that every way to make a credential takes.
+    """Keyword arguments of the constructor and of the class methods that make a credential.
 
     Keys:
         prompt: asks a person for the PIN if no other source is set.
-        additionally_allowed_tenants: tenants that ``tenant_id`` may name besides its own; "*" allows any.
-        isolated: open the device in a process of its own, which may hang or crash alone. A forked child can do so
-            too.
+        additionally_allowed_tenants: other tenants that ``tenant_id`` of `get_token` may name; "*" allows any.
+        isolated: open the device in a separate process, so that a hanging or crashing module does not affect this one.
+            A forked child can then open the device too.
     """
 
     prompt: PinSource | None
@@ -64,9 +64,9 @@ class Credential:
     """The base of the synchronous and the asynchronous credential.
 
     Args:
-        tenant_id: GUID or domain.
-        client_id: of the app registration.
-        key: PKCS#11 URI, or several in order of preference.
+        tenant_id: GUID or domain of the tenant.
+        client_id: application (client) ID of the app registration.
+        key: PKCS#11 URI of the key, or several URIs in order of preference.
         prompt, additionally_allowed_tenants, isolated: see `Options`.
         settings: see `ProfileKeywords`.
 
@@ -92,11 +92,11 @@ class Credential:
 
     @classmethod
     def from_profile(cls, name: str, *, config: str | Path | None = None, **options: Unpack[Options]) -> Self:
-        """Return the credential for a profile, which is read as with the command line's ``--profile``.
+        """Return the credential for a profile, as the command line reads it with ``--profile``.
 
         Args:
             name: NAME of the table ``[profile.NAME]``. HSM_SIGNER variables override the profile.
-            config: the TOML file; None: HSM_SIGNER_CONFIG, else the default files.
+            config: the TOML file. None: HSM_SIGNER_CONFIG, else the default files.
             options: see `Options`.
 
         Raises:
@@ -107,7 +107,7 @@ class Credential:
 
     @classmethod
     def from_environment(cls, **options: Unpack[Options]) -> Self:
-        """Return the credential for the HSM_SIGNER variables, then the AZURE variables. No file is read.
+        """Return the credential for the HSM_SIGNER and AZURE variables. The former win. No configuration file is read.
 
         Args:
             options: see `Options`.
@@ -144,7 +144,7 @@ class HsmCredential(Credential):
     Pass it to any client of the Azure SDK for Python, or call `get_token` yourself. Safe to use from several threads,
     and, with `isolated`, in forked children. A context manager: `close` logs out of the device.
 
-    Its errors are this package's own, inside an SDK too. They end a chain of credentials: after a wrong PIN, the
+    It raises this package's own errors, also inside an SDK. They end a chain of credentials: after a wrong PIN, the
     program must not continue with another identity.
     """
 
@@ -167,18 +167,18 @@ class HsmCredential(Credential):
         enable_cae: bool = False,
         **kwargs: object,
     ) -> "azure.AccessToken":
-        """Return an access token, from memory if a good one is there.
+        """Return an access token, from memory if there is one that does not expire soon.
 
         Args:
-            scopes: one resource, as in ``https://graph.microsoft.com/.default``.
-            claims: a claims challenge, JSON. The token in memory is then not used, but replaced.
+            scopes: one scope, such as ``https://graph.microsoft.com/.default``.
+            claims: a claims challenge, JSON. A new token replaces the one in memory.
             tenant_id: another tenant, if `additionally_allowed_tenants` allows it.
             enable_cae: request a token that supports continuous access evaluation. It is cached separately.
             kwargs: ignored; newer SDKs may pass more.
 
         Returns:
-            azure-core's ``AccessToken`` if azure-core is installed, else `hsm_signer.AccessToken`, which has the same
-            attributes and more.
+            azure-core's ``AccessToken`` if azure-core is installed. Otherwise `hsm_signer.AccessToken`, which has the
+            same attributes and more. Its ``expires_on`` is in epoch seconds.
 
         Raises:
             ScopeError: there is not exactly one scope, or it is malformed. It is also a ValueError.
@@ -191,14 +191,14 @@ class HsmCredential(Credential):
     def get_token_info(
         self, *scopes: str, options: "azure.TokenRequestOptions | None" = None
     ) -> "azure.AccessTokenInfo":
-        """Return an access token with its type and with the time at which Entra suggests to renew it.
+        """Return an access token with its type and the time at which Entra suggests to renew it.
 
         Args:
             scopes: as for `get_token`.
-            options: ``claims``, ``tenant_id`` and ``enable_cae`` as there; unknown ones are ignored.
+            options: ``claims``, ``tenant_id`` and ``enable_cae`` as for `get_token`; unknown ones are ignored.
 
         Returns:
-            azure-core's ``AccessTokenInfo``, else `hsm_signer.AccessToken`, as there.
+            azure-core's ``AccessTokenInfo`` if azure-core is installed, otherwise `hsm_signer.AccessToken`.
 
         Raises:
             HsmSignerError: as `get_token`.
@@ -212,12 +212,12 @@ class HsmCredential(Credential):
         (``ClientAssertionCredential(tenant_id, client_id, credential.assertion)``).
 
         Args:
-            context: what MSAL passes to callbacks; ignored. The assertion is for this credential's own client and token
+            context: MSAL passes it to callbacks; ignored. The assertion is for this credential's own client and token
                 endpoint.
 
         Raises:
             DeviceError, DeviceTimeout: the device is missing or failed. The next call looks for it again.
-            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
+            PinError: the PIN was refused or is not available. A wrong PIN is not sent again.
             KeyLookupError: the key or its certificate cannot be used.
         """
         return self._tokens.assertion()
@@ -241,13 +241,13 @@ def query_from_options(
 
 
 def as_access_token(token: AccessToken) -> "azure.AccessToken":
-    """Return a token as azure-core's class, or unchanged without azure-core."""
+    """Return a token as azure-core's ``AccessToken``, or unchanged without azure-core."""
     classes = _azure_classes()
     return cast("azure.AccessToken", classes.AccessToken(token.token, token.expires_on) if classes else token)
 
 
 def as_access_token_info(token: AccessToken) -> "azure.AccessTokenInfo":
-    """Return a token as azure-core's other class, or unchanged without azure-core."""
+    """Return a token as azure-core's ``AccessTokenInfo``, or unchanged without azure-core."""
     if (classes := _azure_classes()) is None:
         return cast("azure.AccessTokenInfo", token)
     info: azure.AccessTokenInfo = classes.AccessTokenInfo(
@@ -258,7 +258,7 @@ def as_access_token_info(token: AccessToken) -> "azure.AccessTokenInfo":
 
 @functools.cache
 def _azure_classes() -> ModuleType | None:
-    # Only when there is a token: loading it takes as long as loading this whole package.
+    # Imported only when there is a token: loading it takes as long as loading this whole package.
     try:
         return importlib.import_module("azure.core.credentials")
     except ImportError:

@@ -4,7 +4,7 @@
         token = await me.get_token("https://graph.microsoft.com/.default")
 
 The synchronous code does the work in threads: one for each token that is being acquired, no matter how many tasks wait
-for it. A task that is cancelled only stops waiting: the token still arrives and is kept.
+for it. If a task is cancelled, it only stops waiting: the token is still acquired and kept.
 """
 
 from collections.abc import Callable

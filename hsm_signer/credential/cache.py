@@ -1,6 +1,6 @@
-"""Tokens in memory: renewed early, by one request for all callers, and used until they expire if a renewal fails.
+"""Keep tokens in memory, renew them early with one request for all callers, and use them until they expire.
 
-A refusal that would only be repeated is remembered for a while, because every request costs a signature.
+If Entra would refuse a request again, its refusal is kept for a while too, because every request costs a signature.
 """
 
 import copy
@@ -21,16 +21,16 @@ from hsm_signer.system.threads import NO_THREAD_HINT
 logger = logging.getLogger(__name__)
 
 REFRESH_BEFORE = 300
-"""Seconds before expiry at which a token is renewed, as in azure-identity; a short-lived one at half its life."""
+"""Seconds before expiry at which a token is renewed, as in azure-identity. A short-lived one: at half its lifetime."""
 
 RETRY_AFTER = 30
 """Seconds after a failed renewal before the next attempt, while the token is valid."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 5, 60
-"""Seconds that a lasting refusal is raised again without a request: at first, and at most. It doubles each time."""
+"""Seconds for which a lasting refusal is raised again without a request: the first time, and at most. They double."""
 
 MAXIMUM = 500
-"""Number of tokens, and of refusals, that are kept; the least recently used is dropped."""
+"""How many tokens, and how many refusals, are kept. The least recently used is dropped."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Entry:
             return True
         if self.failed_at is not None and now < self.failed_at + RETRY_AFTER:
             return False
-        # A token whose whole life is shorter than REFRESH_BEFORE is used for half of it: it would always be due.
+        # A token that lives shorter than REFRESH_BEFORE would always be due, so it is used for half its lifetime.
         early = min(REFRESH_BEFORE, token.expires_in // 2)
         return now >= min(token.expires_on - early, token.refresh_on or token.expires_on)
 
@@ -70,12 +70,12 @@ class _Refusal:
     pause: float
 
     def is_recent(self, now: float, more: float = 0) -> bool:
-        """Return whether the pause plus `more` seconds has not passed. It ends when the clock is set back."""
+        """Return whether fewer than the pause plus `more` seconds have passed. False if the clock was set back."""
         return 0 <= now - self.at < self.pause + more
 
 
 _Request = tuple[Hashable, str | None]
-"""The key of a token, and the claims challenge that a new one must answer, or None."""
+"""The key of a token, and the claims challenge that the new token must meet, or None."""
 
 
 class TokenCache:
@@ -101,12 +101,12 @@ class TokenCache:
         once for every thread. A lasting refusal is raised again for a while without an acquisition.
 
         Args:
-            key: what the token is for.
+            key: identifies the token.
             acquire: gets a new token; runs in the thread of one of the callers.
-            challenge: why the cached token is not accepted; a new one is acquired and replaces it.
+            challenge: the claims challenge with which an API refused the cached token. A new token replaces it.
 
         Raises:
-            HsmSignerError: what `acquire` raised, unless a token that is still valid can be returned instead.
+            HsmSignerError: the error of `acquire`, unless the cached token is still valid and can be returned.
         """
         request = key, challenge
         with self._lock:
@@ -194,13 +194,13 @@ class TokenCache:
             if isinstance(error, HsmSignerError) and entry is not None and entry.is_valid(now):
                 seconds = entry.token.expires_on - now
                 logger.warning(
-                    "Renewing the token failed; the current one is valid for another %d s: %s", seconds, error
+                    "Renewing the token failed. The current token is valid for another %d s. %s", seconds, error
                 )
                 pending.set_result(entry.token)
             elif isinstance(error, Exception):
                 pending.set_exception(error)
             else:
-                # Only this thread was interrupted: the callers that share the acquisition get another error.
+                # Only this thread was interrupted. The callers that share the acquisition get another error.
                 pending.set_exception(HsmSignerError("The request for a token was interrupted.", hint="Try again."))
                 raise
         else:
@@ -220,7 +220,7 @@ class TokenCache:
             self._entries.popitem(last=False)
 
     def _remember(self, request: _Request, error: EntraError, now: float) -> None:
-        # Refusals are kept for longer than they are raised, so that a repeated one is recognized.
+        # Refusals are kept longer than they are raised, so that we recognize a repeated one.
         for old in [old for old, each in self._refusals.items() if not each.is_recent(now, LONGEST_PAUSE)]:
             del self._refusals[old]
         last = self._refusals.pop(request, None)

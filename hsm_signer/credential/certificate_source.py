@@ -1,4 +1,4 @@
-"""Where the certificate of a key comes from, its device or a file. It is read again when it may have been renewed."""
+"""Read the certificate of a key from its device or from a file, and read it again when it may have been renewed."""
 
 import time
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ class CertificateSource(ABC):
 
     @abstractmethod
     def chain(self) -> tuple[Certificate, ...]:
-        """Return the key's certificate, then any that lead from it to its issuer.
+        """Return the key's certificate, then the certificates of its issuers, if there are any.
 
         Raises:
             CertificateNotFound, CertificateUnusable, KeyAmbiguous: there is not exactly one that can be read.
@@ -53,9 +53,10 @@ def certificates_of(profile: Profile, device: "Device", signer: "DeviceSigner") 
 def certificate_source(
     profile: Profile, public_key: PublicKey, read: Callable[[], bytes], device: str
 ) -> CertificateSource:
-    """Do the same for a key that may be in another process.
+    """Return where the certificate of a key comes from. The key's device may be open in another process.
 
     Args:
+        public_key: the public half of the key.
         read, device: as for `StoredCertificate`.
     """
     if profile.certificate is not None:
@@ -97,7 +98,7 @@ class CertificateFile(CertificateSource):
 
     Args:
         path: PEM or DER; a PEM file may contain a chain.
-        public_key: of the key; its certificate comes first.
+        public_key: the public half of the key, whose certificate comes first in `chain`.
     """
 
     def __init__(self, path: Path, public_key: PublicKey) -> None:
@@ -112,13 +113,14 @@ class CertificateFile(CertificateSource):
             version = file_version(self._path)
             if version != self._version:
                 found = parse_certificates(self._path.read_bytes(), str(self._path))
-                # If all are of other keys, `require_usable` says so.
+                # If none is for this key, `require_usable` raises an error.
                 self._chain = tuple(sorted(found, key=lambda each: each.public_key != self._public_key))
                 self._version = version
         except OSError as error:
             if not self._chain:
                 raise CertificateNotFound(
-                    f"The certificate {self._path} cannot be read: {error.strerror}.", hint="Check --certificate."
+                    f"The certificate {self._path} cannot be read: {error.strerror}.",
+                    hint="Check the file that --certificate names.",
                 ) from None
         except CertificateUnusable:
             if not self._chain:

@@ -1,4 +1,4 @@
-"""The client that a profile describes: the app registration, its token endpoint, and what Entra expects of it."""
+"""The client that a profile describes: the app registration, its token endpoint, and the form of its assertions."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from hsm_signer.jwt.assertion import Thumbprint
 
 @dataclass(frozen=True)
 class Client:
-    """The app registration that a program acts as. Everything in it is checked.
+    """The app registration that a program acts as. All values have been checked.
 
     Attributes:
         client_id: application (client) ID.
         endpoint: the token endpoint of the app's own tenant.
-        algorithm: signs the assertions; None: PS256 if the device supports it, else RS256.
-        thumbprint: None: SHA-1 with RS256, SHA-256 with PS256.
+        algorithm: the signature algorithm. None: PS256 if the device supports it, else RS256.
+        thumbprint: the hash that identifies the certificate. None: SHA-1 with RS256, SHA-256 with PS256.
         send_chain: whether assertions contain the certificates (``x5c``).
     """
 
@@ -32,8 +32,8 @@ def resolve_client(profile: Profile, *needed: str) -> Client:
     """Return the client that a profile describes.
 
     Args:
-        profile: with a client ID, and a tenant or what replaces one.
-        needed: names of other settings that the caller needs, so that one error names all that are missing.
+        profile: has a client ID, and a tenant or what replaces one (see `require_settings`).
+        needed: names of other settings that the caller needs, so that one error lists all missing settings.
 
     Raises:
         ConfigError: a setting is missing, malformed, or contradicts another.

@@ -1,9 +1,9 @@
-"""A credential as `httpx.Auth`: a script sends the credential's tokens to one API, and to no other server.
+"""Send a credential's tokens to one API, and to no other server, with `httpx.Auth`.
 
     graph = httpx.Client(auth=BearerAuth(credential, "https://graph.microsoft.com/.default"))
     users = graph.get("https://graph.microsoft.com/v1.0/users").json()
 
-httpx runs an auth once for a request and its redirects, and removes the token from a redirect to another origin.
+httpx calls an auth once for a request and its redirects, and removes the token from a redirect to another origin.
 """
 
 import base64
@@ -41,21 +41,21 @@ class TokenCredential(Protocol):
 class BearerAuth(httpx.Auth):
     """Sends a credential's tokens to one API (RFC 6750 section 2.1), from `httpx.Client` and `httpx.AsyncClient`.
 
-    The first request sets the API: no token is sent to another scheme, host or port, because links in a response may
-    lead anywhere. The tokens support continuous access evaluation, so they can be revoked at any moment. The API then
-    answers 401 with ``insufficient_claims``, and the request is sent once more with a token that meets those claims,
-    unless its body came from a stream, which cannot be read twice.
+    The first request decides the API: after it, no token is sent to another scheme, host or port, because links in a
+    response may lead anywhere. The tokens support continuous access evaluation, so Entra can revoke them at any time.
+    The API then answers 401 with ``insufficient_claims``, and the request is sent once more with a token that meets
+    those claims, unless its body is a stream, which cannot be read twice.
 
     Safe to use from several threads and tasks.
 
     Args:
         credential: returns the tokens, and caches them. An asynchronous client calls a synchronous credential in a
             thread; an asynchronous credential is for asynchronous clients only.
-        scopes: as `get_token` takes them: ``https://graph.microsoft.com/.default``.
+        scopes: as for `get_token`, such as ``https://graph.microsoft.com/.default``.
 
     Raises:
-        ConfigError: from requests, if the URL is not https (plain http is allowed for loopback), or is another API's.
-        HsmSignerError: from requests, whatever `get_token` raises.
+        ConfigError: during a request, if the URL is not https (plain http is allowed for loopback) or is another API's.
+        HsmSignerError: during a request, the error of `get_token`.
     """
 
     def __init__(self, credential: TokenCredential, *scopes: str) -> None:
@@ -99,27 +99,27 @@ class BearerAuth(httpx.Auth):
         origin = _origin(url)
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
             raise ConfigError(
-                f"The address {origin} is not https; the token would be sent unencrypted.",
+                f"The address {origin} is not https. The token would be sent unencrypted.",
                 hint="Use https. Plain http is for loopback addresses only.",
             )
         with self._lock:
             self._origin = self._origin or origin
         if origin != self._origin:
             raise ConfigError(
-                f"This BearerAuth sends its tokens to {self._origin}, and the request is for {origin}.",
-                hint="Make a BearerAuth for each API, or send the request with auth=None if it needs no token.",
+                f"This BearerAuth sends its tokens to {self._origin}, but the request is to {origin}.",
+                hint="Create a BearerAuth for each API. If the request needs no token, send it with auth=None.",
             )
 
 
 def find_claims_challenge(www_authenticate: str) -> str | None:
-    """Return the claims that a new token must meet, from a bearer challenge, or None if there is no such challenge.
+    """Return the claims that a new token must meet, from a claims challenge, or None if there is no such challenge.
 
     Args:
         www_authenticate: the header's value, with any number of challenges (RFC 9110 section 11.6.1); several headers
             are joined by commas.
 
     Returns:
-        The claims request, JSON, as Entra's token endpoint takes it
+        The claims as JSON, in the form that Entra's token endpoint takes
         (https://learn.microsoft.com/entra/identity-platform/claims-challenge).
     """
     for scheme, parameters in _challenges(www_authenticate):

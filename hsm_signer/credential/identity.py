@@ -32,11 +32,11 @@ class Identity:
 
     Attributes:
         client: issuer and subject of the assertions.
-        signer: holds the key.
+        signer: signs with the key.
         certificates: returns the certificate of the key.
         close: closes the device.
         now: the clock, epoch seconds.
-        opened: the open device or worker, so that the next key on the same device can use its login.
+        opened: the open device or worker. If the next key is on the same device, it can use this login.
     """
 
     client: Client
@@ -52,13 +52,13 @@ class Identity:
         """Return a new client assertion. The device signs once.
 
         Args:
-            audience: the token endpoint that will read it.
-            lifetime: seconds.
+            audience: the URL of the token endpoint.
+            lifetime: seconds until the assertion expires.
 
         Raises:
-            CertificateMismatch, CertificateUnusable: the certificate is of another key, or cannot be used now.
+            CertificateMismatch, CertificateUnusable: the certificate is for another key, or cannot be used now.
             ConfigError: the lifetime is out of range.
-            HsmSignerError: whatever the signer raises.
+            HsmSignerError: the signer failed.
         """
         now = self.now()
         chain = self.certificates.chain()
@@ -77,7 +77,7 @@ class Identity:
                 try:
                     return build_assertion(spec, self.signer, certificate, now)
                 except (MechanismUnsupported, SignatureInvalid) as error:
-                    # Some devices offer PSS and refuse its parameters, or force a salt of another length.
+                    # Some devices offer PSS but refuse its parameters, or use a salt of another length.
                     logger.warning("%s Signing with RS256 from now on.", error)
                     self._tries_pss = False
             spec = replace(spec, algorithm=Algorithm.RS256)
@@ -93,12 +93,12 @@ def open_identity(
     isolated: bool = False,
     replaced: Identity | None = None,
 ) -> Identity:
-    """Open one key of a profile, and return the identity that it gives a client.
+    """Open one key of a profile, and return an identity that signs with it.
 
     Args:
-        isolated: open the device in a process of its own, which may hang or crash alone.
-        replaced: the identity of the previous key; it is closed. If both keys are on one device, its login or the PIN
-            that was accepted serves the new key too, because the source may give the PIN only once.
+        isolated: open the device in a separate process, so that a hanging or crashing module does not affect this one.
+        replaced: the identity of the previous key; it is closed. If both keys are on one device, the new key uses its
+            login or its accepted PIN, because the source may give the PIN only once.
 
     Raises:
         ConfigError: the profile's PIN source is malformed.

@@ -1,4 +1,4 @@
-"""From a profile, and the operator who can be asked for a PIN, to what opens a key."""
+"""Find out from a profile how to open a key, and where its PIN comes from."""
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.device.access import UNATTENDED, KeyAccess, Operator
@@ -35,11 +35,11 @@ def pin_source(profile: Profile, uri: Pkcs11Uri, prompt: PinSource | None) -> Pi
         ConfigError: the PIN source is malformed.
         PinUnavailable: the PIN source is the prompt, and nobody can be asked.
     """
-    # RFC 7512 section 2.4 leaves this to us. The author of a URI must not choose a program that we run, nor seem to.
+    # RFC 7512 section 2.4 leaves this to us. The author of a URI must not choose a program that we run.
     if (uri.pin_source or "").startswith(("|", "command:")):
         raise ConfigError(
-            "The pin-source of a URI may not name a program to run.",
-            hint="Remove it from the URI, and use --pin-source command:ARGV.",
+            "The pin-source of a URI must not name a program to run.",
+            hint="Remove pin-source from the URI, and use --pin-source command:ARGV.",
         )
     if profile.pin_source is not None:
         return parse_pin_source(profile.pin_source, prompt=prompt)

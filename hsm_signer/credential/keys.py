@@ -1,4 +1,4 @@
-"""The keys of a profile, in order of preference: the first that works signs; a key file may name a new one."""
+"""Sign with the first key of a profile that works, and switch when the key file names another key."""
 
 import copy
 import logging
@@ -41,23 +41,23 @@ from hsm_signer.x509.certificate import Certificate, parse_certificates
 
 logger = logging.getLogger(__name__)
 
-# Errors after which the next key is tried. A wrong PIN, a missed touch or a setting is never among them.
+# Errors after which the next key is tried. A wrong PIN, a missed touch or a wrong setting is not among them.
 _NEXT_KEY = (DeviceGone, DeviceNotFound, DeviceTimeout, KeyNotFound, ModuleLoadError, SignatureInvalid)
 
 COOLDOWN = 30.0
-"""Seconds for which a key that failed is not tried while another one works."""
+"""Seconds for which a key that failed is not tried while another key works."""
 
 
 class Keys:
     """The keys of a profile, in order of preference: the first whose device is present and works signs.
 
-    A key is opened when it is first needed. After a failure it is tried again later, so that a preferred device that
-    comes back is used again. If the profile names a key file, the key that the file names now is used. Safe to use
-    from several threads.
+    A key is opened when it is first needed. After a failure it is tried again later, so that a preferred device is used
+    again after it was plugged in. If the profile names a key file, the current content of that file decides. Safe to
+    use from several threads.
 
     Args:
-        profile: with at least one key.
-        client: the client of the assertions.
+        profile: has at least one key.
+        client: issuer and subject of the assertions.
         operator: how to reach the person at the terminal.
         isolated: as for `open_identity`.
         monotonic: seconds on a clock that is never set.
@@ -86,8 +86,8 @@ class Keys:
         """Return a new client assertion, signed with the first key that works. See `Identity.assertion`.
 
         Raises:
-            DeviceError, DeviceTimeout, KeyLookupError: of the last key tried.
-            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
+            DeviceError, DeviceTimeout, KeyLookupError: no key works. This is the error of the last one tried.
+            PinError: the PIN was refused or is not available. A wrong PIN is not sent again.
         """
         while True:
             self._reload_key_file()
@@ -95,7 +95,7 @@ class Keys:
             try:
                 return self._attempt(audience, lifetime)
             except HsmSignerError as error:
-                # Meanwhile the key may have been replaced: closed by another thread, or deleted from its device.
+                # The key may have been replaced meanwhile: closed by another thread, or deleted from its device.
                 self._reload_key_file()
                 if self._keys is not keys:
                     continue
@@ -112,11 +112,11 @@ class Keys:
     def is_current(self, header: Mapping[str, Any], written: float) -> bool:
         """Return, without the device, whether an assertion was made with the current key and certificate.
 
-        If the files do not say, it was if they are older than the assertion.
+        If the files do not show which certificate is current, assume that it was if the assertion is newer than they.
 
         Args:
-            header: of the assertion.
-            written: when it was written to a file, epoch seconds.
+            header: the header of the assertion.
+            written: when the assertion was written to a file, epoch seconds.
         """
         known = _thumbprints(self._profile)
         if known is None:
@@ -138,7 +138,7 @@ class Keys:
             key.close()
 
     def reset_after_fork(self) -> None:
-        """Leave the parent's devices to the parent in a forked child, which opens them again when it needs them."""
+        """Forget the parent's open devices in a forked child. The child opens its own when it needs them."""
         self._reloading = threading.Lock()
         for key in self._keys:
             key.reset_after_fork()
@@ -155,7 +155,7 @@ class Keys:
                     return
                 uri = read_key_file(file).current.uri
             except (OSError, ConfigError) as error:
-                logger.warning("Using the key that was read last from the key file: %s", error)
+                logger.warning("Still using the key that the key file named before. %s", error)
                 return
             self._key_file_version = version
             (key,) = self._keys
@@ -166,7 +166,7 @@ class Keys:
 
     def _attempt(self, audience: str, lifetime: int) -> str:
         now = self._monotonic()
-        # Keys that failed recently come last, but are tried: their device may be back.
+        # Keys that failed recently come last, but are tried: somebody may have plugged in their device.
         *before, last = sorted(self._keys, key=lambda key: key.next_try_at > now)
         for key in before:
             try:
@@ -186,7 +186,7 @@ class Keys:
 
 
 def _thumbprints(profile: Profile) -> list[Mapping[str, str]] | None:
-    """Return the thumbprints of the certificates that may be in use, or None where no file says."""
+    """Return the thumbprints of the certificates that may be in use, or None if no file shows them."""
     try:
         if profile.certificate is not None:
             found = parse_certificates(profile.certificate.read_bytes(), str(profile.certificate))
@@ -236,7 +236,7 @@ class _Key:
     def open(self, profile: Profile, client: Client, operator: Operator, isolated: bool) -> Identity:
         with self._lock:
             if self._retired:
-                raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Try again.")
+                raise DeviceError(f"The key file no longer names {self.uri.redacted}.", hint="Run the command again.")
             if self.refusal is not None and self.refusal.still_applies(pin_source(profile, self.uri, operator.prompt)):
                 raise copy.copy(self.refusal.error)
             if self._identity is None:
@@ -262,9 +262,9 @@ class _Key:
         return None
 
     def retire(self) -> Identity | None:
-        """Never open it again, and return its open identity, for the key that replaces it.
+        """Make sure that this key is not opened again, and return its open identity for the key that replaces it.
 
-        A thread that has chosen this key but not opened it yet would otherwise leave it open.
+        Otherwise a thread that has chosen this key but not opened it yet would open it and leave it open.
         """
         with self._lock:
             self._retired = True
@@ -280,8 +280,8 @@ class _Key:
             identity.close()
 
     def reset_after_fork(self) -> None:
-        # A refusal still counts: it is the same PIN. The identity belongs to the parent: closing or destroying it would
-        # act on the parent's device.
+        # The refusal stays, because the PIN is the same. The identity belongs to the parent: closing or destroying it
+        # would act on the parent's device.
         _open_at_fork.extend((self._identity, self._replaced))
         self._identity = self._replaced = None
         self._lock = threading.Lock()

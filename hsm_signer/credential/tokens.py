@@ -1,9 +1,9 @@
-"""The access tokens of a profile: from memory, else from Entra in exchange for a fresh assertion.
+"""Get the access tokens of a profile: from memory, or from Entra in exchange for a new assertion.
 
     with Tokens(profile) as tokens:
         token = tokens.get(tokens.build_query(("https://graph.microsoft.com/.default",)))
 
-A query is checked without device or network. Nothing is opened before the first assertion is needed.
+A query is checked without the device and the network. The device is opened when the first assertion is needed.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANY_TENANT = "*"
-"""In the allowed tenants: any tenant."""
+"""As an allowed tenant: any tenant."""
 
 # The client capability "understands claims challenges", which requests continuous access evaluation.
 _CAE_CLAIMS = {"access_token": {"xms_cc": {"values": ["CP1"]}}}
@@ -45,10 +45,10 @@ class TokenQuery:
     """Which token is needed.
 
     Attributes:
-        endpoint: the token endpoint of its tenant.
+        endpoint: the token endpoint of the tenant.
         scope: the `scope` parameter of the request.
-        enable_cae: whether it supports continuous access evaluation.
-        claims: a claims challenge that the token in memory does not meet, JSON, or None.
+        enable_cae: whether the token should support continuous access evaluation.
+        claims: the claims challenge that the new token must meet, JSON, or None.
     """
 
     endpoint: Endpoint
@@ -60,16 +60,16 @@ class TokenQuery:
 class Tokens:
     """Gets access tokens for one client. Safe to use from several threads, and in a process forked from this one.
 
-    A forked child keeps the tokens, but opens the device itself. If the parent has loaded the module, that needs
-    `isolated`.
+    A forked child keeps the tokens, but opens the device itself. If the parent has loaded the module, `isolated` must
+    be true for that.
 
     A context manager: `close` logs out of the device.
 
     Args:
-        profile: with a client ID, a key, and a tenant or what replaces one.
+        profile: has a client ID, a key, and a tenant or what replaces one (see `require_settings`).
         operator: how to reach the person at the terminal.
-        additionally_allowed_tenants: tenants that queries may name besides its own; "*" allows any.
-        isolated: open the device in a process of its own, which may hang or crash alone.
+        additionally_allowed_tenants: other tenants that queries may name; "*" allows any.
+        isolated: open the device in a separate process, so that a hanging or crashing module does not affect this one.
 
     Attributes:
         client: the client of the tokens.
@@ -111,12 +111,12 @@ class Tokens:
         tenant_id: str | None = None,
         enable_cae: bool = False,
     ) -> TokenQuery:
-        """Return a query, checked.
+        """Check the arguments, and return a query for a token.
 
         Args:
-            scopes: one resource, as in ``https://graph.microsoft.com/.default``.
-            claims: a claims challenge, JSON. The token in memory is then not used, but replaced.
-            tenant_id: another tenant than its own, if that is allowed.
+            scopes: one scope, such as ``https://graph.microsoft.com/.default``.
+            claims: a claims challenge, JSON. A new token replaces the one in memory.
+            tenant_id: another tenant, if that is allowed.
             enable_cae: request continuous access evaluation. Such tokens are cached separately.
 
         Raises:
@@ -127,7 +127,7 @@ class Tokens:
         return query if claims is None else dataclasses.replace(query, claims=claims)
 
     def get(self, query: TokenQuery) -> AccessToken:
-        """Return the token for a query, from memory if a good one is there. The device signs at most once.
+        """Return the token for a query, from memory if there is one that does not expire soon. Signs at most once.
 
         Raises:
             HsmSignerError: as `assertion`; and NetworkError, EntraError from the token endpoint.
@@ -144,7 +144,7 @@ class Tokens:
 
         Raises:
             DeviceError, DeviceTimeout: the device is missing or failed. The next call looks for it again.
-            PinError: the device did not get the PIN that it requires. A wrong PIN is not sent again.
+            PinError: the PIN was refused or is not available. A wrong PIN is not sent again.
             KeyLookupError: the key or its certificate cannot be used.
         """
         return self._assertion(self.client.endpoint)
@@ -164,12 +164,12 @@ class Tokens:
             return own
         if not own.entra:
             raise ConfigError(
-                f"A token for the tenant {tenant} was asked for, and {own.token_endpoint} is the only endpoint.",
-                hint="Make a credential for that tenant, without a token endpoint.",
+                f"This credential gets tokens only from {own.token_endpoint}, not for the tenant {tenant}.",
+                hint="Create a credential for that tenant, without token_endpoint.",
             )
         if not self._allowed & {ANY_TENANT, tenant.lower()}:
             raise ConfigError(
-                f"This credential is for the tenant {own.tenant}, and a token for {tenant} was asked for.",
+                f"This credential is for the tenant {own.tenant}, not for {tenant}.",
                 hint=f"Add {tenant} to additionally_allowed_tenants, or '*' to allow any tenant.",
             )
         return resolve_endpoint(tenant=tenant, authority=own.authority)
@@ -194,7 +194,7 @@ class Tokens:
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient
 
-        # It has no open connection, so it does no harm if two threads each create one.
+        # A new client has no open connection, so two threads may each create one.
         if self._http is None:
             self._http = HttpClient(
                 timeout=self._profile.network_timeout, ca_bundle=self._profile.ca_bundle, slow=self._slow
@@ -216,6 +216,6 @@ def _merge_claims(claims: str | None, enable_cae: bool) -> str | None:
         document.setdefault("access_token", {}).update(_CAE_CLAIMS["access_token"])
     except (ValueError, AttributeError):
         raise ConfigError(
-            "The claims are not a JSON object.", hint="Pass the challenge's claims as they came."
+            "The claims are not a JSON object.", hint="Pass the claims of the challenge unchanged."
         ) from None
     return json.dumps(document)

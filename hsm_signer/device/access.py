@@ -1,4 +1,4 @@
-"""How to get to a key: which one it is, how its device is opened, and the person who can be asked."""
+"""Which key to use, how to open its device, and how to reach the person at the terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class KeyAccess:
         allow_last_try: log in even if a wrong PIN would lock the device. `operator` is still asked.
         writable: open a session that may change the device.
         pin_record: the directory of the record of refused PINs, or None to keep none.
-        operator: the person who is asked, and is shown what takes long.
+        operator: the person to ask, and to show what takes long.
     """
 
     uri: Pkcs11Uri

@@ -1,6 +1,6 @@
-"""Open a device: log in once and hold the session, which is opened again when it is lost.
+"""Open a device: log in once, keep the session, and open a new one when it is lost.
 
-PKCS#11 logs in a process, not a caller.
+A PKCS#11 login is for the whole process, not for one caller (PKCS#11 v3.1 section 5.6.8).
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from hsm_signer.device.lane import Lane
 from hsm_signer.device.locate import find_again, find_device, load
 from hsm_signer.device.login import ask_for_login, check_pin_state, count_logins_so_far, log_in, record_of
 from hsm_signer.device.match import DeviceInfo, matches_device
-from hsm_signer.device.module import Module
+from hsm_signer.device.module import AFTER_FORK_HINT, Module
 from hsm_signer.device.pin.login_lock import login_lock
 from hsm_signer.device.pin.pin import Login, Pin, is_up_to_date, mark_accepted
 from hsm_signer.device.pin.refusals import PinRecord
@@ -36,9 +36,9 @@ _CLOSE_TIMEOUT = 2.0
 
 @hidden_locals()
 def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = None) -> "Device":
-    """Find the one device `access` means and log in to it.
+    """Find the one device that `access` names, and log in to it.
 
-    The PIN is asked for once, in the caller's thread, after the device was found and reports that a try is safe.
+    Asks for the PIN once, in the caller's thread, after the device was found and its flags show that a try is safe.
 
     Args:
         recover: open a lost session again, which takes one more login. If false, there is one login at most.
@@ -48,7 +48,7 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
         ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: the device cannot be reached.
         DeviceReadOnly: `access` requires a writable device, and this one is not. No PIN was asked for.
         PinError: the login did not succeed. It is not tried again.
-        DeviceTimeout: a call into the module did not come back.
+        DeviceTimeout: a call into the module did not return in time.
     """
     module = load(access, lane)
     logins = count_logins_so_far(access)
@@ -63,16 +63,16 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
 
 
 class Device:
-    """A device that is logged in to. Made by `open_device`; safe to use from several threads.
+    """An open device with a login. Made by `open_device`; safe to use from several threads.
 
     A session can be lost: the device was pulled out, another program reset it, or the module was initialised again.
-    The next call then opens another, with the login that was accepted before, unless `recover` is false.
+    The next call then opens another session with the accepted login, unless `recover` is false.
 
     A context manager: `close` ends the session and with it the login.
 
     Attributes:
-        info: what the device reports of itself.
-        module: the module that it is reached through.
+        info: what the device reports about itself.
+        module: the module through which we reach it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Device:
         self.info = info
         self._access = access
         self.module = module
-        # Held for as long as the device is open: for recovery, and for keys that want it with each signature.
+        # Kept while the device is open: for recovery, and for keys that require the PIN for each signature.
         self._login = mark_accepted(login)
         self._session: Session | None = session
         self._generation = module.generation
@@ -110,7 +110,7 @@ class Device:
         return self._access.uri
 
     def serves(self, access: KeyAccess) -> bool:
-        """Return whether `access` means this device through the same module, and the device is open in this process."""
+        """Return whether this device is open in this process, and `access` names it through the same module."""
         ours, theirs = self._access.uri, access.uri
         return (
             not self._closed
@@ -134,7 +134,7 @@ class Device:
             DeviceGone: the session is lost, and the device cannot be found.
             DeviceError: the module failed, the device was closed, or another process opened it.
             PinError: the login of the new session was refused. It is not tried again.
-            DeviceTimeout: the call did not come back.
+            DeviceTimeout: the call did not return in time.
         """
         session = self._require_session()
         try:
@@ -174,9 +174,9 @@ class Device:
         return self._login if isinstance(self._login, Pin) else None
 
     def require_pin_tries(self) -> None:
-        """Check that the device's flags, read again, and the record allow the PIN to be sent for a signature.
+        """Check that the PIN may be sent for a signature: by the device's flags, read again, and by the record.
 
-        If the PIN source has changed since the login, the next call logs in with the PIN that it holds now.
+        If the PIN source has changed since the login, the next call logs in with the new PIN.
 
         Raises:
             PinLocked, PinLastTry: the flags do not allow it.
@@ -241,11 +241,11 @@ class Device:
         if self._owner.is_parent:
             raise DeviceError(
                 f"{self.info} was opened by the parent of this process.",
-                hint="After a fork, serve it from a process of its own (hsm_signer.device.worker.pool).",
+                hint=AFTER_FORK_HINT,
             )
         with self._lock:
             if self._closed:
-                raise DeviceError(f"{self.info} was closed.", hint="Open it again.")
+                raise DeviceError(f"{self.info} was closed.", hint="Open the device again.")
             if self._session is None or self._generation != self.module.generation:
                 self._session = self._reopen()
             return self._session
@@ -262,8 +262,8 @@ class Device:
                 f"The session with {self.info} was lost when this process initialised the module again.",
                 hint="Run the command again.",
             )
-        # In this order: some modules answer "wrong PIN" to a right one until they are initialised again and have
-        # found the device again. If another device of this module has done so already, that serves this one, too.
+        # In this order: some modules answer "wrong PIN" to a correct PIN until they are initialised again and have
+        # found the device again. If another device of this module has just initialised it, once is enough.
         logins = count_logins_so_far(self._access)
         if self._generation == self.module.generation:
             self.module.reinitialize(self._access.timeout, self._access.operator.slow)

@@ -13,6 +13,7 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceReadOnly,
     HsmSignerError,
+    KeyNotFound,
     LoginInterrupted,
     MechanismUnsupported,
     PinError,
@@ -23,7 +24,7 @@ from hsm_signer.errors import (
 GONE = (
     pkcs11.DeviceError,
     pkcs11.DeviceRemoved,
-    # tpm2-pkcs11 returns nothing else once its TPM or broker was restarted.
+    # tpm2-pkcs11 returns only this after its TPM or broker was restarted.
     pkcs11.GeneralError,
     pkcs11.ObjectHandleInvalid,
     pkcs11.SessionClosed,
@@ -35,7 +36,7 @@ GONE = (
 """What modules return when the device, or its session, was lost."""
 # ykcs11 answers CKR_ARGUMENTS_BAD to a PIN that is too short, OpenSC CKR_PIN_LEN_RANGE.
 PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.ArgumentsBad)
-"""What modules return when a login's PIN was not accepted."""
+"""What modules return when a login fails because of the PIN."""
 _PIN_NOT_CHECKED = (
     # Only C_OpenSession returns these (PKCS#11 v3.1 section 5.6.1), and then C_Login is not called.
     pkcs11.SessionCount,
@@ -47,13 +48,13 @@ _PIN_NOT_CHECKED = (
     # CKR_DEVICE_REMOVED and CKR_SESSION_CLOSED are about "during"; CKR_DEVICE_ERROR and CKR_GENERAL_ERROR do not say.
     pkcs11.SessionHandleInvalid,
     pkcs11.TokenNotPresent,
-    # Of C_Login (section 5.6.8): who is logged in, and whether there is a PIN at all.
+    # Of C_Login (section 5.6.8): who is logged in, and whether a PIN is set.
     pkcs11.AnotherUserAlreadyLoggedIn,
     pkcs11.FunctionNotSupported,
     pkcs11.SessionReadOnlyExists,
     pkcs11.UserTooManyTypes,
 )
-"""What proves, returned by a login, that the device has not judged the PIN."""
+"""Errors of a login that prove that the device has not checked the PIN."""
 _WRONG_PIN_COUNTED = TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY
 _MECHANISM = (pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid)
 _READ_ONLY = (pkcs11.SessionReadOnly, pkcs11.TokenWriteProtected)
@@ -79,7 +80,8 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     if isinstance(error, GONE):
         return DeviceGone(
             f"{device} was lost while {doing} ({_name(error)}).",
-            hint=f"Plug {device} in, or see that its daemon runs; another program may have reset it.",
+            hint="Plug the device in, and check that its daemon (pcscd, tpm2-abrmd) is running. Another program may "
+            "have reset the device.",
         )
     if isinstance(error, _MECHANISM):
         return MechanismUnsupported(
@@ -88,7 +90,7 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
         )
     return DeviceError(
         f"{device} failed while {doing} ({_name(error)}).",
-        hint="Check that no other program holds the device, plug it in again, and look at the module's own log.",
+        hint="Close other programs that use the device, plug it in again, and look at the module's own log.",
     )
 
 
@@ -101,23 +103,27 @@ def explain_refusal(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     """
     message = f"{device} refused {doing} ({_name(error)})."
     if isinstance(error, _READ_ONLY):
-        return DeviceReadOnly(message, hint="It is write-protected: change it with the vendor's own tool.")
+        return DeviceReadOnly(message, hint="The device is write-protected. Change it with the vendor's own tool.")
     if is_wrong_role(error) or isinstance(error, pkcs11.UserNotLoggedIn):
         return DeviceReadOnly(
-            message, hint="The user's PIN does not allow it: use the vendor's own tool, as its security officer."
+            message,
+            hint="The user PIN does not allow this. Use the vendor's own tool with the security officer's PIN (SO "
+            "PIN).",
         )
     if isinstance(error, pkcs11.DeviceMemory):
         return DeviceError(
-            message, hint="It is full: delete a key or certificate that is no longer used (key list, key delete)."
+            message,
+            hint="The device is full. List its keys with `hsm-signer key list`, and delete one that is no longer used "
+            "with `hsm-signer key delete`.",
         )
     if isinstance(error, _NOT_LIKE_THIS):
         return DeviceError(
             message,
-            hint="It does not support these attributes. Try --bits 2048 without --always-authenticate, or use the "
-            "vendor's own tool.",
+            hint="The device does not support these attributes. Try --bits 2048 without --always-authenticate, or use "
+            "the vendor's own tool.",
         )
     if isinstance(error, _NOT_AT_ALL):
-        return DeviceError(message, hint="It does not offer this through PKCS#11: use the vendor's own tool.")
+        return DeviceError(message, hint="The device does not offer this through PKCS#11. Use the vendor's own tool.")
     return DeviceError(message, hint="See the module's own log (-v shows what it writes to stderr).")
 
 
@@ -130,19 +136,19 @@ def require_changeable(device: DeviceInfo, flags: TokenFlag) -> None:
     """Check that a device can be changed with the user's PIN, before the PIN is asked for.
 
     Args:
-        flags: the device's.
+        flags: the device's flags.
 
     Raises:
-        DeviceReadOnly: it cannot.
+        DeviceReadOnly: the user's PIN cannot change it.
     """
     if is_piv(device):
         # NIST SP 800-73-4 part 2 section 3.3: generating keys and storing certificates requires the management key.
         raise DeviceReadOnly(
-            f"{device} is a PIV card: its keys live in fixed slots, and are made and deleted with its management key, "
-            "not with the PIN.",
-            hint="Use its own tool: `ykman piv keys generate --algorithm RSA2048 9a public.pem` and `ykman piv "
+            f"{device} is a PIV card. Its keys are in fixed slots. Generating and deleting them requires its "
+            "management key, not the PIN.",
+            hint="Use the card's own tool: `ykman piv keys generate --algorithm RSA2048 9a public.pem` and `ykman piv "
             "certificates generate --subject CN=name 9a public.pem`, or `yubico-piv-tool -s 9a -A RSA2048 -a generate "
-            "-o public.pem`. Slot 9a has the id %01, and 9c, which requires the PIN for each signature, %02.",
+            "-o public.pem`. Slot 9a has the id %01. Slot 9c has the id %02 and requires the PIN for each signature.",
         )
     if flags & TokenFlag.WRITE_PROTECTED:
         raise DeviceReadOnly(f"{device} is write-protected.", hint="Change it with the vendor's own tool.")
@@ -157,15 +163,28 @@ def require_valid_signature(
         key: what to call the key, at the start of a sentence.
 
     Raises:
-        SignatureInvalid: it is not this key's signature.
+        SignatureInvalid: the signature is not from this key.
     """
     if not public_key.verify(algorithm, message, signature):
         raise SignatureInvalid(
-            f"{key} returned a signature that its public key does not verify.",
+            f"{key} returned a signature that does not verify with its public key.",
             hint="Nothing was sent. Some devices use a different salt length for PSS: use --algorithm RS256."
             if algorithm is Algorithm.PS256
             else "Nothing was sent. Run the command again. If it fails again, the module or device is faulty.",
         )
+
+
+def key_replaced(key: str) -> KeyNotFound:
+    """Return the error for a URI that means another key than before, after the device was opened again.
+
+    Args:
+        key: what to call the key, at the start of a sentence.
+    """
+    return KeyNotFound(
+        f"{key} was replaced by another key.",
+        hint="Check that the right device is plugged in. If you replaced the key, run the command again with the "
+        "certificate of the new key.",
+    )
 
 
 def explain_login_failure(
@@ -174,21 +193,21 @@ def explain_login_failure(
     """Return our error for a login, ordinary or context-specific, that failed.
 
     Args:
-        flags: the device's, read after the failure.
-        before: those read before the login, if they were: a wrong PIN that was counted since is this one.
+        flags: the device's flags, read after the failure.
+        before: the flags read before the login, or None. If the device has counted a wrong PIN since, it was this one.
     """
     if isinstance(error, pkcs11.PinLocked) or flags & TokenFlag.USER_PIN_LOCKED:
         return locked(device)
     if isinstance(error, PIN_REFUSED) or (before is not None and flags & ~before & _WRONG_PIN_COUNTED):
         return _wrong_pin(error, device, last_try=bool(flags & TokenFlag.USER_PIN_FINAL_TRY))
     if isinstance(error, pkcs11.UserPinNotInitialized):
-        return PinError(f"No PIN is set on {device}.", hint="Set the user PIN with the device's own tool first.")
+        return PinError(f"No user PIN is set on {device}.", hint="First set the user PIN with the device's own tool.")
     if isinstance(error, pkcs11.PinExpired):
-        return PinError(f"The PIN of {device} has expired.", hint="Change it with the device's own tool.")
+        return PinError(f"The PIN of {device} has expired.", hint="Change the PIN with the device's own tool.")
     if isinstance(error, _PIN_NOT_CHECKED):
         return explain_failure(error, "logging in", str(device))
     return LoginInterrupted(
-        f"{device} failed while logging in ({_name(error)}). Whether it checked the PIN is unknown.",
+        f"{device} failed while logging in ({_name(error)}). It is unknown whether it checked the PIN.",
         hint="Check that the device is plugged in and works, then run the command again.",
     )
 

@@ -15,16 +15,21 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from hsm_signer.errors import DeviceError, DeviceTimeout
+from hsm_signer.system.threads import NO_THREAD_HINT
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 MOMENT = 1.0
-"""Seconds a person waits without wondering."""
+"""Seconds after which a person is shown what takes so long."""
 
 Slow: TypeAlias = Callable[[str], AbstractContextManager[None]]
-"""Takes what is being done, and shows it to a person for as long as that takes."""
+"""Called with what is being done, such as "signing". Shows it to a person inside the `with`."""
+
+NO_ANSWER_HINT = (
+    "Check that the device is plugged in, and touch it if it blinks. For a slow device, set a longer --device-timeout."
+)
 
 
 def cue(what: str) -> str:
@@ -72,18 +77,18 @@ class _Job(Generic[T]):
         return False
 
     def left(self) -> float:
-        """Seconds until it must return; all of them while it has not started."""
+        """Return the seconds until it must return: the whole timeout if it has not started."""
         return self.timeout if self.started is None else self.started + self.timeout - time.monotonic()
 
 
 class Lane:
     """Runs calls into one module, one at a time, in the order they come.
 
-    A call that overruns its deadline closes the lane: nobody knows what the module is doing, so nothing more is sent to
-    it, and every later call fails at once.
+    A call that overruns its deadline closes the lane: nobody knows what the module is doing, so every later call fails
+    at once without reaching the module.
 
     Args:
-        module: what to call the module in messages.
+        module: the module's name in messages.
     """
 
     def __init__(self, module: str) -> None:
@@ -96,13 +101,13 @@ class Lane:
         self._thread: threading.Thread | None = None
 
     def call(self, what: str, function: Callable[[], T], timeout: float, slow: Slow = log_slow) -> T:
-        """Run `function` on the lane and return what it returns.
+        """Run `function` on the lane, and return its result.
 
         Args:
             what: what the call does, for messages: "signing".
             function: makes the calls into the module.
             timeout: seconds the call may take, counted from its start. The wait for its turn is extra.
-            slow: entered in the caller's thread when the call takes longer than a moment, and left when it ends.
+            slow: entered in the caller's thread when the call has taken `MOMENT`, and left when it ends.
 
         Raises:
             DeviceTimeout: this call, or one before it, did not return in time.
@@ -116,12 +121,12 @@ class Lane:
             with slow(what):
                 return self._result(job)
         except BaseException:
-            # A call that has started goes on: the module is busy until the call returns.
+            # A call that has started continues: the module is busy until the call returns.
             job.abandoned = True
             raise
 
     def announce(self, what: str, seconds: float) -> None:
-        """Say that something other than a call starts, and how long it may take. Only a worker's lane reports it."""
+        """Announce a wait that is not a call, and how long it may take. Only a worker's lane reports it."""
 
     @property
     def is_busy(self) -> bool:
@@ -149,7 +154,7 @@ class Lane:
     def _result(self, job: _Job[T]) -> T:
         asked = time.monotonic()
         while True:
-            # Before its turn it waits for another call, which has its own deadline, unless its caller was interrupted.
+            # Before its turn, a call waits for another, which has its own deadline unless its caller was interrupted.
             current = job if job.started is not None else self._current or job
             orphan = current is not job and current.abandoned
             left = asked + job.timeout - time.monotonic() if orphan else current.left()
@@ -164,7 +169,7 @@ class Lane:
                 raise self._timed_out(f"The module did not return from {current.what} within {current.timeout:g} s")
 
     def _close(self, overrun: _Job[Any]) -> None:
-        """Send nothing more to the module, and fail the calls that wait for their turn."""
+        """Fail the calls that wait for their turn, and all later ones."""
         with self._lock:
             self._overrun = overrun.what
             with suppress(queue.Empty):
@@ -178,8 +183,7 @@ class Lane:
     def _timed_out(self, what: str) -> DeviceTimeout:
         return DeviceTimeout(
             f"{what}: {self._module}.",
-            hint="Check that the device is plugged in and answers, touch it if it blinks; "
-            "a slow device may need a longer --device-timeout.",
+            hint=NO_ANSWER_HINT,
         )
 
     def _run(self) -> None:
@@ -204,6 +208,5 @@ def explain_thread_failure() -> Iterator[None]:
     except RuntimeError as error:
         raise DeviceError(
             f"No thread could be started to talk to the device: {error}.",
-            hint="Check the limits on processes and threads (ulimit -u; TasksMax= in a systemd unit) and the memory "
-            "left.",
+            hint=NO_THREAD_HINT,
         ) from None

@@ -1,4 +1,4 @@
-"""Find the one device that a URI means, and look at it without a login."""
+"""Find the one device that a URI names, and read from it without a login."""
 
 import contextlib
 import time
@@ -29,7 +29,7 @@ _PAUSE = 0.25
 
 @dataclass(frozen=True)
 class LibraryFacts:
-    """What a module reports of itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
+    """What a module reports about itself (PKCS#11 v3.1 section 3.1, CK_INFO)."""
 
     manufacturer: str
     description: str
@@ -41,8 +41,8 @@ class PresentDevice:
     """A device that is plugged in.
 
     Attributes:
-        slot: where it is.
-        info: what it reports of itself.
+        slot: the slot that it is in.
+        info: what it reports about itself.
         flags: its flags when it was found.
         name: its short name, which no other device that is plugged in has.
     """
@@ -63,32 +63,32 @@ class PresentDevice:
         return bool(self.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
 
     def require_pin_tries(self, *, allow_last_try: bool) -> str | None:
-        """Return a warning about the next login, or None; raise PinLocked or PinLastTry where it must not be tried."""
+        """Return a warning about the next login, or None. Raise PinLocked or PinLastTry if no login may be tried."""
         return require_pin_tries(self.info, self.flags, allow_last_try=allow_last_try)
 
 
 def load(access: KeyAccess, lane: Lane | None = None) -> Module:
-    """Load the module that leads to a key, or return it if this process already has.
+    """Load the module through which we reach a key, or return it if this process has loaded it already.
 
     Args:
         lane: as for `load_module`.
 
     Raises:
         ModuleLoadError: there is none, or it cannot be loaded.
-        DeviceTimeout: it did not come back.
+        DeviceTimeout: it did not return in time.
     """
     path = find_module(access.module, access.uri)
     return load_module(path, access.module_environment, access.timeout, access.operator.slow, lane)
 
 
 def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
-    """Ask a module what it is.
+    """Ask a module for its name and version.
 
     Raises:
         DeviceGone, DeviceError: it failed.
-        DeviceTimeout: it did not come back.
+        DeviceTimeout: it did not return in time.
     """
-    doing = "asking for its name"
+    doing = "reading the module's name"
     try:
         return module.call(doing, lambda: describe_library(module), access.timeout, access.operator.slow)
     except pkcs11.PKCS11Error as error:
@@ -96,12 +96,12 @@ def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
 
 
 def find_device(module: Module, access: KeyAccess) -> PresentDevice:
-    """Find the one device that a URI means. Wait for it where `access` says so. Opens no session.
+    """Find the one device that a URI names. Wait for it if `access` says so. Opens no session.
 
     Raises:
-        DeviceNotFound, DeviceAmbiguous: none, or several, match.
+        DeviceNotFound, DeviceAmbiguous: no device matches, or several do.
         DeviceGone, DeviceError: the module failed.
-        DeviceTimeout: it did not come back.
+        DeviceTimeout: it did not return in time.
     """
     while True:
         try:
@@ -110,7 +110,7 @@ def find_device(module: Module, access: KeyAccess) -> PresentDevice:
             if access.operator.wait is None:
                 raise
             access.operator.wait(error)
-            # Some modules see only the devices that were there when they were initialised.
+            # Some modules see only the devices that were plugged in when they were initialised.
             module.refresh(access.timeout, access.operator.slow)
 
 
@@ -118,27 +118,27 @@ def find_again(module: Module, info: DeviceInfo, access: KeyAccess) -> PresentDe
     """Find a device that was found before, without waiting for it.
 
     Raises:
-        DeviceGone: it is not plugged in, or another one is in its place.
+        DeviceGone: it is not plugged in, or another device was found instead.
     """
     try:
         found = _find_once(module, access)
     except DeviceNotFound as error:
         raise DeviceGone(f"{info} was not found.", hint=f"Plug {info} in again.") from error
     if found.info.identity != info.identity:
-        raise DeviceGone(f"{info} was not found; {found.info} is in its place.", hint=f"Plug {info} in again.")
+        raise DeviceGone(f"{info} was not found. Found {found.info} instead.", hint=f"Plug {info} in again.")
     return found
 
 
 def browse(access: KeyAccess, doing: str, function: Callable[[Module, Session], T]) -> T:
-    """Run `function` with a session without a login on the one device that a URI means.
+    """Open a session without a login on the one device that a URI names, and run `function` with it.
 
     Args:
         doing: what is done, for messages: "reading its objects".
-        function: makes the calls, on the lane. It sees public objects only, whatever the state of the PIN.
+        function: makes the calls, on the lane. It sees public objects only.
 
     Raises:
         ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceGone, DeviceError: the device cannot be read.
-        DeviceTimeout: a call into the module did not come back.
+        DeviceTimeout: a call into the module did not return in time.
     """
     module = load(access)
     found = find_device(module, access)
@@ -191,8 +191,8 @@ def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
     """Return what PKCS#11 calls tokens: the devices that are plugged in and initialised. Runs on the lane.
 
     Args:
-        origin: the URI by which the module was found. Of the devices that p11-kit's proxy shows, only those of the
-            module it names are returned.
+        origin: the URI by which the module was found. If it names one of p11-kit's modules, p11-kit's proxy shows the
+            devices of all of them, and only the named module's are returned.
     """
     tokens = []
     for slot in module.library.get_slots(token_present=True):
@@ -207,10 +207,10 @@ def present_tokens(module: Module, origin: Pkcs11Uri) -> list[Token]:
 
 
 def read_token(slot: Slot) -> Token:
-    """Return the device in a slot as it describes itself now. Runs on the lane.
+    """Return the device in a slot with its current flags. Runs on the lane.
 
-    On CKR_GENERAL_ERROR it is asked once more, after a pause: while another process logs in, SoftHSM rewrites the
-    device's file, and cannot read it for some milliseconds (measured: 3 to 80, rarely 200).
+    After CKR_GENERAL_ERROR this asks once more: while another process logs in, SoftHSM rewrites the device's file, and
+    cannot read it for some milliseconds (measured: 3 to 80, rarely 200).
     """
     try:
         return slot.get_token()
@@ -225,7 +225,7 @@ def _identity(token: Token) -> tuple[str, ...]:
 
 
 def flags_after(token: Token) -> TokenFlag:
-    """Return the flags of a device after a failed call: as they are now, or else as last read. Runs on the lane."""
+    """Return the flags of a device after a failed call: the current ones, or else the last known. Runs on the lane."""
     try:
         return token.slot.get_token().flags
     except pkcs11.PKCS11Error:
@@ -233,14 +233,14 @@ def flags_after(token: Token) -> TokenFlag:
 
 
 def describe_library(module: Module) -> LibraryFacts:
-    """Return what a module reports of itself. Runs on the lane."""
+    """Return what a module reports about itself. Runs on the lane."""
     library = module.library
     version = ".".join(map(str, library.library_version))
     return LibraryFacts(library.manufacturer_id, library.library_description, version)
 
 
 def describe(module: Module, token: Token) -> PresentDevice:
-    """Return what a device reports of itself. Runs on the lane."""
+    """Return what a device reports about itself. Runs on the lane."""
     slot = token.slot
     info = DeviceInfo(
         label=token.label,

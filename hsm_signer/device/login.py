@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
-    """Ask the PIN source what to log in with. None if the device requires no login.
+    """Ask the PIN source what to log in with. Return None if the device requires no login.
 
     Raises:
         PinLocked, PinLastTry: a wrong PIN would lock the device, or it is locked already.
@@ -40,14 +40,14 @@ def ask_for_login(found: PresentDevice, access: KeyAccess) -> Login:
 
 
 def count_logins_so_far(access: KeyAccess) -> int:
-    """Return how many logins of all processes the record has counted; 0 if no record is kept."""
+    """Return how many logins, of all processes, the record has counted; 0 if no record is kept."""
     return 0 if access.pin_record is None else count_logins(access.pin_record)
 
 
 def record_of(login: Login, module: Module, device: DeviceInfo, access: KeyAccess) -> PinRecord | None:
     """Return the record of refused PINs that a login belongs in, or None.
 
-    A login is recorded if it sends a PIN that no person has just entered.
+    A login is recorded if it sends a PIN that nobody has just typed.
     """
     if access.pin_record is None or access.pin.attended or not isinstance(login, Pin):
         return None
@@ -57,7 +57,7 @@ def record_of(login: Login, module: Module, device: DeviceInfo, access: KeyAcces
 def log_in(
     module: Module, found: PresentDevice, login: Login, access: KeyAccess, logins: int, *, ours: int = 0
 ) -> Session:
-    """Open a session and log in. Sends the PIN once, and only if the device's flags, read again, allow it.
+    """Open a session and log in. Sends the PIN once, and only if the device's current flags allow it.
 
     Args:
         logins: what `count_logins_so_far` returned before the device was found.
@@ -66,13 +66,13 @@ def log_in(
     Raises:
         PinError: the login was not tried, or did not succeed.
         DeviceGone, DeviceError: the device failed.
-        DeviceTimeout: it did not come back.
+        DeviceTimeout: it did not return in time.
     """
 
     def look_again(before: int) -> PresentDevice:
         if before == logins:
             return found
-        # ykcs11 reads the state of the PIN once for each initialisation.
+        # ykcs11 reads the state of the PIN only when it is initialised.
         module.refresh(access.timeout, access.operator.slow, ours=ours)
         return find_again(module, found.info, access)
 
@@ -149,7 +149,7 @@ def _open_session(found: PresentDevice, login: Login, access: KeyAccess) -> Sess
     except pkcs11.PKCS11Error as error:
         raise explain_login_failure(error, found.info, flags_after(token), token.flags) from error
     try:
-        # The whole process is logged in, through another device object of ours, and this session may use that.
+        # Another device object of ours has logged in the whole process, and this session may use that login.
         return token.open(rw=access.writable)
     except pkcs11.PKCS11Error as error:
         raise explain_failure(error, "opening a session", device) from error

@@ -1,4 +1,4 @@
-"""Which device and which key a URI means, and which URI to write for them; pure.
+"""Which device and which key a URI names, and which URI to write for them; pure.
 
 Exactly one device and one key must match: a PIN sent to the wrong card can lock it.
 """
@@ -13,7 +13,7 @@ from hsm_signer.system.display import displayable
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What a device, its slot and its module report of themselves (PKCS#11 v3.1 section 3.2)."""
+    """What a device, its slot and its module report about themselves (PKCS#11 v3.1 section 3.2)."""
 
     label: str
     manufacturer: str
@@ -28,7 +28,7 @@ class DeviceInfo:
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
-        """What stays the same wherever the device is plugged in. A serial alone identifies nothing."""
+        """What stays the same wherever the device is plugged in. A serial alone is not enough: it may not be unique."""
         return self.manufacturer, self.model, self.serial, self.label
 
     @property
@@ -51,7 +51,7 @@ class KeyInfo:
 
     @property
     def selector(self) -> Pkcs11Uri:
-        """A URI that means this key, on any device."""
+        """A URI that names this key, on any device."""
         return Pkcs11Uri(object=self.label or None, id=self.id or None)
 
     def __str__(self) -> str:
@@ -59,12 +59,12 @@ class KeyInfo:
 
 
 def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) -> int:
-    """Return the index of the one device that `uri` means.
+    """Return the index of the one device that `uri` names.
 
     Args:
-        uri: without an attribute of a device, it means the only device that is plugged in.
+        uri: if it has no device attribute, it names the only device that is plugged in.
         devices: all that are plugged in.
-        module: through which they were found, for messages.
+        module: the module that found them, for messages.
 
     Raises:
         DeviceNotFound: none matches.
@@ -77,22 +77,22 @@ def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) ->
         wanted = device_uri_text(uri)
         if not devices:
             raise DeviceNotFound(
-                f"{module} sees no device; looked for {wanted}.",
-                hint="Plug the device in, or check that its daemon (pcscd, tpm2-abrmd) runs and that you may use it.",
+                f"{module} shows no device. Looked for {wanted}.",
+                hint="Plug the device in, and check that its daemon (pcscd, tpm2-abrmd) is running and accepts you.",
             )
         raise DeviceNotFound(
-            f"No device matches {wanted}; {module} sees {_listing(device_uris(devices))}.",
-            hint="Plug the device in, or use one of the URIs listed for --key.",
+            f"No device matches {wanted}. {module} shows {_listing(device_uris(devices))}.",
+            hint="Plug the device in, or pass one of these URIs with --key.",
         )
     candidates = device_uris([devices[index] for index in matching])
     raise DeviceAmbiguous(
         f"{len(matching)} devices match {device_uri_text(uri)}: {_listing(candidates)}.",
-        hint="Choose one of these URIs for --key.",
+        hint="Pass one of these URIs with --key.",
     )
 
 
 def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> int:
-    """Return the index of the one private key that `uri` means, among those of `device`.
+    """Return the index of the one private key that `uri` names, among those of `device`.
 
     Raises:
         KeyNotFound: none matches.
@@ -105,15 +105,16 @@ def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> i
         wanted = str(Pkcs11Uri(object=uri.object, id=uri.id))
         present = _listing(key_uris(device, keys)) if keys else "none"
         raise KeyNotFound(
-            f"No private key on {device} matches {wanted}; it has {present}.",
-            hint="Use one of the URIs listed for --key."
+            f"No private key on {device} matches {wanted}. The device has {present}.",
+            hint="Pass one of these URIs with --key."
             if keys
-            else "Generate a key on the device first; with --pin-source none, log in: private keys may be hidden.",
+            else "Generate a key: hsm-signer key generate. If you use --pin-source none, choose another PIN source: "
+            "without a login, private keys may be hidden.",
         )
     candidates = key_uris(device, [keys[index] for index in matching])
     raise KeyAmbiguous(
         f"{len(matching)} private keys on {device} match: {_listing(candidates)}.",
-        hint="Choose one of these URIs for --key.",
+        hint="Pass one of these URIs with --key.",
     )
 
 
@@ -135,7 +136,7 @@ def matches_device(uri: Pkcs11Uri, device: DeviceInfo) -> bool:
 
 
 def matches_key(uri: Pkcs11Uri, key: KeyInfo) -> bool:
-    """Return whether a key has the label and the id of `uri`, as far as it has them."""
+    """Return whether a key has the label and the id that `uri` gives, if it gives them."""
     return (uri.object is None or uri.object == key.label) and (uri.id is None or uri.id == key.id)
 
 
@@ -145,7 +146,7 @@ def device_uris(devices: Sequence[DeviceInfo]) -> list[Pkcs11Uri]:
 
 
 def key_uris(device: DeviceInfo, keys: Sequence[KeyInfo]) -> list[Pkcs11Uri]:
-    """Return for each key of a device a URI that none of the others matches, unless label and id are the same."""
+    """Return for each key of a device a URI that none of the others matches, unless two have the same label and id."""
     return [_shortest_key(device, key, keys) for key in keys]
 
 

@@ -1,7 +1,7 @@
-"""Choose the mechanism that a device signs an algorithm with, and what the host does before; pure.
+"""Choose the mechanism for an algorithm on a device, and what the host does before; pure.
 
-Devices differ in how much of the work they do. At best the device hashes and pads. Otherwise it pads what the host has
-hashed, or only does the RSA operation on a block that the host has hashed and padded.
+Devices differ in how much of the work they do. At best the device hashes and pads. Some only pad what the host has
+hashed, or only do the RSA operation on a block that the host has hashed and padded.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class SigningPlan:
 
     Attributes:
         mechanism: the mechanism that the device uses.
-        parameters: of the mechanism, or None if it takes none.
-        prepare: returns what the device is given, from the message and the length of the key in bits.
+        parameters: the mechanism's parameters, or None if it takes none.
+        prepare: returns the input for the device, from the message and the length of the key in bits.
     """
 
     mechanism: Mechanism
@@ -40,13 +40,13 @@ class SigningPlan:
 
 
 def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> SigningPlan:
-    """Return how a device with these mechanisms signs an algorithm: the plan that leaves the host the least to do.
+    """Return how a device with these mechanisms signs with an algorithm: the plan with the least work for the host.
 
     Args:
-        mechanisms: those whose information has CKF_SIGN set.
+        mechanisms: the device's mechanisms that have CKF_SIGN set (PKCS#11 v3.1 section 3.5).
 
     Raises:
-        MechanismUnsupported: none of them can.
+        MechanismUnsupported: none of them can sign with it.
     """
     candidates = _PLANS[algorithm]
     for candidate in candidates:
@@ -54,7 +54,7 @@ def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> Sig
             return candidate
     names = ", ".join(f"CKM_{candidate.mechanism.name}" for candidate in candidates)
     raise MechanismUnsupported(
-        f"The device cannot sign {algorithm}: it offers none of {names}.",
+        f"The device cannot sign with {algorithm}: it offers none of {names}.",
         hint="Use --algorithm RS256, or auto."
         if algorithm is Algorithm.PS256
         else "Use --algorithm auto, which tries PS256. If that fails too, use another device.",
@@ -62,7 +62,7 @@ def plan_signing(algorithm: Algorithm, mechanisms: Collection[Mechanism]) -> Sig
 
 
 def supported(mechanisms: Collection[Mechanism]) -> frozenset[Algorithm]:
-    """Return the algorithms that can be signed with these mechanisms."""
+    """Return the algorithms that these mechanisms can sign with."""
     return frozenset(
         algorithm for algorithm, plans in _PLANS.items() if any(plan.mechanism in mechanisms for plan in plans)
     )
@@ -118,4 +118,4 @@ _PLANS: dict[Algorithm, tuple[SigningPlan, ...]] = {
 }
 
 USED = frozenset(plan.mechanism for plans in _PLANS.values() for plan in plans)
-"""Every mechanism that `plan_signing` can choose."""
+"""All mechanisms that `plan_signing` can choose."""

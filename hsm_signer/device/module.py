@@ -1,4 +1,4 @@
-"""Load a PKCS#11 module once in a process, and reach it through its lane."""
+"""Load a PKCS#11 module once in each process, and call it on its lane."""
 
 import contextlib
 import logging
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+AFTER_FORK_HINT = "Create the credential with isolated=True, or fork before the device is first used."
 
 
 class Module:
@@ -70,18 +72,18 @@ class Module:
             self._users += 1
 
     def release(self) -> None:
-        """Count one user less."""
+        """Count one user fewer."""
         with self._counting:
             self._users -= 1
 
     @property
     def is_inherited(self) -> bool:
-        """Whether it was loaded before this process was forked, which can neither use nor initialise it."""
+        """Whether it was loaded before this process was forked. This process can neither use nor initialise it."""
         return self._owner.is_parent
 
     @property
     def in_use(self) -> bool:
-        """Whether it has users, who may have sessions."""
+        """Whether it has users, which may have sessions."""
         return self._users > 0
 
     @property
@@ -92,7 +94,7 @@ class Module:
     def reinitialize(self, timeout: float, slow: Slow = log_slow) -> None:
         """Finalize and initialise the module, to recover from a failure or to see devices plugged in since.
 
-        This ends every session in this process. Their holders notice by the generation.
+        This ends every session in this process. Their owners notice it by the generation.
 
         Raises:
             DeviceGone: the module fails to initialise, as tpm2-pkcs11 does without its TPM. The next use tries again.
@@ -104,7 +106,7 @@ class Module:
 
             self.generation += 1
             self._environment = dict(os.environ)
-            # A module whose device is gone may fail to finalize. Initialise it all the same.
+            # A module whose device is gone may fail to finalize. Initialise it anyway.
             with contextlib.suppress(pkcs11.PKCS11Error):
                 self.library.finalize()
             self.require_initialized()
@@ -114,11 +116,11 @@ class Module:
     def refresh(self, timeout: float, slow: Slow = log_slow, *, ours: int = 0) -> None:
         """Initialise the module again before it gets its first user, unless it has just been initialised.
 
-        Some modules see only the devices that were present when they were initialised, and some fail forever once a
-        device was away. A module that others use is left alone.
+        Some modules see only the devices that were present when they were initialised, and some keep failing after a
+        device was unplugged. A module that others use stays as it is.
 
         Args:
-            ours: how many of its users can be ignored, because their sessions are lost anyway.
+            ours: how many of its users to ignore, because their sessions are lost anyway.
 
         Raises:
             DeviceGone, DeviceTimeout: as `reinitialize`.
@@ -135,8 +137,8 @@ class Module:
             self.library.initialize()
         except pkcs11.PKCS11Error as error:
             raise DeviceGone(
-                f"{self.path} has no device to work with: {_reason(self.path, error)}.",
-                hint="Plug the device in, or check that its daemon is running.",
+                f"{self.path} cannot reach a device: {_reason(self.path, error)}.",
+                hint="Plug the device in, and check that its daemon (pcscd, tpm2-abrmd) is running.",
             ) from None
 
     def adopt(self, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
@@ -158,8 +160,8 @@ class _Modules:
 
     Attributes:
         lock: held while one is loaded.
-        loaded: those that can be used.
-        loading: those whose load has not returned: the call overran, or its caller was interrupted.
+        loaded: the modules that can be used.
+        loading: the modules whose load has not returned: the call overran, or its caller was interrupted.
     """
 
     def __init__(self) -> None:
@@ -172,7 +174,7 @@ class _Modules:
         """Keep a forked child from ending its parent's sessions, and replace the lock.
 
         python-pkcs11 calls C_Finalize when its library object dies, also in a child that only exits, and several
-        modules then log the parent out. One more reference, never given back, keeps the object alive to the end.
+        modules then log the parent out. One more reference, never released, keeps the object alive.
         """
         import ctypes
 
@@ -195,10 +197,10 @@ def load_module(
 
     Args:
         path: the shared library.
-        environment: variables the module reads when it is initialised, such as SOFTHSM2_CONF.
-        timeout: seconds.
-        slow: shows a person that this takes longer than a moment.
-        lane: for its calls; None for a thread of its own.
+        environment: variables that the module reads when it is initialised, such as SOFTHSM2_CONF.
+        timeout: seconds that loading may take.
+        slow: shows a person that this takes long.
+        lane: runs its calls; None makes a new one.
 
     Raises:
         ModuleLoadError: it is not a file, not a library, not a PKCS#11 module, or fails to initialise.
@@ -212,8 +214,7 @@ def load_module(
         if module is not None and module.is_inherited:
             raise DeviceError(
                 f"{path} was loaded by the parent of this process, which owns its sessions.",
-                hint="After a fork, serve the device from a process of its own (isolated=True of a credential), "
-                "or fork before the first use.",
+                hint=AFTER_FORK_HINT,
             )
         if module is None:
             module = _modules.loaded[name] = _loaded(

@@ -36,11 +36,11 @@ _CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules
 def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
     """Find the module to load.
 
-    The first of: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section 2.4,
-    through p11-kit's configuration, else by file name), p11-kit's proxy, which serves every configured module.
+    Takes the first of these: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section
+    2.4; through p11-kit's configuration, else by file name), and p11-kit's proxy, which serves every configured module.
 
     Returns:
-        An absolute path that only root and we can change.
+        An absolute path. Only root and we can change the file.
 
     Raises:
         ModuleLoadError: there is no such file, or other users could replace it.
@@ -64,12 +64,12 @@ def configured_modules() -> dict[str, Path]:
     """Return the modules in p11-kit's configuration files, by name (pkcs11.conf(5)), except files others can write."""
     configuration = _configuration()
     for error in configuration.refused.values():
-        logger.warning("%s The module is left out. %s", error.message, error.hint)
+        logger.warning("%s The module is ignored. %s", error.message, error.hint)
     return configuration.found
 
 
 def is_served_by_p11_kit(path: Path, uri: Pkcs11Uri) -> bool:
-    """Return whether `path` is p11-kit's proxy, and the URI means the devices of one of its modules only."""
+    """Return whether `path` is p11-kit's proxy, and the URI names one module that only the proxy can load."""
     return path.name == _PROXY and uri.module_name in _configuration().served
 
 
@@ -104,9 +104,10 @@ class _Configuration:
     """The modules of p11-kit's configuration.
 
     Attributes:
-        found: their libraries, by name.
-        refused: why the file of a name was not used.
-        served: the names of those that only p11-kit can load, because it passes arguments or runs them elsewhere.
+        found: the modules' libraries, by name.
+        refused: by name, why the configuration file of a module was not used.
+        served: the names of the modules that only p11-kit can load: it passes arguments to them, or runs them in
+            another process.
     """
 
     found: dict[str, Path]
@@ -143,8 +144,7 @@ def _configuration() -> _Configuration:
 
 def _configuration_directories() -> list[Path]:
     directories = list(map(Path, _CONFIGURATION_DIRECTORIES))
-    # As p11-kit does: root's HOME may be somebody else's (sudo), and so may that of a program with more rights than
-    # its caller.
+    # As p11-kit does: HOME may be another user's under sudo, or in a setuid program.
     if 0 not in (os.getuid(), os.geteuid()) and os.getuid() == os.geteuid() and os.getgid() == os.getegid():
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         directories.append(Path(home, "pkcs11/modules"))
@@ -185,7 +185,7 @@ def _named(name: str, directories: list[Path]) -> Path:
     raise ModuleLoadError(
         f"No module named {name!r}: p11-kit's configuration has {', '.join(sorted(configured)) or 'none'}, "
         f"and neither {name}.so nor lib{name}.so is in {', '.join(map(str, directories))}.",
-        hint="Check the URI's module-name, or give the file itself as module-path.",
+        hint="Check the URI's module-name, or give the path of the library as module-path.",
     )
 
 
@@ -195,9 +195,9 @@ def _installed(file: str, directories: list[Path]) -> Path:
         if os.path.isfile(directory / file):
             return directory / file
     raise ModuleLoadError(
-        f"--module names {file}, which is not in any of {', '.join(map(str, directories))}.",
-        hint=f"Give its path (./{file} if it is in the current directory), or install it: the packages are softhsm2, "
-        "opensc-pkcs11, ykcs11, libtpm2-pkcs11-1.",
+        f"--module names {file}, which is in none of {', '.join(map(str, directories))}.",
+        hint=f"Give its path (./{file} if it is in the current directory), or install its package: softhsm2, "
+        "opensc-pkcs11, ykcs11 or libtpm2-pkcs11-1.",
     )
 
 
@@ -209,11 +209,11 @@ def _require_file(path: Path, source: str) -> Path:
         reason = f"cannot be reached ({strerror})" if strerror else "does not exist"
         raise ModuleLoadError(
             f"{source} names {path}, which {reason}.",
-            hint="Check the path, or install the module: the packages are softhsm2, opensc-pkcs11, ykcs11, "
+            hint="Check the path, or install the module's package: softhsm2, opensc-pkcs11, ykcs11 or "
             "libtpm2-pkcs11-1.",
         ) from None
     if not stat.S_ISREG(mode):
-        raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Name the shared library itself.")
+        raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Give the path of the library file.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The objects on a device: searching for them, reading their attributes, and finding the key that a URI means.
+"""Search for objects on a device, read their attributes, and find the key that a URI names.
 
 Everything here runs on the lane.
 """
@@ -45,12 +45,12 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class Protection:
-    """How a private key is guarded (PKCS#11 v3.1 section 4.9). None stands for what the device does not report.
+    """How a device protects a private key (PKCS#11 v3.1 section 4.9). None: the device does not report it.
 
     Attributes:
-        sensitive: CKA_SENSITIVE: it is never shown in clear.
-        extractable: CKA_EXTRACTABLE: it can leave the device.
-        never_extractable: CKA_NEVER_EXTRACTABLE: it never could leave it.
+        sensitive: CKA_SENSITIVE: the device never shows it in clear.
+        extractable: CKA_EXTRACTABLE: it can be copied out of the device.
+        never_extractable: CKA_NEVER_EXTRACTABLE: it could never be copied out.
         local: CKA_LOCAL: it was generated on the device.
         always_authenticate: CKA_ALWAYS_AUTHENTICATE: it requires the PIN for each signature.
     """
@@ -65,14 +65,14 @@ class Protection:
 def search(session: Session, template: Mapping[Attribute, Any]) -> list[Object]:
     """Return all objects that have these attributes (PKCS#11 v3.1 section 5.7).
 
-    `Session.get_objects` is not used: if a search cannot begin, as on a lost session, the interpreter ends it later and
-    prints a traceback; if one fails midway, the error raised is that of ending it.
+    This does not use `Session.get_objects`: if a search cannot begin, as on a lost session, the interpreter ends it
+    later and prints a traceback; if a search fails midway, the error of ending it hides the first one.
 
     Args:
-        template: with CKA_CLASS at least.
+        template: has CKA_CLASS at least.
 
     Raises:
-        pkcs11.PKCS11Error: what the module returned first.
+        pkcs11.PKCS11Error: the first error of the module.
     """
     operation = SearchIter(session, template, _BATCH)
     try:
@@ -86,7 +86,7 @@ def search(session: Session, template: Mapping[Attribute, Any]) -> list[Object]:
 
 
 def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> SigningKey:
-    """Find the one private key for signing that `uri` means.
+    """Find the one private key for signing that `uri` names.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -99,14 +99,15 @@ def find_signing_key(session: Session, uri: Pkcs11Uri, device: DeviceInfo) -> Si
 def find_private_key(
     session: Session, uri: Pkcs11Uri, device: DeviceInfo, *, signing: bool = False
 ) -> tuple[KeyInfo, Object]:
-    """Find the one private key that `uri` means, of any type.
+    """Find the one private key that `uri` names, of any type.
 
     Args:
-        signing: leave out keys that may not sign, if there are others: on every YubiKey, ykcs11 shows the key that
-            attests the others.
+        signing: ignore keys that may not sign, if there are others: on every YubiKey, ykcs11 also shows the attestation
+            key.
 
     Raises:
-        KeyNotFound, KeyAmbiguous: none, or several, match.
+        ConfigError: `uri` names an object of another type.
+        KeyNotFound, KeyAmbiguous: no key matches, or several do.
     """
     if uri.type not in (None, "private"):
         raise ConfigError(
@@ -134,7 +135,7 @@ def private_keys(session: Session, template: dict[Attribute, Any]) -> list[tuple
 
 
 def read_certificates(session: Session, key_id: bytes | None = None) -> list[tuple[Object, bytes]]:
-    """Return the certificates on the device, each with its DER; those with a URL instead are left out.
+    """Return the certificates on the device, each with its DER. Certificates that are only a URL are left out.
 
     Args:
         key_id: only those with this CKA_ID; None means all.
@@ -160,13 +161,13 @@ def signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
     if kind is not KeyType.RSA:
         raise KeyUnfit(
             f"The key {info} on {device} is of type {getattr(kind, 'name', kind)}, not RSA.",
-            hint="Entra accepts RSA keys of 2048 bits or more for client assertions.",
+            hint="Use an RSA key of 2048 bits or more: Entra accepts no other keys for client assertions.",
         )
     # python-pkcs11 gives an object the method only when CKA_SIGN is true.
     if not isinstance(handle, SignMixin):
         raise KeyUnfit(
-            f"The key {info} on {device} may not sign (CKA_SIGN is false).",
-            hint="Make a key for signing: hsm-signer key generate.",
+            f"The key {info} on {device} is not allowed to sign (CKA_SIGN is false).",
+            hint="Generate a key for signing: hsm-signer key generate",
         )
     return SigningKey(
         info=info,
@@ -178,14 +179,14 @@ def signing_key(session: Session, info: KeyInfo, handle: Object, device: DeviceI
 
 
 def _public_key(session: Session, info: KeyInfo, handle: Object, device: DeviceInfo) -> PublicKey:
-    # Most devices keep the public numbers with the private key; some only with the public one.
+    # Most devices store modulus and public exponent with the private key too; some only with the public key.
     for holder in _holders(session, info, handle):
         modulus, exponent = read_attribute(holder, Attribute.MODULUS), read_attribute(holder, Attribute.PUBLIC_EXPONENT)
         if modulus and exponent:
             return PublicKey(modulus=int.from_bytes(modulus, "big"), exponent=int.from_bytes(exponent, "big"))
     raise KeyUnfit(
-        f"{device} does not show the public key of {info}, so its signatures could not be verified.",
-        hint="Store the public key beside the private one, with the same CKA_ID.",
+        f"{device} does not show the public key of {info}, so hsm-signer cannot verify signatures made with it.",
+        hint="Store the public key on the device, with the same CKA_ID as the private key.",
     )
 
 
@@ -197,7 +198,7 @@ def _holders(session: Session, info: KeyInfo, handle: Object) -> Iterator[Object
 
 
 def read_protection(key: Object) -> Protection:
-    """Return how a private key is guarded."""
+    """Return how a device protects a private key."""
     return Protection(
         sensitive=read_attribute(key, Attribute.SENSITIVE),
         extractable=read_attribute(key, Attribute.EXTRACTABLE),
@@ -214,10 +215,10 @@ def signing_mechanisms(slot: Slot) -> frozenset[pkcs11.Mechanism]:
 
 
 def read_attribute(holder: Object, attribute: Attribute) -> Any:
-    """Return an attribute of an object, or None if it has none or does not show it.
+    """Return an attribute of an object, or None if the object has none or does not show it.
 
-    Text that is not UTF-8, such as a label in Latin-1, gets replacement characters. A value that PKCS#11 does not
-    define, such as a vendor's own type of key, gives None.
+    In text that is not UTF-8, such as a label in Latin-1, invalid bytes become replacement characters. A value that
+    PKCS#11 does not define, such as a vendor's own type of key, becomes None.
     """
     try:
         return holder[attribute]

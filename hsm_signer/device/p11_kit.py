@@ -1,7 +1,7 @@
-"""Which of the devices that p11-kit's proxy shows belong to one of its modules.
+"""Find out which devices of p11-kit's proxy belong to one module.
 
 The proxy shows the devices of all modules and does not say which module each belongs to. p11-kit's own functions do;
-the proxy's library exports them beside those of PKCS#11 (p11-kit/p11-kit.h).
+the proxy's library exports them as well as those of PKCS#11 (p11-kit/p11-kit.h).
 """
 
 import ctypes
@@ -33,11 +33,11 @@ def devices_of_module(proxy: Path, name: str) -> set[tuple[str, ...]]:
 
     Args:
         proxy: p11-kit's proxy, loaded and initialised.
-        name: the module's in p11-kit's configuration.
+        name: the module's name in p11-kit's configuration.
 
     Raises:
-        ModuleLoadError: p11-kit does not serve it.
-        DeviceError: it failed.
+        ModuleLoadError: p11-kit does not load the module.
+        DeviceError: the module failed.
     """
     kit = ctypes.CDLL(str(proxy))
     kit.p11_kit_modules_load.restype = ctypes.c_void_p
@@ -79,7 +79,7 @@ def _devices(name: str, module: _FunctionList) -> list[tuple[str, ...]]:
 def _not_served(name: str) -> ModuleLoadError:
     return ModuleLoadError(
         f"p11-kit does not load the module {name} of its configuration.",
-        hint="See which modules it loads, and why not this one: p11-kit list-modules",
+        hint="To see which modules it loads, and why it does not load this one, run: p11-kit list-modules",
     )
 
 
@@ -87,5 +87,5 @@ def _require_ok(name: str, rv: int) -> None:
     if rv != _OK:
         raise DeviceError(
             f"p11-kit's module {name} failed while looking for devices (0x{rv:x}).",
-            hint=f"Check its file in p11-kit's configuration, {name}.module: the library it names must exist.",
+            hint=f"Check the file {name}.module in p11-kit's configuration: the library that it names must exist.",
         )

@@ -1,9 +1,10 @@
-"""Check pcscd, the daemon between smart card modules and readers, in the way a module uses it."""
+"""Check that pcscd, the smart card daemon, accepts this user, in the way that a module would use it."""
 
 import ctypes
 import json
 import os
 import pwd
+import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,14 +46,16 @@ def require_pcscd(library: Path) -> str:
     pcsc = ctypes.CDLL(str(library))
     context, status = _establish(pcsc)
     if status != 0 and _hangs_up(path):
-        # A client that is refused while it still sends reports that pcscd has died.
+        # libpcsclite reports that pcscd has died if pcscd refuses the client while it is still sending.
         status = _SECURITY_VIOLATION
     if status == 0:
         try:
             for reader in _readers(pcsc, context):
                 if _opening(pcsc, context, reader) == _SECURITY_VIOLATION:
                     name = reader.decode(errors="replace")
-                    raise DeviceError(f"pcscd at {path} refuses this user the reader {name!r}.", hint=_polkit_hint())
+                    raise DeviceError(
+                        f"pcscd at {path} does not let this user open the reader {name!r}.", hint=_polkit_hint()
+                    )
         finally:
             pcsc.SCardReleaseContext(context)
         return path
@@ -64,7 +67,9 @@ def require_pcscd(library: Path) -> str:
             hint="Install pcscd, and start it: systemctl enable --now pcscd.socket",
         )
     if not os.access(path, os.R_OK | os.W_OK):
-        raise DeviceError(f"This user may not use pcscd's socket {path}.", hint="Check its mode and owner.")
+        raise DeviceError(
+            f"This user may not use pcscd's socket {path}.", hint=f"Check its mode and owner: ls -l {shlex.quote(path)}"
+        )
     raise DeviceError(
         f"pcscd does not answer at {path} (0x{status:08X}).",
         hint="Restart it: systemctl restart pcscd.socket pcscd.service",
@@ -74,7 +79,7 @@ def require_pcscd(library: Path) -> str:
 def pcscd_problem() -> DeviceError | None:
     """Return why a module in this process cannot reach its readers, or None. Runs on the lane.
 
-    A module does not say so itself: where pcscd refuses the user, OpenSC shows no slots, and ykcs11 fails.
+    The module itself does not report it: if pcscd refuses the user, OpenSC shows no slots, and ykcs11 fails.
     """
     library = reader_library()
     if library is not None:
@@ -86,11 +91,11 @@ def pcscd_problem() -> DeviceError | None:
 
 
 def add_pcscd_problem(error: E) -> E:
-    """Return the error of a module that finds no device, with the problem of pcscd added if it has one. On the lane."""
+    """Return the error of a module that finds no device; if pcscd has a problem, it is added. Runs on the lane."""
     problem = pcscd_problem()
     if problem is None:
         return error
-    # It may be another module of this process that uses the readers: keep both hints.
+    # Perhaps another module of this process uses the readers, so keep both hints.
     hint = " ".join(filter(None, (error.hint, problem.hint)))
     return type(error)(f"{error.message} {problem.message}", hint=hint)
 
@@ -139,7 +144,7 @@ def _polkit_hint() -> str:
         name = pwd.getpwuid(user).pw_name
     except KeyError:
         name = str(user)  # as polkit calls it
-    # No space after `return`: JavaScript would take a line that is wrapped there for a complete statement.
+    # No space after `return`: if the line is wrapped there, JavaScript ends the statement.
     rule = (
         f"polkit.addRule(function(action, subject) {{ if ({json.dumps(_ACTIONS)}.indexOf(action.id) >= 0 "
         f"&& subject.user == {json.dumps(name)}) return(polkit.Result.YES); }});"

@@ -8,26 +8,32 @@ from pkcs11.types import Session
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.device import Device
-from hsm_signer.device.failures import PIN_REFUSED, explain_login_failure, is_wrong_role, require_valid_signature
+from hsm_signer.device.failures import (
+    PIN_REFUSED,
+    explain_login_failure,
+    is_wrong_role,
+    key_replaced,
+    require_valid_signature,
+)
 from hsm_signer.device.locate import flags_after
 from hsm_signer.device.mechanisms import SigningPlan, plan_signing, supported
 from hsm_signer.device.objects import Protection, SigningKey, find_signing_key, read_protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import KeyNotFound, KeyUnfit, PinIncorrect, PinLocked, PinUnavailable, TouchMissed
+from hsm_signer.errors import KeyUnfit, PinIncorrect, PinLocked, PinUnavailable, TouchMissed
 
 logger = logging.getLogger(__name__)
 
-# ykcs11 gives up on a touch after 15 s, OpenSC after 30 s; both then say that nobody is logged in. A login that was
-# really lost is noticed at once.
+# ykcs11 waits 15 s for a touch, OpenSC 30 s; both then answer that nobody is logged in. If the login was really lost,
+# they answer that at once.
 _TOUCH_TIMEOUT = 5.0
 
 
 def open_signer(device: Device, uri: Pkcs11Uri | None = None) -> "DeviceSigner":
-    """Find a private key on an open device, and return what signs with it.
+    """Find a private key on an open device, and return a signer for it.
 
     Args:
-        uri: of the key; what it says about the device is ignored. None means the URI that the device was opened with.
+        uri: names the key; its device attributes are ignored. None means the URI that the device was opened with.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -46,9 +52,9 @@ class DeviceSigner:
     """Signs with one key of one device. Implements the `Signer` protocol. Made by `open_signer`.
 
     Attributes:
-        key: what is known of the private key.
+        key: the private key as the device describes it.
         public_key: its public half.
-        algorithms: what it can sign.
+        algorithms: the algorithms that it can sign with.
     """
 
     def __init__(self, device: Device, uri: Pkcs11Uri, session: Session, key: SigningKey) -> None:
@@ -76,20 +82,20 @@ class DeviceSigner:
 
         Raises:
             MechanismUnsupported: the device cannot sign `algorithm`.
-            PinError: the key requires the PIN for each signature, and the PIN was refused, or there is none.
+            PinError: the key requires the PIN for each signature, and the PIN was refused, or there is none to send.
             TouchMissed: nobody touched the device in time.
             DeviceError, DeviceTimeout: the call failed, or did not return in time.
         """
         signing = plan_signing(algorithm, self.key.mechanisms)
         data = signing.prepare(message, self.public_key.bits)
         if self.key.always_authenticate:
-            # The PIN was right at the login. Since then it may have been changed, or others may have used up the tries.
+            # The PIN was correct at the login. Since then somebody may have changed it, or used up the tries.
             self._device.require_pin_tries()
         started = time.monotonic()
         try:
             signature = self._device.call("signing", lambda session: self._sign(session, data, signing))
         except (PinIncorrect, PinLocked) as error:
-            # This PIN must not be sent again, and the session is left in an operation that some modules never end.
+            # This PIN must not be sent again, and some modules never end the operation that the session is in.
             self._device.close_after_refusal(error)
             raise
         logger.debug("signed %s by CKM_%s in %.3f s", algorithm, signing.mechanism.name, time.monotonic() - started)
@@ -108,10 +114,7 @@ class DeviceSigner:
             # The device was opened again; handles belong to a session.
             self._session, self.key = session, find_signing_key(session, self._uri, self._device.info)
             if self.key.public_key != self.public_key:
-                raise KeyNotFound(
-                    f"{self._device.info} is back with another key in place of {self.key.info}.",
-                    hint="Run the command again, with the certificate of the key that the device holds now.",
-                )
+                raise key_replaced(f"The key {self.key.info} on {self._device.info}")
         started = time.monotonic()
         pin = self._context_pin() if self.key.always_authenticate else None
         try:
@@ -129,7 +132,7 @@ class DeviceSigner:
                 hint="Run the command again, and touch the device while it blinks.",
             ) from error
         except PIN_REFUSED as error:
-            # ykcs11 2.7 keeps the PIN and sends it itself to a card that was unplugged, whatever the key requires.
+            # ykcs11 2.7 keeps the PIN, and itself sends it to a card that was unplugged, for every kind of key.
             if pin is None and not isinstance(error, (pkcs11.PinIncorrect, pkcs11.PinLocked)):
                 raise
             raise explain_login_failure(error, self._device.info, flags_after(session.token)) from error
@@ -138,8 +141,8 @@ class DeviceSigner:
                 raise
             # openCryptoki accepts CKA_ALWAYS_AUTHENTICATE for a key, but does not implement CKU_CONTEXT_SPECIFIC.
             raise KeyUnfit(
-                f"The key {self.key.info} requires the PIN for each signature, and {self._device.info} has no "
-                "login for that.",
+                f"The key {self.key.info} requires the PIN for each signature, but {self._device.info} does not "
+                "support such a login (CKU_CONTEXT_SPECIFIC).",
                 hint="Generate a key without --always-authenticate, or use another device.",
             ) from error
 
@@ -147,8 +150,9 @@ class DeviceSigner:
         pin = self._device.login_pin()
         if pin is None:
             raise PinUnavailable(
-                f"The key {self.key.info} on {self._device.info} requires a PIN for each signature, and there is none.",
-                hint="Choose a --pin-source that gives a PIN. For these keys the device's own PIN pad cannot be used: "
+                f"The key {self.key.info} on {self._device.info} requires the PIN for each signature, but hsm-signer "
+                "has no PIN to send.",
+                hint="Choose a --pin-source that gives a PIN. The device's own PIN pad cannot be used for such a key: "
                 "python-pkcs11 does not support it.",
             )
         return pin

@@ -1,11 +1,11 @@
-"""PKCS#11 URIs: which device, which object, through which module (RFC 7512). Pure text, no device.
+"""PKCS#11 URIs: they name a device, an object on it and its module (RFC 7512). Pure text, no device.
 
     uri = Pkcs11Uri.parse("pkcs11:token=Office%20card;id=%01?module-name=opensc-pkcs11")
     uri.token                                           # 'Office card'
     str(replace(uri, object="signing", type="private"))
 
-An attribute that is absent is None and matches everything (section 2.5); one that is empty is the empty string, and
-slot-id 0 is a slot. `str` holds the PIN when there is a `pin-value`: messages show `uri.redacted`.
+An absent attribute is None and matches everything (section 2.5). An empty attribute is the empty string, and slot-id 0
+is a slot. `str(uri)` contains the PIN if there is a `pin-value`; messages show `uri.redacted`.
 """
 
 import difflib
@@ -31,10 +31,10 @@ class Pkcs11Uri:
         slot_id: below 2**64 (CK_SLOT_ID is an unsigned long).
         module_path: absolute.
         vendor_path: attributes before the `?` that RFC 7512 does not name, in order, each name once.
-        vendor_query: likewise behind the `?`, where a name may be repeated (section 2.3).
+        vendor_query: likewise after the `?`, where a name may be repeated (section 2.3).
 
     Raises:
-        UriError: a value has no form in a URI; its position is None.
+        UriError: a value cannot be written in a URI; the error's position is None.
     """
 
     token: str | None = None
@@ -59,14 +59,15 @@ class Pkcs11Uri:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a URI as RFC 7512 section 2.3 spells it.
+        """Parse a URI (RFC 7512 section 2.3).
 
-        A vendor's attribute is kept: its name begins with `x-`, or with `vendor-` as in section 3. Any other that the
-        RFC does not define is refused, as is one on the wrong side of the `?`: it would be ignored, and another device
-        than the one meant would be asked for. `x-pin-value` is `pin-value`, as drafts of the RFC called it.
+        Vendor attributes are kept: their names begin with `x-`, or with `vendor-` as in section 3. Other attributes
+        that the RFC does not define are refused, and so are attributes on the wrong side of the `?`: if they were
+        ignored, the URI could match another device. `x-pin-value` is read as `pin-value`: drafts of the RFC called it
+        that.
 
         Raises:
-            UriError: with the position; the message quotes no value.
+            UriError: the URI is malformed. The error has the position; the message quotes no value.
         """
         if text[: len(_SCHEME)].lower() != _SCHEME:  # RFC 3986 section 3.1: any case
             raise _malformed(text, 0, f"it must begin with {_SCHEME}", hint=_EXAMPLE)
@@ -85,9 +86,9 @@ class Pkcs11Uri:
 
     @property
     def redacted(self) -> Self:
-        """The same URI without anything about a PIN, fit for messages.
+        """The same URI without PIN attributes, safe to show in messages.
 
-        Vendor attributes with `pin` in their name go too: a misspelt `pin_value`, or `x-pin-value` of older drafts.
+        Vendor attributes with `pin` in their names are removed too.
         """
         return replace(
             self,
@@ -113,9 +114,15 @@ class Pkcs11Uri:
 
 
 class _Component(NamedTuple):
-    """One side of the `?`: its standard attributes, its delimiter, what else may stand there unescaped, and what does.
+    """One side of the `?`: the path or the query.
 
-    URIs are pasted into shells, with quotes and without: what means something there is always written escaped.
+    Attributes:
+        attributes: the names of its standard attributes.
+        delimiter: between two attributes.
+        reserved: the characters that may appear unescaped, besides the unreserved ones.
+        written: those of them that `format` leaves unescaped. URIs are pasted into shells, with and without quotes, so
+            all characters with a meaning there are escaped.
+        repeatable: whether a vendor attribute may appear twice.
     """
 
     attributes: tuple[str, ...]
@@ -155,7 +162,7 @@ class _Component(NamedTuple):
             problem = "this character cannot be part of an attribute's name"
             raise _malformed(text, position + length, problem, hint=_EXAMPLE)
         if name in _STANDARD and name not in self.attributes:
-            where = "before" if name in _PATH.attributes else "behind"
+            where = "before" if name in _PATH.attributes else "after"
             raise _malformed(text, position, f"{name} belongs {where} the question mark", hint="Move it there.")
         if name not in _STANDARD and not name.startswith(_VENDOR):
             # The name is not shown: a stray & makes a name of half a PIN.
@@ -174,7 +181,7 @@ class _Component(NamedTuple):
         if name == "id":
             return raw
         if (invalid := _first_invalid(raw)) is not None:
-            # Until here the value is ASCII: an octet is either one character or one escape of three.
+            # The value up to here is ASCII: each octet is one character, or an escape of three characters.
             width = sum(len(octet) for octet in re.findall("%..|.", value)[:invalid])
             raise _malformed(
                 text, position + width, f"{_called(name)} is not UTF-8", hint="Only id may hold raw bytes."
@@ -195,7 +202,7 @@ class _Component(NamedTuple):
         return quote(_plain(value), safe=self.written)
 
     def require_writable(self, uri: Pkcs11Uri, vendor: VendorAttributes) -> None:
-        """Raise UriError unless what was put into the fields by hand can be written and read back."""
+        """Raise UriError unless the values of the fields can be written and read back."""
         for name in self.attributes:
             value = getattr(uri, _field(name))
             if name in _EXPECTED and value is not None and _typed(name, _plain(value)) != value:
@@ -258,7 +265,7 @@ _EXPECTED = {
     "type": f"one of {', '.join(_OBJECT_TYPES)}",
     "library-version": "a number or two with a dot between them, each at most 255",
     "slot-id": "a decimal number below 2**64",
-    # A relative one would load code from wherever the caller happens to be.
+    # A relative path would load code from the current directory.
     "module-path": "an absolute path",
 }
 
@@ -268,7 +275,7 @@ _OTHER_NAMES = {"object-type": "type", "pinfile": "pin-source", "label": "object
 
 
 def _right_name(name: str, attributes: tuple[str, ...]) -> str:
-    """Return a hint at the attribute that was meant, of `attributes` if one is near."""
+    """Return a hint that suggests a similar name, preferably one of `attributes`, or lists the allowed ones."""
     spelt = name.lower().replace("_", "-")
     for known in (attributes, _PATH.attributes + _QUERY.attributes):
         names = {each: each for each in known} | {other: each for other, each in _OTHER_NAMES.items() if each in known}
@@ -287,7 +294,7 @@ def _called(name: str) -> str:
 
 
 def _typed(name: str, text: str) -> str | int | tuple[int, int] | None:
-    """Turn the text of an attribute into its field's value, or None where the attribute does not allow that text."""
+    """Turn the text of an attribute into its field's value, or None if the attribute does not allow that text."""
     match name:
         case "type":
             return text if text in _OBJECT_TYPES else None
@@ -310,7 +317,7 @@ def _plain(value: str | int | tuple[int, int]) -> str:
 
 
 def _first_invalid(raw: bytes) -> int | None:
-    """Return the index of the first octet that is not UTF-8; the exception itself holds the value, so it ends here."""
+    """Return the index of the first octet that is not UTF-8. The exception contains the value, so it is caught here."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:

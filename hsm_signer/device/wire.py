@@ -1,9 +1,9 @@
-"""Values as JSON and back, read strictly as the type that is expected.
+"""Write values as JSON, and read them back strictly as the expected type.
 
-The JSON may come from a process that a vendor's module has taken over: nothing in it chooses what code runs.
+The JSON may come from a process that a vendor's module has taken over: nothing in it chooses which code runs.
 
-A dataclass is an object with exactly the parameters of its constructor. An error is an array of its code and such an
-object. Tuples and sets are arrays, bytes are base64, and other types are strings.
+A dataclass becomes an object with exactly the parameters of its constructor. An error becomes an array of its code and
+such an object. Tuples and sets become arrays, bytes become base64, and other types become strings.
 """
 
 import json
@@ -27,7 +27,7 @@ from hsm_signer.system.secret import Secret
 T = TypeVar("T")
 
 _LONGEST_MODULUS = 16384
-"""Bits. OpenSSL verifies with no longer one (OPENSSL_RSA_MAX_MODULUS_BITS)."""
+"""Bits. OpenSSL refuses to verify with a longer one (OPENSSL_RSA_MAX_MODULUS_BITS)."""
 
 
 class Malformed(Exception):
@@ -47,15 +47,15 @@ def parse(data: bytes) -> Any:
     """
     with suppress(ValueError, RecursionError):
         return _STRICT_JSON.decode(data.decode())
-    # Not while that exception is handled: it contains the text.
+    # Raised outside the `with`: the exception that ends there contains the text.
     raise Malformed
 
 
 def read(kind: type[T], plain: object) -> T:
-    """Return the value of type `kind` that `plain`, parsed JSON, stands for.
+    """Convert parsed JSON into a value of type `kind`.
 
     Raises:
-        Malformed: it stands for none.
+        Malformed: it is not of that type.
     """
     with suppress(ValueError, OverflowError, HsmSignerError):
         expected: Any = kind
@@ -68,7 +68,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError  # NaN and Infinity are not JSON
 
 
-# Made once: making one takes longer than a message.
+# Made once: making one takes longer than encoding a message.
 _JSON = json.JSONEncoder(allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=_refuse)
 
@@ -169,7 +169,7 @@ def _of(kind: type[T], plain: Any) -> T:
 
 
 def _read_first(readers: list[Callable[[Any], Any]], plain: Any) -> Any:
-    """Read as the first of several types that it can be; they differ in the JSON that stands for them."""
+    """Read as the first of several types that fits. No two of them look the same in JSON."""
     for each in readers:
         with suppress(ValueError, OverflowError, HsmSignerError):
             return each(plain)

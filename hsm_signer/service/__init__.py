@@ -1,1 +1,1 @@
-"""What serves other programs on this machine."""
+"""Serve other programs on this machine."""

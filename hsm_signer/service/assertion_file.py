@@ -25,13 +25,13 @@ class AssertionFile:
     """The file: which assertions it holds, and who may read it.
 
     Args:
-        path: only root and we may be able to write in its directory.
+        path: the file. Only root and we may be able to write in its directory.
         client_id: issuer of the assertions.
         audience: audience of the assertions.
         lifetime: lifetime of the assertions, in seconds.
         interval: seconds after which an assertion is replaced.
         mode: 0600, 0640, 0400 or 0440.
-        group: id of the group of the file. None: as the directory decides.
+        group: numeric ID of the file's group. None: the system chooses.
 
     Raises:
         ConfigError: readers could be left with an expired assertion, or the mode would let others read the file.
@@ -49,8 +49,8 @@ class AssertionFile:
         left = self.lifetime - self.interval
         if left <= KEPT_BY_READERS:
             raise ConfigError(
-                f"An assertion that lives for {self.lifetime} s and is replaced after {self.interval} s is valid for "
-                f"only {self.lifetime} - {self.interval} = {left} s more when it is replaced. SDKs keep using an "
+                f"An assertion with a lifetime of {self.lifetime} s that is replaced after {self.interval} s is valid "
+                f"for only {self.lifetime} - {self.interval} = {left} s more when it is replaced. SDKs keep using an "
                 f"assertion for up to {KEPT_BY_READERS} s after they read it.",
                 hint=f"Lifetime minus interval must be more than {KEPT_BY_READERS} s. The defaults are "
                 f"{FILE_LIFETIME} s and {INTERVAL} s.",
@@ -63,7 +63,7 @@ class AssertionFile:
             )
 
     def read(self) -> FileContent | None:
-        """Return what the file holds, or None if that is not an assertion of this client for this audience."""
+        """Return the content of the file, or None if it is not an assertion of this client for this audience."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, encoding="ascii") as file:
@@ -89,13 +89,13 @@ class AssertionFile:
         """Replace the assertion with a new one.
 
         Args:
-            sign: returns the new assertion: `Tokens.assertion`.
+            sign: returns the new assertion, such as `Tokens.assertion`.
 
         Raises:
-            ConfigError: `sign` returned another kind of assertion, or others can write in the directory, or the file
-                system does not keep the mode or the group.
+            ConfigError: the assertion has another client ID, audience or lifetime; or others can write in the
+                directory; or the file system does not keep the mode or the group.
             OutputError: the file cannot be written. The old assertion is unchanged.
-            HsmSignerError: whatever `sign` raises.
+            HsmSignerError: `sign` failed.
         """
 
         def make() -> str:
@@ -105,8 +105,8 @@ class AssertionFile:
             if expires - issued != self.lifetime:
                 # We would replace it at once, again and again.
                 raise ConfigError(
-                    f"{self.path} should hold an assertion of {self.client_id} for {self.audience} that lives for "
-                    f"{self.lifetime} s, but the credential made another one.",
+                    f"{self.path} should hold an assertion of {self.client_id} for {self.audience} with a lifetime of "
+                    f"{self.lifetime} s, but the credential made a different one.",
                     hint="Create the AssertionFile with the client ID, audience and lifetime of the credential.",
                 )
             return text
@@ -114,11 +114,12 @@ class AssertionFile:
         write_private(self.path, make, mode=self.mode, group=self.group, exact=True)
         written = self.read()
         if written is None or written.due <= written.issued:
-            # We would replace it at once, again and again. A file system may report success and not have done it.
+            # We would replace it at once, again and again. Some file systems report success but do not set the mode.
             raise ConfigError(
-                f"{self.path} does not hold what was just written, or does not have the mode {self.mode:04o} "
-                "or the group that was set.",
-                hint="Use a file system that keeps modes and groups, such as /run. No other program may write it.",
+                f"{self.path} has other content than was just written, or not the mode {self.mode:04o} or the group "
+                "that was set.",
+                hint="Use a file system that keeps modes and groups, such as /run, and make sure that no other program "
+                "writes this file.",
             )
 
     def _parse_ours(self, text: str) -> Jwt | None:

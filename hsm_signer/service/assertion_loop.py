@@ -1,11 +1,10 @@
-"""Keeps a fresh assertion in a file.
+"""Keep a valid assertion in a file.
 
     file = AssertionFile(Path("/run/app/assertion"), client_id, tokens.client.endpoint.audience)
     keep(file, tokens.assertion, source=tokens.keys)
 
-The loop looks at the file, decides what to do next, does it, and looks again. It remembers only the last failure, and
-which key the assertion belongs to. So a restart continues with the file that it finds, and a file that somebody removed
-is written again.
+The loop reads the file, decides what to do next, does it, and reads the file again. It remembers only the last failure,
+and which key signed the assertion. So a restart continues with the existing file, and a removed file is written again.
 """
 
 import logging
@@ -24,10 +23,10 @@ from hsm_signer.system.systemd import ServiceManager
 logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 30.0
-"""Maximum seconds between two looks at the file: somebody may set the clock, and the machine may sleep."""
+"""Maximum seconds between two reads of the file: somebody may set the clock, and the machine may sleep."""
 
 SOURCE_INTERVAL = 1.0
-"""Seconds between two checks whether another key is in use."""
+"""Seconds between two checks for another key."""
 
 # Failures that may end while we wait: somebody plugs the device in again, or the disk has space again.
 _TEMPORARY = (DeviceError, DeviceTimeout, OutputError)
@@ -35,14 +34,19 @@ _NO_MANAGER = ServiceManager()
 
 
 class Source(Protocol):
-    """The key that signs the assertions, as far as it is known without the device: `Keys`."""
+    """What is known about the signing key without the device. `Keys` implements it."""
 
     def state(self) -> tuple[object, ...]:
         """Return a value that changes when another key or certificate may be in use. Empty: it never changes."""
         ...
 
     def is_current(self, header: Mapping[str, Any], written: float) -> bool:
-        """Return whether the key in use signed an assertion with this header, in a file written at this time."""
+        """Return whether the current key signed an assertion.
+
+        Args:
+            header: the header of the assertion.
+            written: when it was written to a file, epoch seconds.
+        """
         ...
 
 
@@ -65,18 +69,18 @@ def keep(
     now: Callable[[], float] = time.time,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Keep a fresh assertion in the file until an error or an interrupt ends this. The file stays.
+    """Keep a valid assertion in the file until an error or an interrupt ends this. The file stays.
 
     While the device is unavailable, the last assertion stays, even if it has expired: SDKs for JavaScript read the file
     even while their token is valid, and fail if it does not exist.
 
     Args:
-        sign: returns an assertion as `file` describes it: `Tokens.assertion`.
-        source: says when another key or certificate is in use. The assertion is then replaced at once.
-        once: return as soon as the file holds a fresh assertion, and raise every error.
+        sign: returns an assertion as `file` describes it, such as `Tokens.assertion`.
+        source: reports that another key or certificate is in use. The assertion is then replaced at once.
+        once: return as soon as the file holds an assertion that is not due for replacement, and raise every error.
         wait_for_device: wait for the device even if the file holds no assertion of ours yet.
-        manager: notified when the first assertion is valid, and while all is well. Its watchdog must allow for the time
-            that `sign` may take.
+        manager: notified when the first assertion is valid, and while the loop runs. Its watchdog must allow for the
+            time that `sign` may take.
         now: the clock, epoch seconds.
         wait: waits for this many seconds.
 
@@ -86,9 +90,9 @@ def keep(
             false.
     """
     failure: Failure | None = None
-    # The state of the source in which the assertion in the file is known to be signed by the key in use.
+    # The state of the source for which we know that the current key signed the assertion in the file.
     known: tuple[object, ...] | None = None
-    # The expiry that the log has already reported.
+    # The expiry that was already logged.
     reported = math.inf
     while True:
         state = source.state()
@@ -106,7 +110,7 @@ def keep(
             case Write():
                 try:
                     file.replace(sign)
-                    # No need to ask the source: the assertion was signed after the source was in this state.
+                    # No need to ask the source: the assertion was signed after we read this state.
                     failure, known = None, state
                 except _TEMPORARY as error:
                     if once or not wait_for_device:

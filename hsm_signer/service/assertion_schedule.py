@@ -1,4 +1,4 @@
-"""When the assertion in a file is replaced; pure."""
+"""Decide when to replace the assertion in a file; pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

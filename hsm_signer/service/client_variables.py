@@ -1,4 +1,4 @@
-"""The environment variables with which other programs find an assertion file."""
+"""The environment variables that tell other programs where an assertion file is."""
 
 from pathlib import Path
 

@@ -1,12 +1,11 @@
-"""Makes untrusted text safe to show: the name of a device or file cannot control a terminal or forge a line."""
+"""Make untrusted text safe to show: the name of a device or file cannot control a terminal or forge a line."""
 
 
 def displayable(text: str) -> str:
     """Return `text` on one line, with an escape such as ``\\x1b`` for every invisible character.
 
-    These are control characters (C0 and C1, ECMA-48), line and paragraph separators, overrides of the writing direction
-    and other format characters, lone surrogates (bytes of a file name that are not UTF-8), and all spaces but the plain
-    one.
+    Invisible are control characters (C0 and C1, ECMA-48), line and paragraph separators, direction overrides and other
+    format characters, lone surrogates (bytes of a file name that are not UTF-8), and all spaces but the plain one.
     """
     if text.isprintable():
         return text
@@ -14,5 +13,5 @@ def displayable(text: str) -> str:
 
 
 def displayable_lines(text: str) -> str:
-    """Return `text` likewise, but keep its line feeds. Make untrusted parts displayable before you insert them."""
+    """Do the same, but keep line feeds. Make untrusted parts displayable before you insert them."""
     return "\n".join(map(displayable, text.split("\n")))

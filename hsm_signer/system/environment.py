@@ -1,4 +1,4 @@
-"""The environment for programs that we start: all variables but those that hold PINs."""
+"""The environment for programs that we start: all variables except those that hold PINs."""
 
 import os
 

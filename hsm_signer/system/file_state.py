@@ -1,19 +1,20 @@
-"""Whether a file may have changed since we last read it.
+"""Find out whether a file may have changed since we last read it.
 
-For a certificate or a key file, `file_version` is enough: reading one again costs nothing.
+For a certificate or a key file, `file_version` is enough: reading the file again costs nothing.
 
-For a PIN, one more try costs more, and what we keep must not be derived from the PIN. `file_identity` is the inode and
-when it was created and last changed (statx(2)), not the name: a file can have many. It has no size, which would show
-the length of the PIN, and no device number, which btrfs, overlayfs and tmpfs may change with each mount.
+For a PIN, a mistake costs a try, and what we store must not be derived from the PIN. `file_identity` is the inode
+number and when the inode was created and last changed (statx(2)). It has no name, because a file can have many; no
+size, which would show the length of the PIN; and no device number, which btrfs, overlayfs and tmpfs may change with
+each mount.
 
-No program can set the change time: writing a file moves it, even if the program then restores the modification time.
-So does everything else that changes an inode, and the kernel does not say which it was. `same_state` distinguishes two
+No program can set the change time: writing a file updates it, even if the program then restores the modification time.
+Every other change of the inode updates it too, and the kernel does not say what changed. `same_state` distinguishes two
 cases:
 
-- `touch` does not change the content, so a refused PIN stays refused. It leaves a mark: it sets the access time to the
-  change time, which neither writing nor a later read does.
-- Anything else that moves the change time (a rewrite, but also chmod, chown, rename) may have changed the PIN, so the
-  source may be tried once more. So may it after `touch`, if another program reads the file before we look.
+- `touch` does not change the content, so a refused PIN stays refused. We recognize `touch` because it sets the access
+  time to the change time, which neither writing nor a later read does.
+- Anything else that updates the change time (a rewrite, but also chmod, chown, rename) may have changed the PIN, so the
+  source may be tried once more. The same is true after `touch` if another program reads the file before we do.
 """
 
 import os
@@ -34,7 +35,7 @@ def file_identity(descriptor: int) -> str:
     """Return a string that identifies the state of a file that holds a PIN. It may be stored.
 
     Args:
-        descriptor: of the open file; O_PATH is enough.
+        descriptor: the open file; O_PATH is enough.
     """
     status = os.fstat(descriptor)
     born = _born(descriptor, status)
@@ -53,9 +54,9 @@ def _bare(identity: str) -> str:
 
 
 def _born(descriptor: int, status: os.stat_result) -> int:
-    """Return when an inode was created, in nanoseconds; 0 where the file system does not say.
+    """Return when an inode was created, in nanoseconds; 0 if the file system does not say.
 
-    A new file may get the inode number of a removed one: their creation times differ.
+    A new file may get the inode number of a removed one, but their creation times differ.
     """
     if sys.platform != "linux":
         return int(getattr(status, "st_birthtime", 0) * 10**9)

@@ -1,4 +1,4 @@
-"""What a forked child cannot use: locks that other threads of the parent held, and what belongs to the parent."""
+"""Keep objects safe after a fork: a child cannot use locks that the parent's threads held, or the parent's sessions."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ _resets: "weakref.WeakKeyDictionary[Any, Callable[[Any], None]]" = weakref.WeakK
 
 
 def reset_after_fork(owner: T, reset: Callable[[T], None]) -> None:
-    """Have `reset(owner)` called in each child that is forked while `owner` lives.
+    """Call `reset(owner)` in each child that is forked while `owner` exists.
 
-    A lock that another thread of the parent held at the fork is never released in the child: replace it.
+    If another thread of the parent held a lock at the fork, it is never released in the child, so replace the lock.
     """
     _resets[owner] = reset
 
@@ -25,24 +25,24 @@ _forking = threading.RLock()
 
 @contextlib.contextmanager
 def without_forks() -> Iterator[None]:
-    """Have other threads wait with their forks, for imports on a thread of ours.
+    """Make other threads wait before they fork. For imports on a thread of ours.
 
-    In a child that is forked meanwhile, the module would stay half imported, and its lock would never be released.
+    In a child that is forked during an import, the module would stay half imported, and its lock never released.
     """
     with _forking:
         yield
 
 
 class OwnerProcess:
-    """The process that made an object which must not be used in a child forked from it, such as a session."""
+    """The process that created an object, such as a session, that no forked child may use."""
 
     def __init__(self) -> None:
-        # Compared, not reset by a hook: uWSGI forks without running Python's hooks (its py-call-osafterfork is off).
+        # We compare process ids, because uWSGI by default forks without Python's hooks (py-call-osafterfork is off).
         self._id = os.getpid()
 
     @property
     def is_parent(self) -> bool:
-        """Whether the current process was forked from the owner since."""
+        """Whether the owner is not this process, but the parent that it was forked from."""
         return self._id != os.getpid()
 
 

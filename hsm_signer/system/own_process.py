@@ -1,4 +1,4 @@
-"""Protects our own processes: hide their memory, and end them with their parent. Linux only."""
+"""Protect our own processes: hide their memory, and end them with their parent. Linux only."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Files that only we may write: replaced as a whole or not at all."""
+"""Write files that only we may change. A file is replaced as a whole or not at all."""
 
 import contextlib
 import logging
@@ -28,10 +28,11 @@ def write_private(
         make: returns the text, ASCII.
         mode: as in chmod; the umask does not apply.
         group: the id of its group. None: as the directory decides.
-        exact: write nothing if the file does not get this mode and group, and us as its owner.
+        exact: write nothing unless the file gets this mode and group, and belongs to us.
 
     Raises:
-        ConfigError: other users can write in the directory, or replace it; or the file system does not support modes.
+        ConfigError: other users can write in the directory, or replace it; or with `exact`, the file got another mode,
+            group or owner.
         OutputError: the file cannot be written.
         HsmSignerError: whatever `make` raises.
     """
@@ -118,7 +119,7 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error for a file that cannot be written or removed."""
     return OutputError(
         f"{path} cannot be written: {error.strerror}.",
-        hint="Check that its directory exists, that you may write there, and that you are in the group it should have.",
+        hint="Check that its directory exists, that you may write there, and that you are in the file's group.",
     )
 
 
@@ -142,6 +143,6 @@ def _require_exact(path: Path, status: os.stat_result, mode: int, group: int | N
     if found != wanted:
         said = "mode {:04o}, group {}, owner {}"
         raise ConfigError(
-            f"{path} should have {said.format(*wanted)}, but its file system gives it {said.format(*found)}.",
+            f"{path} should have {said.format(*wanted)}, but the file system gave it {said.format(*found)}.",
             hint="Use a file system that keeps modes and groups, such as /run.",
         )

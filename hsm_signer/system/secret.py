@@ -1,4 +1,4 @@
-"""Keeps secrets out of error reports: a string that no repr shows, and exceptions without local variables.
+"""Keep secrets out of error reports: a string that no repr shows, and exceptions without local variables.
 
 sentry-sdk with its defaults, rich, cgitb and the standard library's traceback (``capture_locals``) show the local
 variables of every frame that an exception passed through. Our own frames hold a `Secret`; the frames of libraries that

@@ -1,6 +1,6 @@
-"""Reads a few secret bytes from a file, a descriptor or a program: only if they are safe there, and with a deadline.
+"""Read a short secret from a file, a descriptor or a program: only if other users cannot, and with a deadline.
 
-Nothing here knows what the bytes mean. No exception holds any of them.
+Nothing here knows what the bytes mean. No exception contains any of them.
 """
 
 import os
@@ -20,11 +20,11 @@ from hsm_signer.system.file_state import file_identity
 from hsm_signer.system.trusted_path import require_trusted_path
 
 LIMIT = 1024
-"""The maximum length of a secret in bytes. The functions below stop one byte later, so that the caller can see it."""
+"""The maximum length of a secret in bytes. The functions below read one byte more, so that the caller notices."""
 
 
 class Unreadable(Exception):
-    """Why the bytes cannot be read, as the end of a sentence, and what to do."""
+    """The bytes cannot be read. The text is the reason, as the end of a sentence; the hint says what to do."""
 
     def __init__(self, reason: str, *, hint: str | None) -> None:
         super().__init__(reason)
@@ -32,15 +32,15 @@ class Unreadable(Exception):
 
 
 def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str | None:
-    """Return who besides root and us could read or change a file, or None if nobody can.
+    """Return how users besides root and us could read or change a file, or None if they cannot.
 
-    Its group may read it if root owns it and we are in the group: that is the usual way to give a secret to a service.
-    The group may never change it.
+    The group may read the file if root owns it and we are in the group: that is the usual way to give a secret to a
+    service. The group may never change it.
 
     Args:
         status: the status of the file, with its owner, group and mode. An ACL shows in the group bits of the mode.
         uid: our effective user.
-        groups: all groups of this process, the effective one among them.
+        groups: all groups of this process, including the effective one.
     """
     if status.st_uid not in (0, uid):
         return f"it belongs to user {status.st_uid}"
@@ -58,7 +58,7 @@ def read_file(path: Path, *, private: bool) -> bytes:
     """Return the content of a regular file.
 
     Args:
-        private: refuse the file if `exposure` finds anybody, or if others could replace it: a wrong PIN costs a try.
+        private: refuse the file if `exposure` returns a reason, or if others could replace it: a wrong PIN costs a try.
             This checks the opened file, not its name.
 
     Raises:
@@ -68,13 +68,13 @@ def read_file(path: Path, *, private: bool) -> bytes:
 
 
 def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
-    """Return the content as `read_file` does, and the identity of the state that the file was in."""
+    """Return the content as `read_file` does, and the `file_identity` at that time."""
     try:
         descriptor = _open_file(path)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise Unreadable("it is not a regular file", hint="For a pipe use --pin-source fd:NUMBER.")
+                raise Unreadable("it is not a regular file", hint="For a pipe, use --pin-source fd:NUMBER.")
             if private and (who := exposure(status, os.geteuid(), {os.getegid(), *os.getgroups()})):
                 raise Unreadable(who, hint=_cure(path, status))
             if private:
@@ -110,7 +110,7 @@ def _open_file(path: Path) -> int:
     # O_NONBLOCK: a FIFO without a writer must not hang us. Python opens every file close-on-exec (PEP 446).
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     with suppress(PermissionError):
-        # So reading the file keeps the mark of a `touch`. Only its owner and root may use this flag (open(2)).
+        # So that `file_identity` still recognizes a `touch`. Only the owner and root may use this flag (open(2)).
         return os.open(path, flags | getattr(os, "O_NOATIME", 0))
     return os.open(path, flags)
 
@@ -139,8 +139,8 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
     """Return the output of a program. It runs without a shell, input or terminal, and its stderr is discarded.
 
     Raises:
-        Unreadable: others could replace it, it cannot be started, it fails, or it has not ended after `seconds`. Then
-            it is killed with its process group.
+        Unreadable: others could replace the program, it cannot be started, it fails, or it has not ended after
+            `seconds`. In the last case it is killed with its process group.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -164,7 +164,9 @@ def run_command(argv: Sequence[str], seconds: float) -> bytes:
         _end(process)
     if status:
         how = f"status {status}" if status > 0 else f"signal {-status}"
-        raise Unreadable(f"it ended with {how}", hint="Run it by hand, with stdin from /dev/null, to see why.")
+        raise Unreadable(
+            f"it ended with {how}", hint=f"To see why, run it with no input: {shlex.quote(argv[0])} … </dev/null"
+        )
     return raw
 
 
@@ -172,7 +174,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.stdout:
         process.stdout.close()
     if process.returncode is None:
-        # Not waited for yet, so no other process or group can have its number.
+        # We have not waited for it yet, so no other process or group can have its number.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # one that runs as somebody else cannot be killed
@@ -180,7 +182,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read_all(descriptor: int, deadline: float) -> bytes:
-    """Read to the end, or until there is too much. Raises TimeoutError when the monotonic clock passes `deadline`."""
+    """Read to the end, or until there is too much. Raise TimeoutError when the monotonic clock passes `deadline`."""
     raw = b""
     readable = select.poll()
     readable.register(descriptor, select.POLLIN)
@@ -205,5 +207,5 @@ def _close(descriptor: int) -> None:
 def _late(seconds: float) -> Unreadable:
     return Unreadable(
         f"it had not ended after {seconds:g} s",
-        hint="It must not wait for anybody, and must close its output after the PIN.",
+        hint="It must not wait for input, and must close its output after the PIN.",
     )

@@ -1,4 +1,4 @@
-"""Parses JSON from elsewhere, strictly: the value can be shown and written again."""
+"""Parse JSON from outside strictly, so that the value can be shown and written again."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 _MAXIMUM_DEPTH = 64
 _MAXIMUM_DIGITS = 309
-"""As many as the largest IEEE 754 number has: RFC 8259 section 6 says that programs may not agree on larger ones."""
+"""As many as the largest IEEE 754 number has. RFC 8259 section 6: programs may read larger numbers differently."""
 
 
 def parse_json(text: str | bytes) -> Any:

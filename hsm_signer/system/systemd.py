@@ -1,4 +1,4 @@
-"""Notifies systemd of the state of a service (sd_notify(3)): ready, alive, a status line, stopping."""
+"""Notify systemd of the state of a service (sd_notify(3)): ready, alive, a status line, stopping."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "ServiceManager":
-        """Return what NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID say, if they are meant for this process."""
+        """Read NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, and ignore a watchdog that is for another process."""
         microseconds = environ.get("WATCHDOG_USEC", "")
         # sd_watchdog_enabled(3): without WATCHDOG_PID it is meant for any process that reads it.
         is_ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -31,10 +31,10 @@ class ServiceManager:
     def notify(self, **state: str | int) -> None:
         """Send assignments such as ``READY=1`` in one datagram, without waiting for a reader.
 
-        It is no error if nobody listens (sd_notify(3)).
+        It is not an error if nobody listens (sd_notify(3)).
 
         Args:
-            state: values by the names of sd_notify(3).
+            state: values, by the variable names of sd_notify(3).
         """
         if self.address is None or self.address[0] not in "/@":
             return

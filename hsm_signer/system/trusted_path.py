@@ -1,4 +1,4 @@
-"""Paths that nobody besides root and us can redirect: checked before we read a file or create one there."""
+"""Check that only root and we can change where a path leads, before we read a file or create one there."""
 
 import contextlib
 import errno
@@ -16,8 +16,8 @@ _MAXIMUM_LINKS = 40  # path_resolution(7)
 def require_trusted_path(path: Path, what: str, *, is_passed: bool = False) -> Path:
     """Make sure that only root and we can replace a file or directory, or any component of its path.
 
-    Each component from the root on, through every symbolic link, must belong to root or to us, and no directory may be
-    writable by others, as for sshd's StrictModes. A path may lead through a sticky directory, such as /tmp: others
+    Every component, also those of symbolic links, must belong to root or to us, and no directory may be writable by
+    others, as for sshd's StrictModes. A path may lead through a sticky directory, such as /tmp: others
     cannot replace our files there. It may not end in one, because others could create a file there before we do. A
     directory on a read-only mount counts as not writable: Kubernetes mounts ConfigMaps with mode 0777.
 
@@ -26,7 +26,7 @@ def require_trusted_path(path: Path, what: str, *, is_passed: bool = False) -> P
     Args:
         path: a file to read, or a directory to create files in.
         what: what it is, for messages: "configuration".
-        is_passed: the path is the beginning of a longer one, so it may end in a sticky directory.
+        is_passed: whether the path is the beginning of a longer one, so that it may end in a sticky directory.
 
     Returns:
         The path without symbolic links.
@@ -148,7 +148,7 @@ def make_private_directory(path: Path, what: str) -> Path:
         missing.append(here)
         here = here.parent
     if missing:
-        # In a sticky directory mkdir either makes the name ours, or fails and the check below finds whose it is.
+        # In a sticky directory, mkdir either creates our directory, or fails, and then the check below finds its owner.
         require_trusted_path(here, what, is_passed=True)
     for directory in reversed(missing):
         with contextlib.suppress(FileExistsError):

@@ -79,7 +79,7 @@ def test_the_table_fits_80_columns_and_has_the_fix_under_the_detail(program: Pro
         assert line[:INDENT].strip() == "" or line[:INDENT].split()[0] in PROBES
     (row,) = (index for index, line in enumerate(lines) if line.startswith("key "))
     fixes = [line for line in lines[row + 1 :] if line.startswith(f"{' ' * INDENT}fix: ")]
-    assert fixes[0] == f"{' ' * INDENT}fix: Use one of the URIs listed for --key."
+    assert fixes[0] == f"{' ' * INDENT}fix: Pass one of these URIs with --key."
 
 
 def test_a_narrow_terminal_is_filled_and_not_exceeded(program: Program, signing: Settings) -> None:

@@ -134,7 +134,7 @@ class TestGenerate:
         faulty.rule("C_GenerateKeyPair", rv=DEVICE_MEMORY)
         result = program("key", "generate", *options(device, module=str(faulty.path)), "--label", "k")
         assert_explained(result, 3, "device_error")
-        assert "It is full" in result.stderr
+        assert "The device is full" in result.stderr
 
     def test_a_wrong_pin_is_sent_once(self, program: Program, device: Settings, faulty: FaultyModule) -> None:
         wrong = options(device, module=str(faulty.path), pin_source="env:OTHER_PIN")

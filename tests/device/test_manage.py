@@ -160,7 +160,7 @@ class TestGenerate:
     @pytest.mark.parametrize("stack", ["tpm"], indirect=True)
     def test_more_bits_than_the_device_supports_are_refused_before_the_call(self, device: Device) -> None:
         before = contents(device)
-        with pytest.raises(MechanismUnsupported, match="3072 bits at most, not of 4096") as caught:
+        with pytest.raises(MechanismUnsupported, match="at most 3072 bits, not 4096") as caught:
             generate_key(device, replace(SPEC, bits=4096))
         assert caught.value.hint == "Use --bits 3072."
         assert contents(device) == before

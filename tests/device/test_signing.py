@@ -82,7 +82,7 @@ class TestLookUp:
                 assert device.info == info
 
     def test_if_no_device_matches_the_error_names_every_device(self, access_to: AccessTo, key: SoftHsmKey) -> None:
-        with pytest.raises(DeviceNotFound, match=r"token=elsewhere.* sees pkcs11:token=device%20tests;serial="):
+        with pytest.raises(DeviceNotFound, match=r"token=elsewhere.* shows pkcs11:token=device%20tests;serial="):
             open_device(access_to("pkcs11:token=elsewhere"))
 
     def test_if_no_key_matches_the_error_names_every_key(
@@ -306,7 +306,7 @@ class TestReplaced:
                 if file.name != "token.object":
                     file.unlink()
             softhsm.import_key(rsa.generate_private_key(65537, 2048))
-            with pytest.raises(KeyNotFound, match="is back with another key"):
+            with pytest.raises(KeyNotFound, match="was replaced by another key"):
                 signer.sign(Algorithm.RS256, MESSAGE)
 
 

@@ -164,5 +164,5 @@ def test_a_new_worker_with_another_key_is_not_used(access_to: AccessTo, tmp_path
             signer.sign(Algorithm.RS256, b"header.claims")
         other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key().public_numbers()
         access_to(framed(["Opened", {"public_key": f"{other.n:x}:3", **OPENED_DEVICE}]))
-        with pytest.raises(KeyNotFound, match="is back with another key"):
+        with pytest.raises(KeyNotFound, match="was replaced by another key"):
             signer.sign(Algorithm.RS256, b"header.claims")

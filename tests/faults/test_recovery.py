@@ -316,7 +316,7 @@ class TestPinState:
         faulty.flags(set=TokenFlag.PROTECTED_AUTHENTICATION_PATH)
         faulty.always_authenticate(True)
         with open_device(access_to(FixedLogin(PinPad.PROTECTED, "the pad"))) as device:
-            with pytest.raises(PinUnavailable, match="requires a PIN for each signature"):
+            with pytest.raises(PinUnavailable, match="requires the PIN for each signature"):
                 open_signer(device).sign(Algorithm.RS256, MESSAGE)
 
 
@@ -443,7 +443,7 @@ class TestAlwaysAuthenticate:
         with open_device(access_to()) as device:
             signer = open_signer(device)
             faulty.rule("C_Login", rv=USER_TYPE_INVALID)
-            with pytest.raises(KeyUnfit, match="has no login for that"):
+            with pytest.raises(KeyUnfit, match="does not support such a login"):
                 signer.sign(Algorithm.RS256, MESSAGE)
 
     @pytest.mark.parametrize(
@@ -628,7 +628,7 @@ class TestInterruptedLogin:
     ) -> None:
         faulty.rule("C_Login", rv=rv)
         for _ in range(2):
-            with pytest.raises(LoginInterrupted, match="Whether it checked the PIN is unknown"):
+            with pytest.raises(LoginInterrupted, match="It is unknown whether it checked the PIN"):
                 open_device(guarded)
         for _ in range(2):
             with pytest.raises(PinOutcomeUnknown, match="It is unknown whether the device has refused the PIN"):

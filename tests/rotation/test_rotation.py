@@ -255,7 +255,7 @@ def test_a_wrong_credential_id_stops_the_removal_until_it_is_corrected(unlisted:
 def test_two_rotations_do_not_run_at_once(application: Application) -> None:
     with (application.key_file.parent / ".key.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="Another rotate is running"):
+        with pytest.raises(ConfigError, match="Another hsm-signer rotate is running"):
             application.rotate()
 
 

@@ -1,1 +1,1 @@
-"""What is on the devices of this machine."""
+"""List the devices of this machine, and what they hold."""

@@ -1,6 +1,6 @@
 """Facts about modules, devices, keys and certificates, as data that one process can send to another; pure.
 
-What could not be read is a fact, too: a `Problem` stands beside what could.
+If something could not be read, the facts have a `Problem` that says why.
 """
 
 from collections.abc import Collection
@@ -38,10 +38,10 @@ class MechanismFacts:
     """A mechanism of the device that can sign client assertions.
 
     Attributes:
-        name: "CKM_SHA256_RSA_PKCS".
-        algorithm: the algorithm that it signs.
-        work: who does which part: "hashed by the device".
-        chosen: whether `algorithm` is signed with this one.
+        name: for example "CKM_SHA256_RSA_PKCS".
+        algorithm: the algorithm that it signs with.
+        work: who hashes and pads: for example "hashed by the device".
+        chosen: whether hsm-signer uses this mechanism for `algorithm`.
     """
 
     name: str
@@ -52,13 +52,13 @@ class MechanismFacts:
 
 @dataclass(frozen=True)
 class KeyFacts:
-    """A private key. None stands for what the device does not report.
+    """A private key. None: the device does not report it.
 
     Attributes:
-        uri: what ``--key`` takes.
-        kind: "RSA".
-        bits: of the modulus.
-        protection: how the device guards it.
+        uri: the key's URI, for ``--key``.
+        kind: the type of the key, such as "RSA".
+        bits: length of the modulus.
+        protection: how the device protects it.
         problem: why it cannot sign client assertions, or None.
     """
 
@@ -115,8 +115,8 @@ class DeviceFacts:
     """A device.
 
     Attributes:
-        uri: what ``--key`` takes when the device has only one key.
-        pad: whether it has a PIN pad of its own.
+        uri: the device's URI. It can be used for ``--key`` if the device has only one key.
+        pad: whether it has its own PIN pad.
         mechanisms: those that can sign client assertions, the best for each algorithm first.
         contents: None if they were not read.
         problem: why the mechanisms could not be read, or None.
@@ -133,10 +133,10 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class ModuleFacts:
-    """A module and the devices seen through it.
+    """A module and the devices that it shows.
 
     Attributes:
-        name: in p11-kit's configuration, or None.
+        name: its name in p11-kit's configuration, or None.
         library: None if it could not be loaded.
         problem: why it could not be loaded or examined, or None.
     """
@@ -149,9 +149,12 @@ class ModuleFacts:
 
 
 def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, ...]:
-    """Return what each mechanism, of those with CKF_SIGN, can sign.
+    """Return the algorithms that mechanisms can sign with.
 
-    A mechanism that signs two algorithms is returned twice, one that signs none is left out.
+    A mechanism that can sign with two algorithms is returned twice. One that can sign with none is left out.
+
+    Args:
+        mechanisms: the device's mechanisms that have CKF_SIGN set.
     """
     return tuple(
         MechanismFacts(

@@ -56,7 +56,7 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
 
     Args:
         path: the shared library. The environment variables that it reads are set already.
-        name: in p11-kit's configuration, or None.
+        name: its name in p11-kit's configuration, or None.
         timeout: seconds one call into the module may take.
     """
     facts = ModuleFacts(name, str(path), None, ())
@@ -65,10 +65,11 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         # Found in the same way as by the URIs that are returned.
         module = load_module(find_module(None if name else path, origin), {}, timeout)
         facts = replace(facts, path=str(module.path))
-        facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
+        library = module.call("reading the module's name", lambda: describe_library(module), timeout)
+        facts = replace(facts, library=library)
         devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
-        if not devices and (complaint := module.call("asking pcscd", pcscd_problem, timeout)) is not None:
-            raise complaint
+        if not devices and (problem := module.call("checking pcscd", pcscd_problem, timeout)) is not None:
+            raise problem
         return replace(facts, devices=devices)
     except pkcs11.PKCS11Error as error:
         failure = explain_failure(error, "looking for devices", f"The module {facts.path}")
@@ -78,10 +79,10 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
 
 
 def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
-    """List what is on the one device that `access` means; what its URI says about a key is ignored.
+    """List what is on the one device that `access` names. The key attributes of its URI are ignored.
 
     Args:
-        now: the time, timezone-aware, by which certificates are judged.
+        now: the current time, timezone-aware, to check certificates.
         login: log in first, as `open_device` does. Without a login, private objects may be hidden.
 
     Returns:
@@ -90,7 +91,7 @@ def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
     Raises:
         ModuleLoadError, DeviceNotFound, DeviceAmbiguous, DeviceError: the device cannot be read.
         PinError: the login did not succeed.
-        DeviceTimeout: a call into the module did not come back.
+        DeviceTimeout: a call into the module did not return in time.
     """
     doing = "reading its objects"
     if not login:
@@ -106,7 +107,7 @@ def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
 
 
 def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
-    """Return `uri` with the attributes of `origin` that lead to the module, so that it can be used as it is."""
+    """Return `uri` with the module attributes of `origin`, so that it can be used without --module."""
     return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
 
 
@@ -181,15 +182,15 @@ def _certificates(
 def certificate_facts(
     der: bytes, info: KeyInfo, keys: Sequence[tuple[KeyFacts, PublicKey | None]], now: datetime
 ) -> CertificateFacts:
-    """Return the facts about a certificate, judged with the private keys of its device; pure.
+    """Return the facts about a certificate, checked against the private keys of its device; pure.
 
     Args:
         der: the certificate.
         info: its CKA_LABEL and CKA_ID.
-        keys: each with its public key, or None if that is unknown or cannot be used.
-        now: the time, timezone-aware.
+        keys: the private keys, each with its public key, or None if that is unknown or cannot be used.
+        now: the current time, timezone-aware.
     """
-    beside = [public_key for key, public_key in keys if info.id and key.id == info.id]
+    with_same_id = [public_key for key, public_key in keys if info.id and key.id == info.id]
     facts = CertificateFacts(
         label=info.label,
         id=info.id,
@@ -217,13 +218,13 @@ def certificate_facts(
         not_after=certificate.not_after,
         days_left=(certificate.not_after - now).days,
         key=certified[0][1] if certified else None,
-        problem=None if certificate.is_attestation else _unfitness(certificate, beside, now),
+        problem=None if certificate.is_attestation else _problem(certificate, with_same_id, now),
         attestation=certificate.is_attestation,
     )
 
 
-def _unfitness(certificate: Certificate, beside: Sequence[PublicKey | None], now: datetime) -> Problem | None:
-    for public_key in beside:
+def _problem(certificate: Certificate, public_keys: Sequence[PublicKey | None], now: datetime) -> Problem | None:
+    for public_key in public_keys:
         if public_key is not None:
             try:
                 require_usable(certificate, public_key, now)

@@ -1,4 +1,4 @@
-"""Examine every installed module, each in a process of its own, so that a faulty one spoils only its own entry.
+"""Examine every installed module, each in a separate process, so that a faulty one affects only its own entry.
 
 A vendor's library may hang, crash the process it is loaded into, or need environment variables that others must not
 see.
@@ -29,7 +29,7 @@ class ModuleReference:
 
     Attributes:
         path: the shared library.
-        name: in p11-kit's configuration, or None if it was named by its file.
+        name: its name in p11-kit's configuration, or None if it was given by its path.
     """
 
     path: Path
@@ -81,18 +81,19 @@ def _survey(module: ModuleReference, environment: Mapping[str, str], timeout: fl
         return facts
     except TimeoutError:
         raise DeviceTimeout(
-            f"{module.path} did not come back within {timeout:g} s. Its process was killed.",
-            hint="Check that its devices and daemons answer; a slow one may need a longer --device-timeout.",
+            f"{module.path} did not return within {timeout:g} s. Its process was killed.",
+            hint="Check that its devices are plugged in and its daemon is running. For a slow device, set a longer "
+            "--device-timeout.",
         ) from None
     except EOFError:
         raise DeviceError(
-            f"{module.path} ended the process it was loaded into ({child.describe_exit()}).",
-            hint="Look for an update of the vendor's library; the other modules are not affected.",
+            f"{module.path} crashed its process ({child.describe_exit()}).",
+            hint="Look for an update of the vendor's library. The other modules are not affected.",
         ) from None
     except Malformed:
         raise DeviceError(
             f"The process that loaded {module.path} sent an invalid answer. It was killed.",
-            hint="The module is faulty or hostile; the other modules are not affected.",
+            hint="The module is faulty or hostile. The other modules are not affected.",
         ) from None
     finally:
         child.kill()

@@ -1,8 +1,8 @@
-"""The certificates of keys on a device: reading, storing, replacing and deleting them.
+"""Read, store, replace and delete the certificates of keys on a device.
 
-A certificate belongs to the key that has its CKA_ID. Attestation certificates, with which a device proves that it
-generated a key, are never among them: they cannot be used to sign in, and must not be deleted: ykcs11, told to delete
-one, deletes the key's own certificate.
+A certificate belongs to the key with the same CKA_ID. Attestation certificates, with which a device proves that it
+generated a key, are ignored: they cannot be used to sign in, and must not be deleted. When a program deletes one,
+ykcs11 deletes the key's own certificate instead.
 """
 
 from asn1crypto import x509
@@ -34,22 +34,22 @@ def read_certificate(device: Device, key: KeyInfo) -> bytes:
     if not found:
         raise CertificateNotFound(
             f"{device.info} holds no certificate with the id of the key ({key}).",
-            hint="Make one with: hsm-signer certificate create. Or name its file with --certificate FILE. (A "
-            "YubiKey's attestation certificate does not count.)",
+            hint="Create one with `hsm-signer certificate create`, or name the file of an existing one with "
+            "--certificate FILE. (A YubiKey's attestation certificate does not count.)",
         )
     if len(found) > 1:
         raise KeyAmbiguous(
             f"{device.info} holds {len(found)} certificates with the id of the key ({key}).",
-            hint="See them with: hsm-signer device show. Name the registered one with --certificate FILE, or keep "
-            "only that one: hsm-signer certificate import FILE --replace",
+            hint="List them with `hsm-signer device show`. Name the registered one with --certificate FILE, or delete "
+            "the others with: hsm-signer certificate import FILE --replace",
         )
     return found.pop()
 
 
 def read_certificate_by_uri(access: KeyAccess) -> bytes:
-    """Return the certificate of the key that a URI means, as DER; without a login where the device shows it.
+    """Return the certificate of the key that a URI names, as DER; without a login if the device shows it.
 
-    When the URI has an id, nothing checks that there is such a private key: that would need the login.
+    If the URI has an id, this does not check that the private key exists: that would need the login.
 
     Raises:
         CertificateNotFound, KeyAmbiguous: there is none, or there are several.
@@ -95,7 +95,7 @@ def certificates_of_key(device: Device, key: KeyInfo) -> list[Certificate]:
 
 
 def require_no_certificate(device: Device, key: KeyInfo) -> None:
-    """Check that a key has no certificate, and an id that one can be found by.
+    """Check that a key has no certificate yet, and has an id, by which its certificate can be found.
 
     Raises:
         CertificateExists: it has one already.
@@ -103,15 +103,16 @@ def require_no_certificate(device: Device, key: KeyInfo) -> None:
     """
     if not key.id:
         raise KeyUnfit(
-            f"The key {key} on {device.info} has no id, so a certificate stored on the device would not be found.",
-            hint="Keep the certificate in a file (--no-store --output-file FILE), and name it with --certificate.",
+            f"The key {key} on {device.info} has no id, so its certificate could not be found on the device.",
+            hint="Keep the certificate in a file (--no-store --output-file FILE), and pass it with --certificate FILE.",
         )
-    beside = _read_all(device, key)
-    if beside:
+    existing = _read_all(device, key)
+    if existing:
         raise CertificateExists(
-            f"{device.info} holds {len(beside)} certificate{'s' if len(beside) != 1 else ''} with the id of the key "
-            f"({key}) already.",
-            hint="See it with certificate show. With --replace it is deleted after the new one is stored.",
+            f"{device.info} already holds {len(existing)} certificate{'s' if len(existing) != 1 else ''} with the id "
+            f"of the key ({key}).",
+            hint="Show it with `hsm-signer certificate show`. To store the new one and then delete the old one, add "
+            "--replace.",
         )
 
 
@@ -121,7 +122,7 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
     Args:
         device: opened writable.
         der: the certificate.
-        subject: DER of its subject name, which PKCS#11 v3.1 section 4.6.3 requires as an attribute of its own.
+        subject: DER of its subject name, which PKCS#11 v3.1 section 4.6.3 requires as a separate attribute.
         label: CKA_LABEL.
         key_id: CKA_ID of the key it certifies.
 
@@ -146,9 +147,9 @@ def store_certificate(device: Device, der: bytes, *, subject: bytes, label: str,
 
 
 def replace_certificates(device: Device, key: KeyInfo, der: bytes) -> None:
-    """Store the certificate of a key, then delete all others of that key: at no moment is there none.
+    """Store the certificate of a key, then delete all others of that key. The key always has a certificate.
 
-    If this is interrupted, it can be repeated.
+    If this is interrupted, call it again.
 
     Args:
         device: opened writable.
@@ -183,7 +184,7 @@ def delete_certificate(device: Device, der: bytes) -> None:
         if not stored:
             raise CertificateNotFound(
                 f"{device.info} does not hold the certificate to delete.",
-                hint="See what it holds with device show.",
+                hint="List what it holds with: hsm-signer device show",
             )
         for found in stored:
             found.destroy()

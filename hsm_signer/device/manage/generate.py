@@ -1,6 +1,6 @@
-"""Generate a key pair, and check that it is the one that was asked for.
+"""Generate a key pair, and check that it has the requested attributes.
 
-The new key is read back from the device. If only half of it exists, or it is not as asked for, it is deleted again.
+The new key is read back from the device. If only half of it exists, or an attribute is different, it is deleted again.
 """
 
 import secrets
@@ -32,7 +32,7 @@ from hsm_signer.errors import (
 from hsm_signer.x509.requirements import MINIMUM_BITS
 
 SIZES = (MINIMUM_BITS, 3072, 4096)
-"""Bits of the keys that can be generated."""
+"""The sizes of the keys that can be generated, in bits."""
 
 GENERATION_TIMEOUT = 300.0
 """Seconds that generating a key may take: for 4096 bits a card needs minutes to find the primes."""
@@ -40,9 +40,9 @@ GENERATION_TIMEOUT = 300.0
 _ID_BYTES = 4  # short enough to read aloud; it only has to differ from the others on its device
 _WITH_ID = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE, ObjectClass.SECRET_KEY)
 
-# What the key must not be used for. tpm2-pkcs11 only generates RSA keys that can decrypt: it returns CKR_GENERAL_ERROR
-# for a template that forbids it. Other devices allow what a template does not forbid (PKCS#11 v3.1 section 4.9: the
-# default is the token's own). So the first template forbids it, and the second, used if that is refused, does not say.
+# The key must only sign. tpm2-pkcs11 only generates RSA keys that can also decrypt: it returns CKR_GENERAL_ERROR for a
+# template that forbids it. Other devices allow what a template does not forbid (PKCS#11 v3.1 section 4.9: the default
+# is the token's own). So the first template forbids encryption; if that is refused, the second leaves it open.
 _USES: tuple[tuple[dict[Attribute, Any], dict[Attribute, Any]], ...] = (
     ({Attribute.ENCRYPT: False}, {Attribute.DECRYPT: False}),
     ({Attribute.ENCRYPT: DEFAULT}, {Attribute.DECRYPT: DEFAULT}),
@@ -81,11 +81,11 @@ class KeySpec:
         if not self.label or not self.label.isprintable():
             raise ConfigError("The label of a key must be printable text.", hint="Name the key, as in --label signing.")
         if self.key_id == b"":
-            raise ConfigError("The id of a key is empty.", hint="Give an id, or leave it out to have one chosen.")
+            raise ConfigError("The id of a key is empty.", hint="Give an --id, or omit it to have one chosen.")
         if self.bits not in SIZES:
             raise ConfigError(
-                f"Keys are made with {', '.join(map(str, SIZES))} bits, not with {self.bits}.",
-                hint=f"{MINIMUM_BITS} bits are enough for Entra.",
+                f"A key cannot have {self.bits} bits. Possible sizes are {', '.join(map(str, SIZES))}.",
+                hint=f"Use --bits {MINIMUM_BITS}, which is enough for Entra.",
             )
 
 
@@ -96,7 +96,7 @@ class MadeKey:
     Attributes:
         info: its label and id; what `delete_key` takes.
         public_key: its public half.
-        uri: what ``--key`` takes.
+        uri: the key's URI, for ``--key``.
     """
 
     info: KeyInfo
@@ -115,7 +115,7 @@ def generate_key(device: Device, spec: KeySpec, *, timeout: float = GENERATION_T
 
     Raises:
         KeyExists: the label or the id is taken.
-        KeyUnfit: the device generated another key than was asked for. It was deleted, or the message says why not.
+        KeyUnfit: the device generated a key with other attributes. It was deleted, or the message says why not.
         MechanismUnsupported: the device generates no RSA keys, or none of this size.
         DeviceGone, DeviceTimeout: the device was lost, and whether it generated the key is unknown.
         DeviceError: the device refused, and nothing was generated.
@@ -131,8 +131,9 @@ def generate_key(device: Device, spec: KeySpec, *, timeout: float = GENERATION_T
         return _read_back(device, spec, info)
     except (DeviceGone, DeviceTimeout) as error:
         raise type(error)(
-            f"{error.message} Whether the key {info} was generated is unknown.",
-            hint=f"{error.hint} Then run key list. If it shows the key, delete it before you generate it again.",
+            f"{error.message} It is unknown whether the key {info} was generated.",
+            hint=f"{error.hint} Then run `hsm-signer key list`. If it shows the key, delete it before you generate it "
+            "again.",
         ) from error
 
 
@@ -141,8 +142,8 @@ def _free_id(session: Session, spec: KeySpec, device: DeviceInfo) -> bytes:
     _require_offered(session.token.slot, spec.bits, device)
     if private_keys(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: spec.label}):
         raise KeyExists(
-            f"{device} has a private key labelled {spec.label!r}.",
-            hint="Choose another --label, or delete that key first (key delete).",
+            f"{device} already has a private key labelled {spec.label!r}.",
+            hint="Choose another --label, or first delete that key with `hsm-signer key delete`.",
         )
     if spec.key_id is None:
         while _is_taken(session, chosen := secrets.token_bytes(_ID_BYTES)):
@@ -150,8 +151,8 @@ def _free_id(session: Session, spec: KeySpec, device: DeviceInfo) -> bytes:
         return chosen
     if _is_taken(session, spec.key_id):
         raise KeyExists(
-            f"{device} has a key or a certificate with the id {spec.key_id.hex()}.",
-            hint="Choose another --id, or leave it out to have a free one chosen.",
+            f"{device} already has a key or a certificate with the id {spec.key_id.hex()}.",
+            hint="Choose another --id, or omit it to have a free one chosen.",
         )
     return spec.key_id
 
@@ -164,14 +165,14 @@ def _require_offered(slot: Slot, bits: int, device: DeviceInfo) -> None:
     making = Mechanism.RSA_PKCS_KEY_PAIR_GEN
     if making not in slot.get_mechanisms():
         raise MechanismUnsupported(
-            f"{device} does not make RSA keys through PKCS#11 (CKM_{making.name} is missing).",
-            hint="Make the key with the vendor's own tool.",
+            f"{device} does not generate RSA keys through PKCS#11 (CKM_{making.name} is missing).",
+            hint="Generate the key with the vendor's own tool.",
         )
     longest = slot.get_mechanism_info(making).max_key_length or 0
     # Some devices report none, or the length in bytes.
     if SIZES[0] <= longest < bits:
         raise MechanismUnsupported(
-            f"{device} makes RSA keys of {longest} bits at most, not of {bits}.",
+            f"{device} generates RSA keys of at most {longest} bits, not {bits}.",
             hint=f"Use --bits {max(size for size in SIZES if size <= longest)}.",
         )
 
@@ -214,7 +215,7 @@ def _destroy(session: Session, key: KeyInfo) -> None:
 
 
 def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
-    """Return the key as the device now reports it. If it is not as asked for, delete it and raise."""
+    """Return the key as the device now reports it. If an attribute is not as requested, delete the key and raise."""
     try:
         signer = open_signer(device, key.selector)
     except KeyUnfit as error:
@@ -223,22 +224,23 @@ def _read_back(device: Device, spec: KeySpec, key: KeyInfo) -> MadeKey:
         wrong = differences(spec, signer.public_key.bits, signer.protection())
         if not wrong:
             return MadeKey(key, signer.public_key, str(_uri(device, key)))
-    made = f"{device.info} generated another key than was asked for: {'; '.join(wrong)}."
+    made = f"{device.info} generated a key that is not as requested: {'; '.join(wrong)}."
     try:
         delete_key(device, key)
     except HsmSignerError as error:
         raise KeyUnfit(
-            f"{made} It could not be deleted: {error.message}", hint=f"Do not use it, and delete it: {error.hint}"
+            f"{made} It could not be deleted: {error.message}",
+            hint=f"Do not use this key. Delete it with `hsm-signer key delete`. {error.hint}",
         ) from error
     raise KeyUnfit(
         f"{made} It was deleted again.",
-        hint="Ask for a key that the device can generate, or use the vendor's own tool.",
+        hint="Choose options that the device supports, or generate the key with the vendor's own tool.",
     )
 
 
-def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
-    """Return how a key differs from the one asked for; pure. What the device does not report counts as a difference."""
-    asked = Protection(
+def differences(spec: KeySpec, bits: int, reported: Protection) -> list[str]:
+    """Return how a key differs from the requested one; pure. What the device does not report counts as a difference."""
+    requested = Protection(
         sensitive=True,
         extractable=False,
         never_extractable=True,
@@ -246,8 +248,11 @@ def differences(spec: KeySpec, bits: int, told: Protection) -> list[str]:
         always_authenticate=spec.always_authenticate,
     )
     # PKCS#11 v3.1 section 4.9: false where it is absent.
-    told = replace(told, always_authenticate=bool(told.always_authenticate))
-    pairs = [(f"CKA_{each.name.upper()}", getattr(told, each.name), getattr(asked, each.name)) for each in fields(told)]
+    reported = replace(reported, always_authenticate=bool(reported.always_authenticate))
+    pairs = [
+        (f"CKA_{each.name.upper()}", getattr(reported, each.name), getattr(requested, each.name))
+        for each in fields(reported)
+    ]
     return [
         f"{name} is {'not reported' if found is None else found} and should be {wanted}"
         for name, found, wanted in [("its length in bits", bits, spec.bits), *pairs]

@@ -1,4 +1,4 @@
-"""Private keys on a device: finding one, their labels and ids, and deleting a key pair."""
+"""Find private keys on a device, list their labels and ids, and delete a key pair."""
 
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.types import Session
@@ -10,7 +10,7 @@ from hsm_signer.device.uri import Pkcs11Uri
 
 
 def find_key(device: Device, uri: Pkcs11Uri) -> KeyInfo:
-    """Return the label and id of the one private key that `uri` means, even if it cannot sign client assertions.
+    """Return the label and id of the one private key that `uri` names, even if it cannot sign client assertions.
 
     Raises:
         KeyNotFound, KeyAmbiguous: none, or several, match.
@@ -41,7 +41,7 @@ def delete_key(device: Device, key: KeyInfo) -> None:
         _, private = find_private_key(session, key.selector, device.info)
         modulus = read_attribute(private, Attribute.MODULUS)
         same = {Attribute.ID: key.id} if key.id else {Attribute.LABEL: key.label}
-        # The private half last: as long as it exists, an interrupted deletion can be repeated.
+        # The private key last: while it exists, an interrupted deletion can be repeated.
         for public in search(session, {Attribute.CLASS: ObjectClass.PUBLIC_KEY, **same}):
             # Devices allow two key pairs with one id.
             if modulus is None or read_attribute(public, Attribute.MODULUS) == modulus:

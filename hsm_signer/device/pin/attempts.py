@@ -1,4 +1,4 @@
-"""Whether a PIN may be sent again after the logins with it that were not accepted; pure."""
+"""Decide whether a PIN may be sent again after logins with it that were not accepted; pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ class Outcome(StrEnum):
     """How the last login with a source's PIN ended, if the PIN was not accepted."""
 
     BEGUN = "begun"
-    """It has no known result for the PIN: power cut, kill, a device that failed."""
+    """It has no known result: the power failed, the process was killed, or the device failed."""
     REFUSED = "refused"
 
 
@@ -38,9 +38,9 @@ def next_attempt(last: Attempt, *, accepted: bool, now: float) -> Attempt | None
     """Decide from the last attempt whether a source's PIN may be sent.
 
     A PIN that was never accepted gets a second try if the first had no known outcome, but no third: the device may have
-    counted both as wrong. A PIN that was accepted before is not in doubt, and a device that fails now and then must not
-    end a program for good. It gets more tries, at growing intervals: somebody may have changed the PIN on the device,
-    and the module may report the refusal as a failure.
+    counted both as wrong. A PIN that was accepted before is probably correct, and a device that fails now and then must
+    not stop a program for good, so it gets more tries. They are at growing intervals: somebody may have changed the PIN
+    on the device, and the module may report the refusal as a failure.
 
     Args:
         accepted: whether the device has accepted the PIN before, and has counted no wrong PIN since.

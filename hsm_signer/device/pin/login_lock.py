@@ -26,7 +26,7 @@ def login_lock(directory: Path, timeout: float) -> Iterator[int]:
         timeout: seconds to wait.
 
     Yields:
-        What `count_logins` returned before this.
+        What `count_logins` returned before this login.
 
     Raises:
         ConfigError: another user could replace the directory.
@@ -48,14 +48,14 @@ def login_lock(directory: Path, timeout: float) -> Iterator[int]:
         try:
             yield before
         finally:
-            # For processes that have read the device's flags since we took the lock.
+            # So that processes that have read the device's flags since we took the lock read them again.
             _write_count(directory, file, before + 2)
     finally:
         os.close(file)
 
 
 def count_logins(directory: Path) -> int:
-    """Return how often the lock was taken or released. If that changes after a device was found, so may its flags."""
+    """Return how often the lock was taken or released. If that has changed, read a device's flags again."""
     try:
         return int((directory / _LOCK).read_bytes())
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _lock(file: int, timeout: float) -> None:
             if time.monotonic() >= deadline:
                 raise DeviceTimeout(
                     f"Another process has been logging in to a device for {timeout:g} s.",
-                    hint="Check whether it is waiting for a touch, or hangs.",
+                    hint="Check whether that process is waiting for a touch, or hangs.",
                 ) from None
             time.sleep(_POLL)
         else:

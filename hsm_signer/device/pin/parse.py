@@ -29,7 +29,7 @@ def parse_pin_source(
     prompt: PinSource | None,
     environ: Mapping[str, str] = os.environ,
 ) -> PinSource:
-    """Return the source that a setting, or the `pin-source` of a URI, means. Nothing is opened yet.
+    """Return the source that a setting, or the `pin-source` of a URI, names. Opens nothing yet.
 
     Args:
         text: one of
@@ -39,11 +39,11 @@ def parse_pin_source(
             `env:NAME`; `fd:NUMBER`; `credential:NAME`;
             `command:ARGV`, split as a POSIX shell would, but run without one.
             A list (in a profile) is always a command: the absolute program, then its arguments.
-        prompt: the source that `prompt` means, or None if nobody can be asked.
+        prompt: the source for `prompt`, or None if nobody can be asked.
         environ: the environment that `env:` and `credential:` read.
 
     Raises:
-        ConfigError: not a source. The text is not quoted: it may be a PIN given by mistake.
+        ConfigError: it is not a source. The message does not quote the text: it may be a PIN given by mistake.
         PinUnavailable: it is `prompt`, and nobody can be asked.
     """
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""The PIN, and the protocol of PIN sources.
+"""The PIN, and the protocol that PIN sources implement.
 
 A source is called before a login to a device. It returns a `Pin`, `PinPad.PROTECTED`, or None for no login.
 """
@@ -15,11 +15,11 @@ from hsm_signer.system.secret import Secret
 
 
 class Pin(Secret):
-    """A PIN. It cannot be pickled, so that it goes to no other process by accident. Two compare in constant time.
+    """A PIN. It cannot be pickled, so it reaches no other process by accident. Two are compared in constant time.
 
     Args:
-        identity: the state of its source that it was read from, see `PinSource.identity`. If empty, `ask` fills it in.
-        accepted: whether the device has accepted it. Then an interrupted login raises no doubt about the PIN.
+        identity: the state of the source when the PIN was read, see `PinSource.identity`. If empty, `ask` fills it in.
+        accepted: whether the device has accepted it. If so, an interrupted login does not mean that the PIN is wrong.
 
     Raises:
         PinUnavailable: the text is empty, contains a NUL, or cannot be encoded as UTF-8 (PKCS#11 v3.1 section 5.6.8).
@@ -91,14 +91,14 @@ class PinSource(Protocol):
     def identity(self) -> str:
         """The current state of the source, for `file_state.same_state` and the record of refused PINs.
 
-        Only a file shows that it has changed. The other sources would show it only by the PIN itself, and we keep
-        nothing derived from a PIN.
+        Only a file shows that it has changed. For the other sources we would have to compare the PIN itself, and we
+        keep nothing derived from a PIN.
         """
         ...
 
     @property
     def attended(self) -> bool:
-        """Whether a person answers, who sees a refusal and can stop."""
+        """Whether a person types the PIN, so that somebody sees a refusal and can stop."""
         ...
 
     def __call__(self, request: PinRequest) -> Login:
@@ -111,7 +111,7 @@ class PinSource(Protocol):
 
 
 def ask(source: PinSource, request: PinRequest) -> Login:
-    """Ask a source for the login, and note in the PIN which state of the source it is from.
+    """Ask a source for the login, and store in the PIN the state of the source that it was read from.
 
     Raises:
         PinUnavailable: the source cannot give a PIN.
@@ -135,7 +135,7 @@ class PinRefusal:
     """A device's refusal of a PIN, kept in this process so that the PIN is not sent again.
 
     Args:
-        error: of the login; it has the state of the source that the PIN was read from.
+        error: the error of the login. Its `source_state` is the state of the source that the PIN was read from.
     """
 
     def __init__(self, error: PinError) -> None:

@@ -1,7 +1,7 @@
-"""The record of PINs that devices have refused: it keeps separate processes from locking a card together.
+"""The record of PINs that devices have refused: without it, several processes together could lock a card.
 
-No process sends a device a PIN that it has refused until the source of the PIN changes or the operator allows it. TPMs
-set no flags before they lock, so for them this is the only protection. Nothing derived from a PIN is stored.
+After a device has refused a PIN, no process sends it again until the source of the PIN changes or the operator allows
+it. TPMs set no flags before they lock, so for them this is the only protection. Nothing derived from a PIN is stored.
 """
 
 import contextlib
@@ -64,8 +64,8 @@ class PinRecord:
 
     Attributes:
         directory: where records are kept.
-        module: the device is reached through it.
-        device: as it describes itself; the stable parts determine the file's name.
+        module: the module through which the device is reached.
+        device: what the device reports about itself; the stable parts determine the file's name.
         now: the clock, epoch seconds.
     """
 
@@ -79,13 +79,13 @@ class PinRecord:
         """Record one login with a PIN, made inside the `with`. Hold `login_lock`.
 
         Args:
-            source: of the PIN, for messages.
-            identity: of the state that the PIN was read from.
+            source: where the PIN is from, for messages.
+            identity: the state of the source that the PIN was read from.
             accepted: whether the device has accepted it before, and has counted no wrong PIN since.
 
         Raises:
-            PinRefusedBefore: the device has refused this PIN before, or one that may be the same device has.
-            PinOutcomeUnknown: it is unknown whether it has.
+            PinRefusedBefore: this device, or one that may be the same device, has refused this PIN before.
+            PinOutcomeUnknown: it is unknown whether the device has refused this PIN.
             LoginInterrupted: the device failed several times in a row; it is too early for the next try.
             PinError: the record cannot be kept.
         """
@@ -104,7 +104,7 @@ class PinRecord:
         except (LoginInterrupted, DeviceTimeout):
             raise
         except HsmSignerError:
-            # The device answered, and said nothing about the PIN.
+            # The device answered, and the answer was not about the PIN.
             self._store(before)
             raise
         self._store(before.with_attempt(identity, None))
@@ -123,12 +123,17 @@ class PinRecord:
 
         If this device has accepted the PIN, only its own record counts.
 
-        Each module gives a card another description and another serial. Within one module, another serial means
+        Modules describe the same card differently, and with different serials. Within one module, another serial means
         another device. A label proves nothing: OpenSC takes it from a certificate, and the tokens of one TPM are
         locked together.
 
+        Args:
+            source: where the PIN is from, for messages.
+            identity: the state of the source that the PIN was read from.
+            accepted: whether this device has accepted the PIN before.
+
         Raises:
-            PinRefusedBefore: one has.
+            PinRefusedBefore: one of them has refused it.
             PinError: the record cannot be read.
         """
         others = () if accepted else self.directory.glob("*.json")
@@ -163,7 +168,7 @@ class PinRecord:
         except wire.Malformed:
             raise PinError(
                 f"The record of refused PINs {path} is damaged, so it is unknown whether a login is safe.",
-                hint="If no wrong PIN was tried, have it forgotten.",
+                hint="If no wrong PIN was sent to the device, remove the record:",
                 commands=(forget_command(self.directory),),
             ) from None
 
@@ -181,8 +186,8 @@ class PinRecord:
     def _outcome_unknown(self, source: PinSource, last: Attempt, accepted: bool) -> HsmSignerError:
         if accepted:
             return LoginInterrupted(
-                f"{last.times} logins to {self.device} in a row were interrupted. The next one is allowed "
-                f"{last.pause:.0f} s after the last.",
+                f"{last.times} logins to {self.device} in a row were interrupted. The next login is allowed "
+                f"{last.pause:.0f} s after the last one.",
                 hint="Check that the device is plugged in and works.",
             )
         return PinOutcomeUnknown(
@@ -207,7 +212,7 @@ class PinRecord:
 
 
 def module_identity(path: Path) -> str:
-    """Return what identifies a module, whatever path leads to it."""
+    """Return what identifies a module: the same for all paths to the same file."""
     resolved = path.resolve()
     try:
         status = resolved.stat()
@@ -217,10 +222,10 @@ def module_identity(path: Path) -> str:
 
 
 def forget_failures(directory: Path, chosen: Callable[[DeviceInfo], bool]) -> list[str]:
-    """Remove the records of the devices that are `chosen`, and any that cannot be read.
+    """Remove the records of the devices for which `chosen` returns true, and all damaged records.
 
     Returns:
-        The name of each device, or of each unreadable file, whose record was removed.
+        For each removed record, the name of its device, or its path if it was damaged.
 
     Raises:
         OSError: a record cannot be removed.

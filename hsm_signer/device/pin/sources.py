@@ -1,6 +1,6 @@
-"""PIN sources: a file, a variable, a descriptor, a command, a credential, the device's own pad.
+"""PIN sources: a file, a variable, a descriptor, a command, a systemd credential, the device's own PIN pad.
 
-The one source that asks a person, the prompt, is the command line's.
+The prompt, the only source that asks a person, is part of the command line.
 
 A source that cannot be read raises PinUnavailable. It never gives an empty PIN, which would cost a try.
 """
@@ -41,7 +41,7 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class FixedLogin:
-    """A login known beforehand: the device's own pad, none at all, or the PIN in a URI."""
+    """A login that needs no reading: the device's own PIN pad, no login, or the PIN in a URI."""
 
     login: Login
     description: str
@@ -63,14 +63,14 @@ NO_LOGIN = FixedLogin(None, "no PIN (none)")
 
 
 class NoPinSource:
-    """Used if no source is set and there is no prompt: the device's own pad, or an error."""
+    """Used if no source is set and there is no prompt: the device's own PIN pad, or an error."""
 
     description: ClassVar[str] = "nobody"
     identity: ClassVar[str] = "nobody"
     attended: ClassVar[bool] = False
 
     def __call__(self, request: PinRequest) -> Login:
-        """Return the pad of a device that has one, or raise PinUnavailable."""
+        """Return the PIN pad if the device has one, or raise PinUnavailable."""
         if request.pad:
             return PinPad.PROTECTED
         raise PinUnavailable(f"{request.device} requires a PIN, and no PIN source is set.", hint=CHOICES)
@@ -93,10 +93,10 @@ class _Unattended(ABC):
 
     @abstractmethod
     def _read(self) -> bytes:
-        """Return the PIN in UTF-8, or more than LIMIT bytes of a longer source; raise Unreadable."""
+        """Return the PIN in UTF-8, or more than LIMIT bytes if the source is longer. Raise Unreadable on failure."""
 
     def _read_state(self) -> tuple[bytes, str]:
-        """Return what `_read` does, and the identity of the state it was read in."""
+        """Return the same as `_read`, and the identity of the source when it was read."""
         return self._read(), self.identity
 
     @hidden_locals()
@@ -110,7 +110,7 @@ class _Unattended(ABC):
         if len(raw) > LIMIT:
             problem = f"it is longer than {LIMIT} bytes"
         elif raw:
-            # These exceptions contain the PIN. They end here, and nothing is raised while they are handled.
+            # These exceptions contain the PIN. They are caught here, and nothing is raised while they are handled.
             with suppress(UnicodeDecodeError, PinUnavailable):
                 return Pin(raw.decode(), identity)
             problem = "it is not UTF-8 text, or contains a NUL"
@@ -209,7 +209,7 @@ class EnvironmentPin(_Unattended):
 
 @dataclass(frozen=True)
 class DescriptorPin(_Unattended):
-    """What can be read from a descriptor that our parent opened for us. It is read once, to its end, and closed."""
+    """The content of a descriptor that our parent opened for us. It is read once, to its end, and closed."""
 
     descriptor: int
     seconds: float = SECONDS
@@ -222,7 +222,9 @@ class DescriptorPin(_Unattended):
 
     def _read(self) -> bytes:
         if not self._unread.acquire(blocking=False):
-            raise Unreadable("it has been read before", hint="It gives the PIN once. Choose another PIN source.")
+            raise Unreadable(
+                "it has been read before", hint="A descriptor can be read only once. Choose another PIN source."
+            )
         return _without_newline(read_descriptor(self.descriptor, self.seconds))
 
 
@@ -231,7 +233,7 @@ class CommandPin(_Unattended):
     """What a program prints, without one trailing newline.
 
     Args:
-        argv: the absolute path of the program, then its arguments. These appear in no message: they may be secret.
+        argv: the absolute path of the program, then its arguments. No message shows the arguments: they may be secret.
         seconds: how long it may run before it is killed.
     """
 

@@ -10,7 +10,7 @@ from hsm_signer.errors import PinLastTry, PinLocked
 
 
 class PinState(StrEnum):
-    """What the flags of a device say of its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
+    """What the flags of a device say about its user PIN (PKCS#11 v3.1 section 3.2, CK_TOKEN_INFO)."""
 
     NOT_NEEDED = "not needed"
     FINE = "fine"
@@ -21,7 +21,7 @@ class PinState(StrEnum):
 
 
 def pin_state(flags: TokenFlag) -> PinState:
-    """Return what `flags`, freshly read, say of the user PIN. Of several states it is the one nearest to a lock."""
+    """Return what `flags`, just read, say about the user PIN. If several states apply, return the most serious one."""
     if not flags & TokenFlag.LOGIN_REQUIRED:
         return PinState.NOT_NEEDED
     if flags & TokenFlag.USER_PIN_LOCKED:
@@ -37,7 +37,7 @@ def require_pin_tries(device: DeviceInfo, flags: TokenFlag, *, allow_last_try: b
     """Decide whether a login may be attempted.
 
     Args:
-        flags: the device's, freshly read.
+        flags: the device's flags, just read.
         allow_last_try: whether somebody has allowed the try that may lock it.
 
     Returns:
@@ -52,9 +52,9 @@ def require_pin_tries(device: DeviceInfo, flags: TokenFlag, *, allow_last_try: b
     if flags & TokenFlag.USER_PIN_FINAL_TRY:
         if not allow_last_try:
             raise PinLastTry(
-                f"{device} has one PIN try left; a wrong PIN would lock it. No login was attempted.",
-                hint="If you are sure of the PIN, repeat with --allow-last-try: a right PIN gives back all tries. "
-                "If not, use the device's own tool.",
+                f"{device} has one PIN try left. A wrong PIN would lock it, so no PIN was sent.",
+                hint="If you are sure of the PIN, run the command again with --allow-last-try: a correct PIN resets the "
+                "counter. If not, use the device's own tool.",
                 commands=pin_tool(device).commands,
             )
         return "This is the last try: a wrong PIN locks the device."
@@ -67,7 +67,7 @@ def locked(device: DeviceInfo) -> PinLocked:
     """Return the error for a device whose PIN is locked."""
     tool = pin_tool(device)
     return PinLocked(
-        f"The PIN of {device} is locked after too many wrong tries.",
+        f"The PIN of {device} is locked after too many wrong PINs.",
         hint="Unblock it with the device's own tool."
         if tool.unblock
         else "Unblock it with the vendor's own tool and the device's PUK or SO PIN.",

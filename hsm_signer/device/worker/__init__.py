@@ -1,1 +1,1 @@
-"""A device served by another process, which may hang or crash alone."""
+"""A device served by a separate process: if the module hangs or crashes, this process goes on."""

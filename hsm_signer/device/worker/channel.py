@@ -19,10 +19,10 @@ _LESS = "Sign a shorter message."
 
 
 class Channel:
-    """Messages over one end of a socket pair. A message is the name of its class and its fields, as JSON.
+    """Sends and receives messages over one end of a socket pair. A message is its class name and its fields, as JSON.
 
     Args:
-        end: of the socket pair.
+        end: one end of the socket pair.
         kinds: the classes of the messages that may arrive.
     """
 
@@ -35,11 +35,11 @@ class Channel:
         """Send a message.
 
         Args:
-            seconds: how long the other end may take to make room for it.
+            seconds: how long to wait while the socket's buffer is full. None: without limit.
 
         Raises:
             DeviceError: it is too long, and was not sent.
-            OSError: the other end is closed, or made no room.
+            OSError: the other end is closed, or did not read in time.
         """
         data = wire.dump(type(message).__name__, message)
         try:
@@ -55,8 +55,11 @@ class Channel:
     def receive(self, deadline: float | None = None) -> Any:
         """Return the next message.
 
+        Args:
+            deadline: on the monotonic clock, in seconds. None: wait without limit.
+
         Raises:
-            TimeoutError: `deadline`, on the monotonic clock, has passed. A later call may still receive the message.
+            TimeoutError: the deadline has passed. A later call may still receive the message.
             EOFError: the other end is closed.
             Malformed: what arrived is not a message of the expected kinds. Nothing more can be received.
         """
@@ -74,11 +77,11 @@ class Channel:
         raise Malformed
 
     def receive_with_cue(self, deadline: float, doing: str, slow: Slow) -> Any:
-        """Return the next message as `receive` does, and show a person what takes longer than a moment.
+        """Return the next message as `receive` does. If it takes longer than `MOMENT`, show a person why.
 
         Args:
             doing: what the other end does, for messages: "signing".
-            slow: shows it.
+            slow: called with `doing`.
         """
         moment = time.monotonic() + MOMENT
         if moment < deadline:
@@ -93,12 +96,12 @@ class Channel:
         self._end.close()
 
     def _fill(self, size: int, deadline: float | None) -> None:
-        """Have at least `size` unread bytes."""
+        """Receive until there are at least `size` unread bytes."""
         while len(self._unread) < size:
             # A timeout of zero would make the socket non-blocking.
             self._end.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
             try:
-                # All that has arrived: most messages come whole, and each call costs.
+                # All that has arrived: most messages arrive whole, and each call costs time.
                 chunk = self._end.recv(_CHUNK)
             except ConnectionError:
                 chunk = b""

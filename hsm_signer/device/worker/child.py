@@ -13,6 +13,7 @@ from hsm_signer.device.worker.channel import Channel
 from hsm_signer.errors import DeviceError
 from hsm_signer.system.environment import inherited_environment
 from hsm_signer.system.own_process import die_with_parent, keep_memory_private
+from hsm_signer.system.threads import NO_THREAD_HINT
 
 _ROOT = str(Path(__file__).resolve().parents[3])
 
@@ -21,17 +22,17 @@ def child_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs `main` of one of our modules.
 
     Args:
-        module: its name.
-        arguments: not secret, other users can read them.
+        module: the name of the module.
+        arguments: nothing secret: other users can read them.
     """
     # -P: import nothing from the current directory, whose owner would otherwise choose our code.
     return [sys.executable, "-P", "-c", f"from {module} import main; main()", *arguments]
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for it: ours without PINs, `variables`, and the import path.
+    """Return the environment for the child: ours without PINs, `variables`, and the import path.
 
-    This package comes first, from where we imported it; then everything else that we can import.
+    The import path begins with the directory that this package was imported from, so the child runs the same code.
     """
     return {**inherited_environment(), **variables, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
 
@@ -45,10 +46,10 @@ class ChildProcess:
         kinds: the messages that it may send.
 
     Attributes:
-        channel: to it.
+        channel: for messages to and from the process.
 
     Raises:
-        DeviceError: it cannot be started.
+        DeviceError: the process cannot be started.
     """
 
     def __init__(self, module: str, variables: Mapping[str, str], *kinds: type) -> None:
@@ -67,7 +68,7 @@ class ChildProcess:
             except OSError as error:
                 raise DeviceError(
                     f"No process could be started to serve the device: {error.strerror} ({sys.executable}).",
-                    hint="Check the limits on processes and open files (ulimit -u, ulimit -n) and the memory left.",
+                    hint=f"{NO_THREAD_HINT} Also check the limit on open files (`ulimit -n`).",
                 ) from None
             undo.pop_all()
         self.channel = Channel(ours, *kinds)
@@ -78,7 +79,7 @@ class ChildProcess:
         return self._process.poll() is None
 
     def describe_exit(self) -> str:
-        """Say how a process ended that has closed the channel: "by signal SIGSEGV", "with status 1"."""
+        """Return how the process ended, after it closed the channel: "by signal SIGSEGV", "with status 1"."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         status = self._process.returncode
@@ -92,7 +93,7 @@ class ChildProcess:
         return f"by signal {-status}"
 
     def kill(self) -> None:
-        """End it at once, and close the channel."""
+        """Kill the process, and close the channel."""
         self.channel.close()
         self._process.kill()
         # A process in an uninterruptible call into a driver ends only after the call.
@@ -108,7 +109,7 @@ def parent_channel(*kinds: type) -> Channel:
     """
     die_with_parent(int(sys.argv[2]))
     keep_memory_private()
-    # The terminal sends these to the whole foreground group; the parent decides when we end.
+    # The terminal sends these to the whole foreground group, but the parent decides when we end.
     for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     return Channel(socket.socket(fileno=int(sys.argv[1])), *kinds)

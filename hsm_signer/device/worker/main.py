@@ -1,4 +1,4 @@
-"""The program of a worker: it opens one device for its parent, and serves its requests."""
+"""The program of a worker: open one device for the parent, and serve the parent's requests."""
 
 import contextlib
 import logging
@@ -78,7 +78,10 @@ def _serve(channel: Channel) -> None:
 def _ours(error: Exception) -> HsmSignerError:
     if isinstance(error, HsmSignerError):
         return error
-    return DeviceError(f"The worker that serves the device failed ({type(error).__name__}).", hint="This is a bug.")
+    return DeviceError(
+        f"The worker that serves the device failed ({type(error).__name__}).",
+        hint="This is a bug in hsm-signer. Please report it.",
+    )
 
 
 class _AnnouncedLane(Lane):

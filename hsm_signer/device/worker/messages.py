@@ -40,13 +40,13 @@ class Request(Protocol):
     """Parent to worker: something to do with the open device. The answer is `Done`, with what `perform` returned.
 
     Attributes:
-        doing: for messages. A worker does not announce the first call of a request.
+        doing: what the worker does, for messages. A worker does not announce the first call of a request.
     """
 
     doing: ClassVar[str]
 
     def perform(self, device: "Device", signer: "DeviceSigner") -> bytes:
-        """Do it. Called in the worker."""
+        """Do what was requested, and return the answer. Called in the worker."""
         ...
 
 
@@ -65,7 +65,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class ReadCertificate:
-    """Parent to worker: a `Request` for the certificate beside the key, as DER."""
+    """Parent to worker: a `Request` for the certificate with the key's CKA_ID, as DER."""
 
     doing: ClassVar[str] = "looking up the certificate"
 

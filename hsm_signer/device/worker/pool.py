@@ -1,9 +1,9 @@
-"""The lane in other processes, which can be killed when a module hangs, and can crash without us.
+"""Sign in worker processes: one can be killed when its module hangs, and can crash without ending this process.
 
 A worker gets a socket pair and a `KeyAccess` without its PIN source, and serves one request at a time. It asks its
 parent for the PIN, and announces each call into the module, so that the parent knows how long to wait. A worker that
-overruns is killed. If a worker dies, the request it was serving fails, and the next one starts another. A worker logs
-in once. After the device refused its PIN, none is started until the PIN's source has changed.
+overruns is killed. If a worker dies, the request that it was serving fails, and the next request starts another worker.
+A worker logs in once. After the device has refused a worker's PIN, no worker is started until the PIN source changes.
 """
 
 import copy
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from hsm_signer.crypto import Algorithm
-from hsm_signer.device.failures import require_valid_signature
+from hsm_signer.device.failures import key_replaced, require_valid_signature
 from hsm_signer.device.lane import explain_thread_failure
 from hsm_signer.device.pin.pin import Login, Pin, PinRefusal, PinRequest, ask, is_up_to_date, mark_accepted
 from hsm_signer.device.worker.messages import ReadCertificate, Request, Sign
@@ -23,7 +23,6 @@ from hsm_signer.errors import (
     DeviceGone,
     DeviceTimeout,
     HsmSignerError,
-    KeyNotFound,
     PinError,
     PinIncorrect,
     PinLocked,
@@ -42,9 +41,9 @@ def open_worker(access: "KeyAccess", *, workers: int = 1, before: "WorkerSigner 
 
     Args:
         access: as for `open_device`. The PIN source runs in this process, in the thread of the caller.
-        workers: how many processes may sign side by side. A second one starts when it is needed, and only after the
-            first has logged in.
-        before: the signer of another key. If that is on the same device, its accepted PIN is used for this one, too.
+        workers: how many processes may sign at the same time. A second one starts when it is needed, and only after
+            the first has logged in.
+        before: the signer of another key. If that key is on the same device, its accepted PIN is used for this key too.
 
     Raises:
         HsmSignerError: as `open_device` and `open_signer`.
@@ -53,13 +52,13 @@ def open_worker(access: "KeyAccess", *, workers: int = 1, before: "WorkerSigner 
 
 
 class WorkerSigner:
-    """Signs with one key in one or several worker processes. Fills the `Signer` seam; safe in several threads.
+    """Signs with one key in one or several worker processes. Implements the `Signer` protocol; safe in several threads.
 
     A context manager: `close` ends the workers.
 
     Attributes:
-        public_key: of the key.
-        algorithms: what it can sign.
+        public_key: the public half of the key.
+        algorithms: the algorithms that it can sign with.
         device: the device as it describes itself, in one line.
     """
 
@@ -78,7 +77,7 @@ class WorkerSigner:
             self._login, self._accepted, self._accepted_by = before._login, before._accepted, before._accepted_by
         self._refusal: PinRefusal | None = None
         self._closed = False
-        # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG); this one outlives them.
+        # The kernel kills a worker when the thread that started it ends (PR_SET_PDEATHSIG). This thread outlives them.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="hsm-signer-workers")
         try:
             worker = self._start()
@@ -97,7 +96,7 @@ class WorkerSigner:
         self.close()
 
     def certificate(self) -> bytes:
-        """Return the certificate stored beside the key, as DER.
+        """Return the certificate on the device with the key's CKA_ID, as DER.
 
         Raises:
             CertificateNotFound, KeyAmbiguous: there is none, or there are several.
@@ -111,8 +110,8 @@ class WorkerSigner:
         Raises:
             SignatureInvalid: what the worker returned is not this key's signature.
             DeviceTimeout: the device did not answer in time; the worker was killed.
-            DeviceError: the worker died, or what the device answered.
-            PinError: a login was refused. No worker is started again.
+            DeviceError: the worker died, or the device failed.
+            PinError: a login was refused. No worker is started until the PIN source changes.
         """
         signature = self._request(Sign(algorithm, message))
         # Not in the worker, which a module may have taken over.
@@ -135,7 +134,7 @@ class WorkerSigner:
     def _attempt(self, request: Request) -> bytes:
         idle = self._take_idle()
         if idle is not None and idle.opened.always_authenticate and not is_up_to_date(idle.login, self._access.pin):
-            # It would send the PIN that it logged in with, which the source no longer holds.
+            # It would send the PIN that it logged in with, but the source now holds another one.
             idle.kill()
             idle = None
         worker = idle or self._start_another()
@@ -164,7 +163,7 @@ class WorkerSigner:
             self._give_back(worker)
             raise
         except BaseException:
-            # Interrupted during the request: the answer would be taken for the answer to the next one.
+            # Interrupted during the request: the next request would get this request's answer.
             worker.kill()
             raise
         self._give_back(worker)
@@ -172,7 +171,7 @@ class WorkerSigner:
 
     def close(self) -> None:
         """End the idle workers at once and the others after their requests. Does nothing in a forked child."""
-        # Before the lock: if another thread of the parent held it at the fork, it is never released here.
+        # Before the lock: if another thread of the parent held the lock at the fork, it is never released here.
         if self._owner.is_parent:
             return
         with self._lock:
@@ -185,11 +184,11 @@ class WorkerSigner:
     def _take_idle(self) -> "WorkerProcess | None":
         if self._owner.is_parent:
             raise DeviceError(
-                "The workers belong to the parent of this process.", hint="Open them again after the fork."
+                "The parent of this process started the workers.", hint="Open the signer again after the fork."
             )
         with self._lock:
             if self._closed:
-                raise DeviceError("The workers were closed.", hint="Open them again.")
+                raise DeviceError("The workers were closed.", hint="Open the signer again.")
             return self._idle.pop() if self._idle else None
 
     def _give_back(self, worker: "WorkerProcess") -> None:
@@ -204,14 +203,11 @@ class WorkerSigner:
         worker = self._start()
         if worker.opened.public_key != self.public_key:
             worker.kill()
-            raise KeyNotFound(
-                f"{worker.opened.device} is back with another key.",
-                hint="Open it again, with the certificate of the key that is there now.",
-            )
+            raise key_replaced(f"The key on {worker.opened.device}")
         return worker
 
     def _start(self) -> "WorkerProcess":
-        """Start a worker and log it in. One at a time: no two may send a PIN that may be wrong."""
+        """Start a worker and log it in. One at a time: two workers must not both send a PIN that may be wrong."""
         with self._starting:
             if self._refusal is not None and self._refusal.still_applies(self._access.pin):
                 raise copy.copy(self._refusal.error)
@@ -233,7 +229,7 @@ class WorkerSigner:
         self._accepted, self._refusal = False, PinRefusal(error)
 
     def _log_in(self, request: PinRequest) -> Login:
-        """Answer a worker that asks for the PIN: with the accepted one, else with what the source gives now."""
+        """Return the PIN for a worker: the accepted one if it is still current, else a new one from the source."""
         request = self._access.operator.confirm_last_try(request)
         same = self._accepted and self._accepted_by == request.device
         if not same or not is_up_to_date(self._login, self._access.pin):

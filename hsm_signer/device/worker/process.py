@@ -1,4 +1,4 @@
-"""A worker process, seen from its parent: it is started, watched, and killed when it overruns."""
+"""Start a worker process, talk to it, and kill it when it overruns its deadline."""
 
 import logging
 import sys
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from hsm_signer.device.lane import NO_ANSWER_HINT
 from hsm_signer.device.pin.pin import Login, PinRequest, PinSource
 from hsm_signer.device.wire import Malformed
 from hsm_signer.device.worker.child import ChildProcess
@@ -25,8 +26,8 @@ _GRACE = 0.25
 _START = 30.0
 """Seconds between two messages outside calls into the module: starting Python, importing, verifying."""
 
-_MOST_SIGNS = 1000
-"""Messages before an answer. Our worker sends about ten, and some tens with -v."""
+_MOST_MESSAGES = 1000
+"""Messages before an answer. Our worker sends about ten, or some tens with -v."""
 
 
 class WorkerGone(Exception):
@@ -37,11 +38,11 @@ class WorkerProcess:
     """One worker process. Once it has loaded a module, nothing that it sends is trusted.
 
     Args:
-        access: to the key. It is for `open` to say who gives the PIN.
+        access: the key, and how to open its device. The PIN comes from the `log_in` of `open`.
 
     Attributes:
-        opened: what it said of the device, once that was opened.
-        login: what it was given to log in with; None when it did not ask.
+        opened: what the worker reported about the device after opening it.
+        login: what the worker was given to log in with; None if it did not ask.
     """
 
     opened: Opened
@@ -63,7 +64,7 @@ class WorkerProcess:
         """Have the worker open the device. If that fails, the worker is killed.
 
         Args:
-            log_in: what to log in with, or an error why not to.
+            log_in: returns what to log in with, or raises an error to send no PIN.
 
         Raises:
             HsmSignerError: as `open_device` and `open_signer`, or of `log_in`.
@@ -98,9 +99,9 @@ class WorkerProcess:
 
         Raises:
             WorkerGone: it had ended before it got the request.
-            DeviceTimeout: it sent nothing in time.
+            DeviceTimeout: it did not answer in time.
             DeviceGone: it ended before its answer, or the answer is invalid.
-            HsmSignerError: its answer is this error.
+            HsmSignerError: the worker answered with this error.
         """
         try:
             self._child.channel.send(request, self._timeout)
@@ -132,15 +133,14 @@ class WorkerProcess:
             seconds: until the first message.
         """
         deadline = time.monotonic() + seconds
-        for _ in range(_MOST_SIGNS):
+        for _ in range(_MOST_MESSAGES):
             try:
                 message = self._child.channel.receive_with_cue(deadline, doing, self._slow)
             except TimeoutError:
                 self.kill()
                 raise DeviceTimeout(
                     f"The worker that serves the device did not respond for {self._timeout:g} s. It was killed.",
-                    hint="Check that the device is plugged in and answers, touch it if it blinks; "
-                    "a slow device may need a longer --device-timeout.",
+                    hint=NO_ANSWER_HINT,
                 ) from None
             except EOFError:
                 raise self.died() from None
@@ -164,14 +164,14 @@ class WorkerProcess:
         self.kill()
         raise DeviceGone(
             "The worker process that serves the device sent an invalid answer. It was killed.",
-            hint="The next request starts another. If it happens again, the module is faulty or hostile.",
+            hint="The next request starts another worker. If this happens again, the module is faulty or hostile.",
         )
 
     def died(self) -> DeviceGone:
-        """Return the error that says how it died."""
+        """Return the error for a worker that died, with how it died."""
         how = self._child.describe_exit()
         self.kill()
         return DeviceGone(
             f"The worker that serves the device died {how}.",
-            hint="The next request starts another. If it dies again, the module is faulty.",
+            hint="The next request starts another worker. If that dies too, the module is faulty.",
         )

@@ -507,7 +507,7 @@ def test_a_directory_is_refused_as_a_configuration_file(tmp_path: Path) -> None:
 def test_a_profile_without_a_configuration_file_is_refused_with_the_paths_that_were_tried(tmp_path: Path) -> None:
     error = refused({}, name="prod", environ={"XDG_CONFIG_HOME": str(tmp_path)})
     assert error.message == (
-        f"There is no configuration for profile 'prod': looked for {tmp_path}/hsm-signer/config.toml, "
+        f"No configuration file for profile 'prod'. Looked for {tmp_path}/hsm-signer/config.toml, "
         "/etc/hsm-signer/config.toml."
     )
 
@@ -518,7 +518,7 @@ def test_a_missing_profile_is_refused_with_the_existing_and_the_nearest_names(
 ) -> None:
     config = write(TWO)
     error = refused({}, config=config, name=name)
-    assert (error.message, error.hint) == (f"{config} has no profile {name!r}; it has default, prod.", hint)
+    assert (error.message, error.hint) == (f"{config} has no profile {name!r}. It has default, prod.", hint)
 
 
 def test_the_default_profile_need_not_exist(write: Write) -> None:
@@ -528,7 +528,7 @@ def test_the_default_profile_need_not_exist(write: Write) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "[profile]\n"])
 def test_a_file_without_any_profile_is_refused(write: Write, text: str) -> None:
-    assert refused({}, config=write(text)).message.endswith("has no profile 'default'; it has none.")
+    assert refused({}, config=write(text)).message.endswith("has no profile 'default'. It has none.")
 
 
 @pytest.mark.parametrize(
@@ -559,12 +559,32 @@ def test_a_file_that_is_not_utf_8_is_refused_and_named(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ('tenant = "x"', "Unknown table or key 'tenant' in {}.", "of the form [profile.NAME]: [profile.default]?"),
-        ('[prod]\ntenant = "x"', "Unknown table or key 'prod' in {}.", "of the form [profile.NAME]: [profile.prod]?"),
+        (
+            'tenant = "x"',
+            "Unknown table or key 'tenant' in {}.",
+            "tables named [profile.NAME], such as [profile.default].",
+        ),
+        (
+            '[prod]\ntenant = "x"',
+            "Unknown table or key 'prod' in {}.",
+            "tables named [profile.NAME], such as [profile.prod].",
+        ),
         ('[profiles.prod]\ntenant = "x"', "Unknown table or key 'profiles' in {}.", "Did you mean profile?"),
-        ('[profile]\ntenant = "x"', "In {}, profile is not a table of profiles.", "Write [profile.NAME]."),
-        ('profile = "prod"', "In {}, profile is not a table of profiles.", "Write [profile.NAME]."),
-        ('[[profile]]\ntenant = "x"', "In {}, profile is not a table of profiles.", "Write [profile.NAME]."),
+        (
+            '[profile]\ntenant = "x"',
+            "In {}, profile is not a table of profiles.",
+            "Begin each profile with a line [profile.NAME].",
+        ),
+        (
+            'profile = "prod"',
+            "In {}, profile is not a table of profiles.",
+            "Begin each profile with a line [profile.NAME].",
+        ),
+        (
+            '[[profile]]\ntenant = "x"',
+            "In {}, profile is not a table of profiles.",
+            "Begin each profile with a line [profile.NAME].",
+        ),
     ],
 )
 def test_a_common_mistake_in_a_configuration_file_is_named_with_its_fix(

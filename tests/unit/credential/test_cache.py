@@ -212,7 +212,7 @@ def test_a_failed_renewal_is_logged_without_any_token(
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
-            "Renewing the token failed; the current one is valid for another 300 s: The endpoint is down.",
+            "Renewing the token failed. The current token is valid for another 300 s. The endpoint is down.",
         )
     ]
 

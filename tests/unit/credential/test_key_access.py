@@ -50,7 +50,7 @@ def test_the_pin_comes_from_the_setting_or_else_the_uri_or_else_the_prompt(
 
 def test_a_uri_may_not_name_a_program_that_gives_the_pin() -> None:
     uri = Pkcs11Uri(token="Office", pin_source="command:/bin/pin")
-    with pytest.raises(ConfigError, match="may not name a program to run"):
+    with pytest.raises(ConfigError, match="must not name a program to run"):
         key_access(Profile(key=(uri,)), uri)
 
 

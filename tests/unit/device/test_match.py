@@ -113,7 +113,7 @@ def test_a_single_different_attribute_rules_a_device_out(uri: Pkcs11Uri) -> None
 def test_if_there_is_no_device_the_message_says_what_was_searched_for_and_where() -> None:
     with pytest.raises(DeviceNotFound) as refused:
         select_device(Pkcs11Uri(token="Office card", object="signing", pin_value="4711"), [], MODULE)
-    assert refused.value.message == f"{MODULE} sees no device; looked for pkcs11:token=Office%20card."
+    assert refused.value.message == f"{MODULE} shows no device. Looked for pkcs11:token=Office%20card."
 
 
 def test_if_no_device_matches_the_message_names_those_present() -> None:
@@ -181,10 +181,10 @@ def test_if_no_key_matches_the_message_names_those_on_the_device() -> None:
 
 
 def test_the_message_says_if_the_device_has_no_keys() -> None:
-    with pytest.raises(KeyNotFound, match="it has none") as refused:
+    with pytest.raises(KeyNotFound, match="The device has none") as refused:
         select_key(Pkcs11Uri(object="other"), [], OFFICE)
     assert refused.value.hint is not None
-    assert "log in" in refused.value.hint
+    assert "without a login" in refused.value.hint
 
 
 def test_if_several_keys_match_the_message_names_only_those() -> None:

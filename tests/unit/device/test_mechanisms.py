@@ -133,7 +133,7 @@ def test_the_error_for_an_unsupported_algorithm_names_the_missing_mechanisms(alg
     with pytest.raises(MechanismUnsupported) as refused:
         plan_signing(algorithm, UNRELATED)
     names = ", ".join(f"CKM_{mechanism.name}" for mechanism in BEST_FIRST[algorithm])
-    assert refused.value.message == f"The device cannot sign {algorithm}: it offers none of {names}."
+    assert refused.value.message == f"The device cannot sign with {algorithm}: it offers none of {names}."
 
 
 @pytest.mark.parametrize(("algorithm", "other"), [(Algorithm.RS256, "auto"), (Algorithm.PS256, "RS256")])

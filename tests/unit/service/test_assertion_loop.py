@@ -217,7 +217,7 @@ class TestKeep:
 
     def test_refuses_assertions_that_it_would_replace_forever(self, world: World) -> None:
         world.lifetime = 600
-        with pytest.raises(ConfigError, match="lives for 3600 s"):
+        with pytest.raises(ConfigError, match="a lifetime of 3600 s"):
             world.run(MINUTE)
         assert world.signed == [0]
 
