@@ -53,8 +53,8 @@ def require_pin_tries(device: DeviceInfo, flags: TokenFlag, *, allow_last_try: b
         if not allow_last_try:
             raise PinLastTry(
                 f"{device} has one PIN try left. A wrong PIN would lock it, so no PIN was sent.",
-                hint="If you are sure of the PIN, run the command again with --allow-last-try: a correct PIN resets the "
-                "counter. If not, use the device's own tool.",
+                hint="If you are sure of the PIN, run the command again with --allow-last-try: a correct PIN resets "
+                "the counter. If not, use the device's own tool.",
                 commands=pin_tool(device).commands,
             )
         return "This is the last try: a wrong PIN locks the device."
