@@ -1,1 +1,1 @@
-"""Checks from the module to the token endpoint, each with what was found and how to fix it."""
+"""Check everything from the configuration to the token endpoint, and say how to fix what fails."""

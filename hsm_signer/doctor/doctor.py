@@ -1,4 +1,4 @@
-"""Checks everything from the configuration to an access token, one probe after the other.
+"""Check everything from the configuration to an access token, one probe after the other.
 
     for name, verdict in examine(profile):
         print(name, verdict.status, verdict.detail)
@@ -31,7 +31,7 @@ def examine(
     closes the device.
 
     Args:
-        operator: who can be asked for the PIN, and is told to touch the device.
+        operator: how to reach the person who enters the PIN and touches the device.
         offline: skip what needs the network.
         now: the clock, epoch seconds.
 

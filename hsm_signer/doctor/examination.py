@@ -1,4 +1,4 @@
-"""Runs probes: each at most once, and only when the probes that it needs have succeeded. Every failure is data."""
+"""Run probes, each at most once, and only if the probes that it needs have succeeded. A failure becomes a verdict."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,9 +18,9 @@ class Probe(Generic[T]):
     """One check.
 
     Attributes:
-        name: the name a script sees, one word in lower case. The parts of a check share its name.
-        measure: returns a value for other probes, and the verdict on it. It may raise an `HsmSignerError` instead. A
-            probe that raises, or whose verdict is FAILED, stops the probes that need its value.
+        name: the name in the output, one word in lower case. The parts of a check share its name.
+        measure: returns a value for other probes, and the verdict on it, or raises an `HsmSignerError`. If it raises or
+            the verdict is FAILED, the probes that need its value are skipped.
         network: whether it needs the network.
     """
 
@@ -53,11 +53,11 @@ class _NeedFailed(Exception):
 
 
 class Examination:
-    """One run: what its probes work with, and what they have returned so far.
+    """One run of the doctor, and the results of its probes so far.
 
     Args:
         profile: as the user wrote it.
-        operator: who can be asked for the PIN, and is told to touch the device.
+        operator: how to reach the person who enters the PIN and touches the device.
         offline: skip the probes that need the network.
         now: the clock, epoch seconds.
 
@@ -74,7 +74,7 @@ class Examination:
         self._results: dict[Probe[Any], _Result] = {}
 
     def value(self, probe: Probe[T]) -> T:
-        """Return what a probe measured. If it failed, end the probe that called this: it is skipped."""
+        """Return what a probe measured. If that probe failed, this raises, and the probe that called it is skipped."""
         result = self._result(probe)
         if result.failed is not None:
             raise _NeedFailed(result.failed)
@@ -116,5 +116,5 @@ def _explain(error: Exception) -> Verdict:
             return failed(f"{error.message} Correlation id: {error.correlation_id}.", _fix(error))
         case HsmSignerError():
             return failed(error.message, _fix(error))
-    # Its text may hold a secret.
-    return failed(f"Unexpected error: {type(error).__name__}.", "Please report this bug.")
+    # Its text may contain a secret.
+    return failed(f"Unexpected error: {type(error).__name__}.", "This is a bug in hsm-signer. Please report it.")

@@ -106,7 +106,9 @@ def pcscd(run: Examination) -> tuple[None, Verdict]:
     library = reader_library()
     if library is None:
         return None, skipped("The module uses no smart-card readers.")
-    socket = loaded.call("asking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.operator.slow)
+    socket = loaded.call(
+        "checking pcscd", lambda: require_pcscd(library), key_options.timeout, key_options.operator.slow
+    )
     return None, ok(f"pcscd answers at {socket} and accepts this user.")
 
 
@@ -123,12 +125,12 @@ def pin(run: Examination) -> tuple[None, Verdict]:
     found = run.value(device)
     concern = found.require_pin_tries(allow_last_try=run.value(access).allow_last_try)
     if concern is not None:
-        return None, warning(concern, "Make sure that the next PIN is right: devices lock after a few wrong ones.")
+        return None, warning(concern, "Make sure that the next PIN is correct: devices lock after a few wrong PINs.")
     match found.pin:
         case PinState.NOT_NEEDED:
             return None, ok("No PIN is needed.")
         case PinState.NOT_SET:
-            return None, warning("The device says that no PIN is set.", "Set the user PIN with the device's own tool.")
+            return None, warning("No user PIN is set on the device.", "Set the user PIN with the device's own tool.")
     pad = " It is entered on the device's own PIN pad." if found.has_pin_pad else ""
     return None, ok(f"No wrong PIN since the last login.{pad}")
 
@@ -159,7 +161,7 @@ def key(run: Examination) -> tuple[DeviceSigner, Verdict]:
 
 @_probe("protection")
 def protection(run: Examination) -> tuple[None, Verdict]:
-    """Read how the device guards the key."""
+    """Read how the device protects the key."""
     return None, judge_protection(run.value(key).protection())
 
 
@@ -188,7 +190,7 @@ def certificate(run: Examination) -> tuple[CertificateSource, Verdict]:
 
 @_probe("signature")
 def assertion(run: Examination) -> tuple[Secret, Verdict]:
-    """Have the device sign the assertion that is exchanged afterwards."""
+    """Have the device sign an assertion, which the token probe then exchanges."""
     signer, who = run.value(key), run.value(client)
     started = time.monotonic()
     identity = Identity(who, signer, run.value(certificate), now=run.now)
@@ -198,7 +200,7 @@ def assertion(run: Examination) -> tuple[Secret, Verdict]:
 
 @_probe("signature")
 def signature(run: Examination) -> tuple[None, Verdict]:
-    """Have the device sign once: an assertion, or if there can be none, a test message."""
+    """Have the device sign once: an assertion, or if that is not possible, a test message."""
     signer, algorithm = run.value(key), run.value(mechanisms)
     if run.succeeded(client, certificate):
         return None, run.verdict(assertion)
@@ -286,4 +288,4 @@ PROBES = (
     openid,
     token,
 )
-"""In the order in which they run and are reported."""
+"""All probes, in the order in which they run and are reported."""

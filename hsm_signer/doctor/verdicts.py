@@ -1,4 +1,4 @@
-"""What the doctor's measurements mean; pure.
+"""Judge the doctor's measurements; pure.
 
 Each function takes a measurement and returns a `Verdict`: what was found, and what to do about it.
 """
@@ -51,17 +51,17 @@ class Verdict:
 
 
 def ok(detail: str) -> Verdict:
-    """Return the verdict that nothing is wrong."""
+    """Return the verdict that the check passed."""
     return Verdict(Status.OK, detail)
 
 
 def warning(detail: str, fix: str) -> Verdict:
-    """Return the verdict that it works, but should be fixed."""
+    """Return the verdict that the check passed, but something should be fixed."""
     return Verdict(Status.WARNING, detail, fix)
 
 
 def failed(detail: str, fix: str | None) -> Verdict:
-    """Return the verdict that it does not work."""
+    """Return the verdict that the check failed."""
     return Verdict(Status.FAILED, detail, fix)
 
 
@@ -80,7 +80,7 @@ def combined(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def judge_protection(protection: "Protection") -> Verdict:
-    """Judge how the device protects a private key. An attribute that it does not report is named, and no warning."""
+    """Judge how the device protects a private key. Attributes that it does not report are listed without a warning."""
     concerns = [
         concern
         for bad, concern in (
@@ -153,7 +153,7 @@ def judge_clock(ahead: float | None) -> Verdict:
 
 
 def metadata_url(endpoint: Endpoint) -> str | None:
-    """Return the URL of the OpenID configuration (OpenID Connect Discovery 1.0 section 4), or None if none is due."""
+    """Return the URL of the OpenID configuration (OpenID Connect Discovery 1.0 section 4), or None if there is none."""
     if not endpoint.entra:
         return None
     for path, version in (("/oauth2/v2.0/token", "/v2.0"), ("/oauth2/token", "")):
@@ -168,7 +168,7 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
     if status != 200:
         return failed(
             f"{host} answered {status} for the OpenID configuration of {endpoint.tenant}.",
-            "Check --tenant, and that --cloud or --authority is the one that it belongs to.",
+            "Check --tenant, and that --cloud or --authority is the cloud of this tenant.",
         )
     try:
         document = json.loads(body)
@@ -182,12 +182,12 @@ def judge_metadata(status: int, body: bytes, endpoint: Endpoint) -> Verdict:
     if not agrees:
         return failed(
             f"The token endpoint of {endpoint.tenant} is {printable(str(theirs), 200)}, not {endpoint.token_endpoint}.",
-            "Select the cloud of that address with --cloud, or its host with --authority.",
+            "Choose the cloud of that address with --cloud, or its host with --authority.",
         )
     return ok(f"Issuer {printable(str(issuer), 200)}. Its token endpoint is the one in use.")
 
 
 def _place(token_endpoint: str) -> tuple[str, list[str]]:
-    """Return the parts of a token endpoint that must agree: not the tenant, for which Entra writes its GUID."""
+    """Return the parts of a token endpoint that must agree. The tenant need not: Entra writes its GUID there."""
     split = urlsplit(token_endpoint)
     return split.netloc.lower(), split.path.split("/")[2:]

@@ -1,1 +1,1 @@
-"""The exchange: where Entra listens, how it is asked, and what its refusals mean."""
+"""Exchange an assertion for a token at Entra's token endpoint, call Microsoft Graph, and explain their errors."""

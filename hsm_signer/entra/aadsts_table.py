@@ -1,7 +1,7 @@
 """Explanations of Entra's error numbers (AADSTS), for a program that proves its identity with a certificate.
 
 The numbers are Entra's own (https://learn.microsoft.com/entra/identity-platform/reference-error-codes). The texts are
-for the client-credentials grant, where a number often means something narrower than on Microsoft's page.
+for the client credentials grant, where a number often has a narrower meaning than on Microsoft's page.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class AadstsError:
         meaning: what Entra says.
         cause: the usual cause.
         fix: what to do; also the hint of an `EntraError`.
-        lasting: whether another request within a minute gets the same answer. It does if the app, the tenant, the
-            scope, a policy, or a setting is wrong, but not if a new assertion or another certificate may be accepted.
+        lasting: whether another request within a minute gets the same answer: if the app, the tenant, the scope, a
+            policy or a setting is wrong. Not if Entra may accept a new assertion or another certificate.
     """
 
     code: int
@@ -249,7 +249,7 @@ TABLE = (
         90014,
         "A field is missing from the request or from the assertion.",
         "The form has no such parameter, or the assertion has no such claim.",
-        "Entra's message names the field. Compare it with what `hsm-signer decode` shows of the assertion.",
+        "Entra's message names the field. Compare it with what `hsm-signer decode` shows for the assertion.",
     ),
     AadstsError(
         900144,

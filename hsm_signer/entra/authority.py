@@ -15,13 +15,13 @@ from hsm_signer.errors import ConfigError
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an assertion is sent, and the audience it names.
+    """Where an assertion is sent, and its audience.
 
     Args:
-        token_endpoint: URL that the form is posted to.
+        token_endpoint: URL of the token endpoint.
         audience: the assertion's `aud`.
         authority: scheme, host and any port of the token endpoint.
-        tenant: GUID or domain as the user gave it; None if the token endpoint needs none.
+        tenant: GUID or domain as the user gave it; None if the token endpoint does not need one.
         entra: False for a custom token endpoint. Its scopes may have any form.
     """
 
@@ -44,8 +44,8 @@ def resolve_endpoint(
 
     Args:
         tenant: GUID or domain of the tenant, or `adfs`. Not needed with a token endpoint or a CIAM authority.
-        cloud: its authority is used if no other is given.
-        authority: another host than the cloud's; https if it has no scheme.
+        cloud: the Microsoft cloud. It determines the login host, unless `authority` does.
+        authority: the URL of the login host; https if it has no scheme.
         token_endpoint: full URL of any server that supports RFC 7523. It overrides tenant, cloud and authority.
         audience: the assertion's `aud`. Default: the token endpoint.
 
@@ -62,15 +62,15 @@ def resolve_endpoint(
     origin = origin_of(split)
     if split.path.strip("/") or split.query:
         raise ConfigError(
-            f"The authority has more than a host: {authority!r}.",
-            hint=f"Give {origin} as the authority, and the tenant with --tenant.",
+            f"The authority has a path or a query: {authority!r}.",
+            hint=f"Use --authority {origin}, and set the tenant with --tenant.",
         )
     name = _check_tenant(tenant, origin)
     if name == "adfs":
         if authority is None:
             raise ConfigError(
                 "The tenant 'adfs' stands for your own AD FS server, but no authority is set.",
-                hint="Give the server with --authority, for example https://adfs.example.com.",
+                hint="Set the server, for example --authority https://adfs.example.com",
             )
         url = f"{origin}/adfs/oauth2/token"
     else:
@@ -79,7 +79,7 @@ def resolve_endpoint(
 
 
 def implied_tenant(authority: str) -> str | None:
-    """Return the tenant that the host of an authority is named after, as with Entra External ID, or None.
+    """Return the tenant in the host name of an authority, as with Entra External ID, or None.
 
     >>> implied_tenant("https://contoso.ciamlogin.com")
     'contoso.onmicrosoft.com'
@@ -108,44 +108,44 @@ def _check_tenant(tenant: str | None, origin: str) -> str:
     if not tenant:
         if implied := implied_tenant(origin):
             return implied
-        raise ConfigError("No tenant was given.", hint="Give its GUID or domain with --tenant.")
+        raise ConfigError("No tenant is set.", hint="Set the tenant's GUID or domain: --tenant TENANT")
     name = tenant.lower()
     if reason := _SHARED_TENANTS.get(name):
         raise ConfigError(
-            f"The tenant {tenant!r} {reason}; a program that proves its own identity must name one tenant.",
-            hint="Give the tenant's GUID or domain; the portal shows it beside the app registration.",
+            f"The tenant {tenant!r} {reason}. A program that signs in as itself must name one tenant.",
+            hint='Set --tenant to the "Directory (tenant) ID" on the app\'s Overview page.',
         )
     if name == "adfs":
         return name
     if not (_GUID.fullmatch(tenant) or _DOMAIN.fullmatch(tenant)):
         raise ConfigError(
             f"The tenant {tenant!r} is neither a GUID nor a domain.",
-            hint="A tenant looks like 72f988bf-86f1-41af-91ab-2d7cd011db47 or contoso.onmicrosoft.com.",
+            hint="Set --tenant to a value like 72f988bf-86f1-41af-91ab-2d7cd011db47 or contoso.onmicrosoft.com.",
         )
     return tenant
 
 
 def _check_audience(audience: str | None, token_endpoint: str) -> str:
-    """Return the audience. Refuse to send an assertion that Entra accepts to any other server."""
+    """Return the audience. Refuse one with which another server could use the assertion at Entra."""
     if audience is None:
         return token_endpoint
     if not re.fullmatch(r"[\x21-\x7e]+", audience):
         raise ConfigError(
-            f"The audience {audience!r} is empty or has a space or a character outside ASCII.",
-            hint="Leave --audience out, or give the URL that the server expects as aud.",
+            f"The audience {audience!r} is empty, or contains a space or a character outside ASCII.",
+            hint="Omit --audience, or set it to the URL that the server expects as aud.",
         )
     if _PROOF_AUDIENCE in unquote(audience).lower():
         raise ConfigError(
             f"The audience {_PROOF_AUDIENCE} is for proofs to Microsoft Graph only. Anyone who receives such an "
-            "assertion could register a key of their own with the application.",
-            hint="Leave --audience out: rotate makes the proofs it needs.",
+            "assertion could register their own key with the application.",
+            hint="Omit --audience. rotate makes the proofs that it needs.",
         )
     destination = urlsplit(token_endpoint).hostname
     for match in ENTRA_HOST.finditer(unquote(audience).lower()):
         if match[0] != destination:
             raise ConfigError(
                 f"The audience names {match[0]}, but the assertion is sent to {destination}, "
-                "which could use it there in your name.",
-                hint="Leave --audience out, or name the server that the assertion is sent to.",
+                "which could use it to sign in as your application.",
+                hint="Omit --audience, or set it to the server that the assertion is sent to.",
             )
     return audience

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Cloud(StrEnum):
-    """A cloud of Microsoft. Each tenant is in exactly one."""
+    """A Microsoft cloud. Each tenant is in exactly one."""
 
     PUBLIC = "public"
     USGOV = "usgov"
@@ -23,8 +23,8 @@ GRAPHS = {
     Cloud.CHINA: "https://microsoftgraph.chinacloudapi.cn",
 }
 GRAPH_OF_DOD = "https://dod-graph.microsoft.us"
-# Present and former hosts where Entra accepts assertions, or that its issuers are named after. An audience is searched
-# for them anywhere, so that no odd spelling of a URL hides one.
+# Present and former hosts where Entra accepts assertions, or that appear in its issuers. We search the whole audience
+# for them, so that no odd spelling of a URL hides one.
 ENTRA_HOST = re.compile(
     r"(?<![a-z0-9_-])(?:"
     r"(?:[a-z0-9-]+\.)*microsoftonline(?:-p)?\.(?:com|us|cn|de|net)"

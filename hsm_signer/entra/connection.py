@@ -1,4 +1,4 @@
-"""The connection of one HTTP attempt: another thread can cut it, and the bytes that it receives are limited.
+"""The network connection of one HTTP attempt. Another thread can close it, and it receives a limited number of bytes.
 
 httpx's timeouts are for single operations. A server that sends a byte now and then, or one interim response after
 another (1xx, RFC 9110 section 15.2), never exceeds them, and httpcore reads interim responses without a limit.
@@ -21,9 +21,9 @@ THREAD = "hsm-signer-http"
 """Name of the threads that run attempts."""
 
 _CONNECT_TIMEOUT = 10.0
-"""Seconds for an address, and for the handshake, when it connects ahead."""
+"""Seconds for one address, and for the TLS handshake, when connecting before the request."""
 _KEPT_OPEN = 15.0
-"""Seconds for which servers keep a connection open that has brought no request; those that we know wait longer."""
+"""Seconds for which a server keeps a connection without a request open. All servers that we know wait longer."""
 
 
 class TooMuch(Exception):
@@ -31,13 +31,13 @@ class TooMuch(Exception):
 
 
 class Connection(httpcore.NetworkBackend):
-    """Opens one connection for httpcore, which can be cut.
+    """Opens one connection for httpcore, which another thread can close.
 
     Args:
-        limit: bytes that it may receive, including interim responses and headers.
+        limit: bytes that the connection may receive, including interim responses and headers.
 
     Attributes:
-        busy: held while it connects ahead: a request waits for that, and then uses what was connected.
+        busy: held while `connect_ahead` runs: a request waits for it, and then uses its connection.
     """
 
     def __init__(self, limit: int) -> None:
@@ -48,16 +48,16 @@ class Connection(httpcore.NetworkBackend):
         self._network = httpcore.SyncBackend()
         self._lock = threading.Lock()
         self._is_cut = False
-        # A duplicate: TLS takes over the socket itself, and hides it during the handshake.
+        # A duplicate of the socket: during the handshake, TLS owns the original and hides it.
         self._end: socket.socket | None = None
 
     @property
     def was_stale(self) -> bool:
-        """Whether a request used what was connected ahead, and got nothing back: the server may have closed it."""
+        """Whether a request used the connection made ahead and received nothing: the server may have closed it."""
         return self._used is not None and self._used.left == self._limit
 
     def cut(self) -> None:
-        """Close it, from any thread: reads and writes fail at once, and no new connection is opened."""
+        """Close the connection, from any thread: reads and writes fail at once, and no new connection is opened."""
         with self._lock:
             self._is_cut = True
             end, self._end = self._end, None
@@ -77,7 +77,7 @@ class Connection(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """Connect to the first address of `host` that answers; `timeout` is for each of them."""
+        """Connect to the first address of `host` that answers. `timeout` is for each address, in seconds."""
         with self.busy:
             ahead, self._ahead = self._ahead, None
             if ahead is not None:
@@ -88,11 +88,11 @@ class Connection(httpcore.NetworkBackend):
             return _Stream(self._connect(host, port, timeout, local_address, socket_options), self._limit)
 
     def connect_ahead(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        """Connect now, for a request that comes later, and make the TLS handshake. A failure is left to the request.
+        """Connect now for a later request, and do the TLS handshake. If this fails, the request tries and reports it.
 
         Args:
-            host: as httpcore names it: the server, or the proxy before it.
-            tls: how to make the handshake, or None where httpcore itself does, or there is none.
+            host: the server, or its proxy.
+            tls: for the handshake. None: httpcore does it later, or there is none.
         """
         with self.busy, suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
             stream: httpcore.NetworkStream = self._connect(host, port, _CONNECT_TIMEOUT)
@@ -139,13 +139,14 @@ class Connection(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """What is sent over the connection; with a limit on what it brings.
+    """A network stream that receives a limited number of bytes.
 
     Args:
-        has_tls: the handshake that httpcore is about to ask for was made already.
+        limit: the number of bytes.
+        has_tls: whether the TLS handshake was already done, so that `start_tls` has nothing to do.
 
     Attributes:
-        left: bytes that it may still bring.
+        left: bytes that it may still receive.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, limit: int, *, has_tls: bool = False) -> None:
@@ -179,7 +180,11 @@ class _Stream(httpcore.NetworkStream):
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A connection that was made ahead."""
+    """A connection that was made before the request.
+
+    Attributes:
+        since: when it was made, on the monotonic clock.
+    """
 
     host: str
     port: int
@@ -187,12 +192,12 @@ class _Ahead:
     since: float
 
     def is_for(self, host: str, port: int) -> bool:
-        """Whether it leads there, and is so young that the server will not have closed it."""
+        """Return whether it goes to this host, and is so recent that the server has not closed it yet."""
         return (self.host, self.port) == (host, port) and time.monotonic() - self.since < _KEPT_OPEN
 
 
 def _is_from_elsewhere(record: logging.LogRecord) -> bool:
-    """Return whether a record is not from an attempt. Those quote the response, which may echo what was sent."""
+    """Return whether a log record is not from an attempt. Those quote the response, which may echo the request."""
     return threading.current_thread().name != THREAD
 
 

@@ -1,6 +1,6 @@
-"""The part of Microsoft Graph with which an application replaces its own keys: list, add and remove key credentials.
+"""List, add and remove the key credentials of an application through Microsoft Graph.
 
-An application needs no permission to call addKey and removeKey on itself, but a proof that it has a registered key.
+To call addKey and removeKey on itself, an application needs no permission, but a proof that it has a registered key.
 https://learn.microsoft.com/graph/api/application-addkey
 """
 
@@ -37,7 +37,7 @@ class KeyCredential:
     """A registered certificate.
 
     Attributes:
-        key_id: a GUID; removing it needs this.
+        key_id: a GUID, needed to remove the certificate.
         thumbprint: its ``customKeyIdentifier``: the SHA-1 thumbprint, unless somebody chose another value.
         certificate: DER; empty if Graph does not return it.
     """
@@ -81,8 +81,8 @@ class Graph:
     """The key credentials of one application, or of its service principal.
 
     Args:
-        service: which Graph.
-        client_id: of the application.
+        service: the Graph of the application's cloud.
+        client_id: application (client) ID.
         holder: the application or its service principal.
         http: sends the requests.
         token: returns an access token for Graph.
@@ -92,7 +92,7 @@ class Graph:
         self, service: GraphService, client_id: str, holder: Holder, http: "HttpClient", token: Callable[[], Secret]
     ) -> None:
         self._host = urlsplit(service.origin).netloc
-        # An appId identifies both kinds, so nobody must look up the object ID.
+        # Both kinds can be addressed by appId, so we do not need the object ID here.
         self._address = f"{service.origin}/v1.0/{holder}(appId='{quote(client_id, safe='')}')"
         self._http = http
         self._token = token
@@ -101,7 +101,7 @@ class Graph:
         """Return what is registered.
 
         Raises:
-            EntraError: Graph refuses. Without Application.Read.All it may, even for the application itself.
+            EntraError: Graph refuses. It may do so if the application does not have Application.Read.All.
             NetworkError: Graph cannot be reached, or its answer is not usable.
         """
         document = self._document(self._http.get(f"{self._address}?$select=id,keyCredentials", self._headers()))
@@ -131,7 +131,7 @@ class Graph:
         """Remove a certificate.
 
         Args:
-            key_id: of the credential.
+            key_id: ID of the key credential.
             proof: signed with a registered key, which may be the one to remove.
 
         Raises:
@@ -188,9 +188,9 @@ _HINTS = {
     "application's object ID, not its client ID, and that the signing key is registered and its certificate valid.",
     "InvalidAuthenticationToken": "Graph does not accept the token. Check --cloud and --graph.",
     "Authorization_RequestDenied": "An application may replace only its own keys. Check that --client-id is "
-    "the application that got the token, and --object-id its object ID. To list keys, it needs Application.Read.All.",
+    "the application that got the token, and --object-id its object ID. Listing keys requires Application.Read.All.",
     "Request_ResourceNotFound": "There is no such application in this tenant. Check --tenant and --client-id; "
-    "keys of a service principal need --service-principal.",
+    "for keys of a service principal, add --service-principal.",
 }
 
 
@@ -223,7 +223,7 @@ def _binary(value: object) -> bytes:
 
 
 def _thumbprint(value: object) -> bytes:
-    """Return a ``customKeyIdentifier``. Its type is Edm.Binary, but some are hexadecimal."""
+    """Return a ``customKeyIdentifier`` as bytes. Its type is Edm.Binary (base64), but some are hexadecimal."""
     if isinstance(value, str) and len(value) == 40:
         try:
             return bytes.fromhex(value)

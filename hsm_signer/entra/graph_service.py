@@ -1,4 +1,4 @@
-"""Which Microsoft Graph belongs to an endpoint. Pure."""
+"""Choose the Microsoft Graph that belongs to an endpoint. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from hsm_signer.errors import ConfigError
 
 @dataclass(frozen=True)
 class GraphService:
-    """Microsoft Graph, of one cloud.
+    """Microsoft Graph of one cloud.
 
     Args:
         origin: scheme and host.
-        scope: requests a token for it.
+        scope: the scope of tokens for it.
     """
 
     origin: str
@@ -45,7 +45,7 @@ def resolve_graph(endpoint: Endpoint, graph: str | None = None) -> GraphService:
         if origin not in (*GRAPHS.values(), GRAPH_OF_DOD, endpoint.authority):
             raise ConfigError(
                 f"{origin} is not one of Microsoft Graph's hosts, so it must not receive a token for Graph.",
-                hint=f"Graph is at {', '.join((*GRAPHS.values(), GRAPH_OF_DOD))}.",
+                hint=f"Set --graph to one of {', '.join((*GRAPHS.values(), GRAPH_OF_DOD))}.",
             )
     else:
         cloud = next((cloud for cloud, authority in AUTHORITIES.items() if authority == endpoint.authority), None)

@@ -1,4 +1,4 @@
-"""The only HTTP client: posts forms and JSON and gets documents over verified TLS, within a deadline, with retries."""
+"""Post forms and JSON and get documents over verified TLS, within a deadline, with retries."""
 
 import contextlib
 import copy
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class HttpClient:
-    """Posts forms and JSON, and gets documents. No connection outlives a call, so there is nothing to close.
+    """Posts forms and JSON, and gets documents. No connection stays open after a call, so there is nothing to close.
 
-    `connecting_to` connects while the caller is busy with something else.
+    `connecting_to` connects in the background while the caller does something else.
 
     Args:
         timeout: seconds for one request, with all its attempts and pauses.
@@ -66,10 +66,10 @@ class HttpClient:
 
     @contextlib.contextmanager
     def connecting_to(self, url: str) -> Iterator[Self]:
-        """Yield a client whose first request goes over a connection to `url` that is being made from now on.
+        """Start connecting to `url` in the background, and yield a client whose first request uses that connection.
 
-        Resolving the name, connecting and the TLS handshake take three round trips or more, which a device uses to
-        sign. On leaving, a connection that was not used is closed.
+        Resolving the name, connecting and the TLS handshake take three round trips or more. A device can sign
+        meanwhile. At the end of the `with`, an unused connection is closed.
         """
         client = copy.copy(self)
         client._ahead = ahead = connect_ahead(url, self._trust)
@@ -93,10 +93,10 @@ class HttpClient:
         return self._send("POST", url, headers, data=form)
 
     def post_json(self, url: str, document: Mapping[str, object], headers: Mapping[str, str | Secret]) -> HttpResponse:
-        """Post `document` to `url` as JSON, in the same way. A retry may reach a server that has already done it.
+        """Post `document` to `url` as JSON, with retries as `post_form`. The server may process it more than once.
 
         Args:
-            document: its members may be `Secret`, but not what is inside them.
+            document: its members may be a `Secret`, but nested members may not.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
@@ -104,7 +104,7 @@ class HttpClient:
         return self._send("POST", url, headers, json=document)
 
     def get(self, url: str, headers: Mapping[str, str | Secret] | None = None) -> HttpResponse:
-        """Get the document at `url`, in the same way.
+        """Get the document at `url`, with retries as `post_form`.
 
         Raises:
             NetworkError, ConfigError: as `post_form`.
@@ -140,7 +140,7 @@ class HttpClient:
                 continue
             if answer is None or attempt.left() <= 0:
                 raise self._deadline_error(host, answer or last)
-            # A server that asks for one second still gets the longer pause of a later attempt.
+            # If the server asks for a shorter pause than this attempt's own, the longer one counts.
             pause = max(answer.retry_after or 0, 2**retries * (0.5 + self._jitter() / 2))
             if retries == _RETRIES or not answer.retry or pause >= attempt.left():
                 raise self._final_error(answer)
@@ -151,7 +151,7 @@ class HttpClient:
             last = answer
 
     def _connection(self, seconds: float) -> "Connection":
-        """Return the connection that is being made, for the first request, or else a new one."""
+        """Return the connection made ahead for the first request, or a new one."""
         from hsm_signer.entra.connection import Connection
 
         ahead, self._ahead = self._ahead, None
@@ -163,8 +163,8 @@ class HttpClient:
     def _deadline_error(self, host: str, last: "Failure | None") -> NetworkError:
         seen = f" Last failure: {last.message}" if last else ""
         return NetworkError(
-            f"{host} gave no complete answer within {self._timeout:g} seconds.{seen}",
-            hint="Check the network and any proxy, or allow more seconds with --network-timeout.",
+            f"{host} did not answer completely within {self._timeout:g} seconds.{seen}",
+            hint="Check the network and any proxy, or set a longer --network-timeout.",
         )
 
     def _final_error(self, failure: "Failure") -> NetworkError:
@@ -172,8 +172,8 @@ class HttpClient:
             return NetworkError(failure.message, hint=failure.hint)
         when = datetime.fromtimestamp(self._now() + failure.retry_after, UTC)
         return NetworkError(
-            f"{failure.message} It asks for no request before {when:%Y-%m-%d %H:%M:%S} UTC.",
-            hint="Try again then, or wait longer for it with --network-timeout.",
+            f"{failure.message} It accepts no request before {when:%Y-%m-%d %H:%M:%S} UTC.",
+            hint="Try again after that, or set a longer --network-timeout to wait for it.",
         )
 
 

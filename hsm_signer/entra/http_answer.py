@@ -1,4 +1,4 @@
-"""Responses of a server, and explanations of failed attempts. Pure."""
+"""HTTP responses, and explanations of failed attempts. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class HttpResponse:
 
     Args:
         status: HTTP status, but not a redirect, 429 or 5xx: those are errors.
-        headers: names are in lower case; not in the repr, because a server may echo what it was sent.
+        headers: names are in lower case; not in the repr, because a server may echo the request.
         body: at most `MAXIMUM_BODY` bytes; not in the repr, because it may contain a token.
     """
 
@@ -62,7 +62,7 @@ def parse_http_date(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed. The texts contain nothing of the request."""
+    """Why an attempt failed. Message and hint contain nothing from the request."""
 
     message: str
     hint: str
@@ -73,7 +73,7 @@ class Failure:
 WRONG_SERVER = "Check --authority, --token-endpoint and any proxy: this seems to be another server."
 
 
-_BROKEN = "Try again. If it keeps failing, look for a firewall or proxy that cuts connections."
+_BROKEN = "Try again. If it keeps failing, look for a firewall or proxy that closes connections."
 
 
 def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
@@ -82,10 +82,10 @@ def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
     if 300 <= status < 400:
         location, target = response.headers.get("location"), ""
         with suppress(ValueError):  # malformed brackets in the host
-            # Only the host is shown: a server may put what it was sent into the rest.
+            # Only the host is shown: a server may echo the request in the rest.
             target = host_of(urljoin(url, location)) if location else ""
         return Failure(
-            f"{host} answered {status}, a redirect to {target or 'nowhere'}; redirects are not followed.",
+            f"{host} answered {status}, a redirect to {target or 'nowhere'}. hsm-signer does not follow redirects.",
             WRONG_SERVER,
             retry=False,
         )
@@ -98,7 +98,7 @@ def judge(response: HttpResponse, url: str, now: float) -> Failure | None:
 
 
 def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
-    """Explain a failed attempt by the types in the exception's chain: their texts may contain secrets."""
+    """Explain a failed attempt by the types of the exceptions in its chain: their texts may contain secrets."""
     import socket
     import ssl
 
@@ -134,9 +134,9 @@ def explain(error: "httpx.HTTPError", host: str, proxy: str | None) -> Failure:
     if isinstance(error, httpx.ConnectTimeout):
         return Failure(f"Connecting to {way} took too long.", "Check the network and any firewall or proxy.")
     if isinstance(error, httpx.RemoteProtocolError):
-        return Failure(f"{way} closed the connection before its answer was complete, or sent no valid HTTP.", _BROKEN)
+        return Failure(f"{way} closed the connection before its answer was complete, or sent invalid HTTP.", _BROKEN)
     reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
-    return Failure(f"The connection to {way} broke{f' ({reasons[-1]})' if reasons else ''}.", _BROKEN)
+    return Failure(f"The connection to {way} was lost{f' ({reasons[-1]})' if reasons else ''}.", _BROKEN)
 
 
 def _certificate_hint(verify_code: int) -> str:
@@ -146,7 +146,7 @@ def _certificate_hint(verify_code: int) -> str:
     # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
     if verify_code in (62, 64):
         return "Use a host name that is in the server's certificate."
-    return "If a private CA or an inspecting proxy issued it, give the certificate of that CA with --ca-bundle."
+    return "If a private CA or an inspecting proxy issued it, add that CA's certificate with --ca-bundle FILE."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

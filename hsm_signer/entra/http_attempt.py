@@ -1,11 +1,11 @@
-"""One attempt at an HTTP request, on a thread and a connection of its own; and the connection that is made ahead.
+"""Make one attempt at an HTTP request on a separate thread and connection, or connect before the request.
 
 Each attempt runs on a daemon thread while the caller waits for the rest of the deadline: httpx's timeouts are for
-single operations, so neither a resolver that hangs nor headers that arrive byte by byte would ever exceed them. When
-the caller stops waiting, the connection of the attempt is cut, which ends its thread. Only name resolution cannot be
+single operations, so a resolver that hangs or headers that arrive byte by byte would never exceed them. When the caller
+stops waiting, it closes the connection of the attempt, which ends the thread. Only name resolution cannot be
 interrupted: that thread ends when the resolver gives up.
 
-An attempt returns its failure as a value, not as an exception: an httpx exception holds the request, and with it the
+An attempt returns its failure as a value, not as an exception: an httpx exception contains the request, and with it the
 assertion, and must not be in the chain of an error that somebody logs.
 """
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from hsm_signer.entra.connection import Connection
 
 MAXIMUM_BYTES = MAXIMUM_BODY + 128 * 1024
-"""The bytes that a connection may receive: the body, headers (httpcore reads up to 100 KiB) and interim responses."""
+"""Bytes that a connection may receive: the body, headers (httpcore reads up to 100 KiB) and interim responses."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt, on a connection of its own.
+    """One attempt at a request.
 
     Attributes:
-        content: `data`, a form, or `json`, a document: as httpx's argument of that name.
+        content: the body, as an argument of httpx: `data` for a form, or `json` for a document.
         trust: verifies the server.
-        proxy: its URL, which may contain a password, or None.
+        proxy: the proxy's URL, which may contain a password, or None.
         left: returns the seconds until the caller's deadline.
     """
 
@@ -57,13 +57,13 @@ class Attempt:
     left: Callable[[], float]
 
     def run(self, connection: "Connection") -> "HttpResponse | Failure":
-        """Send the request and return the response, or why there is none."""
+        """Send the request, and return the response or why it failed."""
         from hsm_signer.entra.connection import TooMuch
         from hsm_signer.entra.httpx_import import httpx
 
         host = host_of(self.url)
-        # The caller's deadline cuts an open connection, but not one that is being opened. These limits do, soon after,
-        # and leave time for another address or attempt if packets to the first one are lost.
+        # At the deadline the caller closes an open connection, but it cannot close one that is being opened. These
+        # limits end that soon after, and leave time for another address or attempt if packets to the first are lost.
         limits = httpx.Timeout(self.left() + 1, connect=min(self.left() + 1, 10))
         headers = {
             "User-Agent": f"hsm-signer/{__version__}",
@@ -78,7 +78,7 @@ class Attempt:
             secured = self.trust if self.proxy and urlsplit(self.proxy).scheme == "https" else None
             proxy = httpx.Proxy(self.proxy, ssl_context=secured) if self.proxy else None
             transport = httpx.HTTPTransport(verify=self.trust, proxy=proxy, trust_env=False)
-            # httpx has no argument for this; httpcore has (https://www.encode.io/httpcore/network-backends/).
+            # httpx has no argument for this, but httpcore has (https://www.encode.io/httpcore/network-backends/).
             transport._pool._network_backend = connection
             with (
                 httpx.Client(transport=transport, trust_env=False, timeout=limits) as client,
@@ -104,10 +104,11 @@ class Attempt:
 
 
 def connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | None":
-    """Import what a request needs, and connect to where it will go, on a thread.
+    """On a new thread, import the modules for a request, and connect to the server or its proxy.
 
     Returns:
-        The connection, as soon as requests can wait for it, or None if no thread can be started.
+        A future of the connection, set before it is connected: a request then waits for it. None if no thread can be
+        started.
     """
     future: Future[Connection] = Future()
 
@@ -116,13 +117,13 @@ def connect_ahead(url: str, trust: "ssl.SSLContext") -> "Future[Connection] | No
             from hsm_signer.entra.connection import Connection
             from hsm_signer.entra.httpx_import import httpx
 
-            "".encode("idna")  # imports what resolves names
+            "".encode("idna")  # imports the codec for host names
 
         connection = Connection(MAXIMUM_BYTES)
-        # Locked before the caller gets it, so that a request waits for it.
+        # Locked before the caller gets the connection, so that a request waits until it is connected.
         with connection.busy:
             future.set_result(connection)
-            with contextlib.suppress(Exception):  # the request will fail in the same way, and explains it
+            with contextlib.suppress(Exception):  # the request will fail in the same way, and explain it
                 proxy = proxy_for(url)
                 target = httpx.URL(proxy or url)
                 tls = trust if target.scheme == "https" and proxy is None else None

@@ -1,7 +1,7 @@
 """httpx, imported without its command line.
 
-Where click is installed, and uvicorn brings it, httpx imports its own command line with rich and pygments: 60 ms at
-each start. It goes without where that module cannot be imported.
+If click is installed, and uvicorn installs it, httpx imports its own command line with rich and pygments: 60 ms at each
+start. If that module cannot be imported, httpx works without it.
 """
 
 import sys

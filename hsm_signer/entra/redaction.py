@@ -1,15 +1,15 @@
-"""A server's error texts, made safe to show: one line, no secrets, no control characters."""
+"""Make a server's error texts safe to show: one line, no secrets, no control characters."""
 
 import re
 
 
 def without_tokens(text: str, *secrets: str) -> str:
-    """Return `text` without the secrets, and without anything else that looks like a JWT: servers echo what they get.
+    """Return `text` without the secrets, and without anything else that looks like a JWT: servers may echo requests.
 
-    A secret is also found if the echo is wrapped, spaced, or escaped for a URL, JSON or HTML.
+    This also finds secrets that are wrapped, spaced, or escaped for a URL, JSON or HTML.
 
     Args:
-        secrets: what was sent: compact JWTs and access tokens.
+        secrets: the compact JWTs and access tokens in the request.
     """
     windows = {secret[at : at + _ECHO_LENGTH] for secret in secrets for at in range(len(secret) - _ECHO_LENGTH + 1)}
     if windows:
@@ -19,7 +19,7 @@ def without_tokens(text: str, *secrets: str) -> str:
 
 
 _ECHO_LENGTH = 16
-"""This many equal characters in a row are an echo, not a coincidence."""
+"""So many equal characters in a row are an echo, not a coincidence."""
 
 # One unit of an echo: a character, or its escape in a URL (RFC 3986 section 2.1), in JSON (RFC 8259 section 7) or in
 # HTML. A wrapped JWT has escaped white space between its characters.

@@ -1,4 +1,4 @@
-"""How a server is reached and trusted: the CA certificates, and the proxy in the environment."""
+"""The CA certificates that verify a server, and the proxy that the environment sets for it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 
 def load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
-    """Return what verifies servers: the system's CA certificates, and those of a PEM file.
+    """Return a TLS context that verifies servers with the system's CA certificates and those of a PEM file.
+
+    Args:
+        ca_bundle: the PEM file, or None.
 
     Raises:
         ConfigError: the file cannot be read, contains no certificate, or another user could replace it.
     """
     import ssl
 
-    # Not create_default_context: it obeys SSLKEYLOGFILE, and would write our session keys to a file. Like it, this
-    # verifies certificates and host names.
+    # We do not use create_default_context: it obeys SSLKEYLOGFILE, and would write our session keys to a file. This
+    # context verifies certificates and host names as well.
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trust.load_default_certs()
     if ca_bundle is not None:
@@ -31,7 +34,7 @@ def load_trust(ca_bundle: Path | None) -> "ssl.SSLContext":
             # An ssl.SSLError is an OSError too, but its text is about OpenSSL's internals.
             reason = "has no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
             raise ConfigError(
-                f"The CA bundle {ca_bundle} {reason}.", hint="Give --ca-bundle a PEM file of certificates."
+                f"The CA bundle {ca_bundle} {reason}.", hint="Set --ca-bundle to a PEM file of certificates."
             ) from None
     return trust
 
@@ -40,7 +43,7 @@ def proxy_for(url: str) -> str | None:
     """Return the URL of the proxy that the environment sets for `url`, or None. Loopback never has one.
 
     Raises:
-        ConfigError: the variable does not hold an http or https URL.
+        ConfigError: the variable is not an http or https URL.
     """
     from urllib.request import getproxies, proxy_bypass
 

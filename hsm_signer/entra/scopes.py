@@ -1,4 +1,4 @@
-"""The scopes that a token may be requested for. Pure."""
+"""Check the scopes of a token request. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ from hsm_signer.errors import ScopeError
 def check_scopes(endpoint: Endpoint, scopes: Sequence[str]) -> str:
     """Return the `scope` parameter of a request for `scopes`.
 
-    For Entra's client-credentials grant a scope is `<resource>/.default`, and one request is for one resource.
+    For Entra's client credentials grant, a scope is `<resource>/.default`, and one request is for one resource.
+    https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow
+
+    Args:
+        endpoint: the endpoint that receives the request.
+        scopes: one scope for Entra; any number for a custom token endpoint.
+
+    Returns:
+        The scopes, separated by spaces (RFC 6749 section 3.3).
 
     Raises:
         ScopeError: there is no scope, or the endpoint would refuse one.
@@ -21,26 +29,26 @@ def check_scopes(endpoint: Endpoint, scopes: Sequence[str]) -> str:
         raise TypeError("scopes is a sequence of strings, not one string")
     if not scopes:
         raise ScopeError(
-            "No scope was given: what should the token be for?",
-            hint="Give one with --scope, for example https://graph.microsoft.com/.default.",
+            "No scope is set.",
+            hint="Set the API that the token is for, for example --scope https://graph.microsoft.com/.default",
         )
     for scope in scopes:
         # RFC 6749 section 3.3, scope-token.
         if not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+", scope):
             raise ScopeError(
                 f"The scope {scope!r} is empty or has a character that is not allowed in scopes.",
-                hint="Give each scope on its own: --scope may be repeated.",
+                hint="Give each scope with a separate --scope.",
             )
         if endpoint.entra and not re.fullmatch(r".+/\.default", scope):
             raise ScopeError(
                 f"The scope {scope!r} does not end in '/.default', which Entra requires for client credentials.",
-                hint=f"Ask for {_suggest_scope(scope)}; the token contains all application permissions granted.",
+                hint=f"Use {_suggest_scope(scope)}. The token contains all granted application permissions.",
             )
     distinct = list(dict.fromkeys(scopes))
     if endpoint.entra and len(distinct) > 1:
         raise ScopeError(
-            f"The scopes name {len(distinct)} resources: {', '.join(distinct)}; an Entra token is for one only.",
-            hint="Ask for one token for each resource.",
+            f"The scopes name {len(distinct)} resources: {', '.join(distinct)}. An Entra token is for only one.",
+            hint="Request one token for each resource.",
         )
     return " ".join(distinct)
 

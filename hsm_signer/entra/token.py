@@ -47,7 +47,7 @@ class AccessToken:
 
 
 def token_form(*, client_id: str, scope: str, assertion: Secret, claims: str | None = None) -> dict[str, str | Secret]:
-    """Return the form of a client-credentials request.
+    """Return the form of a client credentials request (RFC 6749 section 4.4.2, RFC 7523 section 2.2).
 
     Args:
         client_id: application (client) ID.
@@ -75,10 +75,10 @@ def request_token(
         endpoint: receives the form.
         form: what `token_form` returned.
         http: posts it.
-        now: seconds since the epoch. A token's lifetime is counted from before the request, so it is never too long.
+        now: the clock, epoch seconds. A token's lifetime is counted from before the request, so it is never too long.
 
     Raises:
-        EntraError: the server refused; with its error code, AADSTS number and correlation ID.
+        EntraError: the server refused. The error has its error code, AADSTS number and correlation ID.
         NetworkError: the server could not be reached, or its answer is not a token response.
     """
     request_id = str(uuid.uuid4())
@@ -107,7 +107,7 @@ def _access_token(
     document: Mapping[str, object], response: "HttpResponse", host: str, scope: str, requested_at: int
 ) -> AccessToken:
     token = document.get("access_token")
-    # RFC 6749 appendix A.12, without the space: a bearer token must fit into a header.
+    # RFC 6749 appendix A.12, without the space: a bearer token is sent in a header.
     if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
         raise _unusable(response, host, "has no usable access_token")
     kind = document.get("token_type")
@@ -166,7 +166,7 @@ def _refusal(
 
 
 def _aadsts(codes: object) -> int | None:
-    """Return the most specific number: old endpoints put a general one before it."""
+    """Return the most specific number: old endpoints put a general number before it."""
     if not isinstance(codes, list):
         return None
     numbers = [code for code in codes if isinstance(code, int) and not isinstance(code, bool) and 0 < code < 10**9]
@@ -176,17 +176,17 @@ def _aadsts(codes: object) -> int | None:
 # RFC 6749 section 5.2: a server other than Entra may say no more than this.
 _RFC_6749_HINTS = {
     "invalid_client": "Check that the server knows this client ID and its certificate, and which audience it expects.",
-    "invalid_scope": "Check which scopes the server offers this client, and --scope.",
-    "unauthorized_client": "Ask the server's administrator to allow this client the client_credentials grant.",
-    "unsupported_grant_type": "The server must support client_credentials; check --token-endpoint.",
+    "invalid_scope": "Check --scope, and which scopes the server offers this client.",
+    "unauthorized_client": "Ask the server's administrator to allow the client_credentials grant for this client.",
+    "unsupported_grant_type": "Check --token-endpoint: the server must support client_credentials.",
 }
-_OTHER_HINT = "Ask the operator of the server what this error means."
+_OTHER_HINT = "Ask the server's administrator what this error means."
 
 
 def _hint(number: int, response: "HttpResponse", now: float) -> str:
     known = aadsts.lookup(number)
     if known is None:
-        return f"Microsoft explains it at https://login.microsoftonline.com/error?code={number}."
+        return f"Microsoft explains this error at https://login.microsoftonline.com/error?code={number}."
     from hsm_signer.entra.http_answer import parse_http_date
 
     if number == 700024 and (sent := parse_http_date(response.headers.get("date", ""))) is not None:
@@ -202,9 +202,9 @@ def _compare_clocks(ahead: int) -> str:
 
 
 def _first_line(description: object, assertion: str) -> str:
-    """Return the part of an error description that people need."""
+    """Return an error description without the IDs and the timestamp at its end."""
     if not isinstance(description, str):
         return ""
-    # Entra appends IDs after a line break, or in newer texts after a space. They have fields of their own.
+    # Entra appends IDs after a line break, or in newer texts after a space. The response has separate fields for them.
     line = re.split(r"[\r\n]| Trace ID: ", description.strip(), maxsplit=1)[0]
     return printable(without_tokens(line, assertion), 300)

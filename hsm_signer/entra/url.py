@@ -1,4 +1,4 @@
-"""URLs of servers: checked before they are used, and shortened for messages. Pure."""
+"""Check the URLs of servers before they are used, and shorten them for messages. Pure."""
 
 import ipaddress
 import re
@@ -17,7 +17,7 @@ def parse_url(text: str, what: str) -> SplitResult:
     """Return the parts of the URL of a server that an assertion or a token may be sent to.
 
     Args:
-        what: names the URL in messages, as in "authority".
+        what: what to call the URL in messages: "authority".
 
     Raises:
         ConfigError: it is malformed or unsafe.
@@ -32,7 +32,7 @@ def parse_url(text: str, what: str) -> SplitResult:
         _refuse_url(text, what, "cannot be parsed")
     if split.username is not None:
         # Not shown: it may contain a password.
-        raise ConfigError(f"The {what} contains a user name.", hint="Remove everything up to the @.")
+        raise ConfigError(f"The {what} contains a user name.", hint="Remove the user name and the @ from the URL.")
     if "#" in text:
         _refuse_url(text, what, "has a fragment")
     if split.scheme not in ("https", "http"):
@@ -42,7 +42,7 @@ def parse_url(text: str, what: str) -> SplitResult:
         _refuse_url(text, what, "has no usable host name or port")
     if split.scheme == "http" and not is_loopback(host):
         raise ConfigError(
-            f"The {what} is plain http, to {host}; the assertion and the token would be sent unencrypted.",
+            f"The {what} uses plain http to {host}. The assertion and the token would be sent unencrypted.",
             hint="Use https. Plain http is for loopback addresses only.",
         )
     return split
@@ -87,7 +87,7 @@ def host_of(url: str) -> str:
 
 
 def _refuse_url(text: str, what: str, reason: str) -> NoReturn:
-    raise ConfigError(f"The {what} {reason}: {text!r}.", hint="It looks like https://login.example.com.")
+    raise ConfigError(f"The {what} {reason}: {text!r}.", hint="Give a URL like https://login.example.com.")
 
 
 def _is_ip_address(host: str) -> bool:

@@ -1,1 +1,1 @@
-"""Client assertions and proofs: built, read, verified."""
+"""Build, parse and verify client assertions, and build proofs of possession."""

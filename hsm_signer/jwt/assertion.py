@@ -1,6 +1,6 @@
-"""Client assertions for Entra: the header and the claims. Pure except for the signer.
+"""Build client assertions for Entra. Pure except for the signer.
 
-RFC 7523 section 3 defines the claims, Microsoft's page on certificate credentials the header:
+RFC 7523 section 3 defines the claims, and Microsoft's page on certificate credentials the header:
 https://learn.microsoft.com/entra/identity-platform/certificate-credentials
 """
 
@@ -23,7 +23,7 @@ FILE_LIFETIME = 3600
 """Default lifetime, in seconds, of an assertion in a file."""
 
 KEPT_BY_READERS = 600
-"""Seconds for which an SDK may keep using what it has read: azure-identity reads the file every ten minutes."""
+"""Seconds for which an SDK may keep using an assertion after reading it: azure-identity rereads it every 10 minutes."""
 
 
 class Thumbprint(StrEnum):
@@ -38,12 +38,12 @@ class AssertionSpec:
     """Everything in an assertion that does not come from the key or the clock.
 
     Attributes:
-        client_id: of the app registration; issuer and subject.
+        client_id: application (client) ID; issuer and subject.
         audience: the token endpoint.
         lifetime: seconds from ``nbf`` to ``exp``, 1 to `MAXIMUM_LIFETIME`.
         algorithm: RS256 or PS256.
-        thumbprint: None: SHA-1 with RS256, SHA-256 with PS256.
-        chain: certificates for ``x5c``, DER, the signing one first; empty: no ``x5c``.
+        thumbprint: the hash that identifies the certificate. None: SHA-1 with RS256, SHA-256 with PS256.
+        chain: certificates for ``x5c``, DER, the key's own first; empty: no ``x5c``.
     """
 
     client_id: str
@@ -65,8 +65,8 @@ def check_lifetime(seconds: int) -> None:
     """
     if not 1 <= seconds <= MAXIMUM_LIFETIME:
         raise ConfigError(
-            f"An assertion cannot live for {seconds} s.",
-            hint=f"Choose 1 to {MAXIMUM_LIFETIME} seconds; {DEFAULT_LIFETIME} is the default.",
+            f"The lifetime of an assertion cannot be {seconds} s.",
+            hint=f"Choose 1 to {MAXIMUM_LIFETIME} seconds. The default is {DEFAULT_LIFETIME}.",
         )
 
 
@@ -77,13 +77,13 @@ def build_assertion(
 
     Args:
         spec: what to put into it.
-        signer: called once.
+        signer: signs once.
         certificate: the certificate of the signer's key; its thumbprint goes into the header.
         now: epoch seconds; becomes ``nbf`` and ``iat``.
-        jti: the assertion's own ID; None: a new GUID.
+        jti: the ID of the assertion. None: a new GUID.
 
     Raises:
-        HsmSignerError: whatever the signer raises.
+        HsmSignerError: the signer failed.
     """
     return sign_jwt(assertion_header(spec, certificate), assertion_claims(spec, int(now), jti or uuid.uuid4()), signer)
 

@@ -1,4 +1,4 @@
-"""Compact JWTs: strict base64url, signing, and parsing (RFC 7515, RFC 7519). Pure except for the signer."""
+"""Sign and parse compact JWTs, with strict base64url (RFC 7515, RFC 7519). Pure except for the signer."""
 
 import base64
 import binascii
@@ -41,10 +41,10 @@ def sign_jwt(header: Mapping[str, Any], claims: Mapping[str, Any], signer: Signe
     Args:
         header: the JOSE header; its ``alg`` is the algorithm to sign with.
         claims: the payload.
-        signer: called once.
+        signer: signs once.
 
     Raises:
-        HsmSignerError: whatever the signer raises.
+        HsmSignerError: the signer failed.
     """
     signing_input = f"{_encode_json(header)}.{_encode_json(claims)}"
     signature = signer.sign(Algorithm(header["alg"]), signing_input.encode("ascii"))
@@ -61,7 +61,7 @@ def parse_jwt(text: str) -> Jwt:
     if len(parts) != 3:
         raise JwtError(
             f"This is not a compact JWT: it has {len(parts)} part{'s' if len(parts) != 1 else ''}, not 3.",
-            hint="A JWT is header.claims.signature. Was it cut off, or quoted twice?",
+            hint="A JWT has the form header.claims.signature. Check that it is complete, and not quoted twice.",
         )
     header, claims, signature = parts
     return Jwt(
@@ -83,7 +83,7 @@ def base64url_encode(data: bytes) -> str:
 
 
 def base64url_decode(text: str) -> bytes:
-    """Decode strictly: no padding, no other characters, no stray bits at the end (RFC 4648 section 3.5).
+    """Decode strictly: no padding, no other characters, and unused bits must be zero (RFC 4648 section 3.5).
 
     Raises:
         ValueError: `text` is not valid base64url.
@@ -93,9 +93,9 @@ def base64url_decode(text: str) -> bytes:
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
-        raise ValueError("no base64url string has its length") from None
+        raise ValueError("no base64url string has this length") from None
     if base64url_encode(data) != text:
-        raise ValueError("its last character has stray bits")
+        raise ValueError("the unused bits of its last character are not zero")
     return data
 
 
@@ -108,16 +108,20 @@ def _decode(text: str, part: str) -> bytes:
         return base64url_decode(text)
     except ValueError as error:
         raise JwtError(
-            f"The {part} of the JWT is not base64url: {error}.", hint="Was it cut off, or encoded twice?"
+            f"The {part} of the JWT is not base64url: {error}.",
+            hint="Check that the JWT is complete, and not encoded twice.",
         ) from None
 
 
 def _decode_json(text: str, part: str) -> dict[str, Any]:
     data = _decode(text, part)
     value: object = None
-    # A UnicodeDecodeError carries the text: the JwtError must not have it as its context.
+    # A UnicodeDecodeError contains the text, so the JwtError must not have it as its context.
     with contextlib.suppress(ValueError):
         value = parse_json(data.decode("utf-8"))
     if not isinstance(value, dict):
-        raise JwtError(f"The {part} of the JWT is not a JSON object.", hint="Is this an opaque or an encrypted token?")
+        raise JwtError(
+            f"The {part} of the JWT is not a JSON object.",
+            hint="Check that this is a signed JWT, not an opaque or encrypted token.",
+        )
     return value

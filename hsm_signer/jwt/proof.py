@@ -1,4 +1,4 @@
-"""Proof of possession for Microsoft Graph's addKey and removeKey. Pure except for the signer.
+"""Build a proof of possession for Microsoft Graph's addKey and removeKey. Pure except for the signer.
 
 https://learn.microsoft.com/graph/application-rollkey-prooftoken
 """
@@ -11,7 +11,7 @@ PROOF_AUDIENCE = "00000002-0000-0000-c000-000000000000"
 """Audience of a proof: the directory behind Microsoft Graph."""
 
 PROOF_LIFETIME = 600
-"""Seconds. Graph accepts no proof that lives longer."""
+"""Seconds. Graph accepts no proof with a longer lifetime."""
 
 
 def build_proof(object_id: str, signer: Signer, certificate: Certificate, now: float) -> str:
@@ -19,12 +19,12 @@ def build_proof(object_id: str, signer: Signer, certificate: Certificate, now: f
 
     Args:
         object_id: object ID, not client ID, of the application or service principal whose credentials change.
-        signer: holds a key that is registered there now; called once.
+        signer: signs once, with a key that is registered there now.
         certificate: the certificate of that key.
         now: epoch seconds.
 
     Raises:
-        HsmSignerError: whatever the signer raises.
+        HsmSignerError: the signer failed.
     """
     header = {"alg": Algorithm.RS256.value, "typ": "JWT", "x5t": thumbprints(certificate)["x5t"]}
     not_before = int(now)

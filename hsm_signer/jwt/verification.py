@@ -1,6 +1,6 @@
-"""Offline checks of an assertion against its certificate; pure.
+"""Check an assertion against its certificate, offline; pure.
 
-They are the checks that Entra makes, so they can explain a refusal without another request.
+These are the checks that Entra makes, so they can explain a refusal without another request.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Replacing the key without downtime."""
+"""Replace the key without downtime."""

@@ -1,4 +1,4 @@
-"""The steps of a rotation: one function for each, which takes what is known before it and returns what is known after.
+"""The steps of a rotation: each function takes what is known before its step, and returns what is known after it.
 
 The step that removes the old certificate from Entra is in `unregister`.
 """
@@ -41,7 +41,7 @@ def adopt(context: RotationContext, observed: Observed) -> Observed:
 
 
 def choose_name(context: RotationContext, observed: Observed) -> Observed:
-    """Choose the next key's URI: of a key that the caller names, or with a label and an id of our own."""
+    """Choose the next key's URI: the one that the caller names, or one with a new label and id."""
     current = observed.file.current.uri
     if context.request.next_key is not None:
         uri = complete_uri(context.request.next_key, current)
@@ -60,8 +60,10 @@ def generate(context: RotationContext, observed: Observed) -> Observed:
     device, current = context.keys.device, observed.file.current
     uri, old = next_key(observed).uri, context.keys.signer(current.uri)
     if context.request.next_key is not None or uri.id is None or uri.object is None:
-        raise KeyNotFound(f"{uri} is not on {device.info}.", hint="Check --next.")
-    # With another key beside it, a URI that leaves out label or id would mean both.
+        raise KeyNotFound(
+            f"{uri} is not on {device.info}.", hint="Check --next. List the keys with: hsm-signer key list"
+        )
+    # A current URI without label or id could also match the next key, so complete it first.
     label, key_id = old.key.info.label or None, old.key.info.id or None
     pinned = replace(current.uri, object=current.uri.object or label, id=current.uri.id or key_id)
     observed = replace(observed, file=replace(observed.file, current=replace(current, uri=pinned)))
@@ -71,14 +73,14 @@ def generate(context: RotationContext, observed: Observed) -> Observed:
     try:
         generate_key(device, spec)
     except KeyExists:
-        # An interrupted run left half of it, or somebody else took the name.
+        # An interrupted run left half of the key, or somebody else used the name.
         return choose_name(context, observed)
     context.report(Step.GENERATE, f"Generated on {device.info}: RSA, {bits} bits.")
     return after(Step.GENERATE, observed)
 
 
 def certify(context: RotationContext, observed: Observed) -> Observed:
-    """Make the next key's certificate, signed by that key, and store it on the device."""
+    """Create the next key's certificate, signed by that key, and store it on the device."""
     signer = context.keys.signer(next_key(observed).uri)
     require_own_id(context, signer.key.info, observed.file.current.uri)
     subject, days = context.next_subject(observed.file.current.uri), context.request.days
@@ -95,7 +97,7 @@ def register(context: RotationContext, observed: Observed) -> Observed:
     certificate = identity.certificates.certificate()
     context.credentials.authenticate(prover)
     listed = context.credentials.read_registration()
-    # What is found out here is written with the step: a later run may have no permission to list.
+    # We store what Graph returns here: a later run may not have the permission to list.
     object_id = context.credentials.object_id(observed.file.object_id, listed)
     if listed is not None:
         current = as_registered(
@@ -143,10 +145,10 @@ def switch(context: RotationContext, observed: Observed) -> Observed:
     """Make the next key the current one."""
     current, old_key_id = observed.file.current, context.request.old_key_id
     if old_key_id not in (None, current.key_id):
-        # Kept for the run that removes the credential, which may be a later one.
+        # For the run that removes the credential, which may be a later one.
         current = replace(current, key_id=old_key_id, thumbprints={})
     done = after(Step.SWITCH, replace(observed, file=replace(observed.file, current=current)))
-    context.write(done.file)  # before the report says so
+    context.write(done.file)  # before we report that it is written
     context.report(
         Step.SWITCH, f"{context.path} now names the next key. Programs that read this file use it from now on."
     )
@@ -164,7 +166,7 @@ def abandon(context: RotationContext, observed: Observed) -> Observed:
 
 
 def forget(context: RotationContext, observed: Observed) -> Observed:
-    """Drop a retired key that is the current one from the key file."""
+    """Remove a retired key from the key file if it is the current key."""
     uri = retired_key(Step.FORGET, observed).uri
     context.report(Step.FORGET, f"{context.path} lists {uri} as retired, but it is the current key. It stays in use.")
     return after(Step.FORGET, observed)
@@ -173,12 +175,12 @@ def forget(context: RotationContext, observed: Observed) -> Observed:
 def delete(context: RotationContext, observed: Observed) -> Observed:
     """Delete a retired key and its certificates from the device."""
     keys, uri = context.keys, retired_key(Step.DELETE, observed).uri
-    # A key file may be wrong when it says that a key is not registered: delete none before the current key has worked.
+    # The key file may wrongly say that a key is not registered: delete no key before the current key has worked.
     context.credentials.authenticate(keys.identity(observed.file.current.uri))
     keys.forget(uri)
     with suppress(KeyNotFound):  # an interrupted run may have deleted it
         key = keys.signer(uri).key.info
-        # The certificates first: they are found by their key. The certificate of another key may have the same id.
+        # The certificates first, because we find them by their key. Another key's certificate may have the same id.
         for certificate in certificates_of_key(keys.device, key):
             delete_certificate(keys.device, certificate.der)
         delete_key(keys.device, key)
@@ -209,4 +211,4 @@ ACTIONS: Mapping[Step, Callable[[RotationContext, Observed], Observed]] = Mappin
         Step.KEEP: keep,
     }
 )
-"""What does each step. Only WAIT has nothing to do: the run ends there."""
+"""The function for each step. There is none for WAIT: the run ends there."""

@@ -1,4 +1,4 @@
-"""Time, as a rotation reads it and waits for it; tests set their own."""
+"""The clock of a rotation; tests replace it."""
 
 import time
 from collections.abc import Callable

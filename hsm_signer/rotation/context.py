@@ -1,4 +1,4 @@
-"""What every step of a rotation works with."""
+"""The objects that every step of a rotation works with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from hsm_signer.rotation.request import Report, RotationRequest
 
 @dataclass(frozen=True)
 class RotationContext:
-    """What every step of a rotation works with.
+    """The objects that every step of a rotation works with.
 
     Attributes:
-        profile: which key file, device and application.
+        profile: names the key file, the device and the application.
         request: what the caller asked for.
         keys: the keys on the device.
         credentials: the certificates registered at Entra.

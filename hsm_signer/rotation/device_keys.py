@@ -1,4 +1,4 @@
-"""The keys of a rotation, all on one device: `DeviceKeys`."""
+"""The keys of a rotation, which are all on one device."""
 
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -54,13 +54,13 @@ class DeviceKeys:
         try:
             device = open_device(replace(access, writable=True))
         except DeviceReadOnly as error:
-            # Raised before anybody is asked for a PIN. Keys that were made by other means can still be rotated.
+            # Raised before the PIN is asked for. Keys that were generated with another tool can still be rotated.
             self.read_only = error
             device = open_device(access)
         return self._undo.enter_context(device)
 
     def signer(self, uri: Pkcs11Uri) -> DeviceSigner:
-        """Return what signs with a key.
+        """Return a signer for a key.
 
         Raises:
             KeyNotFound: the key is not on the device, or the URI names another device.
@@ -68,7 +68,7 @@ class DeviceKeys:
         """
         if not matches_device(uri, self.device.info):
             raise KeyNotFound(
-                f"{uri} is not on {self.device.info}, where the current key is.",
+                f"{uri} is not on {self.device.info}, which holds the current key.",
                 hint="Both keys of a rotation must be on the same device. Check --next and the key file.",
             )
         return open_signer(self.device, uri)
@@ -107,20 +107,20 @@ class DeviceKeys:
         return self.identity(uri).certificates.certificate()
 
     def forget(self, uri: Pkcs11Uri) -> None:
-        """Look a key up again when it is needed next."""
+        """Forget a key's identity, so that the key is looked up again when it is next needed."""
         self._identities.pop(str(uri), None)
 
     def retired_identity(self, uri: Pkcs11Uri) -> Identity | None:
-        """Return the identity of a key, or None if the key is gone or its certificate has expired."""
+        """Return the identity of a key, or None if the key was deleted or its certificate has expired."""
         try:
             return self.identity(uri)
         except KeyLookupError:
             return None
 
     def retired_certificate(self, uri: Pkcs11Uri) -> Certificate | None:
-        """Return the certificate of a key, expired or not, or None if the key or the certificate is gone.
+        """Return the certificate of a key, expired or not, or None if the key or the certificate was deleted.
 
-        The certificate beside a key may be another key's: devices let two keys have one id.
+        The certificate with a key's id may be another key's: devices allow two keys with the same id.
         """
         try:
             signer = self.signer(uri)

@@ -1,4 +1,4 @@
-"""Whether it is time to run `rotate`, for monitoring."""
+"""Check whether it is time to run `rotate`, for monitoring."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ class Due:
         days_left: whole days until the current key's certificate expires; negative if it has expired.
         unfinished: whether a rotation was started and not finished.
         due: whether `rotate` has something to do now.
-        until: epoch seconds from which an old key can be removed; None if `rotate` need not wait.
+        until: when an old key can be removed, epoch seconds; None if `rotate` does not have to wait.
     """
 
     days_left: int
@@ -30,11 +30,11 @@ class Due:
 
 
 def check_due(profile: Profile, warn_days: int, now: datetime, operator: Operator = UNATTENDED) -> Due:
-    """Return whether it is time to rotate. Logs in only if the device shows certificates only after a login.
+    """Return whether it is time to rotate. Logs in only if the device does not show certificates without a login.
 
     Args:
         warn_days: the certificate is due this many days before it expires.
-        now: timezone-aware.
+        now: the current time, timezone-aware.
         operator: who enters the PIN.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Protect the key that programs use: it is not deleted by accident, and its certificate is not replaced."""
+"""Keep the key that programs use from being deleted by accident, and its certificate from being replaced."""
 
 from contextlib import suppress
 
@@ -25,7 +25,8 @@ def require_not_in_use(profile: Profile, device: Device, signer: DeviceSigner) -
             raise CertificateExists(
                 f"The key {signer.key.info} is in use: {profile.configured_key_file} names it. Programs would use the "
                 "new certificate at once, and Entra would refuse them until it is registered.",
-                hint="To store another key's certificate, name that key with --key. To replace this one, add --force.",
+                hint="To store a certificate for another key, name that key with --key. To replace this certificate "
+                "anyway, add --force.",
             )
 
 
@@ -38,7 +39,7 @@ def require_deletable(profile: Profile, device: Device, public_key: PublicKey) -
     if _is_in_use(profile, device, public_key):
         raise ConfigError(
             f"The key is in use: {profile.configured_key_file} names it.",
-            hint="Name the key to delete with --key. To delete this one, remove the key file first.",
+            hint="Name the key to delete with --key. To delete this key, first remove the key file.",
         )
 
 

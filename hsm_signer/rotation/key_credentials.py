@@ -1,6 +1,6 @@
-"""The key credentials of an application at Entra: read, add and remove them through Graph, and wait for each change.
+"""Read, add and remove the key credentials of an application through Graph, and wait until each change takes effect.
 
-The token endpoint and Graph see a change at different times. The caller waits until the one it needs next has seen it.
+A change takes effect at the token endpoint and at Graph at different times. We wait for the one that we need next.
 """
 
 import math
@@ -26,9 +26,9 @@ from hsm_signer.system.secret import Secret
 POLL = 5.0
 """Seconds between two checks whether a change has taken effect at Entra."""
 
-# AADSTS: the application has no such key, or none that verifies the assertion.
+# AADSTS700027: no registered key verifies the assertion.
 _KEY_UNKNOWN = 700027
-# Graph refuses a proof with this when it does not know the key, or not yet.
+# Graph answers this to a proof by a key that it does not know, or does not know yet.
 _PROOF_REFUSED = "Authentication_MissingOrMalformed"
 _NO_SUCH_CREDENTIAL = "Request_ResourceNotFound"
 
@@ -39,7 +39,7 @@ class KeyCredentials:
     Args:
         profile: names the application and the cloud.
         propagation: seconds to wait for a change to take effect.
-        report: called once when such a wait begins.
+        report: called once when a wait begins.
         clock: the time.
         slow: shows that a request takes long.
 
@@ -47,7 +47,7 @@ class KeyCredentials:
         client: the application.
 
     Raises:
-        ConfigError: a setting is missing, or Graph's address does not follow from the profile's authority.
+        ConfigError: a setting is missing, or there is no Graph for the profile's authority.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class KeyCredentials:
     ) -> None:
         self._object_id = profile.object_id
         self._propagation, self._report, self._clock = propagation, report, clock
-        # The profile's audience may be another server's. Tokens for Graph come from Entra.
+        # The profile's audience may be for another server. Tokens for Graph come from Entra.
         self.client = resolve_client(replace(profile, audience=None))
         service = resolve_graph(self.client.endpoint, profile.graph)
         self._scope = service.scope
@@ -65,7 +65,7 @@ class KeyCredentials:
         self._token: AccessToken | None = None
 
     def authenticate(self, identity: Identity) -> None:
-        """Get a token for Graph, unless the last one is valid for long enough."""
+        """Get a token for Graph with this identity, unless the last token is still valid for long enough."""
         if self._token is None or self._token.expires_on < self._clock.now() + self._propagation + 60:
             self._token = self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))
 
@@ -85,13 +85,13 @@ class KeyCredentials:
         """Register a key's certificate, with a proof by a key that is registered already.
 
         Returns:
-            The id of its key credential, or None if it was registered before and Graph does not return the id.
+            The ID of its key credential, or None if it was registered before and Graph does not return the ID.
         """
         try:
             return self._graph.add_key(added.certificates.certificate().der, self._proof(object_id, prover)).key_id
         except EntraError:
-            # An interrupted run may have registered it, or an earlier attempt of this request. Graph's documentation
-            # does not say which error means that.
+            # An interrupted run, or an earlier attempt of this request, may have registered it already. Graph's
+            # documentation does not say which error it returns then.
             if not self._is_accepted(added):
                 raise
             return None
@@ -100,7 +100,7 @@ class KeyCredentials:
         """Get a token with a key that was just registered, as soon as Entra accepts the key.
 
         Raises:
-            EntraError: Entra does not accept it in time, or refuses for another reason.
+            EntraError: Entra does not accept the key in time, or refuses the request for another reason.
         """
         # The same assertion for each attempt: the key may require a touch.
         lifetime = min(max(DEFAULT_LIFETIME, int(self._propagation) + 60), MAXIMUM_LIFETIME)
@@ -127,8 +127,8 @@ class KeyCredentials:
         """Remove a key credential, with a proof by a key that stays registered.
 
         Args:
-            removed: returns the identity of the key whose credential is removed, or None if that key cannot be used
-                any more. When Graph refuses, this shows whether Entra still accepts the key.
+            removed: returns the identity of the key whose credential is removed, or None if that key can no longer be
+                used. If Graph refuses, we check with it whether Entra still accepts the key.
 
         Raises:
             EntraError: the proof is not accepted in time, or there is no such credential.
@@ -145,7 +145,7 @@ class KeyCredentials:
             except EntraError as error:
                 if error.error == _PROOF_REFUSED:  # Graph does not know the new key yet
                     return False
-                # It may be removed already, as in `add`.
+                # An interrupted run, or an earlier attempt, may have removed it already.
                 identity = removed()
                 known = error.error != _NO_SUCH_CREDENTIAL if identity is None else self._is_accepted(identity)
                 if known:
@@ -156,7 +156,7 @@ class KeyCredentials:
             raise EntraError(
                 f"After {self._propagation:g} s Graph still does not accept the new key's proof. The new key is in "
                 "use, and the old one is still registered.",
-                hint="Run rotate again: it continues here. If this error comes back, check --object-id.",
+                hint="Run rotate again: it continues here. If you see this error again, check --object-id.",
                 error=_PROOF_REFUSED,
             )
 
@@ -165,10 +165,10 @@ class KeyCredentials:
 
         Args:
             lost: the key whose certificate may have been removed.
-            prover: the key whose certificate should have been removed. If it was, Graph refuses this proof.
+            prover: the key whose certificate should have been removed. If it was removed, Graph refuses this proof.
 
         Returns:
-            The id of the new key credential, or None if Graph refuses.
+            The ID of the new key credential, or None if Graph refuses.
         """
         try:
             return self._graph.add_key(lost.certificates.certificate().der, self._proof(object_id, prover)).key_id
@@ -176,11 +176,11 @@ class KeyCredentials:
             return None
 
     def object_id(self, noted: str | None, listed: Registration | None) -> str:
-        """Return the application's object id: from the profile, the key file or Graph, in this order.
+        """Return the application's object ID: from the profile, the key file or Graph, in this order.
 
         Args:
-            noted: from the key file.
-            listed: from Graph.
+            noted: the object ID in the key file, or None.
+            listed: what Graph returned, or None.
 
         Raises:
             ConfigError: none of them has it.
@@ -188,8 +188,8 @@ class KeyCredentials:
         found = self._object_id or noted or (listed.object_id if listed else None)
         if found is None:
             raise ConfigError(
-                "The proof for Graph needs the object ID of the application, and Graph does not allow reading it.",
-                hint="Add --object-id. The portal shows it on the app's Overview page; az shows it with: "
+                "The proof for Graph needs the object ID of the application, but Graph does not allow us to read it.",
+                hint='Add --object-id ID. It is "Object ID" on the app\'s Overview page, or run: '
                 f"az ad app show --id {self.client.client_id} --query id",
             )
         return found
@@ -205,7 +205,7 @@ class KeyCredentials:
         return True
 
     def _wait_until(self, step: Step, done: Callable[[], bool]) -> bool:
-        """Call `done` until it returns True, and return whether it did before the time for propagation ended."""
+        """Call `done` until it returns True. Return False if it did not within the propagation time."""
         deadline = self._clock.monotonic() + self._propagation
         reported = False
         while not done():

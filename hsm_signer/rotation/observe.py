@@ -1,4 +1,4 @@
-"""Look at the key file and the device, and return what the plan needs to decide the next step."""
+"""Read the key file and the device, and return what the plan needs to decide the next step."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +29,7 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
     """Return what is known at the start of a run.
 
     Args:
-        file: what the key file says.
+        file: the content of the key file.
         grace: seconds for which a key stays registered after the switch to the next one.
 
     Raises:
@@ -125,7 +125,7 @@ def _require_same_current(context: RotationContext, file: KeyFile) -> None:
 
 
 def observe_device(context: RotationContext, observed: Observed) -> Observed:
-    """Return what is known, with what the device now says about the keys of the key file.
+    """Return what is known, updated with what the device reports about the keys of the key file.
 
     Raises:
         ConfigError: the next key is the current one.
@@ -159,14 +159,14 @@ def _has_certificate(context: RotationContext, key: KeyEntry) -> bool:
 
 
 def _with_thumbprints(key: KeyEntry, certificate: Certificate) -> KeyEntry:
-    """Return a key with the thumbprints of its certificate, by which programs see that theirs is still in use."""
+    """Return a key with its certificate's thumbprints, so that programs can tell whether theirs is still current."""
     if key.thumbprints == thumbprints(certificate) or (key.key_id is not None and not key.thumbprints):
         return key
-    return replace(key, key_id=None, thumbprints=thumbprints(certificate))  # the id was another certificate's
+    return replace(key, key_id=None, thumbprints=thumbprints(certificate))  # the ID belongs to another certificate
 
 
 def _same_key(uri: Pkcs11Uri) -> ConfigError:
     return ConfigError(
         f"The next key, {uri}, is the current key. A rotation needs a different one.",
-        hint='Name another key with --next, or leave it out. If the key file has "next", remove it.',
+        hint='Name another key with --next, or omit --next. If the key file has "next", remove it.',
     )

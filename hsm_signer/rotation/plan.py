@@ -1,8 +1,8 @@
-"""What a rotation does next, decided from the device and the key file; pure.
+"""Decide the next step of a rotation from the device and the key file; pure.
 
-The order keeps one promise: the current key is registered and works at every moment. The next key becomes the current
-one only after a token was obtained with it, and only then is the old one removed. After an interruption, the next run
-looks again and continues.
+The order of the steps guarantees that the current key is always registered and works. The next key becomes the current
+key only after a token was obtained with it, and only then is the old key removed. After an interruption, the next run
+reads everything again and continues.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Step(StrEnum):
     ADOPT = "adopt"
     """Write the current key into a new key file, and nothing else."""
     NAME = "name"
-    """Write the label and id of the next key into the key file, so that a later run finds what this one generates."""
+    """Write the label and id of the next key into the key file, so that a later run finds the key."""
     GENERATE = "generate"
     CERTIFY = "certify"
     REGISTER = "register"
@@ -41,7 +41,7 @@ class Step(StrEnum):
     ABANDON = "abandon"
     """Give up the next key: it or its certificate was deleted from the device after it was registered."""
     FORGET = "forget"
-    """Remove a retired key from the key file and nothing else: it is the current key, perhaps by another URI."""
+    """Only remove a retired key from the key file: it is the current key, perhaps under another URI."""
     WAIT = "wait"
     """A retired key must stay registered for some time. The run ends here, and a later one continues."""
     UNREGISTER = "unregister"
@@ -62,9 +62,9 @@ class Observed:
     Attributes:
         file: the content of the key file.
         start: this run starts a rotation, because none is unfinished and one is due.
-        named: the caller named the next key. Switching to it comes before the remaining steps of the last rotation.
-        keys: the public keys of the file's keys that are on the device. Keys are compared by them, because one key has
-            many URIs.
+        named: the caller named the next key. The switch to it comes before the remaining steps of the last rotation.
+        keys: the public keys of the file's keys that are on the device. We compare keys by them, because one key can
+            have many URIs.
         has_key: the next key, or the one that the caller named, is on the device.
         has_certificate: the device holds a certificate for it that can be used.
         proven: a token was obtained with it in this run.
@@ -168,13 +168,13 @@ def default_grace(lifetime: int) -> int:
     """Return for how many seconds after the switch programs may still hold an assertion that the old key signed.
 
     Args:
-        lifetime: of assertions, in seconds, as configured. An assertion file has one hour unless configured otherwise.
+        lifetime: configured lifetime of assertions, in seconds. For an assertion file, the default is one hour.
     """
     return max(lifetime, FILE_LIFETIME) + KEPT_BY_READERS
 
 
 def with_until(file: KeyFile, now: float, grace: float) -> KeyFile:
-    """Return the file with an `until` for each retired key. For a key without one, the time starts now.
+    """Return the file with an `until` for each retired key. For a key without one, the grace period starts now.
 
     Args:
         grace: seconds; 0 means that every key can be removed now.
@@ -193,7 +193,7 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
     """Return what is known after a step.
 
     Args:
-        key: for NAME the next key, for REGISTER the same key as registered; None to predict.
+        key: for NAME the next key, for REGISTER the registered key; None to predict the step.
     """
     file = observed.file
     coming = file.next or KeyEntry(_NOT_NAMED_YET, registered=False)
@@ -219,7 +219,7 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
         case Step.PROVE:
             return replace(observed, proven=True)
         case Step.SWITCH:
-            # It was in use, so it is registered, even if a hand-written file does not say so.
+            # The current key was in use, so it is registered, even if a hand-written file does not say so.
             until = int(observed.now + observed.grace)
             old = replace(file.current, registered=True, until=until, delete=observed.delete_old)
             return replace(observed, file=replace(file, current=coming, next=None, retired=(*file.retired, old)))
@@ -237,12 +237,12 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
 
 
 def as_registered(key: KeyEntry, certificate: Certificate, key_id: str | None) -> KeyEntry:
-    """Return a key as registered, with its credential's id and the thumbprints of that credential's certificate."""
+    """Return a key as registered, with the ID of its key credential and the thumbprints of its certificate."""
     return replace(key, registered=True, key_id=key_id, thumbprints=thumbprints(certificate))
 
 
 def plan(observed: Observed) -> list[Step]:
-    """Return every step from here to the end, if each succeeds."""
+    """Return all remaining steps, if each succeeds."""
     steps = []
     while (step := next_step(observed)) is not None:
         steps.append(step)
@@ -257,9 +257,9 @@ def first_change(observed: Observed) -> Step | None:
 
 
 def complete_uri(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
-    """Return the URI of a key on the current key's device, completed with what finds that device.
+    """Return the URI of a key on the current key's device, with that key's device and module attributes added.
 
-    Programs find the key by this URI, so it must say as much about the device as the current key's URI does.
+    Programs find the key by this URI, so it must have the same device attributes as the current key's URI.
     """
     own = {*_OF_A_KEY, *(_OF_A_MODULE if uri.module_name or uri.module_path else ())}
     left_out = [each.name for each in fields(uri) if each.name not in own and getattr(uri, each.name) in (None, ())]
@@ -267,15 +267,15 @@ def complete_uri(uri: Pkcs11Uri, current: Pkcs11Uri) -> Pkcs11Uri:
 
 
 def certificate_fits(certificate: Certificate, key: KeyEntry, days: int, now: datetime) -> bool:
-    """Return whether a certificate stored for the next key can be used, or a new one must be made.
+    """Return whether a certificate stored for the next key can be used. If not, a new one must be created.
 
     Args:
         days: the validity that the caller asks for.
-        now: timezone-aware.
+        now: the current time, timezone-aware.
     """
     if now > certificate.not_after:
         return False
-    # A self-signed certificate that is valid for longer than the caller asks for: a policy refused it, most likely.
+    # Our own certificate, valid for longer than the caller asks for: most likely, a policy refused it.
     ours = certificate_details(certificate).issuer == certificate.subject
     return key.registered or not ours or (certificate.not_after - certificate.not_before).days <= days
 

@@ -1,4 +1,4 @@
-"""What the caller of a rotation asks for, and how it is informed of each step."""
+"""The options of a rotation, and the callback that reports each step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from hsm_signer.rotation.plan import Step
 from hsm_signer.x509.issuance import DEFAULT_DAYS, parse_subject
 
 Report = Callable[[Step, str], None]
-"""Called after each step, and once when a wait begins, with the step and a sentence about what happened."""
+"""Called with a step and a sentence about what happened: after each step, and once when a wait begins."""
 
 
 @dataclass(frozen=True)
 class RotationRequest:
-    """What a rotation is asked to do.
+    """The options of a rotation.
 
     Attributes:
         current: the key in use. Needed only if the key file does not exist yet. If it does, it must name this key.
         next_key: a key on the device to use as the next one, instead of generating one.
         bits: size of the next key. None: same as the current key.
         subject: subject of the next certificate (RFC 4514). None: same as the current one.
-        days: validity of the next certificate.
+        days: validity of the next certificate, in days.
         delete_old: delete the old key and its certificate from the device at the end.
-        old_key_id: id of the old key's credential, for when Graph does not list credentials.
+        old_key_id: ID of the old key's credential, needed if Graph does not list credentials.
         propagation: seconds to wait for a change to take effect at Entra.
         warn_days: start a rotation only if the current certificate expires in less than so many days, or if the next
             key is named. None: start one now.

@@ -1,13 +1,13 @@
-"""Replace a key without downtime: `Rotation` takes the steps that the plan decides on.
+"""Replace a key without downtime. `Rotation` runs the steps that the plan decides.
 
     with Rotation(profile, RotationRequest(days=180), report=print) as rotation:
         rotation.run()
 
-There is one login. The state of a rotation is on the device, at Entra and in the key file, and nowhere else: after an
-interruption of any kind, the next run continues.
+There is one login. The state of a rotation is on the device, at Entra and in the key file, and nowhere else. After any
+interruption, the next run continues.
 
-After the switch the old key stays registered for a while: other programs may hold assertions that it signed. A run does
-not wait for that. It ends, and a later run takes the remaining steps.
+After the switch, the old key stays registered for a while: other programs may hold assertions that it signed. A run
+does not wait for that. It ends, and a later run does the remaining steps.
 """
 
 import os
@@ -34,9 +34,9 @@ from hsm_signer.rotation.request import Report, RotationRequest
 
 
 class Rotation:
-    """One run of `rotate`. The device is opened and logged in to when it is first needed.
+    """One run of `rotate`. It opens the device and logs in when it first needs it.
 
-    A context manager: at its end the device is closed, and the next run may begin.
+    A context manager: at its end the device is closed, and another run may begin.
 
     Args:
         profile: its `key` names the key file.
@@ -53,7 +53,7 @@ class Rotation:
 
     Raises:
         ConfigError: the profile names no key file, or another rotation is running, or a setting is missing; or the
-            old certificate would stay registered for longer than half of the next one's life.
+            old certificate would stay registered for longer than half of the next one's validity.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Rotation:
             raise ConfigError(
                 f"The old certificate would stay registered for {self.grace} s, and no other rotation can start before "
                 f"then. The new certificate is valid for {request.days} days.",
-                hint="Choose a --grace of less than half of --days.",
+                hint="Choose a --grace of at most half of --days.",
             )
         credentials = KeyCredentials(profile, request.propagation, report, clock, operator.slow)
         with ExitStack() as undo:
@@ -90,7 +90,7 @@ class Rotation:
         self._undo.close()
 
     def plan(self) -> list[Step]:
-        """Return the steps that `run` would take, and after a wait a later run, if each succeeds.
+        """Return the steps of this run, and after a wait those of a later run, if each succeeds.
 
         Raises:
             HsmSignerError: the current key cannot be opened, or the next key is the current one.
@@ -98,10 +98,10 @@ class Rotation:
         return plan(self._observe())
 
     def run(self) -> None:
-        """Take every step that can be taken now: none, if nothing is due.
+        """Do every step that can be done now: none, if nothing is due.
 
         Raises:
-            HsmSignerError: a step failed. The steps before it were taken, and the current key works.
+            HsmSignerError: a step failed. The steps before it are done, and the current key works.
         """
         observed = self._observe()
         while (step := next_step(observed)) is not None:
@@ -144,17 +144,17 @@ def require_key_file(profile: Profile) -> Path:
     """Return the key file of a profile.
 
     Raises:
-        ConfigError: it has none, or names a certificate, which would stay behind when the key changes.
+        ConfigError: it has none, or it names a certificate file, which would be wrong after the key changes.
     """
     if profile.key_file is None:
         raise ConfigError(
-            "rotate can only replace a key that the profile names in a key file.",
-            hint='Write key = "file:PATH" in the profile, and run once: rotate --adopt URI',
+            "rotate needs a key file, and the profile names none.",
+            hint='Write key = "file:PATH" in the profile, and run once: hsm-signer rotate --adopt URI',
         )
     if profile.certificate is not None:
         raise ConfigError(
-            "The profile names a certificate file, which would not follow the new key.",
-            hint="Remove certificate from the profile: rotate stores the certificate on the device, with its key.",
+            "The profile names a certificate file, which would not be for the new key.",
+            hint="Remove `certificate` from the profile: rotate stores the certificate on the device, with its key.",
         )
     return profile.key_file
 
@@ -165,6 +165,6 @@ def _load(path: Path, current: Pkcs11Uri | None) -> KeyFile:
     if current is None:
         raise ConfigError(
             f"The key file {path} does not exist, so rotate does not know which key is in use.",
-            hint="Name the key once: rotate --adopt URI",
+            hint="Name the key once: hsm-signer rotate --adopt URI",
         )
     return KeyFile(KeyEntry(current))

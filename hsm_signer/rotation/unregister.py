@@ -1,4 +1,4 @@
-"""The step of a rotation that removes the old key's certificate from Entra, and never the current key's."""
+"""Remove the old key's certificate from Entra, and never the current key's. One step of a rotation."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def unregister(context: RotationContext, observed: Observed) -> Observed:
 
 
 def _listed_credential(context: RotationContext, old: KeyEntry, listed: Registration, kept: Certificate) -> str | None:
-    """Return the id of a retired key's credential, never the current key's, whatever the file says."""
+    """Return the ID of a retired key's credential. Never return the current key's, even if the key file names it."""
     certificate = context.keys.retired_certificate(old.uri)
     key_id = (listed.find(certificate) if certificate else None) or context.request.old_key_id or old.key_id
     return key_id if key_id in listed.key_ids - {listed.find(kept)} else None
@@ -39,7 +39,7 @@ def _remove_unlisted(context: RotationContext, observed: Observed, old: KeyEntry
     current, kept = observed.file.current, prover.certificates.certificate()
     certificate, identity = context.keys.retired_certificate(old.uri), context.keys.retired_identity(old.uri)
     key_id = context.request.old_key_id or old.key_id
-    # The file may be written by hand. The id is certain only if this program wrote the thumbprints beside it.
+    # The file may be written by hand. The ID is certain only if this program wrote the thumbprints with it.
     noted = old.thumbprints if key_id == old.key_id else {}
     certain = bool(noted) and (certificate is None or noted == thumbprints(certificate))
     if key_id in (None, current.key_id) or noted == thumbprints(kept):
@@ -62,6 +62,6 @@ def _remove_unlisted(context: RotationContext, observed: Observed, old: KeyEntry
 def _credential_unknown(context: RotationContext, what: str, old: KeyEntry) -> ConfigError:
     return ConfigError(
         f"{what}, and Graph does not list credentials ({old.uri}).",
-        hint=f"Find it with: az ad app credential list --cert --id {context.profile.client_id}  "
-        "and run rotate again with --old-key-id.",
+        hint=f"Find its keyId with: az ad app credential list --cert --id {context.profile.client_id}  "
+        "Then run rotate again with --old-key-id ID.",
     )

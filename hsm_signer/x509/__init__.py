@@ -1,1 +1,1 @@
-"""X.509 certificates: read, check, issue."""
+"""Parse, check and create X.509 certificates."""

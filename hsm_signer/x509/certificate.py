@@ -1,4 +1,4 @@
-"""X.509 certificates: parse them, hash them, and select the certificate of a key."""
+"""Parse X.509 certificates (RFC 5280), hash them, and select the certificate of a key."""
 
 import hashlib
 import re
@@ -23,7 +23,8 @@ class Certificate:
         subject: its subject, as RFC 4514 writes it.
         not_before: start of its validity, UTC.
         not_after: end of its validity, UTC.
-        key_usage: the names in its key usage extension, or None if it has none (RFC 5280 section 4.2.1.3).
+        key_usage: the names in its key usage extension, or None if there is no such extension (RFC 5280 section
+            4.2.1.3).
     """
 
     der: bytes
@@ -56,7 +57,8 @@ class CertificateDetails:
     Attributes:
         issuer: its issuer, as RFC 4514 writes it.
         serial: its serial number.
-        purposes: the names in its extended key usage, or None if it has none (RFC 5280 section 4.2.1.12).
+        purposes: the names in its extended key usage extension, or None if there is no such extension (RFC 5280 section
+            4.2.1.12).
     """
 
     issuer: str
@@ -68,9 +70,9 @@ def parse_certificates(data: bytes, source: str) -> list[Certificate]:
     """Parse one certificate, or all certificates of a chain, in their order.
 
     Args:
-        data: DER or PEM of a certificate or of PKCS#7 (RFC 5652), or PEM of several. Other PEM blocks are ignored. In
-            PKCS#7 the order means nothing.
-        source: where the data came from, for messages.
+        data: DER or PEM of a certificate or of PKCS#7 (RFC 5652), or PEM of several. Other PEM blocks are ignored. The
+            order in PKCS#7 has no meaning.
+        source: where the data came from, at the start of a sentence.
 
     Raises:
         CertificateUnusable: there is no certificate, or one of them cannot be parsed.
@@ -82,7 +84,9 @@ def parse_certificates(data: bytes, source: str) -> list[Certificate]:
     except ValueError as error:
         raise CertificateUnusable(f"{source} holds damaged PEM: {error}.", hint="Export it again.") from None
     if not blocks:
-        raise CertificateUnusable(f"{source} is PEM, but holds no certificate.", hint="It needs a CERTIFICATE block.")
+        raise CertificateUnusable(
+            f"{source} is PEM, but holds no certificate.", hint="Give a file with a BEGIN CERTIFICATE line."
+        )
     return [_parse(der, source) for block in blocks for der in _unpack(block, source)]
 
 
@@ -90,27 +94,27 @@ def to_pem(der: bytes, label: str = "CERTIFICATE") -> bytes:
     """Return DER as PEM (RFC 7468), with a newline at its end.
 
     Args:
-        label: the PEM label, which says what the DER is.
+        label: the PEM label, such as "CERTIFICATE REQUEST".
     """
     armored: bytes = pem.armor(label, der)
     return armored
 
 
 def select_certificate(certificates: Sequence[Certificate], public_key: PublicKey, source: str) -> Certificate:
-    """Return the certificate that certifies a key. If there are several, return the one that expires last.
+    """Return the certificate for a key. If there are several, return the one that expires last.
 
     Args:
         source: where they came from, for messages.
 
     Raises:
-        CertificateMismatch: none of them certifies the key.
+        CertificateMismatch: none of them is for the key.
     """
     matching = [certificate for certificate in certificates if certificate.public_key == public_key]
     if not matching:
         subjects = "; ".join(certificate.subject for certificate in certificates)
         raise CertificateMismatch(
-            f"No certificate in {source} certifies the key on the device. It holds: {subjects}.",
-            hint="Give the certificate of this key, or the key of this certificate with --key.",
+            f"No certificate in {source} is for the key on the device. It holds: {subjects}.",
+            hint="Give the certificate of this key, or name this certificate's key with --key.",
         )
     # Attestation certificates are valid for decades.
     return max(matching, key=lambda certificate: (not certificate.is_attestation, certificate.not_after))
@@ -119,11 +123,11 @@ def select_certificate(certificates: Sequence[Certificate], public_key: PublicKe
 def is_attestation(der: bytes) -> bool:
     """Return whether a certificate proves that a device generated a key. Such a certificate is not for signing in.
 
-    A YubiKey makes one for each key that it generated, a new one in each session. ykcs11 lists it beside the key's own
-    certificate, with the same CKA_ID.
+    A YubiKey makes a new one in each session for each key that it generated. ykcs11 lists it together with the key's
+    own certificate, with the same CKA_ID.
 
     Args:
-        der: the certificate. For bytes that cannot be parsed, the answer is no.
+        der: the certificate. The result is False for bytes that cannot be parsed.
     """
     try:
         extensions = x509.Certificate.load(der)["tbs_certificate"]["extensions"]
@@ -170,7 +174,7 @@ def _parse(der: bytes, source: str) -> Certificate:
 
 def _malformed(source: str, error: Exception) -> CertificateUnusable:
     return CertificateUnusable(
-        f"{source} is not an X.509 certificate: {_first_line(error)}.", hint="Give it as PEM or DER."
+        f"{source} is not an X.509 certificate: {_first_line(error)}.", hint="Give a certificate as PEM or DER."
     )
 
 
@@ -179,7 +183,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _moment(found: object) -> datetime:
-    # asn1crypto has a class for the year 0, which exists in ISO 8601 but not in Python's calendar.
+    # asn1crypto has its own class for the year 0, which Python's datetime does not have.
     if not isinstance(found, datetime):
         raise ValueError("its validity dates are outside the calendar")
     return found.astimezone(UTC)

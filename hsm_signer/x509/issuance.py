@@ -1,6 +1,6 @@
-"""Creates certificates and certificate requests for a key, signed by the device that holds it.
+"""Create certificates (RFC 5280) and certificate requests (PKCS#10, RFC 2986) for a key on a device.
 
-The form is RFC 5280's for certificates and PKCS#10's (RFC 2986) for requests; the signature is over SHA-256.
+The device signs them, over SHA-256.
 """
 
 import re
@@ -43,19 +43,21 @@ def create_certificate(signer: Signer, algorithm: Algorithm, subject: str, days:
     lifetimes count from the start.
 
     Args:
-        signer: holds the key. It signs once.
+        signer: signs once.
         algorithm: the algorithm of the certificate's signature.
         subject: as RFC 4514 writes it: "CN=my app,O=Contoso".
-        days: 1 to `MAXIMUM_DAYS`.
-        now: timezone-aware.
+        days: validity in days, 1 to `MAXIMUM_DAYS`.
+        now: the current time, timezone-aware.
 
     Raises:
         ConfigError: the subject is malformed, or the days are out of range.
         KeyUnfit: the key is too short for Entra.
-        HsmSignerError: whatever the signer raises.
+        HsmSignerError: the signer failed.
     """
     if not 1 <= days <= MAXIMUM_DAYS:
-        raise ConfigError(f"A certificate cannot be valid for {days} days.", hint=f"Give 1 to {MAXIMUM_DAYS} days.")
+        raise ConfigError(
+            f"A certificate cannot be valid for {days} days.", hint=f"Choose 1 to {MAXIMUM_DAYS} with --days."
+        )
     name = parse_subject(subject)
     key = _SignerKey(signer, algorithm)
     begin = now - _CLOCK_SKEW
@@ -80,14 +82,14 @@ def certificate_request(signer: Signer, algorithm: Algorithm, subject: str) -> b
     """Return a request for a certificate for the signer's key, as DER, with the extensions of `create_certificate`.
 
     Args:
-        signer: holds the key. It signs once.
+        signer: signs once.
         algorithm: the algorithm of the request's signature.
         subject: as RFC 4514 writes it. The certification authority may choose another.
 
     Raises:
         ConfigError: the subject is malformed.
         KeyUnfit: the key is too short for Entra.
-        HsmSignerError: whatever the signer raises.
+        HsmSignerError: the signer failed.
     """
     key = _SignerKey(signer, algorithm)
     builder = x509.CertificateSigningRequestBuilder(parse_subject(subject))
@@ -105,7 +107,7 @@ def parse_subject(text: str) -> x509.Name:
     try:
         name = _parse_name(text)
     except ValueError:
-        # The parser does not say where. A comma after a backslash belongs to a value.
+        # The parser does not say where the error is. A comma after a backslash is part of a value.
         part = next(filter(_is_malformed, re.split(r"(?<!\\),", text)), text)
         raise ConfigError(f"The subject {text!r} is malformed at {part!r}.", hint=_FORM) from None
     if not name.rdns:

@@ -25,8 +25,8 @@ def require_length(public_key: PublicKey, what: str, error: type[KeyLookupError]
     """
     if public_key.bits < MINIMUM_BITS:
         raise error(
-            f"{what} has {public_key.bits} bits.",
-            hint=f"Entra requires at least {MINIMUM_BITS} bits. Generate a longer key.",
+            f"{what} has only {public_key.bits} bits. Entra requires at least {MINIMUM_BITS}.",
+            hint="Generate a longer key: hsm-signer key generate",
         )
 
 
@@ -37,31 +37,32 @@ def require_usable(certificate: Certificate, public_key: PublicKey, now: datetim
         now: the time of signing, timezone-aware.
 
     Raises:
-        CertificateMismatch: it certifies another key.
-        CertificateUnusable: it is expired or not yet valid, its key is too short, or it is not for digital signatures.
+        CertificateMismatch: it is for another key.
+        CertificateUnusable: it has expired or is not yet valid, its key is too short, or it is not for digital
+            signatures.
     """
     if certificate.public_key is None:
         raise CertificateUnusable(
-            f"The certificate {certificate.subject} does not hold an RSA key.",
-            hint=f"Entra accepts RSA keys of {MINIMUM_BITS} bits or more for client assertions.",
+            f"The certificate {certificate.subject} is not for an RSA key.",
+            hint=f"Use an RSA key of {MINIMUM_BITS} bits or more: Entra accepts no other keys for client assertions.",
         )
     if certificate.public_key != public_key:
         raise CertificateMismatch(
-            f"The certificate {certificate.subject} (SHA-1 {certificate.sha1.hex().upper()}) certifies another key "
-            "than the one on the device.",
-            hint="Give the certificate of this key with --certificate, or the key of this certificate with --key.",
+            f"The certificate {certificate.subject} (SHA-1 {certificate.sha1.hex().upper()}) is for another key than "
+            "the one on the device.",
+            hint="Name the certificate of this key with --certificate, or the key of this certificate with --key.",
         )
     require_length(public_key, f"The key in the certificate {certificate.subject}", CertificateUnusable)
     if now < certificate.not_before:
         raise CertificateUnusable(
-            f"The certificate {certificate.subject} is not valid before {_utc(certificate.not_before)}; "
-            f"now it is {_utc(now)}.",
-            hint="Check this machine's clock.",
+            f"The certificate {certificate.subject} is not valid before {_utc(certificate.not_before)}. "
+            f"It is now {_utc(now)}.",
+            hint="Check this machine's clock: timedatectl",
         )
     if now > certificate.not_after:
         raise CertificateUnusable(
-            f"The certificate {certificate.subject} expired on {_utc(certificate.not_after)}; now it is {_utc(now)}.",
-            hint="Create a new certificate for the key and upload it to the app registration.",
+            f"The certificate {certificate.subject} expired on {_utc(certificate.not_after)}. It is now {_utc(now)}.",
+            hint="Create a new certificate (hsm-signer certificate create), and upload it to the app registration.",
         )
     if certificate.key_usage is not None and "digital_signature" not in certificate.key_usage:
         raise CertificateUnusable(

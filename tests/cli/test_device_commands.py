@@ -192,9 +192,9 @@ class TestShow:
         ("title", "reason"),
         [
             ("CERTIFICATE 'expired'", "expired on"),
-            ("CERTIFICATE 'mismatched'", "certifies another key"),
+            ("CERTIFICATE 'mismatched'", "is for another key"),
             ("KEY 'elliptic'", "of type EC, not RSA"),
-            ("KEY 'short'", "has 1024 bits"),
+            ("KEY 'short'", "has only 1024 bits"),
         ],
     )
     def test_says_what_is_wrong(self, program: Program, device: Settings, title: str, reason: str) -> None:

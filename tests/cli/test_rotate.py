@@ -462,7 +462,7 @@ class TestErrors:
     def test_a_certificate_in_a_file_is_refused(self, stage: Stage) -> None:
         result = stage.begin("--certificate", "app.pem")
         assert result.status == 2
-        assert "would not follow" in result.stderr
+        assert "would not be for the new key" in result.stderr
 
     def test_a_current_key_that_is_not_on_the_device_is_refused(self, stage: Stage) -> None:
         result = stage("rotate", "--current", "pkcs11:token=rolling;id=%99")

@@ -196,7 +196,7 @@ def test_the_deadline_holds_while_it_is_not_made(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
         with (
-            pytest.raises(NetworkError, match=r"gave no complete answer within 0\.2 seconds"),
+            pytest.raises(NetworkError, match=r"did not answer completely within 0\.2 seconds"),
             HttpClient(timeout=0.2).connecting_to("https://login.example.com/") as http,
         ):
             http.post_form("https://login.example.com/", FORM, {})

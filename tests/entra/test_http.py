@@ -148,7 +148,7 @@ def test_an_endless_body_is_cut_off_at_the_limit(serve: Serve, received: list[by
 def overrun(url: str, seconds: float = 0.3, *, ca_bundle: Path | None = None) -> float:
     """Return how long it took until the deadline ended it."""
     start = time.monotonic()
-    with pytest.raises(NetworkError, match=f"no complete answer within {seconds:g} seconds"):
+    with pytest.raises(NetworkError, match=f"did not answer completely within {seconds:g} seconds"):
         post(url, timeout=seconds, ca_bundle=ca_bundle)
     return time.monotonic() - start
 

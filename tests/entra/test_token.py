@@ -199,7 +199,7 @@ def test_throttling_is_waited_out(
         (Html(status=403), r"is not a token response \(status 403, text/html"),
         (Redirect("https://evil.example/?x"), r"redirect to evil\.example;"),
         (NoAccessToken(), r"no usable access_token \(status 200, application/json"),
-        (Throttled("3600"), "It asks for no request before"),
+        (Throttled("3600"), "It accepts no request before"),
     ],
 )
 def test_an_unusable_answer_is_a_clear_error(
@@ -219,7 +219,7 @@ def test_an_unusable_answer_is_a_clear_error(
 @pytest.mark.parametrize("answer", [Slow(5), DripFeed(0.01)])
 def test_the_deadline_holds(entra: EntraEmulator, endpoint: Endpoint, form: Form, answer: Slow | DripFeed) -> None:
     entra.answer_next(answer)
-    with pytest.raises(NetworkError, match="no complete answer within 2 seconds"):
+    with pytest.raises(NetworkError, match="did not answer completely within 2 seconds"):
         request_token(endpoint, form, HttpClient(timeout=2, ca_bundle=entra.ca_file))
 
 

@@ -113,7 +113,7 @@ def test_nothing_is_signed_when_the_certificate_belongs_to_another_key(
 def test_nothing_is_signed_when_the_lifetime_is_out_of_range(
     signer: Signer, certificate: Certificate, now: datetime
 ) -> None:
-    with pytest.raises(ConfigError, match="cannot live"):
+    with pytest.raises(ConfigError, match="lifetime of an assertion cannot be"):
         identity(NeverSigns(signer.public_key), certificate, now=now).assertion(AUDIENCE, 86401)
 
 

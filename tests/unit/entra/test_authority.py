@@ -72,7 +72,7 @@ def test_a_malformed_tenant_is_refused(tenant: str) -> None:
 
 @pytest.mark.parametrize("tenant", [None, ""])
 def test_a_missing_tenant_is_refused(tenant: str | None) -> None:
-    with pytest.raises(ConfigError, match="No tenant was given"):
+    with pytest.raises(ConfigError, match="No tenant is set"):
         resolve_endpoint(tenant=tenant)
 
 
@@ -128,8 +128,8 @@ def test_an_authority_is_normalized(authority: str, origin: str) -> None:
         ("https://user@login.example.com", "user name"),
         ("https://localhost@login.example.com", "user name"),
         ("https://@login.example.com", "user name"),
-        ("https://login.example.com?x=1", "more than a host"),
-        ("https://login.example.com/tenant", "more than a host"),
+        ("https://login.example.com?x=1", "has a path or a query"),
+        ("https://login.example.com/tenant", "has a path or a query"),
         ("https://login.example.com#x", "fragment"),
         ("https://login.example.com#", "fragment"),
         ("ftp://login.example.com", "not an https URL"),
@@ -197,7 +197,7 @@ def test_an_unsafe_token_endpoint_is_refused(url: str, reason: str) -> None:
     ],
 )
 def test_an_assertion_for_entra_is_not_sent_to_another_server(audience: str) -> None:
-    with pytest.raises(ConfigError, match="could use it there in your name"):
+    with pytest.raises(ConfigError, match="could use it to sign in as your application"):
         resolve_endpoint(tenant=None, token_endpoint="https://sts.example.com/token", audience=audience)
 
 

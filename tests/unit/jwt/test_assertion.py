@@ -104,7 +104,7 @@ def test_the_lifetime_is_the_time_from_nbf_to_exp(signer: Signer, certificate: C
 
 @pytest.mark.parametrize("lifetime", [-1, 0, 86401])
 def test_a_lifetime_out_of_range_is_refused(lifetime: int) -> None:
-    with pytest.raises(ConfigError, match=f"cannot live for {lifetime} s"):
+    with pytest.raises(ConfigError, match=f"cannot be {lifetime} s"):
         AssertionSpec(CLIENT, AUDIENCE, lifetime=lifetime)
 
 

@@ -94,7 +94,7 @@ MALFORMED = {
     "spaced": (f"{HEADER}.{CLAIMS} {SECRET}.", "or characters outside"),
     "standard base64": (f"{HEADER}.+/{CLAIMS}.", "or characters outside"),
     "impossible length": (f"{HEADER}.{CLAIMS}.AAAAA", "The signature of the JWT is not base64url: no base64url string"),
-    "stray bits": (f"{HEADER}.{CLAIMS}.QR", "its last character has stray bits"),
+    "stray bits": (f"{HEADER}.{CLAIMS}.QR", "the unused bits of its last character are not zero"),
     "not ascii": (f"{HEADER}.{CLAIMS}é.", "or characters outside"),
     "empty header": (f".{CLAIMS}.", "The header of the JWT is not a JSON object"),
     "not utf-8": (f"{HEADER}.{raw(b'{' + SECRET.encode() + bytes([0xFF]))}.", "The claims of the JWT is not a JSON"),
