@@ -277,8 +277,8 @@ TABLE = (
         700030,
         "The certificate's subject name is not allowed.",
         "The app uses subject name and issuer authentication, and the certificate's subject is not the registered one.",
-        "Use a certificate with the registered subject name, and send it with --send-chain. Or have the registration "
-        "changed.",
+        "Use a certificate with the registered subject name, and send it with --send-chain. Or change the "
+        "registration.",
     ),
     AadstsError(
         53003,

@@ -131,14 +131,14 @@ def test_the_first_and_the_last_second_belong_to_the_validity(
 
 def test_before_its_validity_a_certificate_is_refused_with_both_times(year: bytes, key: rsa.RSAPrivateKey) -> None:
     with pytest.raises(
-        CertificateUnusable, match="not valid before 2025-01-01 00:00:00 UTC. It is now 2024-12-31 23:59:59 UTC"
+        CertificateUnusable, match=r"not valid before 2025-01-01 00:00:00 UTC. It is now 2024-12-31 23:59:59 UTC"
     ):
         check(year, key, datetime(2025, 1, 1, tzinfo=UTC) - SECOND)
 
 
 def test_after_its_validity_a_certificate_is_refused_with_both_times(year: bytes, key: rsa.RSAPrivateKey) -> None:
     with pytest.raises(
-        CertificateUnusable, match="expired on 2025-12-31 23:59:59 UTC. It is now 2026-01-01 00:00:00 UTC"
+        CertificateUnusable, match=r"expired on 2025-12-31 23:59:59 UTC. It is now 2026-01-01 00:00:00 UTC"
     ):
         check(year, key, datetime(2026, 1, 1, tzinfo=UTC))
 
