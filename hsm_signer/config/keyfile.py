@@ -145,7 +145,7 @@ def lock_key_file(path: Path) -> int:
 
 def _key_entry(entry: Mapping[str, Any], directory: Path) -> KeyEntry:
     return KeyEntry(
-        Pkcs11Uri.parse(entry["key"]).beside(directory),
+        Pkcs11Uri.parse(entry["key"]).resolved_against(directory),
         _optional(bool, entry, "registered", True),
         _optional(str, entry, "key_id"),
         {name: _optional(str, entry, name) for name in _THUMBPRINTS if name in entry},

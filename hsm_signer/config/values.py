@@ -310,7 +310,7 @@ def _uri(text: str, source: Source) -> Pkcs11Uri:
         logger.warning("%s contains a PIN in clear text (pin-value). Use --pin-source instead.", source.name)
         withhold(source.name)
     _withhold_variable(uri.pin_source or "")
-    return uri.beside(source.directory) if source.directory else uri
+    return uri.resolved_against(source.directory) if source.directory else uri
 
 
 def _withhold_variable(pin_source: str) -> None:

@@ -98,8 +98,8 @@ class Pkcs11Uri:
             vendor_query=tuple(pair for pair in self.vendor_query if "pin" not in pair[0].lower()),
         )
 
-    def beside(self, directory: Path) -> Self:
-        """The same URI as it is meant in a file of `directory`: a relative PIN file is that directory's."""
+    def resolved_against(self, directory: Path) -> Self:
+        """Return the same URI, with a relative PIN file (``pin-source=file:PATH``) made relative to `directory`."""
         kind, _, path = (self.pin_source or "").partition(":")
         if kind != "file" or path.startswith("/"):
             return self
