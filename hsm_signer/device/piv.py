@@ -1,4 +1,4 @@
-"""PIV cards (NIST SP 800-73-4), such as a YubiKey: their keys live in fixed slots; pure."""
+"""PIV cards (NIST SP 800-73-4), such as a YubiKey: their keys are in fixed slots; pure."""
 
 from hsm_signer.device.match import DeviceInfo
 

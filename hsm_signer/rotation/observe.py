@@ -95,7 +95,7 @@ def require_own_id(context: RotationContext, key: KeyInfo, current: Pkcs11Uri) -
         raise KeyUnfit(
             f"The next key has the same id as the current one ({key}). Storing a certificate for it would "
             "replace the current key's certificate.",
-            hint="Give it a different id, or generate another key and name it with --next.",
+            hint="Give the next key a different id, or generate another key and name it with --next.",
         )
 
 
@@ -119,8 +119,8 @@ def _require_same_current(context: RotationContext, file: KeyFile) -> None:
     if not Observed(file, start=False, keys=keys).is_current(KeyEntry(uri)):
         raise ConfigError(
             f"The current key is not {uri}: the key file {context.path} names {file.current.uri}.",
-            hint="Leave out --current: the key file says which key is in use. To replace that key by the one you "
-            "named: rotate --next URI",
+            hint="Omit --current: the key file says which key is in use. To replace that key with the one that you "
+            "named, run: hsm-signer rotate --next URI",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a rotation says if the PIN does not allow changing the device: the commands of the device's own tool."""
+"""Errors for a rotation on a device that the PIN cannot change: they name the commands of the device's own tool."""
 
 import shlex
 from dataclasses import replace
@@ -21,7 +21,7 @@ def cannot_change(context: RotationContext, observed: Observed, step: Step, name
     assert refusal is not None  # noqa: S101  # the caller has asked
     if step is Step.DELETE:
         return DeviceReadOnly(
-            refusal.message, hint="Leave out --delete-old-key. At the end, rotate says how to delete the old key."
+            refusal.message, hint="Omit --delete-old-key. At the end, rotate says how to delete the old key."
         )
     about = observed.file.next.uri if observed.file.next else named
     if step is Step.CERTIFY and about is not None:
@@ -50,7 +50,7 @@ def _without_certificate(
     slot = _slot(context, uri)
     if slot is None:
         return DeviceReadOnly(what, hint="Store its certificate with the device's own tool. Then run rotate again.")
-    error = DeviceReadOnly(what, hint="Make its certificate with the card's own tool. Then run rotate again:")
+    error = DeviceReadOnly(what, hint="Create its certificate with the card's own tool. Then run rotate again:")
     error.commands = (f"ykman piv keys export {slot} public.pem", _make_certificate(context, current, slot))
     return error
 
@@ -84,7 +84,7 @@ def _make_certificate(context: RotationContext, current: Pkcs11Uri, slot: str) -
 
 
 def _slot(context: RotationContext, uri: Pkcs11Uri) -> str | None:
-    """Return the slot of a key on a PIV card; None if the key is gone, or on another kind of device."""
+    """Return the slot of a key on a PIV card; None if the key was deleted, or is on another kind of device."""
     if not is_piv(context.keys.device.info):
         return None
     try:

@@ -131,7 +131,7 @@ class TestIsRefusedBeforeAnythingIsBegun:
         self, profile: Profile, entra: EntraEmulator, following: Pkcs11Uri
     ) -> None:
         error, _ = refused(profile, entra, next_key=following, delete_old=True)
-        assert "Leave out --delete-old-key" in str(error.hint)
+        assert "Omit --delete-old-key" in str(error.hint)
 
     def test_with_a_next_key_that_is_not_there(self, profile: Profile, entra: EntraEmulator) -> None:
         before = key_file(profile).read_bytes()

@@ -168,7 +168,7 @@ class PinRecord:
         except wire.Malformed:
             raise PinError(
                 f"The record of refused PINs {path} is damaged, so it is unknown whether a login is safe.",
-                hint="If no wrong PIN was sent to the device, remove the record:",
+                hint="If no wrong PIN was sent to the device, run:",
                 commands=(forget_command(self.directory),),
             ) from None
 
@@ -193,7 +193,7 @@ class PinRecord:
         return PinOutcomeUnknown(
             f"{last.times} logins to {self.device} with the PIN from {source.description} were interrupted. It is "
             "unknown whether the device has refused the PIN, so it was not sent again.",
-            hint="Check the PIN and the device, then have the failures forgotten.",
+            hint="Check the PIN and the device, then run:",
             commands=(forget_command(self.directory),),
         )
 
@@ -206,7 +206,7 @@ class PinRecord:
             )
         return PinRefusedBefore(
             message,
-            hint="Correct the PIN at its source. If that is not a file, also have the refused PIN forgotten.",
+            hint="Correct the PIN at its source. If the source is not a file, also run:",
             commands=(forget_command(self.directory),),
         )
 
