@@ -9,10 +9,24 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from hsm_signer.cli.output import sentences
+from hsm_signer.system.systemd import is_journal
+
+_DONE = logging.getLogger("hsm_signer.done")
+
+
+def report_done(text: str) -> None:
+    """Say in a line what the command did: on a terminal and in the journal always, elsewhere with --verbose.
+
+    Args:
+        text: a sentence.
+    """
+    _DONE.info("%s", text)
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        if record.name == _DONE.name:
+            return "\n".join(sentences(record.getMessage()))
         return "\n".join(sentences(record.getMessage(), f"hsm-signer: {record.levelname.lower()}: "))
 
 
@@ -32,6 +46,7 @@ def configure_logging(*, verbose: bool, as_json: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    _DONE.setLevel(logging.INFO if sys.stderr is not None and (sys.stderr.isatty() or is_journal(sys.stderr)) else 0)
 
 
 def request_logger() -> Callable[[str], None]:

@@ -85,8 +85,8 @@ class AssertionFile:
         return FileContent(issued, due, expires, jwt.header, status.st_mtime)
 
     @hidden_locals()
-    def replace(self, sign: Callable[[], str]) -> None:
-        """Replace the assertion with a new one.
+    def replace(self, sign: Callable[[], str]) -> FileContent:
+        """Replace the assertion with a new one, and return what the file holds then.
 
         Args:
             sign: returns the new assertion, such as `Tokens.assertion`.
@@ -121,6 +121,7 @@ class AssertionFile:
                 hint="Use a file system that keeps modes and groups, such as /run, and make sure that no other program "
                 "writes this file.",
             )
+        return written
 
     def _parse_ours(self, text: str) -> Jwt | None:
         """Return the assertion in `text`, or None if it is not one of this client for this audience, with times."""

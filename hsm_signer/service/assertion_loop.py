@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from hsm_signer.errors import DeviceError, DeviceTimeout, OutputError
@@ -66,6 +67,7 @@ def keep(
     once: bool = False,
     wait_for_device: bool = False,
     manager: ServiceManager = _NO_MANAGER,
+    report: Callable[[str], None] = logger.info,
     now: Callable[[], float] = time.time,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -81,6 +83,8 @@ def keep(
         wait_for_device: wait for the device even if the file holds no assertion of ours yet.
         manager: notified when the first assertion is valid, and while the loop runs. Its watchdog must allow for the
             time that `sign` may take.
+        report: called with a sentence that says what was written and until when it is valid: the first assertion, each
+            renewal, and the end of a failure.
         now: the clock, epoch seconds.
         wait: waits for this many seconds.
 
@@ -94,6 +98,7 @@ def keep(
     known: tuple[object, ...] | None = None
     # The expiry that was already logged.
     reported = math.inf
+    wrote = False
     while True:
         state = source.state()
         content = file.read()
@@ -109,7 +114,9 @@ def keep(
         match next_step(now(), content, failure):
             case Write():
                 try:
-                    file.replace(sign)
+                    written = file.replace(sign)
+                    report(_what_was_written(file.path, content, failure, written.expires))
+                    wrote = True
                     # No need to ask the source: the assertion was signed after we read this state.
                     failure, known = None, state
                 except _TEMPORARY as error:
@@ -120,6 +127,8 @@ def keep(
             case Wait(seconds):
                 manager.notify(**_status(content, failure, now()))
                 if once:
+                    if content is not None and not wrote:
+                        report(f"The assertion in {file.path} is fresh: it is valid until {_utc(content.expires)}.")
                     return
                 _wait_for_change(min(seconds, LOOK_INTERVAL, (manager.watchdog or math.inf) / 2), source, state, wait)
 
@@ -141,6 +150,14 @@ def _status(content: FileContent | None, failure: Failure | None, now: float) ->
     if now >= content.expires:
         return {"WATCHDOG": 1, "STATUS": f"The assertion expired at {_utc(content.expires)}.{trouble}"}
     return {"READY": 1, "WATCHDOG": 1, "STATUS": f"The assertion is valid until {_utc(content.expires)}.{trouble}"}
+
+
+def _what_was_written(path: Path, before: FileContent | None, failure: Failure | None, expires: float) -> str:
+    valid = f"It is valid until {_utc(expires)}."
+    if failure is not None:
+        failures = "1 failure" if failure.count == 1 else f"{failure.count} failures"
+        return f"Wrote a new assertion to {path} after {failures}. {valid}"
+    return f"Wrote an assertion to {path}. {valid}" if before is None else f"Renewed the assertion in {path}. {valid}"
 
 
 def _utc(seconds: float) -> str:

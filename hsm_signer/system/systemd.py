@@ -1,10 +1,20 @@
-"""Notify systemd of the state of a service (sd_notify(3)): ready, alive, a status line, stopping."""
+"""Notify systemd of the state of a service (sd_notify(3)), and find out whether stderr goes to the journal."""
 
 import contextlib
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO
+
+
+def is_journal(stream: IO[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a stream leads to systemd's journal: JOURNAL_STREAM is its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 @dataclass(frozen=True)

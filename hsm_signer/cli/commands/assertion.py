@@ -2,6 +2,7 @@
 
 import typer
 
+from hsm_signer.cli.log import report_done
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import OutputFileOption, OutputOption, profile_options
 from hsm_signer.cli.output import Output, result_writer
@@ -34,3 +35,7 @@ def assertion(
         else:
             parsed = parse_jwt(jwt)
             write(to_json({"header": parsed.header, "claims": parsed.claims, "jwt": jwt}))
+    if output_file is not None:
+        from hsm_signer.cli.text.layout import utc
+
+        report_done(f"Wrote the assertion to {output_file}. It is valid until {utc(parse_jwt(jwt).claims['exp'])}.")

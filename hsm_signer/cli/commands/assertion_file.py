@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hsm_signer.cli.log import report_done
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import profile_options
 from hsm_signer.cli.output import print_result
@@ -84,7 +85,15 @@ def assertion_file(
         warn_unless_in_memory(path.parent)
         manager = ServiceManager.from_environment()
         try:
-            keep(file, tokens.assertion, source=tokens.keys, once=once, wait_for_device=profile.wait, manager=manager)
+            keep(
+                file,
+                tokens.assertion,
+                source=tokens.keys,
+                once=once,
+                wait_for_device=profile.wait,
+                manager=manager,
+                report=report_done,
+            )
         finally:
             manager.notify(STOPPING=1)
 

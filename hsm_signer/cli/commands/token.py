@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hsm_signer.cli.log import report_done
 from hsm_signer.cli.operator import terminal_operator
 from hsm_signer.cli.options import OutputFileOption, profile_options
 from hsm_signer.cli.output import result_writer
@@ -61,7 +62,12 @@ def token(
     with Tokens(profile, terminal_operator(wait=profile.wait)) as tokens:
         query = tokens.build_query(profile.scope)
         with result_writer(output_file) as write:
-            write(_show_token(tokens.get(query), output, tokens))
+            obtained = tokens.get(query)
+            write(_show_token(obtained, output, tokens))
+    if output_file is not None:
+        from hsm_signer.cli.text.layout import utc
+
+        report_done(f"Wrote the access token to {output_file}. It is valid until {utc(obtained.expires_on)}.")
 
 
 def _show_token(token: AccessToken, output: TokenOutput, tokens: Tokens) -> str:

@@ -6,7 +6,7 @@ Long text is wrapped, never cut. A URI or a thumbprint stays on one line, so tha
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from hsm_signer.system.display import displayable
 
@@ -55,6 +55,15 @@ def wrapped(text: str, before: str = "", under: str = "", width: int = WIDTH) ->
     return textwrap.wrap(
         text, width, initial_indent=before, subsequent_indent=under, break_long_words=False, break_on_hyphens=False
     )
+
+
+def utc(seconds: float) -> str:
+    """Return a time as "2026-01-31 23:59:59 UTC".
+
+    Args:
+        seconds: since the epoch.
+    """
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def days_in_words(days: int) -> str:

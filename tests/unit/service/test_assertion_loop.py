@@ -22,7 +22,7 @@ from hsm_signer.errors import (
     OutputError,
     PinIncorrect,
 )
-from hsm_signer.service.assertion_file import AssertionFile
+from hsm_signer.service.assertion_file import INTERVAL, AssertionFile
 from hsm_signer.service.assertion_loop import LOOK_INTERVAL, keep
 from hsm_signer.service.assertion_schedule import FileContent
 from hsm_signer.system.systemd import ServiceManager
@@ -476,3 +476,27 @@ class TestServiceManager:
         world.run(30, manager=self.manager(listener, watchdog=10))
         assert max(world.waits) == 5
         assert len(self.heard(listener)) == len(world.waits)
+
+
+class TestReport:
+    @pytest.fixture
+    def reports(self) -> list[str]:
+        return []
+
+    def test_the_first_assertion_and_each_renewal_are_reported(self, world: World, reports: list[str]) -> None:
+        world.run(INTERVAL + 60, report=reports.append)
+        first, renewal = reports
+        assert first.startswith(f"Wrote an assertion to {world.file.path}. It is valid until 20")
+        assert renewal.startswith(f"Renewed the assertion in {world.file.path}. It is valid until 20")
+
+    def test_the_end_of_a_failure_is_reported_with_how_often_it_failed(self, world: World, reports: list[str]) -> None:
+        world.away = [(INTERVAL - 60, INTERVAL + 10)]
+        world.run(INTERVAL + 60, report=reports.append)
+        assert reports[-1].startswith(f"Wrote a new assertion to {world.file.path} after ")
+        assert " failures. It is valid until 20" in reports[-1]
+
+    def test_once_reports_a_file_that_is_fresh_already(self, world: World, reports: list[str]) -> None:
+        world.put(world.assertion(world.now))
+        keep(world.file, world.sign, once=True, report=reports.append, now=lambda: world.now)
+        assert [text.partition(":")[0] for text in reports] == [f"The assertion in {world.file.path} is fresh"]
+        assert world.signed == []
