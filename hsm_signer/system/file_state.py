@@ -15,6 +15,9 @@ cases:
   time to the change time, which neither writing nor a later read does.
 - Anything else that updates the change time (a rewrite, but also chmod, chown, rename) may have changed the PIN, so the
   source may be tried once more. The same is true after `touch` if another program reads the file before we do.
+
+systemd copies a credential to a new file at each start of a service, whether it changed or not. Two copies of the same
+start can be compared. Copies of two starts cannot: a service that restarts again and again would lock its device.
 """
 
 import os
@@ -23,6 +26,7 @@ import sys
 from pathlib import Path
 
 _TOUCHED = ", touched"
+_COPY = ", copied for the start "
 
 
 def file_version(path: Path) -> tuple[int, ...]:
@@ -43,8 +47,23 @@ def file_identity(descriptor: int) -> str:
     return f"inode {status.st_ino}, created {born}, changed {status.st_ctime_ns}{_TOUCHED if touched else ''}"
 
 
+def credential_identity(name: str, start: str, file: str) -> str:
+    """Return a string that identifies the state of a copy of a systemd credential. It may be stored.
+
+    Args:
+        name: of the credential, for people.
+        start: of the service, for which the copy was made: INVOCATION_ID.
+        file: the `file_identity` of the copy.
+    """
+    return f"{name}{_COPY}{start}, {file}"
+
+
 def same_state(then: str, now: str) -> bool:
     """Return whether a source still holds the same PIN, as far as its identities show."""
+    (name, copied, copy), (name_now, copied_now, copy_now) = then.partition(_COPY), now.partition(_COPY)
+    start, start_now = copy.partition(", ")[0], copy_now.partition(", ")[0]
+    if name == name_now and (copied, start) != (copied_now, start_now):
+        return True
     file, changed, _ = now.partition(", changed ")
     return _bare(then) == _bare(now) or (now.endswith(_TOUCHED) and then.startswith(file + changed))
 

@@ -54,8 +54,8 @@ def exposure(status: os.stat_result, uid: int, groups: Collection[int]) -> str |
     return None
 
 
-def read_file(path: Path, *, private: bool) -> bytes:
-    """Return the content of a regular file.
+def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
+    """Return the content of a regular file, and the identity of the state that it was in (`file_identity`).
 
     Args:
         private: refuse the file if `exposure` returns a reason, or if others could replace it: a wrong PIN costs a try.
@@ -64,11 +64,6 @@ def read_file(path: Path, *, private: bool) -> bytes:
     Raises:
         Unreadable: it cannot be opened, is not a regular file, is exposed, or changes while it is read.
     """
-    return read_file_state(path, private=private)[0]
-
-
-def read_file_state(path: Path, *, private: bool) -> tuple[bytes, str]:
-    """Return the content as `read_file` does, and the `file_identity` at that time."""
     try:
         descriptor = _open_file(path)
         try:

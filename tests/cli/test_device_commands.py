@@ -264,6 +264,25 @@ class TestForgetPinFailures:
         assert result.stdout.startswith("Forgot the refused PINs of 'office' (SoftHSM project, ")
         assert self.status_with_wrong_pin(refused, signing) == "pin_incorrect"
 
+    def test_a_systemd_credential_that_changed_needs_none(self, program: Program, signing: Settings) -> None:
+        copies = program.directory / "credentials"
+        copies.mkdir(mode=0o700)
+
+        def code(pin: str | None, start: str) -> object:
+            if pin is not None:
+                (copies / "card").unlink(missing_ok=True)
+                (copies / "card").write_text(pin)
+            environment = {"CREDENTIALS_DIRECTORY": str(copies), "INVOCATION_ID": start}
+            settings = options(signing, pin_source="credential:card")
+            result = program("assertion", *settings, "-o", "json", environment=environment)
+            return result.error["code"] if result.status else "signed"
+
+        assert code(WRONG_PIN, "a1") == "pin_incorrect"
+        assert code(None, "a1") == "pin_refused_before"
+        # A restart makes a new copy, and nobody knows of which PIN.
+        assert code(WRONG_PIN, "a2") == "pin_refused_before"
+        assert code(PIN, "a2") == "signed"
+
     def test_of_the_device_named(self, refused: Program) -> None:
         assert refused("device", "forget-pin-failures", "--key", "pkcs11:token=spare", "-o", "json").json == {
             "forgotten": []

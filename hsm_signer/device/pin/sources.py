@@ -18,13 +18,12 @@ from typing import ClassVar
 from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest
 from hsm_signer.errors import ConfigError, PinUnavailable
 from hsm_signer.system.environment import withhold
-from hsm_signer.system.file_state import file_identity
+from hsm_signer.system.file_state import credential_identity, file_identity
 from hsm_signer.system.secret import hidden_locals
 from hsm_signer.system.secret_input import (
     LIMIT,
     Unreadable,
     read_descriptor,
-    read_file,
     read_file_state,
     run_command,
 )
@@ -131,14 +130,7 @@ class FilePin(_Unattended):
 
     @property
     def identity(self) -> str:
-        try:
-            descriptor = os.open(self.path, getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK))
-        except OSError:
-            return self.description
-        try:
-            return file_identity(descriptor)
-        finally:
-            os.close(descriptor)
+        return _identity_of(self.path) or self.description
 
     def _read(self) -> bytes:
         return self._read_state()[0]
@@ -166,14 +158,31 @@ class SystemdCredentialPin(_Unattended):
     def description(self) -> str:
         return f"the systemd credential {self.name}"
 
+    @property
+    def identity(self) -> str:
+        directory = self.environ.get("CREDENTIALS_DIRECTORY")
+        file = _identity_of(Path(directory) / self.name) if directory else None
+        return self.description if file is None else self._identity_with(file)
+
+    def _identity_with(self, file: str) -> str:
+        start = self.environ.get("INVOCATION_ID", "")
+        # In systemd's own directory, a copy for an unknown start can be compared with no other.
+        if not start and self.environ.get("CREDENTIALS_DIRECTORY", "").startswith("/run/"):
+            return self.description
+        return credential_identity(self.description, start, file)
+
     def _read(self) -> bytes:
+        return self._read_state()[0]
+
+    def _read_state(self) -> tuple[bytes, str]:
         hint = f"Put LoadCredential={self.name}:PATH or LoadCredentialEncrypted={self.name}:PATH into the unit."
         directory = self.environ.get("CREDENTIALS_DIRECTORY")
         if not directory:
             raise Unreadable("CREDENTIALS_DIRECTORY is not set", hint=hint)
         try:
             # systemd controls who may read it: it gives a service access by an ACL, which looks like group access.
-            return _without_newline(read_file(Path(directory) / self.name, private=False))
+            raw, file = read_file_state(Path(directory) / self.name, private=False)
+            return _without_newline(raw), self._identity_with(file)
         except Unreadable as error:
             raise Unreadable(str(error), hint=hint) from error
 
@@ -253,6 +262,18 @@ class CommandPin(_Unattended):
 
     def _read(self) -> bytes:
         return _without_newline(run_command(self.argv, self.seconds))
+
+
+def _identity_of(path: Path) -> str | None:
+    """Return the `file_identity` of a file, which we need not be able to read; None if it cannot be opened."""
+    try:
+        descriptor = os.open(path, getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK))
+    except OSError:
+        return None
+    try:
+        return file_identity(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _without_newline(raw: bytes) -> bytes:

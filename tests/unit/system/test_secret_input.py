@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from hsm_signer.system.secret_input import LIMIT, Unreadable, exposure, read_descriptor, read_file, run_command
+from hsm_signer.system.secret_input import LIMIT, Unreadable, exposure, read_descriptor, read_file_state, run_command
 
 SECRET = "s3cret-4711"
 US, SOMEBODY = 1000, 1001
 OUR_GROUPS, ANOTHER_GROUP = {100, 101}, 102
 MODES = range(0o1000)
+
+
+def read_file(path: Path, *, private: bool) -> bytes:
+    return read_file_state(path, private=private)[0]
 
 
 def status(owner: int, group: int, mode: int) -> os.stat_result:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_signer.device.pin.parse import parse_pin_source
-from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource
+from hsm_signer.device.pin.pin import Login, Pin, PinPad, PinRequest, PinSource, ask
 from hsm_signer.device.pin.sources import (
     NO_LOGIN,
     PROTECTED,
@@ -25,6 +25,7 @@ from hsm_signer.device.pin.sources import (
     SystemdCredentialPin,
 )
 from hsm_signer.errors import ConfigError, HsmSignerError, PinUnavailable
+from hsm_signer.system.file_state import same_state
 from hsm_signer.system.secret_input import LIMIT
 
 SECRET = "s3cret-4711"
@@ -244,6 +245,52 @@ def test_a_command_that_hangs_is_an_error() -> None:
 def test_a_systemd_credential_is_read_from_the_credentials_directory(tmp_path: Path) -> None:
     private_file(tmp_path / "card", b"4711\n")
     assert reveal(SystemdCredentialPin("card", {"CREDENTIALS_DIRECTORY": str(tmp_path)})(REQUEST)) == "4711"
+
+
+class TestSystemdCredential:
+    """systemd copies it to a new file at each start of a service."""
+
+    @staticmethod
+    def start(directory: Path, number: str, pin: bytes = b"4711") -> SystemdCredentialPin:
+        """Start the service, and return its source."""
+        copies = directory / "credentials"
+        copies.mkdir(exist_ok=True)
+        (copies / "card").unlink(missing_ok=True)
+        private_file(copies / "card", pin)
+        return SystemdCredentialPin("card", {"CREDENTIALS_DIRECTORY": str(copies), "INVOCATION_ID": number})
+
+    def test_that_did_not_change_is_the_same(self, tmp_path: Path) -> None:
+        source = self.start(tmp_path, "a1")
+        assert same_state(ask(source, REQUEST).identity, source.identity)  # type: ignore[union-attr]
+
+    def test_that_was_replaced_or_rewritten_while_the_service_runs_has_changed(self, tmp_path: Path) -> None:
+        source = self.start(tmp_path, "a1")
+        first = source.identity
+        second = self.start(tmp_path, "a1", b"0815").identity
+        private_file(tmp_path / "credentials" / "card", b"1234")
+        assert [same_state(first, second), same_state(second, source.identity)] == [False, False]
+
+    def test_of_another_start_may_be_the_same_pin(self, tmp_path: Path) -> None:
+        states = [self.start(tmp_path, number).identity for number in ("a1", "a2")]
+        assert same_state(*states)
+
+    def test_without_systemd_s_number_is_compared_only_outside_its_directory(self, tmp_path: Path) -> None:
+        elsewhere = [self.start(tmp_path, "", pin).identity for pin in (b"4711", b"0815")]
+        assert not same_state(*elsewhere)
+        of_systemd = SystemdCredentialPin("card", {"CREDENTIALS_DIRECTORY": "/run/credentials/app.service"})
+        assert of_systemd.identity == of_systemd.description
+
+    def test_that_is_missing_now_may_be_the_same(self, tmp_path: Path) -> None:
+        source = self.start(tmp_path, "a1")
+        before = source.identity
+        (tmp_path / "credentials" / "card").unlink()
+        assert same_state(before, source.identity)
+        assert same_state(source.identity, before)
+
+    def test_of_another_name_is_another_source(self, tmp_path: Path) -> None:
+        source = self.start(tmp_path, "a1")
+        other = SystemdCredentialPin("other", source.environ)
+        assert not same_state(source.identity, other.identity)
 
 
 @pytest.mark.parametrize(
