@@ -165,6 +165,15 @@ def abandon(context: RotationContext, observed: Observed) -> Observed:
     return after(Step.ABANDON, observed)
 
 
+def cancel(context: RotationContext, observed: Observed) -> Observed:
+    """Give up the next key because the caller says so."""
+    uri = next_key(observed).uri
+    done = after(Step.CANCEL, observed)
+    context.write(done.file)  # before the report says so
+    context.report(Step.CANCEL, f"Gave up the next key, {uri.object or uri}. The current key stays in use.")
+    return observe_device(context, done)
+
+
 def forget(context: RotationContext, observed: Observed) -> Observed:
     """Remove a retired key from the key file if it is the current key."""
     uri = retired_key(Step.FORGET, observed).uri
@@ -184,14 +193,18 @@ def delete(context: RotationContext, observed: Observed) -> Observed:
         for certificate in certificates_of_key(keys.device, key):
             delete_certificate(keys.device, certificate.der)
         delete_key(keys.device, key)
-    context.report(Step.DELETE, f"Deleted the old key from the device: {uri.object or uri}.")
+    context.report(Step.DELETE, f"Deleted the key {uri.object or uri} from the device.")
     return after(Step.DELETE, observed)
 
 
 def keep(context: RotationContext, observed: Observed) -> Observed:
     """Leave a retired key on the device."""
     uri = retired_key(Step.KEEP, observed).uri
-    context.report(Step.KEEP, f"The old key stays on the device. {how_to_delete(context, uri)}")
+    if uri in observed.keys:
+        text = f"The key {uri.object or uri} stays on the device. {how_to_delete(context, uri)}"
+    else:
+        text = f"The key {uri.object or uri} was not found on the device."
+    context.report(Step.KEEP, text)
     return after(Step.KEEP, observed)
 
 
@@ -205,6 +218,7 @@ ACTIONS: Mapping[Step, Callable[[RotationContext, Observed], Observed]] = Mappin
         Step.PROVE: prove,
         Step.SWITCH: switch,
         Step.ABANDON: abandon,
+        Step.CANCEL: cancel,
         Step.FORGET: forget,
         Step.UNREGISTER: unregister,
         Step.DELETE: delete,

@@ -92,7 +92,7 @@ class KeyCredentials:
         except EntraError:
             # An interrupted run, or an earlier attempt of this request, may have registered it already. Graph's
             # documentation does not say which error it returns then.
-            if not self._is_accepted(added):
+            if not self.is_accepted(added):
                 raise
             return None
 
@@ -147,7 +147,7 @@ class KeyCredentials:
                     return False
                 # An interrupted run, or an earlier attempt, may have removed it already.
                 identity = removed()
-                known = error.error != _NO_SUCH_CREDENTIAL if identity is None else self._is_accepted(identity)
+                known = error.error != _NO_SUCH_CREDENTIAL if identity is None else self.is_accepted(identity)
                 if known:
                     raise
             return True
@@ -194,7 +194,7 @@ class KeyCredentials:
             )
         return found
 
-    def _is_accepted(self, identity: Identity) -> bool:
+    def is_accepted(self, identity: Identity) -> bool:
         """Return whether Entra issues tokens for a key."""
         try:
             self._exchange(Secret(identity.assertion(self.client.endpoint.audience)))

@@ -48,8 +48,12 @@ def observe(context: RotationContext, file: KeyFile, grace: float) -> Observed:
         now=now,
         grace=grace,
         unwritten=not context.path.exists(),
+        cancel=context.request.cancel,
         adopt=context.request.adopt,
     )
+    if observed.cancel:
+        _require_cancellable(context, observed)
+        observed = replace(observed, start=False)
     if next_uri is None:
         observed = _with_days_left(context, observed)
         if next_step(observed) in (Step.WAIT, None):
@@ -99,6 +103,18 @@ def require_own_id(context: RotationContext, key: KeyInfo, current: Pkcs11Uri) -
         )
 
 
+def _require_cancellable(context: RotationContext, observed: Observed) -> None:
+    """Check that the rotation has not yet switched to the next key."""
+    waiting = [key for key in observed.file.retired if key.registered and (key.until or 0) > observed.now]
+    if observed.file.next is None and waiting:
+        command = context.profile.command_line("rotate", "--next", str(waiting[-1].uri))
+        raise ConfigError(
+            f"There is nothing to cancel: the rotation has switched to {observed.file.current.uri}.",
+            hint="The old key is still registered. To go back to it:",
+            commands=(command,),
+        )
+
+
 def _with_days_left(context: RotationContext, observed: Observed) -> Observed:
     """Return what is known, with whether a rotation is due. Logs in only if the certificate shows after a login."""
     warn_days = context.request.warn_days
@@ -137,6 +153,9 @@ def observe_device(context: RotationContext, observed: Observed) -> Observed:
     observed = replace(observed, keys=keys, has_key=has_key, writable=writable)
     if next_key is None:
         return observed
+    if observed.cancel:
+        has_certificate = observed.has_key and context.keys.retired_certificate(next_key.uri) is not None
+        return replace(observed, has_certificate=has_certificate)
     if not observed.has_key:
         with suppress(KeyNotFound, KeyAmbiguous):
             context.keys.signer(next_key.uri)  # raises the reason why a key that exists cannot be used

@@ -40,6 +40,8 @@ class Step(StrEnum):
     """Make the next key the current one."""
     ABANDON = "abandon"
     """Give up the next key: it or its certificate was deleted from the device after it was registered."""
+    CANCEL = "cancel"
+    """Give up the next key because the caller says so. What was done for it is undone in the steps after that."""
     FORGET = "forget"
     """Only remove a retired key from the key file: it is the current key, perhaps under another URI."""
     WAIT = "wait"
@@ -73,6 +75,7 @@ class Observed:
         grace: seconds for which a key stays registered after the switch to the next one.
         writable: the PIN allows changing the device.
         unwritten: there is no key file yet.
+        cancel: the caller gives up the rotation that was begun.
         adopt: the caller only wants a key file that names the current key.
         days_left: whole days until the current certificate expires, if that is why no rotation starts; else None.
     """
@@ -89,6 +92,7 @@ class Observed:
     grace: float = 0
     writable: bool = True
     unwritten: bool = False
+    cancel: bool = False
     adopt: bool = False
     days_left: int | None = None
 
@@ -105,6 +109,8 @@ def next_step(observed: Observed) -> Step | None:
         return Step.ADOPT if observed.unwritten else None
     if any(map(observed.is_current, retired)):
         return Step.FORGET
+    if coming is not None and observed.cancel:
+        return Step.CANCEL
     if coming is not None:
         complete = observed.has_key and observed.has_certificate
         if coming.registered:
@@ -228,6 +234,14 @@ def after(step: Step, observed: Observed, key: KeyEntry | None = None) -> Observ
             given_up = replace(coming, until=int(observed.now), delete=observed.delete_old)
             file = replace(file, next=None, retired=(*file.retired, given_up))
             return replace(observed, file=file, start=True, has_key=False, has_certificate=False, proven=False)
+        case Step.CANCEL:
+            # A run that was interrupted may have registered the certificate without writing that down.
+            registered = coming.registered or observed.has_certificate
+            given_up = replace(coming, registered=registered, until=int(observed.now), delete=observed.delete_old)
+            anything = registered or observed.has_key
+            file = replace(file, next=None, retired=(*file.retired, given_up) if anything else file.retired)
+            # Of the keys in the file, only this one is deleted because the caller asks for it now.
+            return replace(observed, file=file, has_key=False, has_certificate=False, delete_old=False)
         case Step.WAIT:
             return replace(observed, now=min(key.until or 0 for key in file.retired))
         case Step.UNREGISTER:

@@ -27,6 +27,7 @@ class RotationRequest:
         propagation: seconds to wait for a change to take effect at Entra.
         warn_days: start a rotation only if the current certificate expires in less than so many days, or if the next
             key is named. None: start one now.
+        cancel: give up the rotation that was begun. With `delete_old`, the key given up is deleted from the device.
         adopt: only start a key file that names the current key.
 
     Raises:
@@ -42,6 +43,7 @@ class RotationRequest:
     old_key_id: str | None = None
     propagation: float = 600.0
     warn_days: int | None = None
+    cancel: bool = False
     adopt: bool = False
 
     def __post_init__(self) -> None:

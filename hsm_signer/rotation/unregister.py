@@ -23,7 +23,7 @@ def unregister(context: RotationContext, observed: Observed) -> Observed:
     elif key_id := _listed_credential(context, old, listed, prover.certificates.certificate()):
         object_id = context.credentials.object_id(observed.file.object_id, listed)
         context.credentials.remove(key_id, object_id, prover, lambda: context.keys.retired_identity(old.uri))
-    context.report(Step.UNREGISTER, "The old key is removed from Entra.")
+    context.report(Step.UNREGISTER, f"The certificate of {old.uri.object or old.uri} is not registered any more.")
     return observe_device(context, after(Step.UNREGISTER, observed))
 
 
@@ -42,6 +42,8 @@ def _remove_unlisted(context: RotationContext, observed: Observed, old: KeyEntry
     # The file may be written by hand. The ID is certain only if this program wrote the thumbprints with it.
     noted = old.thumbprints if key_id == old.key_id else {}
     certain = bool(noted) and (certificate is None or noted == thumbprints(certificate))
+    if key_id is None and identity is not None and not context.credentials.is_accepted(identity):
+        return  # as after a rotation that was cancelled before it registered the key
     if key_id in (None, current.key_id) or noted == thumbprints(kept):
         raise _credential_unknown(context, "The ID of the old key's credential is unknown", old)
     if not certain and identity is None and key_id != context.request.old_key_id:

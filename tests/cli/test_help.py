@@ -85,6 +85,7 @@ ROTATE: dict[str, list[str]] = {
     "--propagation-timeout": [],
     "--now": [],
     "--adopt": [],
+    "--cancel": [],
     "--dry-run": [],
     "--check": [],
     "--warn-days": [],

@@ -424,6 +424,49 @@ class TestAdopt:
         assert f"--adopt and {other[0]} do not go together" in " ".join(refused.stderr.split())
 
 
+class TestCancel:
+    @pytest.fixture
+    def begun(self, stage: Stage) -> Stage:
+        """A rotation that waits for Entra to accept the next key."""
+        stage.entra.delay_propagation(token_requests=2)
+        assert stage.begin("--propagation-timeout", "0").status == 7
+        stage.entra.delay_propagation()
+        return stage
+
+    def test_says_what_it_undid_and_leaves_the_key_on_the_device(self, begun: Stage) -> None:
+        shown = begun("rotate", "--cancel", "--dry-run")
+        result = begun("rotate", "--cancel")
+        assert (result.status, result.stderr) == (0, "")
+        assert steps(shown) == steps(result) == ["cancel", "unregister", "keep"]
+        assert "The current key stays in use." in result.stdout
+        assert begun.on_device() == (2, 2)
+        (command,) = re.findall(r"To delete it: hsm-signer (.+)", result.stdout)
+        assert begun(*shlex.split(command), "--yes").status == 0
+        assert begun.on_device() == (1, 1)
+        assert len(begun.registered()) == 1
+        assert begun.works()
+
+    def test_deletes_the_key_if_that_is_asked_for(self, begun: Stage) -> None:
+        assert steps(begun("rotate", "--cancel", "--delete-old-key")) == ["cancel", "unregister", "delete"]
+        assert begun.on_device() == (1, 1)
+        assert begun.works()
+
+    def test_says_that_there_is_nothing_to_give_up(self, stage: Stage) -> None:
+        stage("rotate", "--adopt", stage.first.uri)
+        result = stage("rotate", "--cancel", "--pin-source", "env:NOT_SET")
+        assert (result.status, result.stdout, result.stderr) == (0, "No rotation was begun. Nothing to do.\n", "")
+
+    def test_is_refused_after_the_switch_with_the_command_that_goes_back(self, stage: Stage) -> None:
+        later = ("--grace", "3600")
+        stage.begin(*later)
+        refused = stage("rotate", "--cancel", *later)
+        assert_explained(refused, 2, "config_error")
+        (back,) = commands(refused)
+        assert stage(*back, *later).status == 0
+        assert json.loads(stage.key_file.read_text())["key"] == stage.first.uri
+        assert stage.works()
+
+
 class TestTheCheck:
     def test_a_certificate_with_time_left_is_not_due(self, stage: Stage) -> None:
         stage.begin()

@@ -146,6 +146,21 @@ def test_the_plan_heeds_the_key_that_is_named(profile: Profile, following: Pkcs1
         assert rotation.plan() == STEPS
 
 
+def test_a_rotation_that_is_given_up_leaves_the_card_as_it_was(
+    yubikey: PivStack, entra: EntraEmulator, profile: Profile, following: Pkcs11Uri
+) -> None:
+    before, said = in_use(profile), dict[Step, str]()
+    with pytest.raises((DeviceGone, DeviceNotFound)):
+        rotate(profile, following, Step.REGISTER, yubikey.unplug)
+    yubikey.plug()
+    with Rotation(profile, RotationRequest(cancel=True), report=said.__setitem__) as rotation:
+        rotation.run()
+    assert [*said] == [Step.CANCEL, Step.UNREGISTER, Step.KEEP]
+    assert "ykman piv keys delete 9c" in said[Step.KEEP]
+    (held,) = entra.key_credentials(CLIENT, tenant=TENANT)
+    assert (in_use(profile), held.certificate.subject.rfc4514_string()) == (before, "CN=virtual 9a")
+
+
 def test_the_advice_at_the_end_is_the_card_s(profile: Profile, following: Pkcs11Uri) -> None:
     said: dict[Step, str] = {}
     with Rotation(profile, RotationRequest(next_key=following), report=said.__setitem__) as rotation:

@@ -37,6 +37,7 @@ _MEANING = {
     Step.PROVE: "get a token with the next key, as soon as Entra accepts it",
     Step.SWITCH: "name the next key in the key file as the current one",
     Step.ABANDON: "give up the next key: it is missing on the device",
+    Step.CANCEL: "give up the next key, and remove it from the key file",
     Step.FORGET: "remove the key file's entry that lists the current key as retired",
     Step.WAIT: "stop here: the old certificate stays registered until {}; a later run takes the remaining steps",
     Step.UNREGISTER: "remove the old certificate from the application (Graph removeKey), proved by the new key",
@@ -91,6 +92,14 @@ def rotate(
             help="Only start the key file: it names this key, which is in use. Nothing is replaced.", metavar="URI"
         ),
     ] = None,
+    cancel: Annotated[
+        bool,
+        _option(
+            "--cancel",
+            help="Give up a rotation that was begun. The current key stays in use. With --delete-old-key, the next key "
+            "is deleted from the device.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, _option("--dry-run", help="Show the steps without taking them.")] = False,
     check: Annotated[
         bool,
@@ -111,7 +120,7 @@ def rotate(
     The old key stays in use until a token was obtained with the new one.
     After that, the old certificate stays registered while programs may hold assertions made with it (--grace).
     rotate does not wait for that. Run it again later to remove the old certificate.
-    If rotate is interrupted, run it again: it continues where it stopped.
+    If rotate is interrupted, run it again: it continues where it stopped. Or give up the next key with --cancel.
 
     hsm-signer --profile prod rotate --adopt 'pkcs11:token=Office;id=%01'
     hsm-signer --profile prod rotate --delete-old-key
@@ -120,8 +129,9 @@ def rotate(
     from hsm_signer.rotation.rotation import Rotation
 
     seconds_argument(propagation_timeout, "--propagation-timeout")
-    _require_one_task({"--adopt": adopt, "--check": check, "--now": now})
+    _require_one_task({"--adopt": adopt, "--cancel": cancel, "--check": check, "--now": now})
     _require_one_task({"--adopt": adopt, "--current": current, "--next": next_key})
+    _require_one_task({"--cancel": cancel, "--current": current, "--next": next_key})
     if check:
         _check(profile, warn_days, output)
         return
@@ -135,6 +145,7 @@ def rotate(
         old_key_id=None if old_key_id is None else text_argument(old_key_id, "--old-key-id"),
         propagation=propagation_timeout,
         warn_days=None if now else warn_days,
+        cancel=cancel,
         adopt=adopt is not None,
     )
     steps: list[dict[str, str]] = []
@@ -163,6 +174,8 @@ def rotate(
         print_json({**_document(rotation.file, steps, dry_run), "days_left": rotation.days_left})
     elif rotation.days_left is not None:
         print_result(f"{days_in_words(rotation.days_left)} left. Nothing to do; --now rotates anyway.")
+    elif not steps and cancel:
+        print_result("No rotation was begun. Nothing to do.")
     elif not steps:
         print_result(f"{profile.key_file} names this key already. Nothing to do.")
 

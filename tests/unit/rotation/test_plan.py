@@ -65,6 +65,7 @@ observations = st.builds(
     has_certificate=st.booleans(),
     proven=st.booleans(),
     delete_old=st.booleans(),
+    cancel=st.booleans(),
     unwritten=st.booleans(),
     now=st.just(NOW),
     grace=st.sampled_from([0, GRACE]),
@@ -236,6 +237,38 @@ def test_what_a_device_would_refuse_later_is_known_before(observed: Observed, st
     assert first_change(observed) is step
 
 
+@pytest.mark.parametrize(
+    ("observed", "steps"),
+    [
+        pytest.param(Observed(KeyFile(OLD, NEW), start=False), [], id="named only"),
+        pytest.param(Observed(KeyFile(OLD, NEW), start=False, has_key=True), [Step.KEEP], id="generated"),
+        pytest.param(
+            Observed(KeyFile(OLD, NEW), start=False, has_key=True, has_certificate=True),
+            [Step.UNREGISTER, Step.KEEP],
+            id="certified, perhaps registered",
+        ),
+        pytest.param(
+            Observed(KeyFile(OLD, REGISTERED), start=False, has_key=True, has_certificate=True, delete_old=True),
+            [Step.UNREGISTER, Step.DELETE],
+            id="registered",
+        ),
+        pytest.param(Observed(KeyFile(OLD, REGISTERED), start=False), [Step.UNREGISTER, Step.KEEP], id="lost"),
+    ],
+)
+def test_what_was_done_for_a_key_that_is_given_up_is_undone(observed: Observed, steps: list[Step]) -> None:
+    assert plan(replace(observed, cancel=True)) == [Step.CANCEL, *steps]
+
+
+def test_without_a_next_key_there_is_nothing_to_give_up() -> None:
+    assert plan(Observed(KeyFile(OLD), start=False, cancel=True)) == []
+
+
+def test_no_other_key_is_deleted_when_the_next_one_is_given_up() -> None:
+    retired = KeyEntry(Pkcs11Uri(token="t", id=b"older"), registered=False)
+    observed = Observed(KeyFile(OLD, NEW, (retired,)), start=False, has_key=True, cancel=True, delete_old=True)
+    assert plan(observed) == [Step.CANCEL, Step.KEEP, Step.DELETE]
+
+
 def test_a_key_to_be_deleted_stays_on_a_device_that_cannot_be_changed() -> None:
     old = replace(OLD, registered=False, delete=True)
     assert plan(Observed(KeyFile(REGISTERED, retired=(old,)), start=False, writable=False)) == [Step.KEEP]
@@ -261,17 +294,24 @@ files = st.builds(KeyFile, current=spelled, next=st.none() | spelled, retired=st
 NUMBERS = {name: number for number, name in enumerate(("one", "two", "three", "made"), 1)}
 
 
-@given(file=files, delete_old=st.booleans(), named=st.none() | st.sampled_from([*SPELLINGS]), certified=st.booleans())
+@given(
+    file=files,
+    delete_old=st.booleans(),
+    named=st.none() | st.sampled_from([*SPELLINGS]),
+    certified=st.booleans(),
+    cancel=st.booleans(),
+)
 def test_whatever_the_key_file_says_the_current_key_stays_on_the_device_and_registered(
-    file: KeyFile, delete_old: bool, named: Pkcs11Uri | None, certified: bool
+    file: KeyFile, delete_old: bool, named: Pkcs11Uri | None, certified: bool, cancel: bool
 ) -> None:
     names = dict(SPELLINGS)
     current = names[file.current.uri]
     device, entra = {"one", "two", "three"}, {"one", current}
-    if current == "gone" or (file.next is not None and names[file.next.uri] == current):
+    if current == "gone" or (file.next is not None and names[file.next.uri] == current and not cancel):
         return  # refused: `test_current_key`
-    start = file.next is None and not file.retired
-    observed = Observed(file, start, named is not None and names[named] != current, delete_old=delete_old)
+    start = file.next is None and not file.retired and not cancel
+    switches = named is not None and names[named] != current and not cancel
+    observed = Observed(file, start, switches, delete_old=delete_old, cancel=cancel)
     while True:
         uris = [key.uri for key in (observed.file.current, observed.file.next, *observed.file.retired) if key]
         keys = {uri: PublicKey(NUMBERS[names[uri]], 65537) for uri in uris if names[uri] in device}
