@@ -52,6 +52,7 @@ class InternalError(HsmSignerError):
 
 # The module of each command, in the order of the help.
 COMMANDS = {
+    "init": "init",
     "token": "token",
     "assertion": "assertion",
     "assertion-file": "assertion_file",

@@ -22,13 +22,17 @@ OutputFileOption = Annotated[
 
 
 def profile_options(
-    *panels: str, settings: Mapping[str, str] = MappingProxyType({}), **defaults: object
+    *panels: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    load: Callable[..., object] = load_profile,
+    **defaults: object,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of settings, and call it with the profile that results from them.
 
     Args:
         panels: which settings the command takes: "Device", "Assertion", "Exchange", "Graph".
         settings: names of further settings, with the help for this command.
+        load: makes of the options what the command is called with; takes what `load_profile` takes.
         defaults: values of `Profile` fields for this command, if they are set nowhere.
 
     Returns:
@@ -42,15 +46,14 @@ def profile_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
             given = {name: _given(SETTINGS[name], values.pop(name)) for name in helps}
-            profile = load_profile(given, config=context.obj.config, name=context.obj.profile, defaults=defaults)
+            profile = load(given, config=context.obj.config, name=context.obj.profile, defaults=defaults)
             command(profile, **values)
 
         parameters = [
             inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
             *(
                 parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-                for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-                if name != "profile"
+                for parameter in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
             ),
             *(_parameter(SETTINGS[name], text) for name, text in helps.items()),
         ]

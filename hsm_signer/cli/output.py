@@ -99,9 +99,9 @@ def result_writer(file: Path | None) -> Iterator[Write]:
         raise unwritable(file, error) from None
 
 
-def print_note(text: str) -> None:
+def print_note(text: str, *, styled: bool = False) -> None:
     """Write lines for people, made displayable, to stderr."""
-    sys.stderr.write(displayable_lines(text) + "\n")
+    sys.stderr.write((text if styled else displayable_lines(text)) + "\n")
     sys.stderr.flush()
 
 

@@ -25,7 +25,12 @@ def has_terminal() -> bool:
 
 
 def ask(question: str) -> str:
-    """Ask on the terminal; return the answer, stripped. Call `has_terminal` first."""
+    """Ask on the terminal; return what was typed, without blanks around it. Needs `has_terminal`."""
+    return ask_line(question) or ""
+
+
+def ask_line(question: str) -> str | None:
+    """Ask as `ask` does; return None if the person ended the input (Ctrl-D) instead of a line."""
     with open(_TERMINAL, "r+b", buffering=0) as terminal:
         line = b""
         try:
@@ -36,7 +41,7 @@ def ask(question: str) -> str:
             if not line.endswith(b"\n"):
                 with contextlib.suppress(OSError):
                     terminal.write(b"\n")
-        return line.decode(errors="replace").strip()
+        return line.decode(errors="replace").strip() if line else None
 
 
 def ask_secret(question: str) -> str:

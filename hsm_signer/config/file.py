@@ -33,23 +33,27 @@ class ProfileTable:
         return Source(f"{setting} in {self.name}", self.directory)
 
 
-def read_profile_table(config: Path | None, name: str | None, environ: Mapping[str, str]) -> ProfileTable:
+def read_profile_table(
+    config: Path | None, name: str | None, environ: Mapping[str, str], *, must_exist: bool = True
+) -> ProfileTable:
     """Read a profile from the configuration file.
 
     Args:
         config: the file. None: HSM_SIGNER_CONFIG, else the first of `default_config_files` that exists.
         name: the name of the profile. None: HSM_SIGNER_PROFILE, else "default", which need not exist.
         environ: the environment variables.
+        must_exist: whether a file or profile that is named must exist. If not, the table is empty without it.
 
     Raises:
         ConfigError: the file or the profile does not exist, is malformed, or can be changed by other users.
     """
-    wanted = name or environ.get("HSM_SIGNER_PROFILE") or None
-    named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
-    candidates = (named,) if named else default_config_files(environ)
-    file = named or next((path for path in candidates if os.path.exists(path)), None)
+    wanted = profile_name(name, environ)
+    candidates = config_files(config, environ)
+    existing = [path for path in candidates if os.path.exists(path)]
+    # One that is named is read even if it does not exist, for the message.
+    file = next(iter(existing), candidates[0] if len(candidates) == 1 and must_exist else None)
     if file is None:
-        if wanted:
+        if wanted and must_exist:
             raise ConfigError(
                 f"No configuration file for profile {wanted!r}. Looked for {', '.join(map(str, candidates))}.",
                 hint="Create one of these files, or name another with --config FILE.",
@@ -60,7 +64,7 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
     profiles = _profiles(file, document)
     chosen = wanted or "default"
     if chosen not in profiles:
-        if wanted or not profiles:
+        if must_exist and (wanted or not profiles):
             raise ConfigError(
                 f"{file} has no profile {chosen!r}. It has {', '.join(sorted(profiles)) or 'none'}.",
                 hint=nearest(chosen, list(profiles)) or f"Add a table [profile.{chosen}].",
@@ -76,6 +80,17 @@ def read_profile_table(config: Path | None, name: str | None, environ: Mapping[s
                 hint=nearest(key, known) or f"Known keys: {', '.join(known)}.",
             )
     return table
+
+
+def profile_name(name: str | None, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the profile that is asked for, or None."""
+    return name or environ.get("HSM_SIGNER_PROFILE") or None
+
+
+def config_files(config: Path | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the file that is named, else where it may be."""
+    named = config or (Path(environ["HSM_SIGNER_CONFIG"]) if environ.get("HSM_SIGNER_CONFIG") else None)
+    return (named,) if named else default_config_files(environ)
 
 
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:

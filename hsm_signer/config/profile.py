@@ -121,6 +121,19 @@ def load_profile(
     return _profile(places.find, environ, {**known, **defaults})
 
 
+def draft_profile(options: Mapping[str, object], table: ProfileTable, environ: Mapping[str, str]) -> Profile:
+    """Return what is known of a profile that need not exist yet.
+
+    Args:
+        options: as for `load_profile`.
+        table: what the configuration file has of it so far.
+
+    Raises:
+        ConfigError: a value is malformed.
+    """
+    return _profile(_Places(options, environ, table).find, environ)
+
+
 def profile_from_arguments(arguments: Mapping[str, object]) -> Profile:
     """Make a profile from a program's own arguments. Variables and files are ignored.
 
@@ -160,13 +173,17 @@ def require_settings(profile: Profile, *names: str) -> None:
     Raises:
         ConfigError: some are missing, and the message names all of them; or the authority is malformed.
     """
-    absent = [name for name in names if not _has(profile, name)]
-    if absent:
+    if absent := missing_settings(profile, *names):
         raise missing(*absent)
     if "key" in names and not profile.key:
         raise ConfigError(
             f"The key file {profile.key_file} does not exist.", hint="Create it with: hsm-signer rotate --adopt URI"
         )
+
+
+def missing_settings(profile: Profile, *names: str) -> list[str]:
+    """Return which of these settings a profile does not have. What replaces the tenant counts as the tenant."""
+    return [name for name in names if not _has(profile, name)]
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:

@@ -115,16 +115,21 @@ def _open_device(profile: Profile, client: Client, access: "KeyAccess", replaced
         if isinstance(replaced.opened, Device) and replaced.opened.serves(access):
             # Some modules do not see what another process has stored until the device is opened again.
             with suppress(KeyNotFound, CertificateNotFound):
-                return _identity_on(profile, client, replaced.opened, access.uri)
+                return identity_on(profile, client, replaced.opened, access.uri)
         # Before the next device is opened: closing the session that logged in ends the login for all sessions.
         replaced.close()
     with ExitStack() as undo:
-        identity = _identity_on(profile, client, undo.enter_context(open_device(access)), access.uri)
+        identity = identity_on(profile, client, undo.enter_context(open_device(access)), access.uri)
         undo.pop_all()
         return identity
 
 
-def _identity_on(profile: Profile, client: Client, device: "Device", uri: Pkcs11Uri) -> Identity:
+def identity_on(profile: Profile, client: Client, device: "Device", uri: Pkcs11Uri) -> Identity:
+    """Return the identity that a key on an open device gives a client.
+
+    Raises:
+        DeviceError, DeviceTimeout, KeyLookupError: the key or its certificate cannot be used.
+    """
     from hsm_signer.device.signer import open_signer
 
     signer = open_signer(device, uri)

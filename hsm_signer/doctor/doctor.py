@@ -9,10 +9,11 @@ only one.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.device.access import UNATTENDED, Operator
+from hsm_signer.device.device import Device
 from hsm_signer.doctor.examination import Examination
 from hsm_signer.doctor.probes import PROBES
 from hsm_signer.doctor.verdicts import Verdict
@@ -23,6 +24,8 @@ def examine(
     operator: Operator = UNATTENDED,
     *,
     offline: bool = False,
+    opened: Device | None = None,
+    without: Collection[str] = (),
     now: Callable[[], float] = time.time,
 ) -> Generator[tuple[str, Verdict], None, None]:
     """Check the first key of a profile and everything it depends on.
@@ -33,12 +36,14 @@ def examine(
     Args:
         operator: how to reach the person who enters the PIN and touches the device.
         offline: skip what needs the network.
+        opened: a device that is open already. If it is the profile's, it is used, and stays open.
+        without: names of checks to leave out.
         now: the clock, epoch seconds.
 
     Yields:
         The name of each probe and its verdict, as soon as it is done.
     """
-    examination = Examination(profile, operator, offline=offline, now=now)
+    examination = Examination(profile, operator, offline=offline, opened=opened, now=now)
     with examination.resources:
-        for probe in PROBES:
+        for probe in (each for each in PROBES if each.name not in without):
             yield probe.name, examination.verdict(probe)

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.device.access import Operator
+from hsm_signer.device.device import Device
 from hsm_signer.doctor.verdicts import Status, Verdict, failed, skipped
 from hsm_signer.errors import EntraError, HsmSignerError
 
@@ -60,15 +61,25 @@ class Examination:
         operator: how to reach the person who enters the PIN and touches the device.
         offline: skip the probes that need the network.
         now: the clock, epoch seconds.
+        opened: a device that is open already, and stays open.
 
     Attributes:
         resources: closed when the run ends.
     """
 
-    def __init__(self, profile: Profile, operator: Operator, *, offline: bool, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        operator: Operator,
+        *,
+        offline: bool,
+        now: Callable[[], float],
+        opened: Device | None = None,
+    ) -> None:
         self.profile = profile
         self.operator = operator
         self.now = now
+        self.opened = opened
         self.resources = ExitStack()
         self._offline = offline
         self._results: dict[Probe[Any], _Result] = {}

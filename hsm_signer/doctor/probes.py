@@ -140,6 +140,8 @@ def login(run: Examination) -> tuple[Device, Verdict]:
     """Open a session and log in, once."""
     run.value(pin)
     key_options = run.value(access)
+    if run.opened is not None and run.opened.serves(key_options):
+        return run.opened, ok("The device is open.")
     # Without recovery: a session that is lost must not cost a second login.
     opened = run.resources.enter_context(open_device(key_options, recover=False))
     if run.value(device).pin is PinState.NOT_NEEDED:
@@ -154,7 +156,7 @@ def login(run: Examination) -> tuple[Device, Verdict]:
 @_probe("key")
 def key(run: Examination) -> tuple[DeviceSigner, Verdict]:
     """Find the private key."""
-    signer = open_signer(run.value(login))
+    signer = open_signer(run.value(login), run.value(access).uri)
     require_length(signer.public_key, f"The key {signer.key.info}")
     return signer, ok(f"{signer.key.info}, RSA, {signer.public_key.bits} bits.")
 

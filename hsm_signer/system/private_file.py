@@ -17,7 +17,7 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
 def write_private(
-    path: Path, make: Callable[[], str], *, mode: int, group: int | None = None, exact: bool = False
+    path: Path, make: Callable[[], str | bytes], *, mode: int, group: int | None = None, exact: bool = False
 ) -> None:
     """Replace a file with one that holds exactly what `make` returns.
 
@@ -25,7 +25,7 @@ def write_private(
     the new one is complete. The new file gets its group and mode before its content.
 
     Args:
-        make: returns the text, ASCII.
+        make: returns the content: bytes, or text, which is ASCII.
         mode: as in chmod; the umask does not apply.
         group: the id of its group. None: as the directory decides.
         exact: write nothing unless the file gets this mode and group, and belongs to us.
@@ -43,7 +43,8 @@ def write_private(
         raise unwritable(path, error) from None
     try:
         with replacing(path, mode=mode, group=group, exact=exact, directory=directory) as file:
-            file.write(make().encode("ascii"))
+            content = make()
+            file.write(content if isinstance(content, bytes) else content.encode("ascii"))
     except OSError as error:
         raise unwritable(path, error) from None
     finally:

@@ -154,7 +154,7 @@ def test_help_lists_every_command(program: Program) -> None:
     commands = re.findall(r"│ ([a-z-]+)", program("-h").stdout.partition("Commands")[2])
     assert set(commands) == {
         *("token", "assertion", "decode", "verify", "explain", "device", "key", "certificate", "rotate"),
-        *("assertion-file", "doctor", "emulator"),
+        *("init", "assertion-file", "doctor", "emulator"),
     }
 
 

@@ -14,12 +14,22 @@ from hsm_signer.x509.certificate import Certificate
 _PLACEHOLDER = "CLIENT_ID"
 
 
-def registration_steps(certificate: Certificate, file: Path | None, client_id: str | None) -> str:
+EXPORT = ("certificate", "export", "--form", "graph")
+"""The command that prints the body of the Graph request."""
+
+
+def registration_steps(
+    certificate: Certificate,
+    file: Path | None,
+    client_id: str | None,
+    export: str = shlex.join(["hsm-signer", *EXPORT]),
+) -> str:
     """Return the three ways in which an administrator can register a certificate, with the commands to type.
 
     Args:
         file: the PEM file that holds it; None if it was printed.
         client_id: client ID of the application, if it is known.
+        export: the command that prints the body of the Graph request.
     """
     application = client_id or _PLACEHOLDER
     pem = str(file or "certificate.pem")
@@ -39,7 +49,7 @@ Next: register this certificate with the app, in one of three ways.{saved}
     App registrations > your app > Certificates & secrets > Certificates > Upload certificate > {shown}
   Microsoft Graph (only if the app has no certificate yet: this replaces all of them):
     PATCH /v1.0/applications(appId='{displayable(application)}')
-    The body is what this prints: hsm-signer certificate export --form graph"""
+    The body is what this prints: {displayable(export)}"""
 
 
 def graph_body(certificate: Certificate) -> str:

@@ -12,7 +12,7 @@ from pkcs11.types import Object, Session
 
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.device import open_device
+from hsm_signer.device.device import Device, open_device
 from hsm_signer.device.failures import explain_failure
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
@@ -49,6 +49,8 @@ from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates
 from hsm_signer.x509.requirements import require_length, require_usable
+
+_READING = "reading its objects"
 
 
 def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
@@ -93,11 +95,19 @@ def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
         PinError: the login did not succeed.
         DeviceTimeout: a call into the module did not return in time.
     """
-    doing = "reading its objects"
     if not login:
-        return browse(access, doing, lambda module, session: _examine(module, session, access, now))
+        return browse(access, _READING, lambda module, session: _examine(module, session, access, now))
     with open_device(access) as device:
-        return device.call(doing, lambda session: _examine(device.module, session, access, now))
+        return examine_open(device, access, now)
+
+
+def examine_open(device: Device, access: KeyAccess, now: datetime) -> ModuleFacts:
+    """Return the same for a device that is open.
+
+    Args:
+        access: what it was opened with.
+    """
+    return device.call(_READING, lambda session: _examine(device.module, session, access, now))
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:

@@ -1,0 +1,1 @@
+"""The guided set-up: from a device and an app registration to a profile that works."""
