@@ -93,6 +93,11 @@ def config_files(config: Path | None, environ: Mapping[str, str]) -> tuple[Path,
     return (named,) if named else default_config_files(environ)
 
 
+def has_config_file(config: Path | None, environ: Mapping[str, str]) -> bool:
+    """Return whether there is a configuration file to read."""
+    return any(os.path.exists(path) for path in config_files(config, environ))
+
+
 def default_config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return where the configuration file may be: the user's, then the machine's."""
     user = base_directory(environ, "XDG_CONFIG_HOME", ".config")

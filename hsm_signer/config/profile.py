@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hsm_signer.config.file import ProfileTable, base_directory, read_profile_table
+from hsm_signer.config.file import ProfileTable, base_directory, has_config_file, read_profile_table
 from hsm_signer.config.keyfile import read_key_file
 from hsm_signer.config.settings import (
     DEFAULT_DEVICE_TIMEOUT,
@@ -49,6 +49,7 @@ class Profile:
         configured_key_file: the key file that is configured, even if --key names another key for this run.
         command: the program and the options that chose this profile, for commands in hints.
         device_options: the options that chose the device, for the same commands.
+        has_config_file: whether there is a configuration file. A program that reads none has its settings elsewhere.
     """
 
     tenant: str | None = None
@@ -82,6 +83,7 @@ class Profile:
     configured_key_file: Path | None = None
     command: tuple[str, ...] = ("hsm-signer",)
     device_options: tuple[str, ...] = ()
+    has_config_file: bool = True
 
     def command_line(self, *words: str) -> str:
         """Return a command that uses the same profile and device as this run, quoted for a shell."""
@@ -117,6 +119,7 @@ def load_profile(
     known = {
         "command": ("hsm-signer", *words),
         "device_options": () if module is None else ("--module", str(module)),
+        "has_config_file": has_config_file(config, environ),
     }
     return _profile(places.find, environ, {**known, **defaults})
 
@@ -174,7 +177,11 @@ def require_settings(profile: Profile, *names: str) -> None:
         ConfigError: some are missing, and the message names all of them; or the authority is malformed.
     """
     if absent := missing_settings(profile, *names):
-        raise missing(*absent)
+        error = missing(*absent)
+        if "key" in absent and not profile.has_config_file:
+            error.hint = f"Nothing is set up yet. The first command below is a guide. {error.hint}"
+            error.commands = (profile.command_line("init"), *error.commands)
+        raise error
     if "key" in names and not profile.key:
         raise ConfigError(
             f"The key file {profile.key_file} does not exist.", hint="Create it with: hsm-signer rotate --adopt URI"

@@ -9,6 +9,9 @@ from hsm_signer.device.match import DeviceInfo
 PIV_SLOT = "9a"
 """The slot for authentication (NIST SP 800-73-4 part 1 section 3.1). Its key requires one PIN for many signatures."""
 
+ATTESTATION_KEY = b"\x19"
+"""CKA_ID of the certificate that every YubiKey has: its attestation key's, slot f9."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -27,9 +30,16 @@ def piv_key(device: DeviceInfo, subject: str) -> Advice:
     """Return how to make a key and its certificate on a PIV card, which requires the management key."""
     ykman = _ykman(device)
     public = "public.pem"
+    # OpenSC makes its list of keys from the certificates.
+    warning = (
+        ""
+        if device.manufacturer.startswith("Yubico")
+        else f" (A key without a certificate is not seen: if slot {PIV_SLOT} has one, do not run the first, which "
+        "replaces it.)"
+    )
     return Advice(
         f"{device.label} has no key that Entra can use. A key in slot {PIV_SLOT} is made with the card's management "
-        "key, which hsm-signer never asks for. Run these in another terminal:",
+        f"key, which hsm-signer never asks for. Run these in another terminal:{warning}",
         (
             shlex.join([*ykman, "piv", "keys", "generate", "--algorithm", "RSA2048", PIV_SLOT, public]),
             shlex.join([*ykman, "piv", "certificates", "generate", "--subject", subject, PIV_SLOT, public]),
@@ -40,11 +50,6 @@ def piv_key(device: DeviceInfo, subject: str) -> Advice:
 def piv_import(device: DeviceInfo, slot: str, file: str) -> str:
     """Return the command that stores a certificate on a PIV card."""
     return shlex.join([*_ykman(device), "piv", "certificates", "import", slot, file])
-
-
-def piv_slot(key_id: bytes) -> str | None:
-    """Return the slot that has a CKA_ID, as ykcs11 and OpenSC number them, for the four slots that ykman names."""
-    return {b"\x01": "9a", b"\x02": "9c", b"\x03": "9d", b"\x04": "9e"}.get(key_id)
 
 
 def tpm_key(device: DeviceInfo, label: str) -> Advice:

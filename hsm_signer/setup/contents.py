@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hsm_signer.config.profile import Profile
 from hsm_signer.credential.key_access import key_access
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess, Operator
-from hsm_signer.device.failures import is_piv
+from hsm_signer.device.piv import is_piv
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, DeviceError, DeviceReadOnly, KeyNotFound
 from hsm_signer.setup import advice
@@ -54,6 +54,10 @@ class Wishes:
     @property
     def subject_or_default(self) -> str:
         return self.subject or f"CN={self.label or self.default_label}"
+
+
+class LookAgain(Exception):
+    """Somebody has changed the device with another program. It may even have another name now."""
 
 
 class OpenDevice:
@@ -117,11 +121,12 @@ class OpenDevice:
 
         Raises:
             KeyNotFound: there is none, and none can be made.
+            LookAgain: somebody has made one. The device is to be looked for again.
             HsmSignerError: the device failed, or the login did.
         """
         info = self.candidate.device.info
         if is_piv(info):
-            self._await_piv_key(wishes)
+            self._require_piv_key(wishes)
         while True:
             contents = self._contents()
             usable = usable_keys(contents)
@@ -132,8 +137,7 @@ class OpenDevice:
             if wanted is not None:
                 raise no_such_key(usable, contents, wanted, self.candidate.name)
             if self.can_be_changed:
-                if self._make_key(wishes):
-                    continue
+                self._make_key(wishes)
             elif is_piv(info):
                 self._advise(advice.piv_key(info, wishes.subject_or_default))
             else:
@@ -214,8 +218,7 @@ class OpenDevice:
         self._guide.tell(f"Key: {found[index]}")
         return found[index]
 
-    def _make_key(self, wishes: Wishes) -> bool:
-        """Make a key, or have one made. Return whether there may be one now."""
+    def _make_key(self, wishes: Wishes) -> None:
         from hsm_signer.device.manage.generate import KeySpec, generate_key
 
         label = wishes.label or wishes.default_label
@@ -231,26 +234,28 @@ class OpenDevice:
             self._advise(advice.tpm_key(self.candidate.device.info, label))
         else:
             self._guide.tell(f"Generated the key {label!r}: RSA {wishes.bits}. It cannot leave the device.")
-        return True
 
-    def _await_piv_key(self, wishes: Wishes) -> None:
-        """Wait for a key on a PIV card before the PIN is asked for: an empty slot needs none to be seen."""
+    def _require_piv_key(self, wishes: Wishes) -> None:
+        """Have a key made on a PIV card before the PIN is asked for: empty slots are seen without it."""
         from hsm_signer.device.inventory.inspect import examine
 
-        while True:
-            contents = examine(self._access, self._now(), login=False).devices[0].contents
-            assert contents is not None  # noqa: S101  # it was looked into
-            if contents.keys or any(not each.attestation for each in contents.certificates):
-                return
+        contents = examine(self._access, self._now(), login=False).devices[0].contents
+        assert contents is not None  # noqa: S101  # it was looked into
+        # A key that the card attests is there, even if only a login shows it.
+        if not contents.keys and all(each.id == advice.ATTESTATION_KEY for each in contents.certificates):
             self._advise(advice.piv_key(self.candidate.device.info, wishes.subject_or_default))
 
-    def _advise(self, what: advice.Advice) -> None:
-        # Modules see what another program has stored when the device is opened again.
+    def _advise(self, what: advice.Advice) -> NoReturn:
+        from hsm_signer.device.locate import load
+
         self.close()
         if not self._guide.wait_for_person(what.instruction, what.commands):
             error = self._no_key("it is made by another tool")
             error.commands = what.commands
             raise error
+        # OpenSC remembers what was on the card.
+        load(self._access).reinitialize(self._access.timeout, self._access.operator.slow)
+        raise LookAgain
 
     def _no_key(self, why: str) -> KeyNotFound:
         return KeyNotFound(

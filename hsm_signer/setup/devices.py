@@ -52,11 +52,16 @@ class Candidate:
         info = self.device.info
         return info.label or info.model or info.slot_description
 
+    @property
+    def serial(self) -> str:
+        """What stays the same, whatever the device is called."""
+        return self.device.info.serial
+
 
 def candidates(modules: Iterable[ModuleFacts]) -> list[Candidate]:
     """Return the devices that can sign what Entra accepts."""
     return [
-        Candidate(_uri(module, device), device, module.name or Path(module.path).stem, Path(module.path))
+        Candidate(_uri(module, device), device, _short_name(module), Path(module.path))
         for module in modules
         for device in module.devices
         if device.mechanisms
@@ -104,6 +109,10 @@ def none_found(modules: Sequence[ModuleFacts], wanted: Pkcs11Uri | None) -> Devi
         f"No device was found (looked through {looked}).",
         hint="Plug the device in and run the command again, or name the vendor's library with --module.",
     )
+
+
+def _short_name(module: ModuleFacts) -> str:
+    return module.name or Path(module.path).name.partition(".")[0].removeprefix("lib")
 
 
 def _uri(module: ModuleFacts, device: DeviceFacts) -> Pkcs11Uri:

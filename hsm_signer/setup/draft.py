@@ -90,11 +90,14 @@ def read_draft(
     """
     environ = os.environ if environ is None else environ
     options = {setting: value for setting, value in given.items() if value is not None}
-    table = ProfileTable() if replace else read_profile_table(config, name, environ, must_exist=False)
+    place = profile_place(config, name, environ)
+    # A file that will not be read any more has nothing to continue.
+    is_new = replace or place.hides is not None
+    table = ProfileTable() if is_new else read_profile_table(config, name, environ, must_exist=False)
     suggested = {setting: SETTINGS[setting].azure or "" for setting in SUGGESTIONS}
     quiet = {variable: text for variable, text in environ.items() if variable not in suggested.values()}
     return Draft(
-        place=profile_place(config, name, environ),
+        place=place,
         given=options,
         table=table,
         profile=draft_profile(options, table, quiet),

@@ -1,4 +1,4 @@
-"""What the set-up needs of whoever answers its questions: a person, or `--yes`."""
+"""What the set-up needs of the one who answers its questions: a person, or `--yes`."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

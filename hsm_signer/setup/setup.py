@@ -21,12 +21,13 @@ from hsm_signer.device.access import Operator
 from hsm_signer.device.inventory.facts import ModuleFacts
 from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
 from hsm_signer.device.module_search import find_module
+from hsm_signer.device.piv import is_piv, slot_of
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import resolve_endpoint
 from hsm_signer.entra.scopes import check_scopes
 from hsm_signer.errors import CertificateNotFound, ConfigError, KeyLookupError
 from hsm_signer.setup import advice
-from hsm_signer.setup.contents import OpenDevice, Wishes
+from hsm_signer.setup.contents import LookAgain, OpenDevice, Wishes
 from hsm_signer.setup.devices import Candidate, candidates, choices, matching, none_found, variables_of
 from hsm_signer.setup.draft import Draft
 from hsm_signer.setup.guide import Guide
@@ -109,10 +110,9 @@ class Setup:
         """
         candidate = self._choose_device()
         self._ask_about_app()
-        self.opened = self._open(candidate)
-        option = self.opened.find_or_make_key(self._wishes)
-        certificate, file, is_new = self._certificate(self.opened, option)
-        self._complete(candidate, option)
+        opened, option = self._find_key(candidate)
+        certificate, file, is_new = self._certificate(opened, option)
+        self._complete(opened.candidate, option)
         if self._values:
             write_profile(self._draft.place, self._values, replace=self._draft.replace)
             self._guide.tell(f"Wrote profile {self._draft.place.name!r} to {self._draft.place.file}")
@@ -139,6 +139,12 @@ class Setup:
                 raise error
             else:
                 self._operator.wait(error)
+
+    def _find_again(self, before: Candidate) -> Candidate:
+        # OpenSC calls a card what the certificate on it says.
+        found = candidates(self._survey())
+        same = [each for each in found if each.path == before.path and each.serial == before.serial]
+        return same[0] if len(same) == 1 else self._choose_device()
 
     def _survey(self) -> list[ModuleFacts]:
         profile, uri = self._profile, self._wishes.key
@@ -185,6 +191,14 @@ class Setup:
         self._profile = replace(self._profile, **{name: setting.read(answer, Source(setting.option))})
         self._values[name] = answer
 
+    def _find_key(self, candidate: Candidate) -> tuple[OpenDevice, KeyOption]:
+        while True:
+            self.opened = opened = self._open(candidate)
+            try:
+                return opened, opened.find_or_make_key(self._wishes)
+            except LookAgain:
+                candidate = self._find_again(candidate)
+
     def _open(self, candidate: Candidate) -> OpenDevice:
         variables = {**variables_of(candidate.path, self._environ), **self._profile.module_environment}
         # The URI says which module it is; `module` of the profile goes on to count.
@@ -220,6 +234,10 @@ class Setup:
             self._values["certificate"] = written.name
         where = f"stored {'on the device' if written is None else f'in {written}'}"
         self._guide.tell(f"Created a certificate: {made.subject}, valid until {made.not_after:%Y-%m-%d}, {where}")
+        info, slot = opened.candidate.device.info, slot_of(option.key.id)
+        if written is not None and slot is not None and is_piv(info):
+            self._guide.tell("To have it on the card, too (not needed here; it asks for the management key):")
+            self._guide.tell(f"  {advice.piv_import(info, slot, str(written))}")
         return made, written, True
 
     def keep(self, certificate: Certificate) -> Path:

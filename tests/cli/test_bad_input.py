@@ -286,7 +286,21 @@ def test_all_missing_settings_are_named_at_once(program: Program) -> None:
     message, hint, *lines = result.stderr.splitlines()
     assert message == "error: No tenant, client ID, key or scope is set."
     assert "--tenant, --client-id, --key and --scope, in a profile, or in variables" in hint
-    assert [line.split()[0] for line in lines] == ["--tenant", "--client-id", "--key", "--scope"]
+    assert [line.split()[0] for line in lines[1:]] == ["--tenant", "--client-id", "--key", "--scope"]
+
+
+@pytest.mark.parametrize("command", ["token", "assertion"])
+def test_init_is_named_where_nothing_is_set_up(program: Program, command: str) -> None:
+    _, hint, first, *_ = program(command).stderr.splitlines()
+    assert hint.startswith("hint: Nothing is set up yet.")
+    assert first == "  hsm-signer init"
+
+
+def test_init_is_not_named_where_there_is_a_configuration_file(program: Program) -> None:
+    file = program.home / ".config/hsm-signer/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[profile.default]\nscope = "https://vault.azure.net/.default"\n')
+    assert "hsm-signer init" not in program("token").stderr
 
 
 def test_an_authority_may_come_without_a_scheme(program: Program, signing: Settings) -> None:

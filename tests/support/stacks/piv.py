@@ -106,6 +106,14 @@ class PivStack:
         """Take the certificate of the key in slot 9c off the card, until `reset`."""
         self._card.order("take certificate of 9c")
 
+    def take_keys(self) -> None:
+        """Leave the card empty, as it is sold, until `put_keys`."""
+        self._card.order("take keys")
+
+    def put_keys(self) -> None:
+        """Let the owner of the card make its keys and certificates, with the management key and in another program."""
+        self._card.order("put keys")
+
     def take_9c(self) -> None:
         """Remove the key in slot 9c from the card, until `reset`."""
         self._card.order("take 9c")

@@ -296,6 +296,10 @@ def main(pin: str) -> None:
                 card.change_keys(attesting | {slot: replace(key, certificate=None) for slot, key in own.items()})
             case "take certificate of 9c":
                 card.change_keys(attesting | own | {SIGNATURE: replace(own[SIGNATURE], certificate=None)})
+            case "put keys":
+                card.change_keys(attesting | own)
+            case "take keys":
+                card.change_keys(attesting)
             case "take 9c":
                 card.change_keys(attesting | {AUTHENTICATION: own[AUTHENTICATION]})
             case "presented":

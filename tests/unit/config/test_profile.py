@@ -189,7 +189,7 @@ def test_every_setting_has_the_names_that_are_documented() -> None:
 
 
 def test_every_setting_is_a_field_of_the_profile_and_every_field_a_setting() -> None:
-    places = {"key_file", "configured_key_file", "state_directory", "command", "device_options"}
+    places = {"key_file", "configured_key_file", "state_directory", "command", "device_options", "has_config_file"}
     assert set(SETTINGS) == {field.name for field in fields(Profile)} - places
 
 
@@ -264,7 +264,9 @@ def test_an_authority_of_a_profile_goes_with_its_cloud(write: Write) -> None:
 
 def test_without_a_file_there_are_only_defaults(tmp_path: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": "/state"}
-    assert load_profile({}, environ=environ) == Profile(state_directory=Path("/state/hsm-signer"))
+    assert load_profile({}, environ=environ) == Profile(
+        state_directory=Path("/state/hsm-signer"), has_config_file=False
+    )
 
 
 TWO = '[profile.default]\nclient_id = "first"\n[profile.prod]\nclient_id = "second"\n'
