@@ -163,16 +163,6 @@ def _columns(stream: TextIO | None) -> int | None:
     return max(columns or _COLUMNS, _NARROWEST)
 
 
-def paint(text: str, code: str, stream: TextIO | None) -> str:
-    """Return `text` in a colour if `stream` is a terminal and NO_COLOR is not set.
-
-    Args:
-        code: the colour, by ECMA-48 section 8.3.117.
-    """
-    colourful = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
-    return f"\x1b[{code}m{text}\x1b[0m" if colourful else text
-
-
 def _stdout() -> TextIO:
     if sys.stdout is None:
         raise OutputError(

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from typing import TextIO
 
-from hsm_signer.cli.output import paint
+from hsm_signer.cli.text.colour import paint
 from hsm_signer.cli.text.layout import WIDTH, wrapped
 from hsm_signer.doctor.verdicts import Verdict
 from hsm_signer.system.display import displayable
