@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from hsm_signer.cli.text.colour import paint
 from hsm_signer.cli.text.layout import to_json, wrapped
 from hsm_signer.errors import EntraError, HsmSignerError, OutputError
 from hsm_signer.system.display import displayable, displayable_lines
