@@ -46,7 +46,7 @@ OPENED_DEVICE = {"algorithms": ["RS256"], "device": "a device", "always_authenti
 OPENED = ["Opened", {"public_key": f"{KEY.n:x}:{KEY.e:x}", **OPENED_DEVICE}]
 ASK_FOR_PIN = [
     "AskForPin",
-    {"request": {"device": "a device", "warning": None, "last_try": False, "pad": False}},
+    {"request": {"device": "a device", "name": "a device", "warning": None, "last_try": False, "pad": False}},
 ]
 CALLING = ["Calling", {"what": "signing", "seconds": 0.01}]
 
