@@ -2,9 +2,9 @@
 
     from hsm_signer.testing import EntraEmulator, SoftHsm
 
-`EntraEmulator` is a strict stand-in for Entra's token endpoint and for the part of Microsoft Graph that rolls keys,
-`SoftHsm` a PKCS#11 device in software. Both are used as context managers, listen or write nowhere but on this machine,
-and leave nothing behind. The scripted answers of the emulator (`Throttled`, `Truncated`, ...) are here too. It needs
+`EntraEmulator` is a strict stand-in for Entra's token endpoint and for the part of Microsoft Graph that replaces keys.
+`SoftHsm` is a PKCS#11 device in software. Both are context managers, use this machine only, and remove what they wrote.
+The scripted answers of the emulator (`Throttled`, `Truncated`, ...) are here too. The emulator needs
 ``pip install 'hsm-signer[testing]'``.
 """
 
@@ -46,10 +46,10 @@ _HOMES = {
 _EXTRA = {"joserfc", "starlette", "trustme", "uvicorn"}
 
 
-if not TYPE_CHECKING:  # else every misspelt name would pass for an object
+if not TYPE_CHECKING:  # else a type checker would accept every misspelt name
 
     def __getattr__(name: str) -> object:
-        # PEP 562: SoftHsm must not cost, or need, a web server; nor the emulator a PKCS#11 module.
+        # PEP 562: SoftHsm needs no web server, and the emulator needs no PKCS#11 module.
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

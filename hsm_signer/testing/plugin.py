@@ -22,9 +22,9 @@ CLIENT_ID = "11111111-2222-4333-8444-555555555555"
 
 @pytest.fixture(scope="session")
 def softhsm_device() -> "Iterator[SoftHsm]":
-    """Yield a SoftHSM device, empty but for the key of `hsm_credential` once that is used.
+    """Yield a SoftHSM device. It is empty, or has the key of `hsm_credential` if a test has used that.
 
-    One for the whole run: PKCS#11 modules are loaded once in a process, with one configuration.
+    There is one for the whole run, because a process loads a PKCS#11 module once, with one configuration.
     """
     from hsm_signer.testing import SoftHsm
 
@@ -34,7 +34,7 @@ def softhsm_device() -> "Iterator[SoftHsm]":
 
 @pytest.fixture
 def entra_emulator() -> "Iterator[EntraEmulator]":
-    """Yield an emulator of Entra and Graph that runs on a free loopback port and knows no application."""
+    """Yield an emulator of Entra and Graph on a free loopback port. No application is registered with it."""
     from hsm_signer.testing import EntraEmulator
 
     with EntraEmulator() as emulator:
@@ -43,7 +43,7 @@ def entra_emulator() -> "Iterator[EntraEmulator]":
 
 @pytest.fixture(scope="session")
 def _hsm_key(softhsm_device: "SoftHsm") -> "SoftHsmKey":
-    """A key with its certificate. Generating one takes a tenth of a second, so it serves the whole run."""
+    """Return a key with its certificate: one for the whole run, because generating it takes a tenth of a second."""
     return softhsm_device.add_identity("hsm_credential", b"hsm_credential")
 
 

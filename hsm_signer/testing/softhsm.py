@@ -1,11 +1,11 @@
-"""A SoftHSM of one's own: a directory, a configuration, a token, keys and certificates, gone afterwards.
+"""`SoftHsm`: a private SoftHSM in a directory, with its own configuration, token, keys and certificates.
 
     with SoftHsm() as softhsm:
         key = softhsm.add_identity()
         credential = HsmCredential(tenant, client_id, key.uri, pin_source=softhsm.pin_source, module=softhsm.module,
                                    module_environment=softhsm.environment)
 
-A user's own SoftHSM tokens are never touched: everything happens under a configuration in the directory.
+It never uses the user's own SoftHSM tokens, because its configuration names the directory.
 """
 
 import datetime
@@ -52,7 +52,7 @@ class SoftHsmKey:
         uri: what ``--key`` takes.
         label: CKA_LABEL.
         id: CKA_ID.
-        public_key: as the ``cryptography`` package has it.
+        public_key: of the type that the ``cryptography`` package uses.
         certificate: DER of the certificate stored beside it, or None.
     """
 
@@ -64,7 +64,7 @@ class SoftHsmKey:
 
 
 class SoftHsm:
-    """A SoftHSM with a token of its own. A context manager; `close` removes a directory it made itself.
+    """A SoftHSM with its own token, as a context manager. `close` removes the directory if `SoftHsm` made it.
 
     Args:
         directory: where to keep everything; a temporary one when None.
@@ -72,7 +72,7 @@ class SoftHsm:
         pin: of its user; a random one when None.
 
     Raises:
-        ConfigError: SoftHSM is not installed, or would not make a token.
+        ConfigError: SoftHSM is not installed, or cannot make a token.
     """
 
     def __init__(self, directory: Path | None = None, *, label: str = "hsm-signer", pin: str | None = None) -> None:
@@ -98,7 +98,7 @@ class SoftHsm:
         self.close()
 
     def close(self) -> None:
-        """Remove the directory, unless it was the caller's."""
+        """Remove the directory, unless the caller chose it."""
         if self._temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -112,12 +112,12 @@ class SoftHsm:
         return f"file:{file}"
 
     def add_token(self, label: str) -> None:
-        """Make one more token with the same PIN; a label may be used twice."""
-        # softhsm2-util takes PINs as arguments only. These open nothing but throw-away keys.
+        """Make another token with the same PIN. Two tokens may have the same label."""
+        # softhsm2-util takes PINs as arguments only. These protect nothing but the keys of tests.
         self._util("--init-token", "--free", "--label", label, "--pin", self.pin, "--so-pin", secrets.token_hex(8))
 
     def add_key(self, label: str = "key", key_id: bytes = b"\x01", *, bits: int = 2048) -> SoftHsmKey:
-        """Have the token make an RSA key that never leaves it."""
+        """Generate an RSA key in the token. It cannot be copied out."""
         with self._open() as device:
             numbers = generate_key(device, KeySpec(label, key_id, bits)).public_key
         public_key = rsa.RSAPublicNumbers(numbers.exponent, numbers.modulus).public_key()
@@ -126,7 +126,7 @@ class SoftHsm:
     def import_key(
         self, private_key: PrivateKeyTypes, label: str = "key", key_id: bytes = b"\x01", *, token: str | None = None
     ) -> SoftHsmKey:
-        """Put a key made elsewhere into a token, of any kind that SoftHSM has."""
+        """Import a key of any type that SoftHSM supports into a token."""
         file = self.directory / f"import-{secrets.token_hex(4)}.pem"
         pem = private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -149,7 +149,7 @@ class SoftHsm:
             store_certificate(device, der, subject=subject, label=label, key_id=key_id)
 
     def add_identity(self, label: str = "key", key_id: bytes = b"\x01", *, bits: int = 2048) -> SoftHsmKey:
-        """Make a key and the certificate that goes with it."""
+        """Generate a key, and store a certificate for it."""
         key = self.add_key(label, key_id, bits=bits)
         der = self.issue_certificate(key.public_key)
         self.add_certificate(der, label, key_id)
@@ -164,7 +164,7 @@ class SoftHsm:
         not_after: datetime.datetime | None = None,
         extensions: Sequence[x509.ExtensionType] = (),
     ) -> bytes:
-        """Return a certificate for `public_key`, DER, signed by a key made for this object.
+        """Return a certificate for `public_key`, DER, signed by the key of a test CA.
 
         Args:
             not_before: an hour ago when None.
@@ -203,7 +203,7 @@ class SoftHsm:
         program = shutil.which("softhsm2-util")
         if program is None:
             raise ConfigError("softhsm2-util is not installed.", hint=_INSTALL)
-        done = subprocess.run(  # noqa: S603  # a program of ours to name, and no shell
+        done = subprocess.run(  # noqa: S603  # a fixed program, and no shell
             [program, *arguments], env={"PATH": "/usr/bin:/bin", **self.environment}, capture_output=True, text=True
         )
         if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""An application that reads and rolls its keys through the emulator's Graph, with libraries that are not ours."""
+"""An application that reads and replaces its keys through the emulator's Graph, with other libraries than ours."""
 
 import base64
 import hashlib
@@ -67,13 +67,13 @@ def sign(
 
 
 def sign_by_hand(header: Mapping[str, object], claims: Mapping[str, object]) -> str:
-    """An RS256 JWT by the old key, of any header, for what no library would make."""
+    """Sign an RS256 JWT with the old key and any header, even one that no library would make."""
     signing_input = ".".join(base64url(json.dumps(part).encode()) for part in (header, claims))
     return f"{signing_input}.{base64url(OLD_KEY.sign(signing_input.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 
 class Clock:
-    """The time, as long as nobody moves it."""
+    """A clock that stands still until a test sets it."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -84,7 +84,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Caller:
-    """The application with its old key. Its requests are right but for what a test changes."""
+    """The application with its old key. Its requests are valid except for what a test changes."""
 
     entra: EntraEmulator
     http: httpx.Client
@@ -151,7 +151,7 @@ class Caller:
         return self.http.get(path or self.url, params=query, headers=self.headers)
 
     def held(self) -> set[x509.Certificate]:
-        """What the object holds, told by the emulator itself."""
+        """Return the certificates that the object has, according to the emulator itself."""
         own = {"service_principal": True} if self.kind == "servicePrincipals" else {}
         return {found.certificate for found in self.entra.key_credentials(CLIENT, tenant=TENANT, **own)}
 
@@ -185,13 +185,13 @@ def caller(entra: EntraEmulator, http: httpx.Client) -> Caller:
 
 @pytest.fixture
 def principal(entra: EntraEmulator, caller: Caller) -> Caller:
-    """The same caller, whose service principal holds the old certificate."""
+    """The same caller, whose service principal has the old certificate."""
     entra.register(CLIENT, der(OLD), tenant=TENANT, service_principal=True)
     return Caller(entra, caller.http, "servicePrincipals", caller.headers)
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """HTTP status and Graph's code of an answer that is an error document in every part."""
+    """Return the HTTP status and Graph's error code of an answer, which must be a complete error document."""
     error = response.json()["error"]
     assert error["message"]
     assert set(error["innerError"]) == {"date", "request-id", "client-request-id"}
@@ -199,7 +199,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 
 def reason(response: httpx.Response) -> str:
-    """Why a proof was refused."""
+    """Return why a proof was refused."""
     assert code(response) == (401, "Authentication_MissingOrMalformed")
     assert response.json()["error"]["message"] == "Access Token missing or malformed."
     (detail,) = response.json()["error"]["details"]

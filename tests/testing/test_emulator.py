@@ -86,7 +86,7 @@ def http(entra: EntraEmulator) -> Iterator[httpx.Client]:
         yield opened
 
 
-def test_the_success_answer_has_entras_members(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_the_token_response_has_the_same_members_as_entras(entra: EntraEmulator, http: httpx.Client) -> None:
     answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).json()
     assert isinstance(answer.pop("access_token"), str)
     assert answer == {"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599}
@@ -123,7 +123,7 @@ def test_the_issuer_is_under_the_emulators_own_authority(entra: EntraEmulator, h
         ("consumers", "9188040d-6c67-4c5b-b112-36a304b66dad"),  # the tenant of all personal accounts
     ],
 )
-def test_the_names_of_many_tenants_have_metadata(
+def test_common_organizations_and_consumers_have_metadata(
     entra: EntraEmulator, http: httpx.Client, tenant: str, issuer: str
 ) -> None:
     response = http.get(f"{entra.authority}/{tenant}/v2.0/.well-known/openid-configuration")
@@ -142,7 +142,7 @@ def test_a_token_of_ad_fs_verifies_through_its_own_metadata(entra: EntraEmulator
     assert token.claims["iss"] == configuration["issuer"] == f"{entra.authority}/adfs"
 
 
-def test_instance_discovery_knows_the_emulators_own_host(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_instance_discovery_accepts_the_emulators_own_host(entra: EntraEmulator, http: httpx.Client) -> None:
     answer = http.get(
         f"{entra.authority}/common/discovery/instance",
         params={
@@ -169,13 +169,13 @@ def test_instance_discovery_knows_the_emulators_own_host(entra: EntraEmulator, h
         "https%3A%2F%2Flogin.microsoftonline.com%2Forganizations%2Foauth2%2Fv2.0%2Fauthorize&api-version=1.0",
     ],
 )
-def test_what_az_asks_for_is_answered(entra: EntraEmulator, http: httpx.Client, path: str) -> None:
+def test_the_metadata_that_az_requests_is_served(entra: EntraEmulator, http: httpx.Client, path: str) -> None:
     """By the name that /etc/hosts gives the emulator."""
     response = http.get(entra.authority + path, headers={"Host": "login.microsoftonline.com"})
     assert response.status_code == 200
 
 
-def test_the_resource_that_az_asks_for_is_known(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_the_resource_that_az_requests_is_known(entra: EntraEmulator, http: httpx.Client) -> None:
     signed = form(assertion(entra), "https://management.core.windows.net//.default")
     assert http.post(entra.token_endpoint(TENANT), data=signed).status_code == 200
 
@@ -189,7 +189,7 @@ def test_the_resource_that_az_asks_for_is_known(entra: EntraEmulator, http: http
         "",
     ],
 )
-def test_instance_discovery_knows_no_other_host(entra: EntraEmulator, http: httpx.Client, endpoint: str) -> None:
+def test_instance_discovery_refuses_every_other_host(entra: EntraEmulator, http: httpx.Client, endpoint: str) -> None:
     answer = http.get(
         f"{entra.authority}/common/discovery/instance",
         params={"api-version": "1.1", "authorization_endpoint": endpoint},
@@ -198,7 +198,7 @@ def test_instance_discovery_knows_no_other_host(entra: EntraEmulator, http: http
     assert answer.json()["error_codes"] == [50049]
 
 
-def test_the_published_keys_hold_nothing_private(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_the_published_keys_are_public_keys_only(entra: EntraEmulator, http: httpx.Client) -> None:
     (key,) = http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json()["keys"]
     assert set(key) == {"kty", "use", "alg", "kid", "n", "e"}
 
@@ -243,7 +243,7 @@ def test_an_application_may_have_several_certificates(entra: EntraEmulator, http
         assert http.post(entra.token_endpoint(TENANT), data=form(signed)).status_code == 200
 
 
-def test_ad_fs_has_its_own_endpoint(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_ad_fs_has_its_own_token_endpoint(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.register(CLIENT, PEM, tenant="adfs")
     assert entra.token_endpoint("adfs") == f"{entra.authority}/adfs/oauth2/token"
     signed = assertion(entra, tenant="adfs")
@@ -257,7 +257,7 @@ def test_a_resource_can_be_added(entra: EntraEmulator, http: httpx.Client) -> No
     assert jwt.decode(answer["access_token"], keys, algorithms=["RS256"]).claims["aud"] == "api://inventory"
 
 
-def test_the_slash_of_a_resource_stays_in_the_audience(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_a_trailing_slash_of_a_resource_is_kept_in_the_audience(entra: EntraEmulator, http: httpx.Client) -> None:
     scope = "https://management.azure.com//.default"
     answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra), scope)).json()
     keys = KeySet.import_key_set(http.get(f"{entra.authority}/{TENANT}/discovery/v2.0/keys").json())
@@ -280,7 +280,7 @@ def test_the_scopes_that_msal_appends_are_ignored(entra: EntraEmulator, http: ht
     assert claims["aud"] == "https://graph.microsoft.com"
 
 
-def test_lifetimes_are_as_asked_for() -> None:
+def test_token_lifetimes_are_the_configured_ones() -> None:
     with EntraEmulator(clock=lambda: NOW, token_lifetime=60, refresh_in=30) as entra, client(entra) as http:
         entra.register(CLIENT, PEM, tenant=TENANT)
         answer = http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).json()
@@ -288,12 +288,12 @@ def test_lifetimes_are_as_asked_for() -> None:
     assert answer == {"token_type": "Bearer", "expires_in": 60, "ext_expires_in": 60, "refresh_in": 30}
 
 
-def test_an_assertion_serves_again_by_default(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_an_assertion_can_be_replayed_by_default(entra: EntraEmulator, http: httpx.Client) -> None:
     signed = form(assertion(entra))
     assert [http.post(entra.token_endpoint(TENANT), data=signed).status_code for _ in range(2)] == [200, 200]
 
 
-def test_a_replayed_assertion_is_refused_on_request() -> None:
+def test_with_refuse_replay_a_replayed_assertion_is_refused() -> None:
     with EntraEmulator(clock=lambda: NOW, refuse_replay=True) as entra, client(entra) as http:
         entra.register(CLIENT, PEM, tenant=TENANT)
         signed = form(assertion(entra))
@@ -302,7 +302,7 @@ def test_a_replayed_assertion_is_refused_on_request() -> None:
     assert answers[1].json()["error_codes"] == [50027]
 
 
-def test_only_an_assertion_that_earned_a_token_is_spent() -> None:
+def test_an_assertion_that_was_refused_is_no_replay() -> None:
     with EntraEmulator(clock=lambda: NOW, refuse_replay=True) as entra, client(entra) as http:
         entra.register(CLIENT, PEM, tenant=TENANT)
         signed = assertion(entra)
@@ -311,7 +311,7 @@ def test_only_an_assertion_that_earned_a_token_is_spent() -> None:
     assert (refused.status_code, accepted.status_code) == (400, 200)
 
 
-def test_the_date_header_is_the_emulators_clock(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_the_date_header_follows_the_emulators_clock(entra: EntraEmulator, http: httpx.Client) -> None:
     response = http.post(entra.token_endpoint(TENANT), data={})
     assert response.headers.get_list("date") == ["Fri, 15 Jan 2027 08:00:00 GMT"]
     assert parsedate_to_datetime(response.headers["date"]).timestamp() == NOW
@@ -329,7 +329,7 @@ def test_requests_are_kept_as_received(entra: EntraEmulator, http: httpx.Client)
     assert (second.tenant, second.status, dict(second.form)) == ("fabrikam.com", 400, {"grant_type": "password"})
 
 
-def test_the_credential_is_in_no_repr(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_no_repr_shows_the_assertion(entra: EntraEmulator, http: httpx.Client) -> None:
     sent = form("header.claims.signature") | {"client_secret": "hunter2"}
     http.post(entra.token_endpoint(TENANT), data=sent, headers={"Authorization": "Basic hunter2"})
     shown = repr(entra.requests)
@@ -360,7 +360,7 @@ def test_two_emulators_run_side_by_side(entra: EntraEmulator, http: httpx.Client
         (("https", "::1", 8443), "https://[::1]:8443"),
     ],
 )
-def test_the_authority_names_a_port_only_where_it_is_not_the_default(where: tuple[str, str, int], url: str) -> None:
+def test_the_authority_has_no_port_if_it_is_the_default_one(where: tuple[str, str, int], url: str) -> None:
     assert server_url(*where) == url
 
 
@@ -372,7 +372,7 @@ def test_plain_http_needs_no_ca() -> None:
         assert http.post(entra.token_endpoint(TENANT), data=form(assertion(entra))).status_code == 200
 
 
-def test_it_starts_again_after_a_stop_with_other_keys() -> None:
+def test_after_a_restart_it_has_new_keys() -> None:
     entra = EntraEmulator(clock=lambda: NOW)
     entra.register(CLIENT, PEM, tenant=TENANT)
     key_ids = set()
@@ -385,7 +385,7 @@ def test_it_starts_again_after_a_stop_with_other_keys() -> None:
     assert len(key_ids) == 2
 
 
-def test_stop_takes_the_ca_file_away() -> None:
+def test_stop_removes_the_ca_file() -> None:
     with EntraEmulator() as entra:
         ca_file = entra.ca_file
         assert ca_file is not None
@@ -393,7 +393,7 @@ def test_stop_takes_the_ca_file_away() -> None:
     assert not ca_file.parent.exists()
 
 
-def test_stop_closes_connections_that_never_spoke() -> None:
+def test_stop_closes_idle_connections() -> None:
     with EntraEmulator(https=False) as entra:
         port = httpx.URL(entra.authority).port
         assert port is not None
@@ -410,7 +410,7 @@ def test_stop_closes_connections_that_never_spoke() -> None:
 
 def test_a_host_that_is_not_loopback_is_refused() -> None:
     for host in ("0.0.0.0", "192.0.2.1", "::", "login.microsoftonline.com"):  # noqa: S104 - the point of the test
-        with pytest.raises(ConfigError, match="loopback addresses only"):
+        with pytest.raises(ConfigError, match="not a loopback address"):
             EntraEmulator(host=host)
 
 
@@ -420,7 +420,7 @@ def test_ipv6_loopback_is_served() -> None:
         assert http.post(entra.token_endpoint(TENANT), data={}).status_code == 400
 
 
-def test_a_port_in_use_is_named() -> None:
+def test_the_error_about_a_port_in_use_names_the_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = occupied.getsockname()[1]
         entra = EntraEmulator(port=port)
@@ -447,18 +447,18 @@ def test_a_stopped_emulator_has_no_authority() -> None:
         ),
     ],
 )
-def test_what_cannot_be_registered_is_refused(certificate: bytes, reason: str) -> None:
+def test_a_certificate_that_entra_could_not_use_is_not_registered(certificate: bytes, reason: str) -> None:
     entra = EntraEmulator()
     with pytest.raises(ConfigError, match=reason):
         entra.register(CLIENT, certificate, tenant=TENANT)
 
 
-def test_an_application_cannot_belong_to_many_tenants() -> None:
+def test_an_application_cannot_be_registered_with_common() -> None:
     with pytest.raises(ConfigError, match="not the name of one tenant"):
         EntraEmulator().register(CLIENT, PEM, tenant="common")
 
 
-def test_a_concurrent_request_does_not_wait_for_a_slow_one(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_a_slow_answer_does_not_delay_other_requests(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Slow(3600))
 
     def wait() -> None:
@@ -474,7 +474,7 @@ def test_a_concurrent_request_does_not_wait_for_a_slow_one(entra: EntraEmulator,
     thread.join()
 
 
-def test_it_prints_and_logs_nothing_and_leaves_signals_alone() -> None:
+def test_it_prints_nothing_logs_nothing_and_changes_no_signal_handler() -> None:
     program = """
 import signal, ssl, httpx, logging
 from hsm_signer.testing import EntraEmulator, Truncated
@@ -494,7 +494,7 @@ with EntraEmulator() as entra:
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "joserfc", "trustme"])
-def test_without_the_extra_the_import_says_what_to_install(package: str) -> None:
+def test_without_the_testing_extra_the_error_says_what_to_install(package: str) -> None:
     program = f"""
 import sys
 sys.modules[{package!r}] = None
@@ -517,7 +517,7 @@ def test_importing_the_package_loads_no_web_server() -> None:
     assert ran.stdout == "[]\n"
 
 
-def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     import hsm_signer.testing
 
     with pytest.raises(AttributeError, match="no attribute 'Emulator'"):

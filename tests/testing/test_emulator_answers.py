@@ -25,7 +25,7 @@ from hsm_signer.testing import (
 )
 
 ORDINARY = 90002
-"""What an empty form for a tenant nobody registered earns in ordinary service."""
+"""The ordinary answer to an empty form for a tenant that is not registered."""
 
 
 @pytest.fixture(params=[True, False], ids=["https", "http"])
@@ -52,7 +52,7 @@ def _number(response: httpx.Response) -> int:
 
 
 @pytest.mark.parametrize("retry_after", ["7", "Fri, 15 Jan 2027 08:00:00 GMT", None])
-def test_throttled(entra: EntraEmulator, http: httpx.Client, retry_after: str | None) -> None:
+def test_throttled_is_a_429_with_retry_after(entra: EntraEmulator, http: httpx.Client, retry_after: str | None) -> None:
     entra.answer_next(Throttled(retry_after))
     response = http.post("token", data={})
     assert (response.status_code, _number(response)) == (429, 90055)
@@ -60,44 +60,44 @@ def test_throttled(entra: EntraEmulator, http: httpx.Client, retry_after: str | 
 
 
 @pytest.mark.parametrize("retry_after", ["7", None])
-def test_unavailable(entra: EntraEmulator, http: httpx.Client, retry_after: str | None) -> None:
+def test_unavailable_is_a_503_with_retry_after(
+    entra: EntraEmulator, http: httpx.Client, retry_after: str | None
+) -> None:
     entra.answer_next(Unavailable(retry_after))
     response = http.post("token", data={})
     assert (response.status_code, response.headers.get("retry-after")) == (503, retry_after)
 
 
-def test_slow_outlasts_an_impatient_client(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_slow_lets_a_client_time_out(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Slow(3600))
     with pytest.raises(httpx.ReadTimeout):
         http.post("token", data={}, timeout=2)
 
 
-def test_slow_ends_with_the_ordinary_answer(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_slow_sends_the_ordinary_answer_in_the_end(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Slow(0.01))
     assert _number(http.post("token", data={})) == ORDINARY
 
 
-def test_a_drip_feed_outlasts_an_impatient_client_that_waits_for_headers(
-    entra: EntraEmulator, http: httpx.Client
-) -> None:
+def test_a_drip_feed_lets_a_client_time_out_in_the_headers(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(DripFeed(3600))
     with pytest.raises(httpx.ReadTimeout):
         http.post("token", data={}, timeout=2)
 
 
-def test_a_drip_feed_ends_with_the_ordinary_answer(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_a_drip_feed_sends_the_ordinary_answer_in_the_end(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(DripFeed(0))
     response = http.post("token", data={})
     assert (response.status_code, _number(response)) == (400, ORDINARY)
 
 
-def test_truncated(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_truncated_ends_before_its_content_length(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Truncated())
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         http.post("token", data={})
 
 
-def test_endless(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_endless_sends_a_body_without_end(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Endless())
     received = 0
     with http.stream("POST", "token", data={}) as response:
@@ -108,7 +108,7 @@ def test_endless(entra: EntraEmulator, http: httpx.Client) -> None:
     assert received > 2_000_000
 
 
-def test_html(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_html_is_a_success_that_is_no_json(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Html())
     response = http.post("token", data={})
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -116,13 +116,13 @@ def test_html(entra: EntraEmulator, http: httpx.Client) -> None:
         response.json()
 
 
-def test_redirect(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_redirect_has_a_location(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Redirect("https://elsewhere.example/token"))
     response = http.post("token", data={})
     assert (response.status_code, response.headers["location"]) == (302, "https://elsewhere.example/token")
 
 
-def test_no_access_token(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_no_access_token_is_a_success_without_a_token(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(NoAccessToken())
     response = http.post("token", data={})
     assert response.status_code == 200
@@ -137,7 +137,7 @@ def test_refused_is_any_error_document(entra: EntraEmulator, http: httpx.Client)
     assert response.json()["error_description"].startswith("AADSTS53003: Access has been blocked. Trace ID: ")
 
 
-def test_disconnected(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_disconnected_closes_the_connection_without_an_answer(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Disconnected())
     with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
         http.post("token", data={})
@@ -154,14 +154,14 @@ def test_the_same_client_is_served_after_a_broken_answer(
     assert _number(http.post("token", data={})) == ORDINARY
 
 
-def test_answers_are_used_in_order_and_then_service_resumes(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_scripted_answers_come_in_order_and_then_ordinary_ones(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Throttled("1"), Unavailable())
     entra.answer_next(Html(502))
     assert [http.post("token", data={}).status_code for _ in range(4)] == [429, 503, 502, 400]
     assert [request.status for request in entra.requests] == [429, 503, 502, 400]
 
 
-def test_only_token_requests_use_answers_up(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_only_token_requests_get_scripted_answers(entra: EntraEmulator, http: httpx.Client) -> None:
     entra.answer_next(Unavailable())
     http.get(f"{entra.authority}/contoso.com/discovery/v2.0/keys")
     assert http.post("token", data={}).status_code == 503

@@ -40,7 +40,9 @@ from tests.testing.conftest import (
 
 
 class TestReading:
-    def test_tells_the_documented_properties_and_no_key(self, entra: EntraEmulator, caller: Caller) -> None:
+    def test_returns_the_documented_properties_without_the_certificates(
+        self, entra: EntraEmulator, caller: Caller
+    ) -> None:
         document = caller.read().json()
         assert document.pop("@odata.context") == f"{entra.graph}/v1.0/$metadata#applications/$entity"
         first, _ = document.pop("keyCredentials")
@@ -58,7 +60,7 @@ class TestReading:
             "usage": "Verify",
         }
 
-    def test_tells_the_keys_when_they_are_selected(self, caller: Caller) -> None:
+    def test_returns_the_certificates_if_they_are_selected(self, caller: Caller) -> None:
         document = caller.read(**{"$select": "keyCredentials,id"}).json()
         keys = [credential["key"] for credential in document["keyCredentials"]]
         assert [base64.b64decode(key, validate=True) for key in keys] == [der(OLD), der(EXPIRED)]
@@ -68,7 +70,7 @@ class TestReading:
         assert code(caller.read(**{"$select": "id,secret"})) == (400, "BadRequest")
 
     @pytest.mark.parametrize("kind", ["applications", "servicePrincipals"])
-    def test_a_client_id_names_the_object_too(self, entra: EntraEmulator, caller: Caller, kind: str) -> None:
+    def test_finds_the_object_by_its_client_id_too(self, entra: EntraEmulator, caller: Caller, kind: str) -> None:
         document = caller.read(f"{entra.graph}/v1.0/{kind}(appId='{CLIENT}')").json()
         assert document["id"] == Caller(entra, caller.http, kind).object_id
 
@@ -76,7 +78,7 @@ class TestReading:
         claims = jws.extract_compact(caller.headers["Authorization"].partition(" ")[2].encode()).payload
         assert json.loads(claims)["oid"] == entra.service_principal_id(CLIENT, tenant=TENANT)
 
-    def test_is_forbidden_on_request(self, clock: Clock, http: httpx.Client) -> None:
+    def test_is_refused_with_forbid_listing(self, clock: Clock, http: httpx.Client) -> None:
         with EntraEmulator(https=False, clock=clock, forbid_listing=True) as entra:
             entra.register(CLIENT, der(OLD), tenant=TENANT)
             caller = Caller(entra, http)
@@ -95,7 +97,7 @@ class TestAddKey:
         assert NEW in caller.held()
         assert caller.ask_token(NEW_KEY, NEW).status_code == 200
 
-    def test_the_answers_key_id_is_the_one_that_is_listed(self, caller: Caller) -> None:
+    def test_the_answer_has_the_key_id_that_is_listed(self, caller: Caller) -> None:
         added = caller.add().json()
         assert added["key"] is None
         assert added["keyId"] in [credential["keyId"] for credential in caller.read().json()["keyCredentials"]]
@@ -105,7 +107,7 @@ class TestAddKey:
         body["keyCredential"] = {**body["keyCredential"], "displayName": "2027"}  # type: ignore[dict-item]
         assert caller.post("addKey", body).json()["displayName"] == "2027"
 
-    def test_a_proof_by_the_new_key_counts_once_it_is_registered(self, caller: Caller) -> None:
+    def test_accepts_a_proof_by_a_key_that_was_added_before(self, caller: Caller) -> None:
         proof = sign(caller.claims(), NEW_KEY, {"alg": "RS256", "x5t": x5t(NEW)})
         assert "no certificate" in reason(caller.add(STRANGE, proof))
         caller.add()
@@ -113,7 +115,7 @@ class TestAddKey:
 
 
 class TestRemoveKey:
-    def test_the_removed_key_gets_no_more_tokens(self, caller: Caller) -> None:
+    def test_the_removed_key_gets_no_token(self, caller: Caller) -> None:
         caller.add()
         (key_id,) = [
             held.key_id for held in caller.entra.key_credentials(CLIENT, tenant=TENANT) if held.certificate == OLD
@@ -124,31 +126,31 @@ class TestRemoveKey:
         assert caller.ask_token(OLD_KEY, OLD).json()["error_codes"] == [700027]
         assert caller.ask_token(NEW_KEY, NEW).status_code == 200
 
-    def test_a_key_that_is_not_there_is_refused(self, caller: Caller) -> None:
+    def test_a_key_that_does_not_exist_is_refused(self, caller: Caller) -> None:
         assert code(caller.remove(str(uuid.uuid4()))) == (404, "Request_ResourceNotFound")
 
-    def test_without_a_good_proof_nothing_is_removed(self, caller: Caller) -> None:
+    def test_without_a_valid_proof_nothing_is_removed(self, caller: Caller) -> None:
         (first, _) = caller.entra.key_credentials(CLIENT, tenant=TENANT)
         assert "'iss'" in reason(caller.remove(first.key_id, caller.proof(iss=CLIENT)))
         assert caller.held() == {OLD, EXPIRED}
 
-    def test_a_removed_key_proves_nothing(self, caller: Caller) -> None:
+    def test_a_proof_by_a_removed_key_is_refused(self, caller: Caller) -> None:
         (first, _) = caller.entra.key_credentials(CLIENT, tenant=TENANT)
         caller.remove(first.key_id)
         assert "no certificate" in reason(caller.add())
 
 
 class TestPropagation:
-    def test_is_immediate_unless_asked_for(self, caller: Caller) -> None:
+    def test_is_immediate_by_default(self, caller: Caller) -> None:
         caller.add()
         assert caller.ask_token(NEW_KEY, NEW).status_code == 200
 
-    def test_by_requests_keeps_a_new_key_unknown(self, caller: Caller) -> None:
+    def test_hides_a_new_key_for_a_number_of_token_requests(self, caller: Caller) -> None:
         caller.entra.delay_propagation(token_requests=2)
         caller.add()
         assert [caller.ask_token(NEW_KEY, NEW).status_code for _ in range(4)] == [401, 401, 200, 200]
 
-    def test_by_time_keeps_a_new_key_unknown(self, caller: Caller, clock: Clock) -> None:
+    def test_hides_a_new_key_for_a_time(self, caller: Caller, clock: Clock) -> None:
         caller.entra.delay_propagation(seconds=30)
         caller.add()
         clock.now += 29
@@ -156,38 +158,38 @@ class TestPropagation:
         clock.now += 1
         assert caller.ask_token(NEW_KEY, NEW).status_code == 200
 
-    def test_waits_for_both(self, caller: Caller, clock: Clock) -> None:
+    def test_lasts_until_both_limits_have_passed(self, caller: Caller, clock: Clock) -> None:
         caller.entra.delay_propagation(token_requests=1, seconds=30)
         caller.add()
         clock.now += 30
         assert [caller.ask_token(NEW_KEY, NEW).status_code for _ in range(2)] == [401, 200]
 
-    def test_lets_a_removed_key_linger(self, caller: Caller) -> None:
+    def test_keeps_a_removed_key_usable_meanwhile(self, caller: Caller) -> None:
         (first, _) = caller.entra.key_credentials(CLIENT, tenant=TENANT)
         caller.entra.delay_propagation(token_requests=1)
         caller.remove(first.key_id)
         assert [caller.ask_token().status_code for _ in range(2)] == [200, 401]
 
-    def test_is_for_the_token_endpoint_only(self, caller: Caller) -> None:
+    def test_delays_the_token_endpoint_but_not_graph(self, caller: Caller) -> None:
         caller.entra.delay_propagation(seconds=30)
         key_id = caller.add().json()["keyId"]
         assert key_id in [credential["keyId"] for credential in caller.read().json()["keyCredentials"]]
 
-    def test_does_not_concern_what_a_test_registers(self, caller: Caller) -> None:
+    def test_does_not_delay_register(self, caller: Caller) -> None:
         caller.entra.delay_propagation(seconds=30)
         caller.entra.register(CLIENT, der(NEW), tenant=TENANT)
         assert caller.ask_token(NEW_KEY, NEW).status_code == 200
 
 
 class TestPolicy:
-    def test_caps_the_lifetime(self, caller: Caller) -> None:
+    def test_limits_the_lifetime_of_a_certificate(self, caller: Caller) -> None:
         caller.entra.restrict_certificates(max_lifetime=timedelta(days=30))
         response = caller.add(make_certificate(NEW_KEY, (-1, 29.1)))
         assert code(response) == (400, "CredentialInvalidLifetimeAsPerAppPolicy")
         assert response.json()["error"]["message"].startswith("Credential lifetime exceeds the max value allowed")
         assert caller.add(make_certificate(NEW_KEY, (-1, 29))).status_code == 200
 
-    def test_demands_an_authority(self, caller: Caller) -> None:
+    def test_requires_a_certificate_from_the_trusted_ca(self, caller: Caller) -> None:
         authority = rsa.generate_private_key(65537, 2048)
         certificate = certificates.make_certificate(authority, subject=common_name("issuer"))
         caller.entra.restrict_certificates(issuer=certificate.public_bytes(Encoding.PEM))
@@ -195,18 +197,18 @@ class TestPolicy:
         assert [code(response) for response in refused] == [(400, "CredentialIssuerNotAllowedAsPerAppPolicy")] * 2
         assert caller.add(make_certificate(NEW_KEY, issuer=authority)).status_code == 200
 
-    def test_ends_when_it_is_lifted(self, caller: Caller) -> None:
+    def test_can_be_removed(self, caller: Caller) -> None:
         caller.entra.restrict_certificates(max_lifetime=timedelta(0))
         caller.entra.restrict_certificates()
         assert caller.add().status_code == 200
 
-    def test_needs_a_readable_authority(self, entra: EntraEmulator) -> None:
+    def test_refuses_a_ca_certificate_that_it_cannot_read(self, entra: EntraEmulator) -> None:
         with pytest.raises(ConfigError, match="PEM or DER"):
             entra.restrict_certificates(issuer=b"nobody")
 
 
 class TestScriptedAnswers:
-    def test_come_in_order_and_then_service_resumes(self, caller: Caller) -> None:
+    def test_come_in_order_and_then_ordinary_ones(self, caller: Caller) -> None:
         denied = GraphRefusal("Authorization_RequestDenied", "Insufficient privileges.", 403)
         caller.entra.answer_next_graph(Throttled("7"), Unavailable("9"), denied, Html(502))
         responses = [caller.add() for _ in range(5)]
@@ -219,32 +221,32 @@ class TestScriptedAnswers:
         assert [response.headers.get("retry-after") for response in responses[:3]] == ["7", "9", None]
         assert [request.status for request in caller.entra.graph_requests] == [429, 503, 403, 502, 200]
 
-    def test_change_nothing(self, caller: Caller) -> None:
+    def test_do_not_change_the_directory(self, caller: Caller) -> None:
         caller.entra.answer_next_graph(Unavailable())
         caller.add()
         assert caller.held() == {OLD, EXPIRED}
 
-    def test_may_come_after_the_deed_and_too_late(self, caller: Caller) -> None:
+    def test_can_time_out_after_the_key_was_added(self, caller: Caller) -> None:
         caller.entra.answer_next_graph(DripFeed(3600))
         caller.http.timeout = httpx.Timeout(0.2)
         with pytest.raises(httpx.ReadTimeout):
             caller.add()
         assert NEW in caller.held()
 
-    def test_are_not_for_token_requests(self, caller: Caller) -> None:
+    def test_are_not_used_for_token_requests(self, caller: Caller) -> None:
         caller.entra.answer_next_graph(Unavailable())
         caller.entra.answer_next(Throttled(None))
         assert caller.ask_token().status_code == 429
         assert caller.read().status_code == 503
 
-    def test_may_be_none_at_all(self, caller: Caller) -> None:
+    def test_can_close_the_connection_without_an_answer(self, caller: Caller) -> None:
         caller.entra.answer_next_graph(Disconnected())
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             caller.read()
         assert [request.status for request in caller.entra.graph_requests] == [None]
 
     @pytest.mark.timeout(30)
-    def test_in_flight_do_not_hold_up_a_stop(self, caller: Caller) -> None:
+    def test_in_progress_do_not_delay_a_stop(self, caller: Caller) -> None:
         caller.entra.answer_next_graph(Slow(3600))
 
         def ask() -> None:
@@ -260,7 +262,7 @@ class TestScriptedAnswers:
 
 
 class TestDocuments:
-    def test_an_error_is_shaped_as_graphs(self, caller: Caller) -> None:
+    def test_an_error_document_has_the_same_members_as_graphs(self, caller: Caller) -> None:
         caller.headers["client-request-id"] = "2f0c6f47-4b2c-4d55-8f36-7a9f6a2f2b10"
         response = caller.read(f"{caller.entra.graph}/v1.0/applications/nobody")
         assert response.headers["client-request-id"] == "2f0c6f47-4b2c-4d55-8f36-7a9f6a2f2b10"
@@ -288,9 +290,9 @@ class TestDocuments:
         assert json.loads(first.body) == body
         assert first.headers["authorization"] == caller.headers["Authorization"]
         assert (second.method, second.path, second.status) == ("GET", f"{path}?%24select=id", 200)
-        assert not caller.entra.requests[1:]  # the token was asked for before
+        assert not caller.entra.requests[1:]  # the token was requested before
 
-    def test_token_and_proof_are_in_no_repr(self, caller: Caller) -> None:
+    def test_no_repr_shows_the_token_or_the_proof(self, caller: Caller) -> None:
         caller.add()
         shown = repr(caller.entra.graph_requests)
         assert "addKey" in shown

@@ -106,7 +106,7 @@ class TestAddKeyRefuses:
     ) -> None:
         assert code(caller.add(make_certificate(NEW_KEY, days))) == (400, expected)
 
-    def test_a_certificate_that_is_there_is_refused(self, caller: Caller) -> None:
+    def test_a_certificate_that_the_application_has_already_is_refused(self, caller: Caller) -> None:
         assert code(caller.add(OLD)) == (400, "Request_MultipleObjectsWithSameKeyValue")
 
     @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ class TestAddKeyRefuses:
         [b"", b"[]", b"{", b'{"proof":"a","proof":"b"}', b'{"proof":NaN}', b"\xff"],
         ids=["nothing", "an array", "cut short", "a member twice", "not a number", "not UTF-8"],
     )
-    def test_a_body_that_is_no_json_object_is_refused(self, caller: Caller, body: bytes) -> None:
+    def test_a_body_that_is_not_a_json_object_is_refused(self, caller: Caller, body: bytes) -> None:
         assert code(caller.post("addKey", body)) == (400, "BadRequest")
 
     def test_another_content_type_is_refused(self, caller: Caller) -> None:
@@ -136,15 +136,15 @@ class TestProof:
             pytest.param({"nbf": float(NOW)}, "'nbf' is not an integer", id="a start with a fraction"),
             pytest.param({"exp": str(NOW + 600)}, "'exp' is not an integer", id="an end in a string"),
             pytest.param({"exp": NOW + 601}, "longer than 600", id="a second too long"),
-            pytest.param({"nbf": NOW + 1}, "its time", id="not yet"),
-            pytest.param({"nbf": NOW - 600, "exp": NOW}, "its time", id="no more"),
+            pytest.param({"nbf": NOW + 1}, "not valid now", id="not yet"),
+            pytest.param({"nbf": NOW - 600, "exp": NOW}, "not valid now", id="no more"),
         ],
     )
     def test_a_wrong_claim_is_refused(self, caller: Caller, changes: Mapping[str, object], expected: str) -> None:
         assert expected in reason(caller.add(proof=caller.proof(**changes)))
         assert caller.held() == {OLD, EXPIRED}
 
-    def test_further_claims_do_no_harm(self, caller: Caller) -> None:
+    def test_additional_claims_are_accepted(self, caller: Caller) -> None:
         assert caller.add(proof=caller.proof(jti="1", iat=NOW, sub="anyone")).status_code == 200
 
     @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ class TestProof:
         assert "'x5t' is not a string" in reason(caller.add(proof=proof))
 
     @pytest.mark.parametrize(
-        ("spoil", "expected"),
+        ("change", "expected"),
         [
             pytest.param(lambda proof: proof + "=", "padded", id="padding"),
             pytest.param(lambda proof: proof + ".", "4 parts", id="a part too many"),
@@ -186,18 +186,20 @@ class TestProof:
             pytest.param(lambda proof: "", "1 parts", id="nothing"),
         ],
     )
-    def test_what_is_no_jwt_is_refused(self, caller: Caller, spoil: Callable[[str], str], expected: str) -> None:
-        assert expected in reason(caller.post("addKey", {**caller.body(), "proof": spoil(caller.proof())}))
+    def test_a_string_that_is_not_a_jwt_is_refused(
+        self, caller: Caller, change: Callable[[str], str], expected: str
+    ) -> None:
+        assert expected in reason(caller.post("addKey", {**caller.body(), "proof": change(caller.proof())}))
 
-    def test_the_service_principal_signs_in_its_own_name(self, caller: Caller, principal: Caller) -> None:
+    def test_a_proof_for_the_service_principal_names_it_as_issuer(self, caller: Caller, principal: Caller) -> None:
         assert "'iss'" in reason(principal.add(proof=caller.proof()))
         assert principal.add().status_code == 200
 
-    def test_the_applications_certificate_proves_nothing_for_its_service_principal(self, caller: Caller) -> None:
+    def test_the_applications_key_is_refused_for_its_service_principal(self, caller: Caller) -> None:
         principal = Caller(caller.entra, caller.http, "servicePrincipals", caller.headers)
         assert "no certificate" in reason(principal.add())
 
-    def test_the_document_does_not_carry_the_proof(self, caller: Caller) -> None:
+    def test_the_error_does_not_contain_the_proof(self, caller: Caller) -> None:
         proof = caller.proof(iss="somebody")
         response = caller.add(proof=proof)
         reason(response)
@@ -212,14 +214,14 @@ class TestCaller:
         assert response.headers["www-authenticate"].startswith("Bearer ")
 
     @pytest.mark.parametrize("header", ["Basic hunter2", "Bearer", "Bearer a.b.c", "Bearer hunter2"])
-    def test_with_anything_else_is_refused(self, caller: Caller, header: str) -> None:
+    def test_with_an_invalid_authorization_header_is_refused(self, caller: Caller, header: str) -> None:
         caller.headers["Authorization"] = header
         response = caller.read()
         assert code(response) == (401, "InvalidAuthenticationToken")
         assert "hunter2" not in response.text
 
     @given(st.text())
-    def test_with_any_text_is_refused_and_nothing_else(self, text: str) -> None:
+    def test_with_random_text_is_refused_and_not_a_server_error(self, text: str) -> None:
         for header in (text, f"Bearer {text}"):
             with pytest.raises(GraphRefused):
                 check_caller(header, SIGNING_KEY, NOW)
@@ -245,7 +247,7 @@ class TestCaller:
         for response in (caller.read(), caller.add()):
             assert code(response) == (403, "Authorization_RequestDenied")
 
-    def test_may_not_take_the_client_id_for_the_object_id(self, caller: Caller) -> None:
+    def test_cannot_use_the_client_id_as_the_object_id(self, caller: Caller) -> None:
         response = caller.read(f"{caller.entra.graph}/v1.0/applications/{CLIENT}")
         assert code(response) == (404, "Request_ResourceNotFound")
 
@@ -259,10 +261,10 @@ class TestCaller:
         )
 
     @pytest.mark.parametrize("path", ["users", "applications", "applications/1/addPassword", "applications(appId=1)"])
-    def test_finds_nothing_else_of_graph(self, caller: Caller, path: str) -> None:
+    def test_gets_an_error_for_other_paths_of_graph(self, caller: Caller, path: str) -> None:
         assert code(caller.read(f"{caller.entra.graph}/v1.0/{path}")) == (400, "BadRequest")
 
     @pytest.mark.parametrize(("method", "action"), [("GET", "/addKey"), ("PATCH", ""), ("DELETE", "/removeKey")])
-    def test_must_use_the_right_method(self, caller: Caller, method: str, action: str) -> None:
+    def test_must_use_the_documented_method(self, caller: Caller, method: str, action: str) -> None:
         response = caller.http.request(method, caller.url + action, headers=caller.headers)
         assert code(response) == (405, "Request_BadRequest")

@@ -126,11 +126,11 @@ def refusal(response: httpx.Response) -> tuple[int, str, int]:
     return number, document["error"], response.status_code
 
 
-def test_the_request_the_others_spoil_is_accepted(caller: Caller) -> None:
+def test_the_request_that_the_other_tests_change_is_accepted(caller: Caller) -> None:
     assert caller.post_form().status_code == 200
 
 
-def test_an_error_document_is_shaped_as_entras(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_an_error_document_has_the_same_members_as_entras(entra: EntraEmulator, http: httpx.Client) -> None:
     correlation_id = "2f0c6f47-4b2c-4d55-8f36-7a9f6a2f2b10"
     document = Caller(entra, http, headers={"client-request-id": correlation_id}).post_claims(aud="elsewhere").json()
     trace_id, timestamp = document["trace_id"], document["timestamp"]
@@ -156,7 +156,7 @@ def test_an_error_document_is_shaped_as_entras(entra: EntraEmulator, http: httpx
         pytest.param("common", (50059, "invalid_request", 400), id="no single tenant"),
     ],
 )
-def test_a_tenant_that_is_not_there(
+def test_an_unknown_tenant_is_refused(
     entra: EntraEmulator, http: httpx.Client, tenant: str, expected: tuple[int, str, int]
 ) -> None:
     assert refusal(Caller(entra, http, tenant).post_form()) == expected
@@ -198,11 +198,13 @@ def test_a_tenant_that_is_not_there(
         ),
     ],
 )
-def test_a_form_with_a_fault(caller: Caller, changes: dict[str, str | None], expected: tuple[int, str, int]) -> None:
+def test_an_invalid_form_is_refused(
+    caller: Caller, changes: dict[str, str | None], expected: tuple[int, str, int]
+) -> None:
     assert refusal(caller.post_form(**changes)) == expected
 
 
-def test_a_parameter_given_twice(caller: Caller) -> None:
+def test_a_parameter_that_is_given_twice_is_refused(caller: Caller) -> None:
     response = caller.http.post(
         caller.entra.token_endpoint(TENANT),
         content="grant_type=client_credentials&grant_type=client_credentials",
@@ -211,12 +213,12 @@ def test_a_parameter_given_twice(caller: Caller) -> None:
     assert refusal(response) == (90013, "invalid_request", 400)
 
 
-def test_a_form_in_json(caller: Caller) -> None:
+def test_a_form_in_json_is_refused(caller: Caller) -> None:
     response = caller.http.post(caller.entra.token_endpoint(TENANT), json={"grant_type": "client_credentials"})
     assert refusal(response) == (900144, "invalid_request", 400)
 
 
-def test_a_get(caller: Caller) -> None:
+def test_a_get_is_refused(caller: Caller) -> None:
     assert refusal(caller.http.get(caller.entra.token_endpoint(TENANT))) == (900561, "invalid_request", 400)
 
 
@@ -270,7 +272,9 @@ def test_a_get(caller: Caller) -> None:
         ),
     ],
 )
-def test_a_header_with_a_fault(caller: Caller, changes: dict[str, object], expected: tuple[int, str, int]) -> None:
+def test_an_invalid_header_is_refused(
+    caller: Caller, changes: dict[str, object], expected: tuple[int, str, int]
+) -> None:
     assert refusal(caller.post_header(**changes)) == expected
 
 
@@ -302,7 +306,7 @@ def test_a_header_with_a_fault(caller: Caller, changes: dict[str, object], expec
         ),
     ],
 )
-def test_claims_with_a_fault(caller: Caller, changes: dict[str, object], expected: tuple[int, str, int]) -> None:
+def test_invalid_claims_are_refused(caller: Caller, changes: dict[str, object], expected: tuple[int, str, int]) -> None:
     assert refusal(caller.post_claims(**changes)) == expected
 
 
@@ -310,51 +314,51 @@ def test_the_last_second_and_the_longest_lifetime_are_accepted(caller: Caller) -
     assert caller.post_claims(nbf=NOW - 86399, exp=NOW + 1).status_code == 200
 
 
-def test_text_that_is_no_jwt(caller: Caller) -> None:
+def test_a_string_that_is_not_a_jwt_is_refused(caller: Caller) -> None:
     assert refusal(caller.post("not.a-jwt")) == (50027, "invalid_request", 400)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_padded_base64url(caller: Caller, part: int) -> None:
+def test_padded_base64url_is_refused(caller: Caller, part: int) -> None:
     parts = by_hand(b'{"alg": "RS256", "typ": "JWT", "x5t": "%b"}' % SHA1.encode(), caller.claims(), KEY).split(".")
     parts[part] += "=" * (-len(parts[part]) % 4 or 4)
     assert refusal(caller.post(".".join(parts))) == (50027, "invalid_request", 400)
 
 
-def test_a_claim_given_twice(caller: Caller) -> None:
+def test_a_claim_that_is_given_twice_is_refused(caller: Caller) -> None:
     claims = json.dumps(caller.claims())[:-1] + f', "exp": {NOW + 600}}}'
     assertion = by_hand({"alg": "RS256", "typ": "JWT", "x5t": SHA1}, claims.encode(), KEY)
     assert refusal(caller.post(assertion)) == (50027, "invalid_request", 400)
 
 
-def test_the_signature_of_another_key(caller: Caller) -> None:
+def test_a_signature_by_another_key_is_refused(caller: Caller) -> None:
     assertion = by_joserfc({"alg": "RS256", "x5t": SHA1}, caller.claims(), OTHER_KEY)
     assert refusal(caller.post(assertion)) == (700027, "invalid_client", 401)
 
 
-def test_a_signature_by_the_padding_of_another_algorithm(caller: Caller) -> None:
+def test_a_signature_with_the_padding_of_another_algorithm_is_refused(caller: Caller) -> None:
     assertion = by_hand({"alg": "PS256", "typ": "JWT", "x5t#S256": SHA256}, caller.claims(), KEY)
     assert refusal(caller.post(assertion)) == (700027, "invalid_client", 401)
 
 
-def test_claims_changed_after_signing(caller: Caller) -> None:
+def test_claims_that_were_changed_after_signing_are_refused(caller: Caller) -> None:
     header, _, signature = by_joserfc({"alg": "RS256", "x5t": SHA1}, caller.claims()).split(".")
     changed = _encode(json.dumps(caller.claims(jti="another")).encode())
     assert refusal(caller.post(f"{header}.{changed}.{signature}")) == (700027, "invalid_client", 401)
 
 
-def test_a_key_below_2048_bits(caller: Caller) -> None:
+def test_a_key_of_fewer_than_2048_bits_is_refused(caller: Caller) -> None:
     header = {"alg": "RS256", "typ": "JWT", "x5t": _thumbprint(SMALL_CERTIFICATE, "sha1")}
     assert refusal(caller.post(by_hand(header, caller.claims(), SMALL_KEY))) == (700027, "invalid_client", 401)
 
 
-def test_an_expired_certificate(caller: Caller) -> None:
+def test_an_expired_certificate_is_refused(caller: Caller) -> None:
     header = {"alg": "RS256", "x5t": _thumbprint(EXPIRED_CERTIFICATE, "sha1")}
     assertion = by_joserfc(header, caller.claims(), EXPIRED_KEY)
     assert refusal(caller.post(assertion)) == (1000502, "invalid_client", 401)
 
 
-def test_ps256_at_ad_fs(entra: EntraEmulator, http: httpx.Client) -> None:
+def test_ps256_is_refused_by_ad_fs(entra: EntraEmulator, http: httpx.Client) -> None:
     caller = Caller(entra, http, "adfs")
     assertion = by_joserfc({"alg": "PS256", "x5t#S256": SHA256}, caller.claims())
     assert refusal(caller.post(assertion)) == (5002738, "invalid_client", 401)

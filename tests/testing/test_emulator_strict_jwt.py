@@ -32,7 +32,7 @@ def test_every_pair_of_json_objects_is_read_as_written(header: dict[str, object]
 
 
 @given(st.text())
-def test_any_text_is_a_jwt_or_malformed_and_nothing_else(text: str) -> None:
+def test_any_string_is_a_jwt_or_malformed(text: str) -> None:
     try:
         jwt = StrictJwt.parse(text)
     except Malformed:
@@ -46,7 +46,7 @@ def test_base64url_is_decoded(data: bytes) -> None:
 
 
 @given(st.text(st.sampled_from("Ab-_9+/= \n"), max_size=12))
-def test_only_one_text_stands_for_a_value(text: str) -> None:
+def test_each_value_has_one_base64url_form(text: str) -> None:
     try:
         value = decode_base64url(text, "it")
     except Malformed:
@@ -64,7 +64,7 @@ def test_only_one_text_stands_for_a_value(text: str) -> None:
         pytest.param("YR", "stray bits", id="bits behind the last octet"),
     ],
 )
-def test_what_is_not_base64url_is_refused(text: str, reason: str) -> None:
+def test_invalid_base64url_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Malformed, match=reason):
         decode_base64url(text, "it")
 
@@ -84,13 +84,13 @@ def test_what_is_not_base64url_is_refused(text: str, reason: str) -> None:
         pytest.param(_jwt(claims=b'{"a":' * 100_000), "not JSON", id="nested without end"),
     ],
 )
-def test_what_is_no_jwt_is_refused(text: str, reason: str) -> None:
+def test_a_string_that_is_not_a_jwt_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Malformed, match=reason):
         StrictJwt.parse(text)
 
 
 @pytest.mark.parametrize("value", [1.0, "1", True, None, [1]])
-def test_a_time_is_an_integer_and_nothing_like_one(value: object) -> None:
+def test_a_time_must_be_an_integer(value: object) -> None:
     with pytest.raises(Malformed, match="not an integer"):
         whole_seconds(value, "the time")
 
@@ -100,7 +100,7 @@ def test_every_json_object_is_read_as_written(value: dict[str, object]) -> None:
     assert json_object(json.dumps(value, ensure_ascii=False).encode(), "it") == value
 
 
-def test_the_error_does_not_carry_the_jwt() -> None:
+def test_the_error_does_not_contain_the_jwt() -> None:
     with pytest.raises(Malformed) as caught:
         StrictJwt.parse(_jwt(claims=b'{"secret":'))
     assert "secret" not in str(caught.value)

@@ -19,7 +19,7 @@ import sys
 import hsm_signer
 
 
-def test_it_runs_what_the_wheel_installed():
+def test_the_package_comes_from_the_wheel():
     assert hsm_signer.__file__.startswith(sys.prefix)
 
 
@@ -29,7 +29,7 @@ def test_a_token(hsm_credential, entra_emulator, softhsm_device):
     assert softhsm_device.label == "hsm-signer"
 
 
-def test_another_has_an_emulator_of_its_own(entra_emulator, hsm_credential):
+def test_each_test_has_its_own_emulator(entra_emulator, hsm_credential):
     hsm_credential.get_token("https://vault.azure.net/.default")
     assert len(entra_emulator.requests) == 1
 """

@@ -1,7 +1,7 @@
-"""Scripted answers: how Entra and Graph misbehave, on request.
+"""Scripted answers: errors and failures of Entra and Graph that a test asks for.
 
-Each is a frozen dataclass that says what happens to one request. `EntraEmulator.answer_next` and `answer_next_graph`
-take them; a `Script` plays them. Those that break HTTP itself write to the connection's transport, past uvicorn.
+Each is a frozen dataclass that describes the answer to one request. `EntraEmulator.answer_next` and `answer_next_graph`
+take them, and a `Script` sends them. Those that violate HTTP are written to the connection's transport, past uvicorn.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from hsm_signer.testing.entra.request_log import note_status
 
 @dataclass(frozen=True)
 class Throttled:
-    """429, as the service words it. `retry_after` is the header as sent: seconds, or an HTTP date; None sends none."""
+    """429 with the service's message. `retry_after` is the header: seconds, an HTTP date, or None to leave it out."""
 
     retry_after: str | None
 
 
 @dataclass(frozen=True)
 class Unavailable:
-    """503, as the service words it. `retry_after` as for `Throttled`."""
+    """503 with the service's message. `retry_after` as for `Throttled`."""
 
     retry_after: str | None = None
 
@@ -48,17 +48,17 @@ class DripFeed:
 
 @dataclass(frozen=True)
 class Truncated:
-    """A Content-Length longer than the body, and then the connection closes."""
+    """A body shorter than its Content-Length, after which the connection closes."""
 
 
 @dataclass(frozen=True)
 class Endless:
-    """A body without end, as fast as it is read."""
+    """A body without end, sent as fast as the client reads it."""
 
 
 @dataclass(frozen=True)
 class Html:
-    """A page for people, as a captive portal or a proxy sends it."""
+    """An HTML page, as a captive portal or a proxy sends it."""
 
     status: int = 200
 
@@ -73,12 +73,12 @@ class Redirect:
 
 @dataclass(frozen=True)
 class NoAccessToken:
-    """A success in every way, but for the token."""
+    """A successful answer that lacks the token."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Any error document of Entra's. `description` comes without the number before it and the ids behind it."""
+    """Any error document of Entra's. `description` is the part between the number and the IDs."""
 
     aadsts: int
     error: str
@@ -88,33 +88,33 @@ class Refused:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """No answer: the connection breaks off."""
+    """No answer: the connection is closed."""
 
 
 Misbehaviour = Slow | DripFeed | Truncated | Endless | Html | Redirect | Disconnected
-"""What any service can do."""
+"""Answers that any service can give."""
 
 Answer = Misbehaviour | Throttled | Unavailable | NoAccessToken | Refused
-"""What the token endpoint can do."""
+"""Answers that the token endpoint can give."""
 
 Worded = TypeVar("Worded")
-"""Answers that are a document of the service's own."""
+"""Answers that are a document of the service, with its own message."""
 
 
 class Recorded(Protocol):
-    """A request that was noted down, and what it was answered."""
+    """A request, and the status of its answer."""
 
     status: int | None
 
 
 class Script(Generic[Worded]):
-    """The answers that the next requests to a service get, before it serves them in the ordinary way."""
+    """The answers to the next requests to a service. After them, it answers as usual."""
 
     def __init__(self) -> None:
         self._answers: deque[Misbehaviour | Worded] = deque()
 
     def extend(self, answers: tuple[Misbehaviour | Worded, ...]) -> None:
-        """Put answers behind those that wait, one a request."""
+        """Add answers to the end of the queue: one for each request."""
         self._answers.extend(answers)
 
     async def answer(
@@ -124,11 +124,11 @@ class Script(Generic[Worded]):
         document: Callable[[Worded], Response],
         stopping: asyncio.Event,
     ) -> Response:
-        """Return the response to a request, and note its status. A broken connection has none.
+        """Return the response to a request, and record its status. A connection that is closed has none.
 
         Args:
-            ordinary: makes the answer that is given when nothing was scripted.
-            document: makes a document of the service's own.
+            ordinary: makes the answer if nothing is scripted.
+            document: makes a document of this service.
             stopping: set when the server stops; ends every wait.
         """
         if not self._answers:
@@ -178,7 +178,7 @@ def _transport(scope: Scope) -> asyncio.Transport:
 
 
 async def _gone(receive: Receive) -> None:
-    # uvicorn takes an application that returns before its answer is complete for broken, unless the client has gone.
+    # uvicorn reports an application that returns before its answer is complete, unless the client has disconnected.
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -228,7 +228,7 @@ class _Endless(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while not transport.is_closing() and not self._stopping.is_set():
             await send({"type": "http.response.body", "body": b" " * 16384, "more_body": True})
-            await asyncio.sleep(0)  # a fast reader never makes send wait
+            await asyncio.sleep(0)  # for a client that reads fast, send never waits
         transport.abort()
         await _gone(receive)
 

@@ -1,17 +1,17 @@
-"""What makes a client assertion good, in Entra's eyes and by the RFCs: `check_assertion`.
+"""When a client assertion is valid, for Entra and by the RFCs: `check_assertion`.
 
-Where Microsoft's page on certificate credentials leaves room, this is the stricter reading, because a stand-in that
-forgives proves nothing. The decisions:
+Where Microsoft's page on certificate credentials is not exact, these rules are strict: a lenient stand-in would hide
+mistakes. The decisions:
 
 - Two pairs are documented and accepted: RS256 with `x5t`, PS256 with `x5t#S256` (AD FS: the first only). Both
   thumbprints together are accepted when both name the certificate. Any other pair is AADSTS5002738, although the
   service has been seen to let PS256 with `x5t` pass.
-- `x5t` has 20 octets and `x5t#S256` 32. A value of another length can name no certificate: AADSTS700027.
-- All seven documented claims must be there: `aud`, `iss`, `sub`, `jti`, `nbf`, `iat`, `exp` (AADSTS90014).
+- `x5t` has 20 octets and `x5t#S256` 32. A value of another length identifies no certificate: AADSTS700027.
+- All seven documented claims are required: `aud`, `iss`, `sub`, `jti`, `nbf`, `iat`, `exp` (AADSTS90014).
 - `aud` is exactly the token endpoint and one string. Entra refuses an array: AADSTS50027.
-- No clock skew is granted: `nbf` <= now < `exp`. Emulator and client share a clock, so a difference is a mistake.
-- `exp` - `nbf` is at most a day. No number is documented for more; AADSTS700024 is the nearest.
-- A `jti` used before is refused only when the emulator was asked to. Entra has no number for it: AADSTS50027.
+- No clock skew is allowed: `nbf` <= now < `exp`. Emulator and client share a clock, so a difference is a mistake.
+- `exp` - `nbf` is at most a day. No error is documented for more; AADSTS700024 is the nearest.
+- A `jti` that was used before is refused with `refuse_replay` only. Entra has no error for it: AADSTS50027.
 """
 
 import base64
@@ -43,11 +43,11 @@ _THUMBPRINT_OF = {"RS256": "x5t", "PS256": "x5t#S256"}
 def check_assertion(
     assertion: str, client_id: str, registered: Collection[RegisteredCertificate], directory: Directory, now: float
 ) -> str:
-    """Return the `jti` of an assertion that proves to be `client_id`'s.
+    """Return the `jti` of a valid assertion for `client_id`.
 
     Raises:
-        Malformed: it is not a JWT, or a part of it is not of the documented form.
-        RequestRefused: it is a JWT, and proves nothing.
+        Malformed: it is not a JWT, or a part of it has not the documented form.
+        RequestRefused: it is a JWT, but not a valid assertion.
     """
     jwt = StrictJwt.parse(assertion)
     algorithm = _algorithm(jwt.header, directory)
@@ -62,7 +62,7 @@ def _algorithm(header: Mapping[str, object], directory: Directory) -> str:
     if header.get("typ") != "JWT":
         raise invalid_request(5002727, "Invalid JWT header type specified, must be 'JWT'.")
     if "crit" in header:  # RFC 7515 section 4.1.11: refuse extensions that are not understood
-        raise Malformed("the header marks parameters as critical, and none of them is understood")
+        raise Malformed("the header marks parameters as critical, and none of them is supported")
     given = [name for name in _THUMBPRINT_OF.values() if name in header]
     if not given:
         raise invalid_client(
@@ -103,7 +103,7 @@ def _certificate(header: Mapping[str, object], registered: Collection[Registered
 
 
 def _check_chain(header: Mapping[str, object], certificate: RegisteredCertificate) -> None:
-    # RFC 7515 section 4.1.6: standard base64 of DER; the first is the signer's, each next one certifies the one before.
+    # RFC 7515 section 4.1.6: standard base64 of DER; the first is the signer's, and each one is certified by the next.
     if "x5c" not in header:
         return
     entries = header["x5c"]

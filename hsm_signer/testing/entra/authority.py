@@ -1,6 +1,6 @@
-"""`Authority`: the emulated token endpoint, and the documents by which clients find it and check its tokens.
+"""`Authority`: the emulated token endpoint, and the documents by which clients find it and verify its tokens.
 
-`token_rules` decides; here requests come in and answers go out.
+`token_rules` decides about a request. This module reads requests and sends answers.
 """
 
 import re
@@ -40,13 +40,13 @@ _AUTHORIZATION_ENDPOINT = re.compile(r"https?://\[?(?P<host>[^/\[\]@]+?)\]?(?::\
 
 @dataclass
 class TokenRequest:
-    """A request to a token endpoint, as received.
+    """A request to a token endpoint, as it was received.
 
     Args:
         tenant: from the path.
-        form: what was posted; its repr leaves the credential out.
+        form: the form in the body. Its repr does not show the credential.
         headers: by name in lower case.
-        status: what was answered; None until then, and where the connection was broken off.
+        status: of the answer. None before it, and if the connection was closed instead.
     """
 
     tenant: str
@@ -57,11 +57,11 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """What the answer says about the lifetime of an access token, in seconds.
+    """The lifetimes in a token response, in seconds.
 
     Args:
-        token: how long it is valid.
-        refresh_in: when to refresh it; None leaves that out.
+        token: how long the access token is valid.
+        refresh_in: when to refresh it, or None to leave that out.
     """
 
     token: int
@@ -69,7 +69,7 @@ class Lifetimes:
 
     @property
     def fields(self) -> dict[str, int]:
-        """As fields of the token response."""
+        """The fields of the token response."""
         fields = {"expires_in": self.token, "ext_expires_in": self.token}
         return fields if self.refresh_in is None else {**fields, "refresh_in": self.refresh_in}
 
@@ -185,7 +185,7 @@ class Authority:
 
     async def _instance_discovery(self, request: Request) -> Response:
         match = _AUTHORIZATION_ENDPOINT.match(request.query_params.get("authorization_endpoint", ""))
-        # A client may reach the emulator by another name, which /etc/hosts gives it.
+        # A client may use another name of the emulator, from /etc/hosts.
         if match is None or match["host"] not in (urlsplit(self._url).hostname, request.url.hostname):
             return self._refuse(unknown_instance(), request)
         return self._answer(instance_discovery(self._url, match["host"], match["tenant"]))
@@ -200,6 +200,6 @@ class Authority:
         return self._answer({"keys": [self._running().signing_key.as_dict(private=False)]})
 
     def _answer(self, document: Mapping[str, object], status: int = 200) -> Response:
-        # RFC 6749 section 5.1 wants no-store; the Date is the emulator's, so that a client can compare clocks.
+        # RFC 6749 section 5.1 requires no-store. The Date is the emulator's, so that a client can compare clocks.
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache", "Date": formatdate(self._clock(), usegmt=True)}
         return JSONResponse(document, status, headers)

@@ -17,16 +17,16 @@ from joserfc.jwk import RSAKey
 from hsm_signer.errors import ConfigError
 
 ADFS: Final = "adfs"
-"""The tenant under which AD FS is addressed: no ``/v2.0``, and RS256 with `x5t` only."""
+"""The tenant name in the URLs of AD FS, which have no ``/v2.0``. AD FS accepts RS256 with `x5t` only."""
 
 
 @dataclass(frozen=True)
 class RegisteredCertificate:
-    """A certificate as an application or a service principal holds it.
+    """A certificate of an application or a service principal.
 
     Args:
         display_name: the name that was given with it, or None.
-        key_id: GUID by which Graph knows the credential; a fresh one unless given.
+        key_id: GUID by which Graph identifies the credential. Default: a new one.
     """
 
     certificate: x509.Certificate
@@ -47,13 +47,13 @@ class RegisteredCertificate:
             public_key = certificate.public_key()
         except ValueError as error:
             raise ConfigError(
-                "The certificate to register was expected in PEM or DER, and is neither.",
+                "The certificate to register must be in PEM or DER. It is neither.",
                 hint="Convert it with: openssl x509 -in FILE -outform DER",
             ) from error
         if not isinstance(public_key, rsa.RSAPublicKey):
             raise ConfigError(
-                "The certificate to register must hold an RSA key, and holds another kind.",
-                hint="Entra accepts client assertions by RSA keys only: make an RSA key of 2048 bits or more.",
+                "The certificate to register has no RSA key, but one of another type.",
+                hint="Entra accepts client assertions by RSA keys only. Generate an RSA key of 2048 bits or more.",
             )
         return cls(certificate, public_key)
 
@@ -66,14 +66,14 @@ class RegisteredCertificate:
         }
 
     def covers(self, now: float) -> bool:
-        """Whether the certificate is valid at `now`, in seconds since the epoch (RFC 5280 section 4.1.2.5)."""
+        """Return whether the certificate is valid at `now`, in seconds since the epoch (RFC 5280 section 4.1.2.5)."""
         start, end = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
         return start.timestamp() <= now <= end.timestamp()
 
     def verifies(self, jwt: str, algorithm: str) -> bool:
-        """Whether the signature of a compact JWT by `algorithm` is by this certificate's key."""
+        """Return whether this certificate's key made the signature of a compact JWT, with `algorithm`."""
         registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
-        # joserfc stops at 512 octets of header, too few for 'x5c'.
+        # joserfc allows 512 bytes of header by default, too few for 'x5c'.
         registry.max_header_length = registry.max_signature_length = 1 << 16
         pem = self.public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         try:
@@ -84,11 +84,11 @@ class RegisteredCertificate:
 
 
 Applications = Mapping[str, Collection[RegisteredCertificate]]
-"""Registered certificates by client id."""
+"""Registered certificates by client ID."""
 
 
 class Kind(StrEnum):
-    """What an app registration consists of, as Graph's paths name it."""
+    """The two kinds of objects of an app registration, by their names in Graph's paths."""
 
     APPLICATION = "applications"
     SERVICE_PRINCIPAL = "servicePrincipals"
@@ -96,10 +96,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class DirectoryObject:
-    """An application or a service principal, with the certificates it holds at the moment.
+    """An application or a service principal, with its current certificates.
 
     Args:
-        app_id: the client id, which both have in common.
+        app_id: the client ID, which both have in common.
     """
 
     kind: Kind
@@ -109,17 +109,17 @@ class DirectoryObject:
 
     @property
     def id(self) -> str:
-        """The object id."""
+        """The object ID."""
         return object_id(self.kind, self.tenant, self.app_id)
 
     @property
     def display_name(self) -> str:
-        """What an administrator would have called it."""
+        """The display name."""
         return f"Application {self.app_id}"
 
 
 def object_id(kind: Kind, tenant: str, app_id: str) -> str:
-    """The object id of an application or a service principal: the same in every run."""
+    """Return the object ID of an application or a service principal: the same in every run."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{tenant}/{kind}/{app_id}"))
 
 
@@ -129,10 +129,10 @@ class Directory:
 
     Args:
         tenant: as the request's path names it.
-        token_endpoint: URL the request came to, the only right audience.
+        token_endpoint: URL of the request, and the only valid audience.
         applications: those of the tenant, or None when there is no such tenant.
-        resources: application ID URIs that may be asked for, without a slash at the end.
-        spent: client id and `jti` of the assertions that may not be used again.
+        resources: Application ID URIs of the APIs that have tokens, without a slash at the end.
+        spent: client ID and `jti` of the assertions that must not be used again.
     """
 
     tenant: str
@@ -149,7 +149,7 @@ class EntraRefusal:
     Args:
         aadsts: the number behind ``AADSTS``.
         error: the OAuth error code.
-        message: the description, without the number before it and the ids behind it.
+        message: the description, without the number before it and the IDs after it.
         status: the HTTP status.
         retry_after: the header as sent, or None.
     """
@@ -167,10 +167,10 @@ class GraphRefusal:
 
     Args:
         code: Graph's name for the error.
-        message: the service's words.
+        message: the service's message.
         status: the HTTP status.
-        reason: what the service would not say, or None; goes into the document's ``details``.
-        target: what in the request is to blame, for the same place.
+        reason: the reason, which the service itself does not give, or None; for the document's ``details``.
+        target: the invalid part of the request, for the same place.
         retry_after: the header as sent, or None.
     """
 
@@ -183,7 +183,7 @@ class GraphRefusal:
 
 
 class RequestRefused(Exception):
-    """Carries a refusal out of the rule that made it."""
+    """A rule refuses the request."""
 
     def __init__(self, refusal: EntraRefusal) -> None:
         super().__init__(refusal)
@@ -196,7 +196,7 @@ def invalid_request(aadsts: int, message: str) -> RequestRefused:
 
 
 def invalid_client(aadsts: int, message: str) -> RequestRefused:
-    """The application did not prove who it is: status 401 (RFC 6749 section 5.2)."""
+    """Return the error for a client that is not authenticated: status 401 (RFC 6749 section 5.2)."""
     return RequestRefused(EntraRefusal(aadsts, "invalid_client", message, 401))
 
 

@@ -1,4 +1,4 @@
-"""The JSON documents Entra and Graph answer with, as pure functions of what they are about."""
+"""The JSON documents that Entra and Graph answer with, as pure functions."""
 
 import base64
 import uuid
@@ -23,7 +23,7 @@ def error_document(refusal: EntraRefusal, authority: str, correlation_id: str | 
 
     Args:
         authority: URL of the authority host.
-        correlation_id: what the client sent as ``client-request-id``, if it did.
+        correlation_id: the ``client-request-id`` of the request, or None.
         now: seconds since the epoch.
     """
     timestamp = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
@@ -42,7 +42,7 @@ def error_document(refusal: EntraRefusal, authority: str, correlation_id: str | 
 
 
 _ISSUING_TENANTS = {
-    # A placeholder in Entra's own document: a client puts the tenant in that a token names.
+    # A placeholder in Entra's own document, which a client replaces by the tenant of a token.
     "common": "{tenantid}",
     "organizations": "{tenantid}",
     # The tenant of all personal accounts.
@@ -51,7 +51,7 @@ _ISSUING_TENANTS = {
 
 
 def issuer(authority: str, tenant: str) -> str:
-    """The issuer of a tenant's tokens: under the emulator's own authority, so that nobody takes it for Microsoft's."""
+    """The issuer of a tenant's tokens. It is below the emulator's own authority, so that it is never Microsoft's."""
     return f"{authority}/{tenant}" if tenant == ADFS else f"{authority}/{_ISSUING_TENANTS.get(tenant, tenant)}/v2.0"
 
 
@@ -113,7 +113,7 @@ def graph_error_document(
 
     Args:
         request_id: of the answer.
-        client_request_id: what the client sent as ``client-request-id``, or else the former.
+        client_request_id: the ``client-request-id`` of the request, or `request_id` if it has none.
         now: seconds since the epoch.
     """
     error: dict[str, object] = {"code": refusal.code, "message": refusal.message}
@@ -134,7 +134,7 @@ def key_credential(held: RegisteredCertificate, *, with_key: bool = False) -> di
     programs write base64 of it there: the property identifies nothing for certain.
 
     Args:
-        with_key: tell the certificate too. Graph does where ``$select`` asks for the credentials.
+        with_key: include the certificate, as Graph does if ``$select`` names the credentials.
     """
     return {
         "customKeyIdentifier": held.thumbprints["x5t"].hex().upper(),
@@ -152,7 +152,7 @@ def directory_object(holder: DirectoryObject, names: Collection[str], *, with_ke
     """The properties `names` of an application or a service principal.
 
     Args:
-        with_keys: tell the certificates too.
+        with_keys: include the certificates.
     """
     document = {
         "id": holder.id,

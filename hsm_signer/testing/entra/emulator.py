@@ -1,12 +1,12 @@
-"""`EntraEmulator`: a stand-in for Microsoft Entra ID that gives and refuses tokens as Entra does, on this machine only.
+"""`EntraEmulator`: a stand-in for Entra ID that issues and refuses tokens as Entra does, on this machine only.
 
     with EntraEmulator() as entra:
         entra.register(client_id, certificate_pem, tenant=tenant)
         trust = ssl.create_default_context(cafile=entra.ca_file)
         response = httpx.post(entra.token_endpoint(tenant), data=form, verify=trust)
 
-`authority` answers for Entra, `graph` for Microsoft Graph, and `loopback` serves both. Nothing is shared with the code
-that builds assertions.
+`authority` answers for Entra, `graph` for Microsoft Graph, and `loopback` serves both. They share no code with what
+builds assertions.
 """
 
 import time
@@ -31,21 +31,21 @@ from hsm_signer.testing.entra.running import Running
 
 
 class EntraEmulator:
-    """Emulate Entra's token endpoint, OpenID configuration and signing keys, and Graph's roll-over of keys, strictly.
+    """Emulate Entra's token endpoint, OpenID configuration and signing keys, and the part of Graph that replaces keys.
 
-    Register applications with their certificates, then point a client at `authority`. Tokens verify with any JWT
-    library through the published keys; their issuer is this machine, so no service of Microsoft's takes them.
-    Applications may be registered before the start, and outlast a stop.
+    Register applications with their certificates, then point a client at `authority`. Any JWT library
+    verifies the tokens with the published keys. Their issuer is this machine, so no service of Microsoft accepts them.
+    Applications can be registered before the start, and stay registered after a stop.
 
     Args:
-        https: serve https with a CA of its own, see `ca_file`; else plain http.
+        https: serve https with the emulator's own CA (see `ca_file`), or plain http.
         host: a loopback address.
-        port: 0 for any that is free.
-        clock: the time in seconds since the epoch: for assertions, tokens and the Date header.
-        refuse_replay: refuse an assertion whose `jti` has earned a token before.
-        token_lifetime: seconds an access token is good for.
-        refresh_in: seconds after which the answer asks for a refresh, or None not to ask.
-        forbid_listing: have Graph refuse to tell an application what it holds.
+        port: 0 for any free port.
+        clock: returns the time in seconds since the epoch, for assertions, tokens and the Date header.
+        refuse_replay: refuse an assertion whose `jti` was used for a token before.
+        token_lifetime: how long an access token is valid, in seconds.
+        refresh_in: the member `refresh_in` of the answer, in seconds, or None to leave it out.
+        forbid_listing: have Graph refuse to list an application's certificates.
         ca_file: where to write the CA's certificate; in a temporary directory when None. The file is removed at the
             end. A file of another emulator is replaced, and no other.
         log: called with one line for each request, such as ``POST /contoso/oauth2/v2.0/token 401 AADSTS700027``, from
@@ -87,14 +87,16 @@ class EntraEmulator:
         self._running: Running | None = None
 
     def register(self, client_id: str, certificate: bytes, *, tenant: str, service_principal: bool = False) -> None:
-        """Register an application with a certificate, or add one to those it has. The tenant need not exist.
+        """Register an application with a certificate, or add one to those it has.
+
+        The tenant is created if it does not exist.
 
         Args:
             certificate: PEM or DER, of an RSA key.
             service_principal: let the application's service principal hold the certificate.
 
         Raises:
-            ConfigError: the certificate cannot be read or is not RSA, or `tenant` names no single tenant.
+            ConfigError: the certificate cannot be read or is not RSA, or `tenant` is not one tenant.
         """
         self._registrations.register(
             tenant, client_id, _kind(service_principal), RegisteredCertificate.load(certificate)
@@ -103,46 +105,46 @@ class EntraEmulator:
     def key_credentials(
         self, client_id: str, *, tenant: str, service_principal: bool = False
     ) -> tuple[RegisteredCertificate, ...]:
-        """Return the certificates that an application, or its service principal, holds in Graph's eyes."""
+        """Return the certificates that Graph lists for an application, or for its service principal."""
         return self._registrations.credentials(tenant, client_id, _kind(service_principal))
 
     def object_id(self, client_id: str, *, tenant: str) -> str:
-        """Return the application's object id. It depends on the tenant and the client ID alone."""
+        """Return the application's object ID. It depends on the tenant and the client ID alone."""
         return object_id(Kind.APPLICATION, tenant, client_id)
 
     def service_principal_id(self, client_id: str, *, tenant: str) -> str:
-        """Return the object id of the application's service principal: the `oid` of its tokens."""
+        """Return the object ID of the application's service principal: the `oid` of its tokens."""
         return object_id(Kind.SERVICE_PRINCIPAL, tenant, client_id)
 
     def add_resource(self, resource: str) -> None:
-        """Let tokens be asked for `resource`, an application ID URI, beside the well-known ones."""
+        """Issue tokens for `resource`, an Application ID URI or a client ID, besides the well-known ones."""
         self._authority.resources.add(resource.removesuffix("/"))
 
     def answer_next(self, *answers: Answer) -> None:
-        """Answer the next token requests so, one answer a request, before ordinary service resumes."""
+        """Answer the next token requests like this, one answer for each request. After that, answer as usual."""
         self._authority.script.extend(answers)
 
     def answer_next_graph(self, *answers: GraphAnswer) -> None:
-        """Answer the next requests to Graph so, as `answer_next` does for token requests."""
+        """Answer the next requests to Graph like this, as `answer_next` does for token requests."""
         self._graph.script.extend(answers)
 
     def delay_propagation(self, *, token_requests: int = 0, seconds: float = 0) -> None:
-        """Keep what Graph changes from now on from the token endpoint, until both have passed.
+        """Hide later changes through Graph from the token endpoint until both limits have passed.
 
-        Meanwhile a new certificate is not known there, and a removed one still is.
+        Until then, it refuses a new certificate and accepts a removed one.
 
         Args:
-            token_requests: so many of them see the state before the change.
+            token_requests: how many token requests see the state before the change.
             seconds: on the emulator's clock.
         """
         self._registrations.delay = Delay(token_requests, seconds)
 
     def restrict_certificates(self, *, max_lifetime: timedelta | None = None, issuer: bytes | None = None) -> None:
-        """Have Graph refuse new certificates as a tenant's app management policy does; without arguments, none.
+        """Have Graph refuse new certificates as a tenant's app management policy does. Without arguments, accept all.
 
         Args:
             max_lifetime: from the certificate's first second to its last.
-            issuer: certificate of the only authority that is trusted, PEM or DER, of an RSA key.
+            issuer: certificate of the only trusted CA, PEM or DER, of an RSA key.
 
         Raises:
             ConfigError: the issuer's certificate cannot be read or is not RSA.
@@ -157,7 +159,7 @@ class EntraEmulator:
 
     @property
     def graph(self) -> str:
-        """URL of Microsoft Graph, without a slash at the end: its paths begin with ``/v1.0``."""
+        """URL of Microsoft Graph, without a slash at the end. Its paths begin with ``/v1.0``."""
         return self.authority
 
     @property
@@ -167,18 +169,18 @@ class EntraEmulator:
 
     @property
     def ca_file(self) -> Path | None:
-        """PEM file of the CA to trust, there while the emulator is running, or None for plain http."""
+        """PEM file of the CA to trust, which exists while the emulator runs, or None for plain http."""
         return self._run.ca_file
 
     def token_endpoint(self, tenant: str) -> str:
-        """URL to post token requests to, and the audience of assertions. AD FS is the tenant ``adfs``."""
+        """URL for token requests, and the audience of assertions. AD FS is the tenant ``adfs``."""
         return self._authority.token_endpoint(tenant)
 
     def start(self) -> None:
-        """Make the keys and begin to answer.
+        """Generate the keys and begin to answer.
 
         Raises:
-            ConfigError: it is running already, the port is not available, or the CA's file holds something else.
+            ConfigError: it is running already, the port is not available, or the CA's file is another file.
             OutputError: the CA's file cannot be written.
         """
         if self._running is not None:
@@ -194,7 +196,7 @@ class EntraEmulator:
         self._running.server.start()
 
     def stop(self) -> None:
-        """End at once, whatever is being answered. Stopping twice does nothing."""
+        """Stop at once, even while requests are answered. A second stop does nothing."""
         if self._running is not None:
             self._running.stop()
             self._running = None

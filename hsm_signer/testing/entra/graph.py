@@ -1,6 +1,6 @@
-"""`Graph`: the part of Microsoft Graph with which an application rolls its own keys.
+"""`Graph`: the part of Microsoft Graph with which an application replaces its own keys.
 
-`graph_rules` and `proof_rules` decide; here requests come in and answers go out.
+`graph_rules` and `proof_rules` decide about a request. This module reads requests and sends answers.
 """
 
 import uuid
@@ -31,17 +31,17 @@ from hsm_signer.testing.entra.request_log import note_error
 from hsm_signer.testing.entra.running import Running
 
 GraphAnswer = Misbehaviour | Throttled | Unavailable | GraphRefusal
-"""What Graph can do."""
+"""Answers that Graph can give."""
 
 
 @dataclass
 class GraphRequest:
-    """A request to Graph, as received. Its repr leaves out token and proof.
+    """A request to Graph, as it was received. Its repr does not show the token or the proof.
 
     Args:
         path: with the query.
         headers: by name in lower case.
-        status: what was answered; None until then, and where the connection was broken off.
+        status: of the answer. None before it, and if the connection was closed instead.
     """
 
     method: str
@@ -55,9 +55,9 @@ class Graph:
     """Serve Graph's applications and service principals.
 
     Args:
-        registrations: who holds which certificates.
-        clock: the time in seconds since the epoch.
-        running: what there is while requests come in.
+        registrations: the certificates of each application.
+        clock: returns the time in seconds since the epoch.
+        running: returns the server and its keys.
         forbid_listing: refuse every request that reads.
     """
 

@@ -1,13 +1,13 @@
-"""What Microsoft Graph accepts when an application rolls its keys, as pure functions.
+"""What Microsoft Graph accepts when an application replaces its keys, as pure functions.
 
 The rules are those of the pages "application: addKey", "removeKey" and "keyCredential resource type". The pages name no
 errors. Public reports show the service's code and wording for a missing object, for an end date that has
 passed and for a lifetime beyond the policy (of a password). The other codes follow their pattern, and are unverified.
 
-- An application needs no permission to roll its own keys, and here it has none beyond: another object is refused.
-- The body holds the documented members and no others. Of the optional ones a credential may have `displayName`;
+- An application needs no permission to replace its own keys, and has no other here: other objects are refused.
+- The body has the documented members and no others. The only optional member of a credential is `displayName`;
   identifiers and dates come from the certificate.
-- Nothing demands that a valid certificate remains: an application may take its last one away, and lock itself out.
+- An application may remove its last valid certificate, and lock itself out.
 """
 
 import base64
@@ -33,7 +33,7 @@ RESOURCE: Final = "https://graph.microsoft.com"
 """The audience of tokens for Graph."""
 
 PROPERTIES: Final = ("id", "appId", "displayName", "keyCredentials")
-"""What can be asked of an application or a service principal here."""
+"""The properties of an application or a service principal that the emulator has."""
 
 _PATH = re.compile(
     r"/v1\.0/(?P<kind>applications|servicePrincipals)(?:/(?P<id>[\w-]+)|\(appId='(?P<app_id>[\w-]+)'\))"
@@ -44,7 +44,7 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class Caller:
-    """Who an access token speaks for."""
+    """The application that an access token was issued for."""
 
     tenant: str
     app_id: str
@@ -52,7 +52,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Target:
-    """What a path names: an object by its id or by its client id, and what to do with its keys.
+    """A path: an object by its ID or by its client ID, and what to do with its keys.
 
     Args:
         action: ``addKey`` or ``removeKey``, or None to read.
@@ -65,14 +65,14 @@ class Target:
 
     @classmethod
     def parse(cls, path: str) -> "Target":
-        """Read a path. Raises GraphRefused when Graph, as far as it is emulated, has no such path."""
+        """Read a path. Raises GraphRefused if the emulated part of Graph does not have it."""
         found = _PATH.fullmatch(path)
         if found is None:
             raise refused("BadRequest", f"Resource not found for the segment '{path.rpartition('/')[2]}'.")
         return cls(Kind(found["kind"]), found["id"], found["app_id"], found["action"])
 
     def find(self, objects: Sequence[DirectoryObject], caller: Caller) -> DirectoryObject:
-        """Return the one of a tenant's objects that the path names, which must be the caller's own."""
+        """Return the object of a tenant that the path names. It must be the caller's own."""
         for candidate in objects:
             if candidate.kind is self.kind and (candidate.id == self.id or candidate.app_id == self.app_id):
                 if candidate.app_id != caller.app_id:
@@ -83,18 +83,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a tenant demands of new certificates (keyCredentialConfiguration resource type).
+    """A tenant's requirements for new certificates (keyCredentialConfiguration resource type).
 
     Args:
         max_lifetime: the restriction ``asymmetricKeyLifetime``, or None.
-        authority: the restriction ``trustedCertificateAuthority``: who must have issued them, or None.
+        authority: the restriction ``trustedCertificateAuthority``: the CA that must have issued them, or None.
     """
 
     max_lifetime: timedelta | None = None
     authority: x509.Certificate | None = None
 
     def check(self, certificate: x509.Certificate) -> None:
-        """Raises GraphRefused when the certificate may not be added."""
+        """Raise GraphRefused if the certificate must not be added."""
         lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         if self.max_lifetime is not None and lifetime > self.max_lifetime:
             message = f"Credential lifetime exceeds the max value allowed as per assigned policy '{_POLICY_ID}'."
@@ -111,24 +111,24 @@ _POLICY_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "appManagementPolicy"))
 
 
 def refused(code: str, message: str, reason: str | None = None, target: str | None = None) -> GraphRefused:
-    """The request is wrong: status 400."""
+    """Return the error for an invalid request: status 400."""
     return GraphRefused(GraphRefusal(code, message, 400, reason, target))
 
 
 def forbidden() -> GraphRefused:
-    """The caller may not do this."""
+    """Return the error for a caller that may not do this."""
     message = "Insufficient privileges to complete the operation."
     return GraphRefused(GraphRefusal("Authorization_RequestDenied", message, 403))
 
 
 def check_caller(authorization: str, signing_key: RSAKey, now: float) -> Caller:
-    """Return whom the ``Authorization`` header's access token speaks for.
+    """Return the application that the access token in the ``Authorization`` header was issued for.
 
     Args:
-        signing_key: the one the token endpoint signs with.
+        signing_key: the key with which the token endpoint signs.
 
     Raises:
-        GraphRefused: there is no token, or it is not for Graph, not for now, or not of this token endpoint.
+        GraphRefused: there is no token, or it is not for Graph, is not valid now, or is by another token endpoint.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
@@ -148,7 +148,7 @@ def check_add_key(body: bytes, holder: DirectoryObject, policy: Policy, now: flo
     """Return the certificate that a request to addKey adds to `holder`.
 
     Raises:
-        GraphRefused: it may not be added.
+        GraphRefused: it must not be added.
     """
     document = _members(_json(body), "the body", {"keyCredential", "passwordCredential", "proof"})
     credential = document["keyCredential"]
@@ -175,7 +175,7 @@ def check_add_key(body: bytes, holder: DirectoryObject, policy: Policy, now: flo
 
 
 def check_remove_key(body: bytes, holder: DirectoryObject, now: float) -> RegisteredCertificate:
-    """Return the certificate that a request to removeKey takes from `holder`.
+    """Return the certificate that a request to removeKey removes from `holder`.
 
     Raises:
         GraphRefused: there is no such certificate, or it may not be removed.
@@ -190,10 +190,10 @@ def check_remove_key(body: bytes, holder: DirectoryObject, now: float) -> Regist
 
 
 def check_select(select: str | None, kind: Kind) -> tuple[str, ...]:
-    """Return the properties that ``$select`` asks for (OData 4.01 part 2, section 5.1.3); all when there is none.
+    """Return the properties that ``$select`` asks for (OData 4.01 part 2, section 5.1.3); all if there is none.
 
     Raises:
-        GraphRefused: one of them is not known here.
+        GraphRefused: one of them is unknown.
     """
     if select is None:
         return PROPERTIES

@@ -1,4 +1,4 @@
-"""A web application served to this machine only, from a thread of its own, and stopped without waiting for anyone."""
+"""A web server for this machine only. It runs in its own thread, and stops without waiting for clients."""
 
 import asyncio
 import ipaddress
@@ -18,12 +18,12 @@ from hsm_signer.errors import ConfigError
 TRANSPORT: Final = "hsm_signer.transport"
 """The name under which ``scope["extensions"]`` holds the connection's `asyncio.Transport`."""
 
-# Without any handler, logging prints warnings to stderr by itself. This one leaves the choice to the program.
+# Without a handler, logging prints warnings to stderr. This one leaves that choice to the program.
 logging.getLogger("uvicorn").addHandler(logging.NullHandler())
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 that lends its transport to the application, so that an answer can break the protocol on purpose."""
+    """HTTP/1.1 that gives its transport to the application, so that an answer can violate the protocol on purpose."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,7 +40,7 @@ class _Protocol(H11Protocol):
 class LoopbackServer:
     """Serve `application` on a loopback address until `stop`.
 
-    The port is bound at once, so that `authority` is known before the first request; `start` begins to answer.
+    The constructor binds the port, so that `authority` is known before the first request. `start` begins to answer.
 
     Args:
         host: an address of the loopback network, or ``localhost`` for 127.0.0.1.
@@ -48,7 +48,7 @@ class LoopbackServer:
         certificate: PEM file with private key and chain for https, or None for http.
 
     Raises:
-        ConfigError: the host is not loopback, or the port is not to be had.
+        ConfigError: the host is not loopback, or the port is not available.
     """
 
     def __init__(self, application: ASGIApp, *, host: str, port: int, certificate: Path | None) -> None:
@@ -74,12 +74,12 @@ class LoopbackServer:
         self.stopping = asyncio.Event()
 
     def start(self) -> None:
-        """Begin to answer. Raises what stands in the way of it."""
+        """Begin to answer."""
         self._thread.start()
         self._loop.result()
 
     def stop(self) -> None:
-        """Close every connection, whatever is being sent on it, and end the thread."""
+        """Close every connection at once, and end the thread."""
         self._loop.result().call_soon_threadsafe(self._hang_up)
         self._thread.join()
 
@@ -98,7 +98,7 @@ class LoopbackServer:
 
     async def _serve(self) -> None:
         self._loop.set_result(asyncio.get_running_loop())
-        with self._listener:  # uvicorn leaves it open when it is stopped before it has started
+        with self._listener:  # uvicorn leaves it open if it is stopped before it has started
             await self._server.serve(sockets=[self._listener])
 
 
@@ -117,7 +117,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"Cannot listen on {address} port {port}: {getattr(error, 'strerror', None) or error}.",
-            hint="Stop the program that uses the port, or choose another; port 0 takes any that is free.",
+            hint="Stop the program that uses the port, or choose another one. Port 0 is any free one.",
         ) from error
 
 
@@ -133,6 +133,6 @@ def require_loopback(host: str) -> None:
         loopback = False
     if not loopback:
         raise ConfigError(
-            f"The emulator listens on loopback addresses only, and '{host}' is none.",
+            f"'{host}' is not a loopback address, and the emulator listens on no other.",
             hint="Use 127.0.0.1, ::1 or localhost.",
         )

@@ -1,19 +1,19 @@
-"""What makes a proof of possession good, in Microsoft Graph's eyes and by the RFCs: `check_proof`.
+"""When a proof of possession is valid, for Microsoft Graph and by the RFCs: `check_proof`.
 
-The source is Microsoft's page "Generate proof-of-possession tokens for rolling keys", and where it leaves room this is
-the stricter reading. The decisions:
+The source is Microsoft's page "Generate proof-of-possession tokens for rolling keys". Where it is not exact, these
+rules are strict. The decisions:
 
 - `alg` is RS256, the algorithm of Microsoft's examples. Whether the service takes PS256 is not documented.
-- The page says nothing of the header. `typ` may be left out, or is JWT (RFC 7519 section 5.1). `x5t` may be left out,
+- The page does not mention the header. `typ` may be left out, or is JWT (RFC 7519 section 5.1). `x5t` may be left out,
   or names a certificate of the object, and then only that one counts (RFC 7515 section 4.1.7). `crit` is refused
-  (section 4.1.11), `kid` passed over.
-- The signature is by a certificate that the object in the path holds and that is valid now.
+  (section 4.1.11), `kid` ignored.
+- A certificate that is registered on the object in the path, and valid now, made the signature.
 - `aud` is exactly `AUDIENCE` and one string; `iss` is the id of the object in the path, never the client id.
 - `nbf` and `exp` are integers, `exp` - `nbf` is at most ten minutes, and `nbf` <= now < `exp`: no clock skew.
 
-Every refusal is ``Authentication_MissingOrMalformed``, "Access Token missing or malformed.": what public reports show
-of proofs that the service did not take, though not for each fault. The reason is in the document's ``details``, where
-the service would have none.
+Every refusal is ``Authentication_MissingOrMalformed``, "Access Token missing or malformed.": public reports
+show it for refused proofs, though not for each reason. The document's ``details`` have the reason, which the service
+does not give.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,7 +30,7 @@ LONGEST_LIFETIME: Final = 600
 
 
 class GraphRefused(Exception):
-    """Carries a refusal of Graph's out of the rule that made it."""
+    """A rule refuses a request to Graph."""
 
     def __init__(self, refusal: GraphRefusal) -> None:
         super().__init__(refusal)
@@ -38,10 +38,10 @@ class GraphRefused(Exception):
 
 
 def check_proof(proof: str, holder: DirectoryObject, now: float) -> None:
-    """Require that `proof` was made, for now, by a key that `holder` has registered.
+    """Check that `proof` is valid now, and signed by a key that is registered on `holder`.
 
     Raises:
-        GraphRefused: it was not.
+        GraphRefused: it is not.
     """
     try:
         jwt = StrictJwt.parse(proof)
@@ -64,13 +64,13 @@ def _check_signature(
     if header.get("typ", "JWT") != "JWT":
         raise Malformed("the header's 'typ' is not JWT")
     if "crit" in header:
-        raise Malformed("the header marks parameters as critical, and none of them is understood")
+        raise Malformed("the header marks parameters as critical, and none of them is supported")
     candidates = _named(header, registered) if "x5t" in header else registered
     valid = [candidate for candidate in candidates if candidate.covers(now)]
     if not valid:
-        raise Malformed("no certificate that could have signed it is registered on the object and valid now")
+        raise Malformed("no certificate that is registered on the object and valid now can have signed it")
     if not any(candidate.verifies(proof, "RS256") for candidate in valid):
-        raise Malformed("the signature is by no certificate that is registered on the object and valid now")
+        raise Malformed("no certificate that is registered on the object and valid now made the signature")
 
 
 def _named(header: Mapping[str, object], registered: Collection[RegisteredCertificate]) -> list[RegisteredCertificate]:
@@ -88,9 +88,9 @@ def _check_claims(claims: Mapping[str, object], issuer: str, now: float) -> None
     if claims["aud"] != AUDIENCE:
         raise Malformed(f"the claim 'aud' is not '{AUDIENCE}'")
     if claims["iss"] != issuer:
-        raise Malformed("the claim 'iss' is not the id of the object whose keys are rolled")
+        raise Malformed("the claim 'iss' is not the ID of the object whose keys are replaced")
     not_before, expires = (whole_seconds(claims[name], f"the claim '{name}'") for name in ("nbf", "exp"))
     if expires - not_before > LONGEST_LIFETIME:
         raise Malformed(f"a lifetime of {expires - not_before} seconds is longer than {LONGEST_LIFETIME}")
     if not not_before <= now < expires:
-        raise Malformed("it is not within its time: compare 'nbf' and 'exp' with the Date header of this answer")
+        raise Malformed("it is not valid now: compare 'nbf' and 'exp' with the Date header of this answer")

@@ -1,7 +1,7 @@
-"""`Registrations`: who holds which certificates, and when the token endpoint learns of a change made through Graph.
+"""`Registrations`: the certificates of each application, and when the token endpoint sees a change made through Graph.
 
-Graph and the token endpoint are replicas of one directory. A change shows in Graph at once; the token endpoint may go
-on without a new certificate, and with a removed one, for as long as `delay` says.
+Graph and the token endpoint are replicas of one directory. Graph shows a change at once. The token endpoint may refuse
+a new certificate, and accept a removed one, until the `delay` has passed.
 """
 
 import math
@@ -15,10 +15,10 @@ from hsm_signer.testing.entra.token_rules import MANY_TENANTS
 
 @dataclass(frozen=True)
 class Delay:
-    """How long the token endpoint goes without a change: until both have passed.
+    """How long the token endpoint does not see a change: until both limits have passed.
 
     Args:
-        token_requests: decisions of the token endpoint.
+        token_requests: number of decisions of the token endpoint.
         seconds: on the emulator's clock.
     """
 
@@ -28,7 +28,7 @@ class Delay:
 
 @dataclass(frozen=True)
 class _Moment:
-    """A point in the life of the token endpoint, by its clock and by its requests."""
+    """A moment, by the clock and by the number of token requests."""
 
     time: float
     request: int
@@ -39,7 +39,7 @@ _ALWAYS = _Moment(-math.inf, 0)
 
 @dataclass
 class _Entry:
-    """A certificate in the directory, and the moments from which the token endpoint sees it come and go."""
+    """A certificate in the directory, and when the token endpoint sees that it was added and removed."""
 
     credential: RegisteredCertificate
     added: _Moment
@@ -63,10 +63,10 @@ class Registrations:
         return tenant in self._tenants
 
     def register(self, tenant: str, app_id: str, kind: Kind, credential: RegisteredCertificate) -> None:
-        """Make tenant and application where they do not exist, and add a certificate that is known everywhere.
+        """Create tenant and application if they do not exist, and add a certificate, without delay.
 
         Raises:
-            ConfigError: `tenant` names no single tenant.
+            ConfigError: `tenant` is not one tenant.
         """
         if tenant in MANY_TENANTS or not tenant.replace("-", "").replace(".", "").isalnum():
             raise ConfigError(

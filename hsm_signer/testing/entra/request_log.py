@@ -14,7 +14,7 @@ _LONGEST_PATH = 200
 class RequestLog:
     """Wrap an application, and report each of its answers before the client gets it.
 
-    A line holds method, path, status and the service's own error code. It has no query and no body, because those hold
+    A line has method, path, status and the service's own error code. It has no query and no body: those may contain
     assertions and tokens. A path is shown as it was sent, percent-encoded, so it cannot forge the rest of the line.
 
     Args:

@@ -1,4 +1,4 @@
-"""What exists only between the emulator's start and its stop: `Running`."""
+"""`Running`: what exists between the start and the stop of the emulator."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from hsm_signer.testing.entra.tls import make_certificates, published
 
 @dataclass(frozen=True)
 class Running:
-    """A server, and the keys made for it.
+    """A running server and its keys.
 
     Args:
         server: where it listens.
@@ -37,7 +37,7 @@ class Running:
             ca_file: where to write the CA's certificate for https, or None for a temporary directory.
 
         Raises:
-            ConfigError: the port is not available, or `ca_file` holds something else.
+            ConfigError: the port is not available, or no emulator wrote the file `ca_file`.
             OutputError: `ca_file` cannot be written.
         """
         with ExitStack() as undo:

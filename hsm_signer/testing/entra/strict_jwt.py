@@ -1,7 +1,7 @@
-"""A compact JWT, or JSON, read with no forgiveness: what RFC 7515, 7519 and 8259 allow, and nothing wider.
+"""Read a compact JWT, or JSON, strictly: only what RFC 7515, 7519 and 8259 allow.
 
-Entra forgives padding, floats and strings, and JWT libraries forgive repeated members. An emulator that forgave them
-would hide the mistakes it is there to find. Nothing here is shared with the code that builds assertions.
+Entra accepts padding, floats and strings, and JWT libraries accept repeated members. An emulator that accepted them
+would hide mistakes. This module shares no code with what builds assertions.
 """
 
 import base64
@@ -15,7 +15,7 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 class Malformed(ValueError):
-    """The text is not a compact JWT, or not a JSON object. The message says why and never quotes the text."""
+    """The text is not a compact JWT, or not a JSON object. The message says why, and never quotes the text."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class StrictJwt:
         """Read a compact JWT (RFC 7519 section 7.2, RFC 7515 section 7.1).
 
         Raises:
-            Malformed: it has not three parts, or one is not base64url without padding, or header and claims are not
-                JSON objects in UTF-8 with members that occur once.
+            Malformed: it does not have three parts, or one is not base64url without padding, or header and claims are
+                not JSON objects in UTF-8 with members that occur once.
         """
         parts = text.split(".")
         if len(parts) != 3:
-            raise Malformed(f"it has {len(parts)} parts where a signed JWT has 3")
+            raise Malformed(f"it has {len(parts)} parts, but a signed JWT has 3")
         header, claims, signature = parts
         decode_base64url(signature, "the signature")
         return cls(_decode_object(header, "the header"), _decode_object(claims, "the claims"))
@@ -51,7 +51,7 @@ def decode_base64url(text: str, what: str) -> bytes:
         Malformed: padding, another alphabet, white space, an impossible length, or stray bits at the end.
     """
     if "=" in text:
-        raise Malformed(f"{what} is padded with '=', base64url in a JWT is not")
+        raise Malformed(f"{what} is padded with '=', which a JWT does not allow")
     if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
         raise Malformed(f"{what} is not base64url")
     value = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -68,7 +68,7 @@ def whole_seconds(value: object, what: str) -> int:
     Raises:
         Malformed: it is a fraction, a string, a boolean or anything else.
     """
-    if type(value) is not int:  # isinstance would let true and false through
+    if type(value) is not int:  # for isinstance, true and false are integers
         raise Malformed(f"{what} is not an integer but a {_json_type(value)}")
     return value
 
@@ -90,14 +90,14 @@ def json_object(data: bytes, what: str) -> dict[str, object]:
         return found
 
     def no_constant(_: str) -> NoReturn:
-        raise Malformed(f"{what} holds NaN or Infinity, which JSON has not")
+        raise Malformed(f"{what} contains NaN or Infinity, which JSON does not allow")
 
     try:
         value: object = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except Malformed:
         raise
     except (ValueError, RecursionError):
-        # Neither the cause nor its text: a JSON error carries the document, and with it the assertion.
+        # Without the cause: a JSON error contains the document, and with it the assertion.
         raise Malformed(f"{what} is not JSON in UTF-8") from None
     if not isinstance(value, dict):
         raise Malformed(f"{what} is not a JSON object but a {_json_type(value)}")

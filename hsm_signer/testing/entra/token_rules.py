@@ -2,7 +2,7 @@
 
 The rules are Microsoft's for the client credentials flow with a certificate. Numbers, errors and wording are those seen
 in the service's answers. The order is tenant, form, application, assertion, scope: a client that is not authenticated
-learns nothing about scopes. `assertion_rules` holds what concerns the assertion alone.
+learns nothing about scopes. `assertion_rules` has the rules for the assertion.
 """
 
 import re
@@ -29,7 +29,7 @@ ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """RFC 7523 section 2.2."""
 
 MANY_TENANTS: Final = frozenset({"common", "organizations", "consumers"})
-"""Names that stand for no tenant of their own, and so cannot serve an application."""
+"""Names that are not one tenant. An application cannot use them."""
 
 WELL_KNOWN_RESOURCES: Final = (
     "https://graph.microsoft.com",
@@ -45,8 +45,8 @@ WELL_KNOWN_RESOURCES: Final = (
 )
 """Application ID URIs, or client IDs, of the APIs for which tokens can always be requested."""
 
-# MSAL for Go and for Java append these to every request for a token. They are about a user's sign-in, and for an
-# application Entra ignores them.
+# MSAL for Go and for Java append these to every token request. They are for a user's sign-in, and Entra ignores them in
+# an application's request.
 _IGNORED_SCOPES = {"openid", "offline_access", "profile"}
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _CREDENTIALS = {"client_assertion", "client_secret"}
@@ -65,7 +65,7 @@ class TokenForm(Mapping[str, str]):
 
     @classmethod
     def parse(cls, body: bytes) -> "TokenForm":
-        """Read an ``application/x-www-form-urlencoded`` body. A parameter without a value is kept, and is empty."""
+        """Read an ``application/x-www-form-urlencoded`` body. A parameter without a value is empty."""
         return cls(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
     def __getitem__(self, name: str) -> str:
@@ -84,7 +84,7 @@ class TokenForm(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request that earns a token for `resource`."""
+    """A valid request for a token for `resource`."""
 
     client_id: str
     resource: str
@@ -95,8 +95,8 @@ def check_token_request(form: TokenForm, directory: Directory, now: float) -> Ac
     """Decide on a token request (RFC 6749 section 4.4, authenticated as in RFC 7523 section 2.2).
 
     Args:
-        form: what was posted.
-        directory: what Entra knows.
+        form: of the request.
+        directory: the state of Entra.
         now: the time, in seconds since the epoch.
     """
     try:
@@ -133,7 +133,7 @@ def _tenant(directory: Directory) -> Applications:
 
 
 def unknown_tenant(tenant: str) -> RequestRefused:
-    """There is no such tenant."""
+    """Return the error for a tenant that does not exist."""
     return invalid_request(
         90002,
         f"Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID and are signing into the "
@@ -143,7 +143,7 @@ def unknown_tenant(tenant: str) -> RequestRefused:
 
 
 def unknown_instance() -> EntraRefusal:
-    """The host that a client asks about is none that Entra serves."""
+    """Return the error for a host that is not Entra's."""
     return EntraRefusal(50049, "invalid_instance", "Unknown or invalid instance.")
 
 
@@ -200,7 +200,7 @@ def _resource(scope: str, directory: Directory) -> str:
         )
         raise RequestRefused(EntraRefusal(70011, "invalid_scope", message))
     resource = scopes[0].removesuffix("/.default")
-    # "https://management.azure.com//.default" is right too: the URI of that resource may end in a slash.
+    # "https://management.azure.com//.default" is valid, too: the URI of that resource may end in a slash.
     if resource.removesuffix("/") not in directory.resources:
         message = (
             f"The resource principal named {resource} was not found in the tenant named {directory.tenant}. This can "
