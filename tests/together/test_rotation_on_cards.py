@@ -135,7 +135,7 @@ class TestIsRefusedBeforeAnythingIsBegun:
 
     def test_with_a_next_key_that_is_not_there(self, profile: Profile, entra: EntraEmulator) -> None:
         before = key_file(profile).read_bytes()
-        with pytest.raises(KeyNotFound, match="it has"):
+        with pytest.raises(KeyNotFound, match="No private key"):
             rotate(profile, replace(in_use(profile), id=b"\x09"))
         assert key_file(profile).read_bytes() == before
         assert not entra.requests
