@@ -18,7 +18,7 @@ from hsm_signer.config.profile import Profile
 from hsm_signer.credential.cache import TokenCache
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.credential.keys import Keys
-from hsm_signer.credential.unregistered import name_certificate
+from hsm_signer.credential.unregistered import with_certificate
 from hsm_signer.device.access import UNATTENDED, Operator
 from hsm_signer.entra.authority import Endpoint, resolve_endpoint
 from hsm_signer.entra.scopes import check_scopes
@@ -187,9 +187,10 @@ class Tokens:
             try:
                 return request_token(query.endpoint, form, http)
             except EntraError as error:
-                if signed := self.keys.find_certificate(parse_jwt(assertion.reveal()).header):
-                    name_certificate(error, signed[1], self._profile, signed[0])
-                raise
+                signed = self.keys.find_certificate(parse_jwt(assertion.reveal()).header)
+                if signed is None:
+                    raise
+                raise with_certificate(error, signed[1], self._profile, signed[0]) from None
 
     def _client(self) -> "HttpClient":
         from hsm_signer.entra.http import HttpClient

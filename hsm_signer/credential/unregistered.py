@@ -8,24 +8,32 @@ from hsm_signer.x509.certificate import Certificate
 KEY_UNKNOWN = 700027
 
 
-def name_certificate(error: EntraError, certificate: Certificate, profile: Profile, uri: Pkcs11Uri) -> None:
-    """Add to an error what a person compares with the portal, and the command that exports the certificate.
+def with_certificate(error: EntraError, certificate: Certificate, profile: Profile, uri: Pkcs11Uri) -> EntraError:
+    """Return an error that names what a person compares with the portal, and the command that exports the certificate.
 
     Args:
-        error: changed if it is AADSTS700027.
+        error: returned unchanged unless it is AADSTS700027.
         certificate: the one that the assertion names.
         profile: of the assertion.
         uri: of the key.
     """
     if error.aadsts != KEY_UNKNOWN:
-        return
-    error.hint = (
+        return error
+    hint = (
         f"This is the certificate {certificate.subject} with the thumbprint {certificate.sha1.hex().upper()}. Look for "
         f"the thumbprint in the Microsoft Entra admin center: App registrations > the app {profile.client_id} > "
         "Certificates & secrets > Certificates. Upload the certificate if it is missing, and wait a few minutes."
     )
-    if profile.certificate is not None:
-        error.hint += f" It is the file {profile.certificate}."
-        return
     export = profile.command_line("certificate", "export", "--key", str(uri.redacted), "--output-file", "app.pem")
-    error.commands = (f"{export}  # writes the file to upload",)
+    commands: tuple[str, ...] = (f"{export}  # writes the file to upload",)
+    if profile.certificate is not None:
+        hint, commands = f"{hint} It is the file {profile.certificate}.", ()
+    return EntraError(
+        error.message,
+        hint=hint,
+        commands=commands,
+        error=error.error,
+        aadsts=error.aadsts,
+        correlation_id=error.correlation_id,
+        trace_id=error.trace_id,
+    )

@@ -12,7 +12,7 @@ from hsm_signer.credential.certificate_source import CertificateSource, certific
 from hsm_signer.credential.client import Client, resolve_client
 from hsm_signer.credential.identity import Identity
 from hsm_signer.credential.key_access import key_access
-from hsm_signer.credential.unregistered import name_certificate
+from hsm_signer.credential.unregistered import with_certificate
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
@@ -264,8 +264,8 @@ def token(run: Examination) -> tuple[None, Verdict]:
     try:
         obtained = request_token(who.endpoint, form, _http(run), now=run.now)
     except EntraError as error:
-        name_certificate(error, run.value(certificate).certificate(), run.profile, run.value(access).uri)
-        raise
+        used = run.value(certificate).certificate()
+        raise with_certificate(error, used, run.profile, run.value(access).uri) from None
     minutes = obtained.expires_in // 60
     return None, ok(f"Obtained for {obtained.scope}, valid for {minutes} minutes, and discarded.")
 
