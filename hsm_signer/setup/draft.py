@@ -56,18 +56,16 @@ class Draft:
     def values(self) -> dict[str, Value]:
         """Return what to write before anything is asked. Paths do not depend on the current directory."""
         kept = dict(self.table.values) if self.replace else {}
-        return {
-            **kept,  # type: ignore[dict-item]  # read from TOML, and checked
-            **self._options(),
-        }
-
-    def _options(self) -> dict[str, Value]:
-        return {
+        given = {
             name: _stored(name, value)
             for name, value in self.given.items()
             # The module is named by the URI of the key, which the set-up writes.
-            if SETTINGS[name].in_profile and name not in ("key", "module")
+            if SETTINGS[name].in_profile
+            and name not in ("key", "module")
+            # Where the profile is only added to, it has no other value.
+            and (self.replace or name not in self.table.values)
         }
+        return {**kept, **given}  # type: ignore[dict-item]  # read from TOML, and checked
 
 
 def read_draft(

@@ -40,10 +40,11 @@ DEFAULT_SCOPE = "https://graph.microsoft.com/.default"
 
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
+# The first two as the portal calls them.
 _QUESTIONS = {
-    "tenant": ("Tenant: ID or domain", '"Directory (tenant) ID" on the Overview page of the app registration'),
-    "client_id": ("Client ID", '"Application (client) ID" on the same page'),
-    "scope": ("Scope", "the API that tokens are for, followed by /.default"),
+    "tenant": "Directory (tenant) ID, on the app's Overview page in the portal",
+    "client_id": "Application (client) ID, on the same page",
+    "scope": "Scope, the API that tokens are for",
 }
 
 
@@ -161,9 +162,8 @@ class Setup:
 
     def _ask_about_app(self) -> None:
         for name in missing_settings(self._profile, "tenant", "client_id", "scope"):
-            title, where = _QUESTIONS[name]
             default = DEFAULT_SCOPE if name == "scope" else self._draft.suggestions.get(name)
-            answer = self._guide.ask(name, f"{title} ({where})", default=default, check=self._checked(name))
+            answer = self._guide.ask(name, _QUESTIONS[name], default=default, check=self._checked(name))
             self._know(name, answer)
         resolve_client(self._profile)
 

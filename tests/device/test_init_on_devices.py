@@ -84,8 +84,8 @@ class Person:
         self.terminal.type(answer + "\n")
 
     def answer_about_the_app(self) -> None:
-        self.answer("Tenant", TENANT)
-        self.answer("Client ID", CLIENT)
+        self.answer("Directory (tenant) ID", TENANT)
+        self.answer("Application (client) ID", CLIENT)
         self.answer("Scope", "")
 
     def token(self) -> Result:

@@ -101,7 +101,7 @@ def init(
             )
         print_result(draft.place.name)
     except (KeyboardInterrupt, typer.Abort):
-        print_note("Stopped. Nothing is half-done: to continue, run hsm-signer init again.")
+        print_note("Stopped. To continue, run the command again.")
         raise
     raise typer.Exit(0 if healthy else 1)
 
