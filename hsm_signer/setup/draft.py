@@ -10,7 +10,7 @@ from hsm_signer.config.edit import ProfilePlace, Value, profile_place
 from hsm_signer.config.file import ProfileTable, read_profile_table
 from hsm_signer.config.profile import Profile, draft_profile
 from hsm_signer.config.settings import SETTINGS
-from hsm_signer.config.values import Source
+from hsm_signer.config.values import KeySetting, Source
 from hsm_signer.errors import ConfigError
 
 SUGGESTIONS = ("tenant", "client_id")
@@ -44,14 +44,21 @@ class Draft:
 
     def conflicts(self) -> list[str]:
         """Return the settings that options give another value than the profile has."""
-        found = []
-        for name, value in self.given.items():
-            setting = SETTINGS[name]
-            if name in self.table.values:
-                ours = setting.read(value, Source(setting.option))
-                if ours != setting.read(self.table.values[name], self.table.source(name)):
-                    found.append(name)
-        return found
+        return [
+            name
+            for name, value in self.given.items()
+            if name in self.table.values and not self._agrees(name, value, self.table.values[name])
+        ]
+
+    def _agrees(self, name: str, given: object, written: object) -> bool:
+        setting, source = SETTINGS[name], self.table.source(name)
+        ours = setting.read(_stored(name, given), Source(setting.option))
+        theirs = setting.read(written, source)
+        if isinstance(ours, KeySetting) and isinstance(theirs, KeySetting) and len(ours.uris) == len(theirs.uris) == 1:
+            # What is written names the key and its device in full.
+            given_parts, written_parts = vars(ours.uris[0]), vars(theirs.uris[0])
+            return all(part in (None, (), written_parts[name]) for name, part in given_parts.items())
+        return bool(ours == theirs)
 
     def values(self) -> dict[str, Value]:
         """Return what to write before anything is asked. Paths do not depend on the current directory."""

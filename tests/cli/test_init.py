@@ -256,3 +256,22 @@ class TestAtATerminal:
             terminal.type("\n")
             process.communicate(timeout=60)
         assert profile(program)["tenant"] == TENANT
+
+
+def test_a_key_that_is_named_in_short_is_the_one_that_is_written_in_full(
+    program: Program, answers: Settings, device: SoftHsm
+) -> None:
+    device.add_identity("app", b"\x01")
+    for key in ("pkcs11:token=office", "pkcs11:token=office;object=app"):
+        assert set_up(program, answers, "--offline", "--key", key).status == 0
+    other = set_up(program, answers, "--offline", "--key", "pkcs11:token=office;object=other")
+    assert other.status == 2
+    assert "--key has another value" in other.stderr
+
+
+def test_a_relative_path_is_the_same_path_in_the_next_run(program: Program, answers: Settings, device: SoftHsm) -> None:
+    key = device.add_key("app", b"\x01")
+    (program.directory / "app.der").write_bytes(device.issue_certificate(key.public_key))
+    for _ in range(2):
+        result = set_up(program, answers, "--offline", "--certificate", "app.der")
+        assert result.status == 0, result.stderr

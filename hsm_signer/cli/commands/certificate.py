@@ -17,7 +17,7 @@ from hsm_signer.cli.text.layout import to_json
 from hsm_signer.cli.text.registration import graph_body, registration_steps
 from hsm_signer.config.profile import Profile
 from hsm_signer.crypto import Algorithm
-from hsm_signer.errors import CertificateUnusable, DeviceReadOnly
+from hsm_signer.errors import CertificateNotFound, CertificateUnusable, DeviceReadOnly
 from hsm_signer.x509.certificate import (
     Certificate,
     parse_certificates,
@@ -182,14 +182,14 @@ def export(
     output: OutputOption = Output.TEXT,
     output_file: OutputFileOption = None,
 ) -> None:
-    """Print the key's certificate from the device, to register it.
+    """Print the key's certificate from the device, else from the configured file, to register it.
 
     Logs in only if the device hides the certificate. With --output-file, it also says how to register it.
 
     hsm-signer certificate export --key 'pkcs11:token=Office;object=app' --output-file app.pem
     """
     with result_writer(output_file) as write:
-        certificate = _stored(profile)
+        certificate = _stored_or_configured(profile)
         if output is Output.JSON:
             write(certificate_json(certificate, datetime.now(UTC)))
             return
@@ -256,6 +256,17 @@ def _stored(profile: Profile) -> Certificate:
     from hsm_signer.device.manage.certificates import read_certificate_by_uri
 
     return parse_certificates(read_certificate_by_uri(access_to_one(profile)), "The certificate on the device")[0]
+
+
+def _stored_or_configured(profile: Profile) -> Certificate:
+    try:
+        return _stored(profile)
+    except CertificateNotFound:
+        # A card whose certificate needs the management key has it in a file.
+        if profile.certificate is None:
+            raise
+        file = profile.certificate
+        return parse_certificates(read_certificate_file(file), str(file))[0]
 
 
 def _warn_of_configured_certificate(profile: Profile) -> None:
