@@ -56,7 +56,7 @@ class Shown:
 
 @pytest.fixture
 def access(faulty: FaultyModule, softhsm: SoftHsm, key: SoftHsmKey, monkeypatch: pytest.MonkeyPatch) -> KeyAccess:
-    for module in ("lane", "worker.channel"):
+    for module in ("lane", "channel"):
         monkeypatch.setattr(f"hsm_signer.device.{module}.MOMENT", 0.05)
     return KeyAccess(
         uri=Pkcs11Uri.parse(key.uri),

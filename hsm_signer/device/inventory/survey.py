@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from hsm_signer.device.child import ChildProcess, parent_channel
 from hsm_signer.device.inventory.facts import ModuleFacts, Problem
 from hsm_signer.device.lane import Slow, log_slow
 from hsm_signer.device.module_search import configured_modules
 from hsm_signer.device.wire import Malformed
-from hsm_signer.device.worker.child import ChildProcess, parent_channel
 from hsm_signer.errors import DeviceError, DeviceTimeout, HsmSignerError
 
 _START = 5.0

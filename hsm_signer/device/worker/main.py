@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from hsm_signer.device.channel import Channel
+from hsm_signer.device.child import parent_channel
 from hsm_signer.device.lane import Lane, Slow, log_slow
 from hsm_signer.device.pin.pin import Login, PinRequest
-from hsm_signer.device.worker.channel import Channel
-from hsm_signer.device.worker.child import parent_channel
 from hsm_signer.device.worker.messages import (
     AskForPin,
     Calling,

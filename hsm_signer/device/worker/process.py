@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from hsm_signer.device.child import ChildProcess
 from hsm_signer.device.lane import NO_ANSWER_HINT
 from hsm_signer.device.pin.pin import Login, PinRequest, PinSource
 from hsm_signer.device.wire import Malformed
-from hsm_signer.device.worker.child import ChildProcess
 from hsm_signer.device.worker.messages import AskForPin, Calling, Done, Failed, Logged, Open, Opened, PinAnswer, Request
 from hsm_signer.errors import DeviceGone, DeviceTimeout
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import hsm_signer
 from hsm_signer import errors
 from hsm_signer.crypto import Algorithm, PublicKey
+from hsm_signer.device.channel import Channel
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
     Contents,
@@ -34,7 +35,6 @@ from hsm_signer.device.pin.pin import Pin, PinPad, PinRequest
 from hsm_signer.device.pin.state import PinState
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.wire import Malformed
-from hsm_signer.device.worker.channel import Channel
 from hsm_signer.device.worker.messages import (
     AskForPin,
     Calling,

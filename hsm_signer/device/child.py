@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hsm_signer.device.worker.channel import Channel
+from hsm_signer.device.channel import Channel
 from hsm_signer.errors import DeviceError
 from hsm_signer.system.environment import inherited_environment
 from hsm_signer.system.own_process import die_with_parent, keep_memory_private
 from hsm_signer.system.threads import NO_THREAD_HINT
 
-_ROOT = str(Path(__file__).resolve().parents[3])
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def child_command(module: str, *arguments: str) -> list[str]:

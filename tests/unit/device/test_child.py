@@ -13,7 +13,7 @@ import hsm_signer
 WHERE = "def main(): print(__file__)"
 PROGRAM = """
 import os, subprocess
-from hsm_signer.device.worker.child import child_command, child_environment
+from hsm_signer.device.child import child_command, child_environment
 os.chdir("elsewhere")
 subprocess.run(child_command("hsm_signer.where"), env=child_environment({}), check=True)
 """
