@@ -125,7 +125,8 @@ _TABLE = (
         read_module,
         "FILE",
         panel="Device",
-        help="PKCS#11 module: the vendor's library. Default: the one in the URI, else p11-kit's proxy.",
+        help="PKCS#11 module: the path of the vendor's library, or a name: ykcs11, opensc, tpm2, softhsm2. Default: "
+        "the one in the URI, else the one that shows the device.",
     ),
     Setting("module_environment", read_environment, help="Variables to set before the module is loaded."),
     Setting(

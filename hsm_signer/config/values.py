@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hsm_signer.crypto import Algorithm
+from hsm_signer.device.known_modules import KNOWN_MODULES
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, UriError
 from hsm_signer.system.environment import withhold
@@ -94,6 +95,8 @@ def read_path(value: object, source: Source) -> Path:
 
 def read_module(value: object, source: Source) -> Path:
     """Return the path or the name of a PKCS#11 module."""
+    if isinstance(value, str) and value.strip() in KNOWN_MODULES:
+        return Path(value.strip())
     path = read_path(value, source)
     # A word without a slash names an installed library, as for dlopen; anything else is a file, also ./FILE.
     if not isinstance(value, Path) and "/" not in str(value):

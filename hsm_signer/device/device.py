@@ -22,6 +22,7 @@ from hsm_signer.device.module import AFTER_FORK_HINT, Module
 from hsm_signer.device.pin.login_lock import login_lock
 from hsm_signer.device.pin.pin import Login, Pin, is_up_to_date, mark_accepted
 from hsm_signer.device.pin.refusals import PinRecord
+from hsm_signer.device.search import find_way
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceError, DeviceGone, HsmSignerError, PinError, PinIncorrect, PinLocked
 from hsm_signer.system.fork import OwnerProcess
@@ -50,6 +51,7 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
         PinError: the login did not succeed. It is not tried again.
         DeviceTimeout: a call into the module did not return in time.
     """
+    asked, access = access, find_way(access, lane)
     module = load(access, lane)
     logins = count_logins_so_far(access)
     module.refresh(access.timeout, access.operator.slow)
@@ -59,7 +61,7 @@ def open_device(access: KeyAccess, *, recover: bool = True, lane: Lane | None = 
     login = ask_for_login(found, access)
     session = log_in(module, found, login, access, logins)
     logger.debug("opened %s through %s", found.info, module.path)
-    return Device(access, module, found.info, login, session, recover=recover)
+    return Device(access, module, found.info, login, session, recover=recover, asked=asked)
 
 
 class Device:
@@ -84,8 +86,10 @@ class Device:
         session: Session,
         *,
         recover: bool,
+        asked: KeyAccess,
     ) -> None:
         self.info = info
+        self._asked = asked
         self._access = access
         self.module = module
         # Kept while the device is open: for recovery, and for keys that require the PIN for each signature.
@@ -111,12 +115,12 @@ class Device:
 
     def serves(self, access: KeyAccess) -> bool:
         """Return whether this device is open in this process, and `access` names it through the same module."""
-        ours, theirs = self._access.uri, access.uri
+        ours, theirs = self._asked.uri, access.uri
         return (
             not self._closed
             and not self._owner.is_parent
             and matches_device(theirs, self.info)
-            and (self._access.module, ours.module_path, ours.module_name)
+            and (self._asked.module, ours.module_path, ours.module_name)
             == (access.module, theirs.module_path, theirs.module_name)
         )
 

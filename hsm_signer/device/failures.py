@@ -1,5 +1,7 @@
 """Turn what a module returned (CK_RV, PKCS#11 v3.1 section 5.1) into an error that says what to do; pure."""
 
+from pathlib import Path
+
 import pkcs11
 from pkcs11 import TokenFlag
 
@@ -91,6 +93,20 @@ def explain_failure(error: pkcs11.PKCS11Error, doing: str, device: str) -> HsmSi
     return DeviceError(
         f"{device} failed while {doing} ({_name(error)}).",
         hint="Close other programs that use the device, plug it in again, and look at the module's own log.",
+    )
+
+
+def explain_module_failure(error: pkcs11.PKCS11Error, doing: str, module: str | Path) -> DeviceError:
+    """Return our error for a call to a module, before it was about one of its devices.
+
+    Args:
+        doing: what failed, as in "looking for devices".
+        module: its file.
+    """
+    kind = DeviceGone if isinstance(error, GONE) else DeviceError
+    return kind(
+        f"{module} failed while {doing} ({_name(error)}).",
+        hint="Check that what the module needs below it is running. With -v, the module's own messages are shown.",
     )
 
 

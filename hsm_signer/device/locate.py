@@ -11,14 +11,14 @@ from pkcs11 import TokenFlag
 from pkcs11.types import Session, Slot, Token
 
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.failures import explain_failure, explain_module_failure
 from hsm_signer.device.lane import Lane
 from hsm_signer.device.match import DeviceInfo, select_device, short_names
 from hsm_signer.device.module import Module, load_module
 from hsm_signer.device.module_search import find_module, is_served_by_p11_kit
 from hsm_signer.device.p11_kit import devices_of_module
-from hsm_signer.device.pcscd import add_pcscd_problem
 from hsm_signer.device.pin.state import PinState, pin_state, require_pin_tries
+from hsm_signer.device.stack.stack import explained, reason_of_absence, reason_of_failure, with_reason
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceGone, DeviceNotFound
 
@@ -68,7 +68,7 @@ class PresentDevice:
 
 
 def load(access: KeyAccess, lane: Lane | None = None) -> Module:
-    """Load the module through which we reach a key, or return it if this process has loaded it already.
+    """Load the module that leads to a key, as `find_way` named it, or return it if this process already has.
 
     Args:
         lane: as for `load_module`.
@@ -92,7 +92,7 @@ def read_library(module: Module, access: KeyAccess) -> LibraryFacts:
     try:
         return module.call(doing, lambda: describe_library(module), access.timeout, access.operator.slow)
     except pkcs11.PKCS11Error as error:
-        raise explain_failure(error, doing, f"The module {module.path}") from error
+        raise explain_module_failure(error, doing, module.path) from error
 
 
 def find_device(module: Module, access: KeyAccess) -> PresentDevice:
@@ -164,7 +164,7 @@ def _find_once(module: Module, access: KeyAccess) -> PresentDevice:
         try:
             return present[select_device(access.uri, [found.info for found in present], str(module.path))]
         except DeviceNotFound as error:
-            raise (error if present else add_pcscd_problem(error)) from None
+            raise (error if present else with_reason(error, reason_of_absence(module.path))) from None
 
     return module.call("looking for the device", look, access.timeout, access.operator.slow)
 
@@ -181,8 +181,8 @@ def present_devices(module: Module, origin: Pkcs11Uri) -> list[PresentDevice]:
     try:
         found = [describe(module, token) for token in present_tokens(module, origin)]
     except pkcs11.PKCS11Error as error:
-        failure = explain_failure(error, "looking for devices", f"The module {module.path}")
-        raise add_pcscd_problem(failure) from error
+        failure = explain_module_failure(error, "looking for devices", module.path)
+        raise explained(failure, reason_of_failure(module.path)) from error
     names = short_names([each.info for each in found])
     return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 

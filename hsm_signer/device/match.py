@@ -3,7 +3,8 @@
 Exactly one device and one key must match: a PIN sent to the wrong card can lock it.
 """
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hsm_signer.device.uri import Pkcs11Uri
@@ -62,33 +63,32 @@ def select_device(uri: Pkcs11Uri, devices: Sequence[DeviceInfo], module: str) ->
     """Return the index of the one device that `uri` names.
 
     Args:
-        uri: if it has no device attribute, it names the only device that is plugged in.
+        uri: without an attribute of a device, it means the only device that is plugged in. It leads to the module.
         devices: all that are plugged in.
         module: the module that found them, for messages.
 
     Raises:
         DeviceNotFound: none matches.
-        DeviceAmbiguous: several match; the message lists a URI for each.
+        DeviceAmbiguous: several match; the commands have a URI for each.
     """
     matching = [index for index, device in enumerate(devices) if matches_device(uri, device)]
     if len(matching) == 1:
         return matching[0]
-    if not matching:
-        wanted = device_uri_text(uri)
-        if not devices:
-            raise DeviceNotFound(
-                f"{module} shows no device. Looked for {wanted}.",
-                hint="Plug the device in, and check that its daemon (pcscd, tpm2-abrmd) is running and accepts you.",
-            )
+    wanted = device_uri_text(uri)
+    if not devices:
         raise DeviceNotFound(
-            f"No device matches {wanted}. {module} shows {_listing(device_uris(devices))}.",
-            hint="Plug the device in, or pass one of these URIs with --key.",
+            f"{module} shows no device. Looked for {wanted}.",
+            hint="Check that the device is plugged in, and that what the module needs below it is running.",
+        )
+    if not matching:
+        raise DeviceNotFound(
+            f"No device matches {wanted}. {module} shows {_number(len(devices), 'device')}.",
+            hint=f"Plug the device in, or use {_this(len(devices))}:",
+            commands=key_options(led_by(uri, each) for each in device_uris(devices)),
         )
     candidates = device_uris([devices[index] for index in matching])
-    raise DeviceAmbiguous(
-        f"{len(matching)} devices match {device_uri_text(uri)}: {_listing(candidates)}.",
-        hint="Pass one of these URIs with --key.",
-    )
+    commands = key_options(led_by(uri, each) for each in candidates)
+    raise DeviceAmbiguous(several_devices(len(matching), uri), hint="Choose one of them:", commands=commands)
 
 
 def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> int:
@@ -96,26 +96,46 @@ def select_key(uri: Pkcs11Uri, keys: Sequence[KeyInfo], device: DeviceInfo) -> i
 
     Raises:
         KeyNotFound: none matches.
-        KeyAmbiguous: several match; the message lists a URI for each.
+        KeyAmbiguous: several match; the commands have a URI for each.
     """
     matching = [index for index, key in enumerate(keys) if matches_key(uri, key)]
     if len(matching) == 1:
         return matching[0]
-    if not matching:
-        wanted = str(Pkcs11Uri(object=uri.object, id=uri.id))
-        present = _listing(key_uris(device, keys)) if keys else "none"
+    wanted = Pkcs11Uri(object=uri.object, id=uri.id)
+    if not keys:
         raise KeyNotFound(
-            f"No private key on {device} matches {wanted}. The device has {present}.",
-            hint="Pass one of these URIs with --key."
-            if keys
-            else "Generate a key: hsm-signer key generate. If you use --pin-source none, choose another PIN source: "
+            f"No private key on {device} matches {wanted}. The device has none.",
+            hint="Generate a key: hsm-signer key generate. If you use --pin-source none, choose another PIN source: "
             "without a login, private keys may be hidden.",
+        )
+    if not matching:
+        raise KeyNotFound(
+            f"No private key on {device} matches {wanted}. The device has {_number(len(keys), 'private key')}.",
+            hint=f"Use {_this(len(keys))}:",
+            commands=key_options(led_by(uri, each) for each in key_uris(device, keys)),
         )
     candidates = key_uris(device, [keys[index] for index in matching])
     raise KeyAmbiguous(
-        f"{len(matching)} private keys on {device} match: {_listing(candidates)}.",
-        hint="Pass one of these URIs with --key.",
+        f"{len(matching)} private keys on {device} match.",
+        hint="Choose one of them:",
+        commands=key_options(led_by(uri, each) for each in candidates),
     )
+
+
+def several_devices(count: int, uri: Pkcs11Uri) -> str:
+    """Return the sentence that several devices match."""
+    wanted = device_uri_text(uri)
+    return f"There are {count} devices." if wanted == str(Pkcs11Uri()) else f"{count} devices match {wanted}."
+
+
+def led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
+    """Return `uri` with the attributes of `origin` that lead to its module, so that it can be pasted."""
+    return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
+
+
+def key_options(uris: Iterable[Pkcs11Uri]) -> tuple[str, ...]:
+    """Return the option that chooses each URI, in order, quoted for a shell."""
+    return tuple(f"--key {quoted}" for quoted in sorted(shlex.quote(str(uri)) for uri in uris))
 
 
 def matches_device(uri: Pkcs11Uri, device: DeviceInfo) -> bool:
@@ -201,5 +221,9 @@ def _shortest_key(device: DeviceInfo, key: KeyInfo, keys: Sequence[KeyInfo]) -> 
     return replace(uri, object=key.label, id=key.id)
 
 
-def _listing(uris: Sequence[Pkcs11Uri]) -> str:
-    return ", ".join(sorted(str(uri) for uri in uris))
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _this(count: int) -> str:
+    return "this one" if count == 1 else "one of these"

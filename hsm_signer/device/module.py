@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from hsm_signer.device.lane import Lane, Slow, log_slow
+from hsm_signer.device.stack.stack import explained, reason_of_failure, refusal_to_load
 from hsm_signer.errors import DeviceError, DeviceGone, DeviceTimeout, ModuleLoadError
 from hsm_signer.system.fork import OwnerProcess, reset_after_fork
 
@@ -136,10 +137,11 @@ class Module:
         try:
             self.library.initialize()
         except pkcs11.PKCS11Error as error:
-            raise DeviceGone(
-                f"{self.path} cannot reach a device: {_reason(self.path, error)}.",
-                hint="Plug the device in, and check that its daemon (pcscd, tpm2-abrmd) is running.",
-            ) from None
+            failure = DeviceGone(
+                f"{self.path} cannot be used: {_reason(self.path, error)}.",
+                hint="Check that what it needs below it is running; its own documentation says what that is.",
+            )
+            raise explained(failure, reason_of_failure(self.path)) from None
 
     def adopt(self, environment: Mapping[str, str], timeout: float, slow: Slow) -> None:
         """Initialise the module again if it was initialised with another environment."""
@@ -204,7 +206,7 @@ def load_module(
 
     Raises:
         ModuleLoadError: it is not a file, not a library, not a PKCS#11 module, or fails to initialise.
-        DeviceError: the parent of this process loaded it.
+        DeviceError: the parent of this process loaded it; or loading it would make files in the home directory.
         DeviceTimeout: the call did not return.
     """
     with _modules.lock:
@@ -245,10 +247,18 @@ def _loaded(name: str, module: Module, timeout: float, slow: Slow) -> Module:
 def _load(path: Path) -> "Library":
     import pkcs11
 
+    if (refusal := refusal_to_load(path)) is not None:
+        raise refusal
     try:
         return pkcs11.lib(str(path))
     except pkcs11.PKCS11Error as error:
-        raise ModuleLoadError(f"{path} cannot be loaded: {_reason(path, error)}.", hint=_hint(path)) from None
+        failure = ModuleLoadError(
+            f"{path} cannot be loaded: {_reason(path, error)}.",
+            hint="Check that --module names the vendor's PKCS#11 library, and that what it needs below it is running.",
+        )
+        # Why it failed to initialise is a question only for a library that could be loaded.
+        reason = None if "OS exception" in str(error) or "undefined symbol" in str(error) else reason_of_failure(path)
+        raise explained(failure, reason) from None
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -258,17 +268,3 @@ def _reason(path: Path, error: Exception) -> str:
     if "OS exception while loading" in text:
         return text.removeprefix(f"OS exception while loading {path}: ").removeprefix(f"{path}: ")
     return f"it failed to initialise ({type(error).__name__}{': ' + text if text else ''})"
-
-
-def _hint(path: Path) -> str:
-    if "softhsm" in path.name:
-        return "SoftHSM needs SOFTHSM2_CONF to name a readable configuration: set it in module_environment."
-    if "opencryptoki" in path.name:
-        return (
-            "openCryptoki needs its daemon: sudo systemctl start pkcsslotd. It serves only root and members of the "
-            "group pkcs11."
-        )
-    return (
-        "Name the vendor's PKCS#11 library with --module, for example libykcs11.so, "
-        "and check that its daemon (pcscd, tpm2-abrmd) is running."
-    )

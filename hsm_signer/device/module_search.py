@@ -1,6 +1,10 @@
-"""Find the file of a PKCS#11 module: by its path, by its name, or through p11-kit's configuration."""
+"""Find the file of a PKCS#11 module: by its path, by its name, or through p11-kit's configuration.
+
+When no module is named, every command looks through `modules_to_search`.
+"""
 
 import contextlib
+import difflib
 import glob
 import logging
 import os
@@ -9,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsm_signer.device.known_modules import FIRST_CHOICES, KNOWN_MODULES, KnownModule, install_commands
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import ConfigError, ModuleLoadError, UriError
+from hsm_signer.system.operating_system import system_names
 from hsm_signer.system.trusted_path import read_trusted, require_trusted_path
 
 logger = logging.getLogger(__name__)
@@ -36,14 +42,14 @@ _CONFIGURATION_DIRECTORIES = ("/usr/share/p11-kit/modules", "/etc/pkcs11/modules
 def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
     """Find the module to load.
 
-    Takes the first of these: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section
-    2.4; through p11-kit's configuration, else by file name), and p11-kit's proxy, which serves every configured module.
+    The first of: `explicit` (``--module``), the URI's module-path, the URI's module-name (RFC 7512 section 2.4). A
+    name is one of p11-kit's configuration, else of a known module, else of a file.
 
     Returns:
         An absolute path. Only root and we can change the file.
 
     Raises:
-        ModuleLoadError: there is no such file, or other users could replace it.
+        ModuleLoadError: none is named, there is no such file, or other users could replace it.
         UriError: the URI's module-name is a path.
     """
     path = _find(explicit, uri)
@@ -60,12 +66,66 @@ def find_module(explicit: Path | None, uri: Pkcs11Uri) -> Path:
     return path
 
 
-def configured_modules() -> dict[str, Path]:
-    """Return the modules in p11-kit's configuration files, by name (pkcs11.conf(5)), except files others can write."""
+@dataclass(frozen=True)
+class ModuleReference:
+    """A module to examine.
+
+    Attributes:
+        path: the shared library.
+        name: what a URI's module-name takes for it, or None if it was named by its file.
+    """
+
+    path: Path
+    name: str | None = None
+
+
+def modules_to_search(explicit: Path | None = None) -> list[ModuleReference]:
+    """Return p11-kit's modules, then the known modules that are installed and are not among them.
+
+    Modules that p11-kit's configuration keeps from p11-kit's proxy are left out: they hold no keys of users.
+
+    Args:
+        explicit: a module that comes first, and may be one of them.
+    """
     configuration = _configuration()
     for error in configuration.refused.values():
         logger.warning("%s The module is ignored. %s", error.message, error.hint)
-    return configuration.found
+    found = [
+        ModuleReference(path, name) for name, path in configuration.found.items() if name not in configuration.hidden
+    ]
+    directories = _library_directories()
+    for known in KNOWN_MODULES.values():
+        file = _known_file(known, directories) if known.is_searched and known.name not in configuration.found else None
+        if file is not None and not any(_is_same(file, module.path) for module in found):
+            found.append(ModuleReference(file, known.name))
+    if explicit is None:
+        return found
+    path = find_module(explicit, Pkcs11Uri()) if is_name(explicit) else explicit
+    same = [module for module in found if _is_same(path, module.path)]
+    first = same or [ModuleReference(path, str(explicit) if is_name(explicit) else None)]
+    return first + [module for module in found if module not in same]
+
+
+def is_name(module: Path) -> bool:
+    """Return whether ``--module`` has the name of a module, not of a file."""
+    return module.name == str(module) and "." not in module.name
+
+
+def way_to(path: Path) -> Pkcs11Uri:
+    """Return a URI that leads to a module and no more: with its name, if it has one, else with its path."""
+    for module in modules_to_search():
+        if module.name is not None and _is_same(path, module.path):
+            return Pkcs11Uri(module_name=module.name)
+    return Pkcs11Uri(module_path=str(path))
+
+
+def no_modules() -> ModuleLoadError:
+    """Return the error for a machine that has no module at all."""
+    return ModuleLoadError(
+        "No PKCS#11 module is installed on this machine. It is the library that talks to your device.",
+        hint="Install the one for your device, or name the vendor's library with --module FILE:",
+        commands=install_commands(FIRST_CHOICES, system_names()),
+    )
 
 
 def is_served_by_p11_kit(path: Path, uri: Pkcs11Uri) -> bool:
@@ -86,16 +146,17 @@ def _find(explicit: Path | None, uri: Pkcs11Uri) -> Path:
         return _require_file(path, "the URI's module-path")
     if uri.module_name is not None:
         return _named(uri.module_name, directories)
-    return _proxy("No PKCS#11 module was named", directories)
+    raise ModuleLoadError("No PKCS#11 module was named.", hint="Name the vendor's library with --module.")
 
 
-def _proxy(why: str, directories: list[Path]) -> Path:
-    for directory in directories:
+def _proxy(why: str) -> Path:
+    for directory in _library_directories():
         if os.path.isfile(directory / _PROXY):
             return directory / _PROXY
     raise ModuleLoadError(
-        f"{why}, and p11-kit's proxy is not installed (looked for {_PROXY} in {', '.join(map(str, directories))}).",
-        hint="Name the vendor's library with --module or the URI's module-path, or install p11-kit-modules.",
+        f"{why}, and p11-kit's proxy ({_PROXY}) is not installed.",
+        hint="Install the package that has it:",
+        commands=install_commands(["p11-kit-proxy"], system_names()),
     )
 
 
@@ -104,21 +165,23 @@ class _Configuration:
     """The modules of p11-kit's configuration.
 
     Attributes:
-        found: the modules' libraries, by name.
-        refused: by name, why the configuration file of a module was not used.
-        served: the names of the modules that only p11-kit can load: it passes arguments to them, or runs them in
-            another process.
+        found: their libraries, by name.
+        refused: why the file of a name was not used.
+        served: the names of those that only p11-kit can load, because it passes arguments or runs them elsewhere.
+        hidden: the names of those that p11-kit does not show through its proxy.
     """
 
     found: dict[str, Path]
     refused: dict[str, ConfigError]
     served: set[str]
+    hidden: set[str]
 
 
 def _configuration() -> _Configuration:
     found: dict[str, Path] = {}
     refused: dict[str, ConfigError] = {}
     served: set[str] = set()
+    hidden: set[str] = set()
     directories = _library_directories()
     for directory in _configuration_directories():
         try:
@@ -139,7 +202,11 @@ def _configuration() -> _Configuration:
                     found[file.stem] = next(filter(os.path.isfile, candidates), candidates[0])
                 elif key in ("x-init-reserved", "remote") and value:
                     served.add(file.stem)
-    return _Configuration(found, refused, served)
+                elif key in ("enable-in", "disable-in") and value:
+                    # Programs, separated by commas or spaces. The proxy's is its name without the suffix.
+                    if (Path(_PROXY).stem in value.replace(",", " ").split()) is (key == "disable-in"):
+                        hidden.add(file.stem)
+    return _Configuration(found, refused, served, hidden)
 
 
 def _configuration_directories() -> list[Path]:
@@ -175,30 +242,64 @@ def _named(name: str, directories: list[Path]) -> Path:
     if name in refused:
         raise ModuleLoadError(refused[name].message, hint=refused[name].hint)
     if name in configuration.served:
-        return _proxy(f"Only p11-kit can load the module {name} of its configuration", _library_directories())
+        return _proxy(f"Only p11-kit can load the module {name} of its configuration")
     if name in configured:
         return _require_file(configured[name], f"p11-kit's configuration for {name}")
+    known = KNOWN_MODULES.get(name)
+    if known is not None and (file := _known_file(known, directories)) is not None:
+        return file
     for directory in directories:
-        for file in (f"{name}.so", f"lib{name}.so", f"{name}.dylib", f"lib{name}.dylib"):
-            if os.path.isfile(directory / file):
-                return directory / file
+        for file_name in (f"{name}.so", f"lib{name}.so", f"{name}.dylib", f"lib{name}.dylib"):
+            if os.path.isfile(directory / file_name):
+                return directory / file_name
+    if known is not None:
+        raise ModuleLoadError(
+            f"The module {name}, for {known.device}, is not installed.",
+            hint="Install it, or give its path:",
+            commands=install_commands([name], system_names()),
+        )
+    names = sorted({*configured, *KNOWN_MODULES})
+    near = difflib.get_close_matches(name, names, n=1)
     raise ModuleLoadError(
-        f"No module named {name!r}: p11-kit's configuration has {', '.join(sorted(configured)) or 'none'}, "
-        f"and neither {name}.so nor lib{name}.so is in {', '.join(map(str, directories))}.",
-        hint="Check the URI's module-name, or give the path of the library as module-path.",
+        f"No module is named {name!r}, and neither {name}.so nor lib{name}.so is in "
+        f"{', '.join(map(str, directories))}.",
+        hint=f"Did you mean {near[0]}?"
+        if near
+        else f"Give the path of the vendor's library, or one of these names: {', '.join(names)}.",
     )
 
 
-def _installed(file: str, directories: list[Path]) -> Path:
-    """Return the installed library of this name. The current directory is not searched."""
+def _known_file(known: KnownModule, directories: list[Path]) -> Path | None:
+    own = (Path(match) for pattern in known.directories for match in sorted(glob.glob(pattern)))
+    candidates = (directory / file for directory in [*directories, *own] for file in known.files)
+    return next(filter(os.path.isfile, candidates), None)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return os.path.realpath(path) == os.path.realpath(other)
+    except ValueError:  # p11-kit's configuration may contain a NUL
+        return False
+
+
+def _installed(word: str, directories: list[Path]) -> Path:
+    """Return the installed library that has this file name or name. The current directory is not searched."""
     for directory in directories:
-        if os.path.isfile(directory / file):
-            return directory / file
+        if os.path.isfile(directory / word):
+            return directory / word
+    if is_name(Path(word)):
+        return _named(word, directories)
     raise ModuleLoadError(
-        f"--module names {file}, which is in none of {', '.join(map(str, directories))}.",
-        hint=f"Give its path (./{file} if it is in the current directory), or install its package: softhsm2, "
-        "opensc-pkcs11, ykcs11 or libtpm2-pkcs11-1.",
+        f"--module names {word}, which is not in any of {', '.join(map(str, directories))}.",
+        hint=f"Give its path (./{word} if it is in the current directory), or install it:",
+        commands=_packages_of(word),
     )
+
+
+def _packages_of(file: str) -> tuple[str, ...]:
+    """Return the commands that install the module with this file, or those for every kind of device."""
+    names = [known.name for known in KNOWN_MODULES.values() if file in known.files and known.packages]
+    return install_commands(names or FIRST_CHOICES, system_names())
 
 
 def _require_file(path: Path, source: str) -> Path:
@@ -209,8 +310,8 @@ def _require_file(path: Path, source: str) -> Path:
         reason = f"cannot be reached ({strerror})" if strerror else "does not exist"
         raise ModuleLoadError(
             f"{source} names {path}, which {reason}.",
-            hint="Check the path, or install the module's package: softhsm2, opensc-pkcs11, ykcs11 or "
-            "libtpm2-pkcs11-1.",
+            hint="Check the path, or install the module:",
+            commands=_packages_of(path.name),
         ) from None
     if not stat.S_ISREG(mode):
         raise ModuleLoadError(f"{source} names {path}, which is not a file.", hint="Give the path of the library file.")

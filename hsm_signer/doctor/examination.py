@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from hsm_signer.config.profile import Profile
@@ -111,21 +111,18 @@ class Examination:
         try:
             value, verdict = probe.measure(self)
         except _NeedFailed as need:
-            return _Result(skipped(f"Not checked because {need.failed} failed."), failed=need.failed)
+            verdict = replace(skipped(f"Not checked because {need.failed} failed."), waits_for=need.failed)
+            return _Result(verdict, failed=need.failed)
         except Exception as error:
             return _Result(_explain(error), failed=probe.name)
         return _Result(verdict, value, probe.name if verdict.status is Status.FAILED else None)
 
 
-def _fix(error: HsmSignerError) -> str | None:
-    return " ".join([error.hint or "", *(command.split("  # ")[0].rstrip() for command in error.commands)]) or None
-
-
 def _explain(error: Exception) -> Verdict:
     match error:
         case EntraError():
-            return failed(f"{error.message} Correlation id: {error.correlation_id}.", _fix(error))
+            return failed(f"{error.message} Correlation id: {error.correlation_id}.", error.hint, error.commands)
         case HsmSignerError():
-            return failed(error.message, _fix(error))
+            return failed(error.message, error.hint, error.commands)
     # Its text may contain a secret.
     return failed(f"Unexpected error: {type(error).__name__}.", "This is a bug in hsm-signer. Please report it.")

@@ -20,10 +20,11 @@ from hsm_signer.device.inventory.facts import mechanism_facts
 from hsm_signer.device.locate import PresentDevice, find_device, load, read_library
 from hsm_signer.device.mechanisms import plan_signing
 from hsm_signer.device.module import Module
-from hsm_signer.device.pcscd import reader_library, require_pcscd
 from hsm_signer.device.pin.sources import NO_LOGIN
 from hsm_signer.device.pin.state import PinState
+from hsm_signer.device.search import find_way
 from hsm_signer.device.signer import DeviceSigner, open_signer
+from hsm_signer.device.stack.pcscd import reader_library, require_pcscd
 from hsm_signer.doctor.examination import Examination, Probe, T
 from hsm_signer.doctor.verdicts import (
     Verdict,
@@ -91,18 +92,20 @@ def configuration(run: Examination) -> tuple[None, Verdict]:
 
 
 @_probe("module")
-def module(run: Examination) -> tuple[Module, Verdict]:
-    """Load the module."""
-    key_options = run.value(access)
+def module(run: Examination) -> tuple[tuple[Module, KeyAccess], Verdict]:
+    """Find and load the module. The value has the way to it in the URI."""
+    key_options = find_way(run.value(access))
     loaded = load(key_options)
     library = read_library(loaded, key_options)
-    return loaded, ok(f"{loaded.path}: {library.description}, {library.version}, by {library.manufacturer}.")
+    return (loaded, key_options), ok(
+        f"{loaded.path}: {library.description}, {library.version}, by {library.manufacturer}."
+    )
 
 
 @_probe("pcscd")
 def pcscd(run: Examination) -> tuple[None, Verdict]:
     """Ask pcscd whether it serves this user, if the module uses smart-card readers."""
-    loaded, key_options = run.value(module), run.value(access)
+    loaded, key_options = run.value(module)
     library = reader_library()
     if library is None:
         return None, skipped("The module uses no smart-card readers.")
@@ -115,7 +118,7 @@ def pcscd(run: Examination) -> tuple[None, Verdict]:
 @_probe("device")
 def device(run: Examination) -> tuple[PresentDevice, Verdict]:
     """Find the device. Opens no session."""
-    found = find_device(run.value(module), run.value(access))
+    found = find_device(*run.value(module))
     return found, ok(f"{found.info}.")
 
 
@@ -139,7 +142,7 @@ def pin(run: Examination) -> tuple[None, Verdict]:
 def login(run: Examination) -> tuple[Device, Verdict]:
     """Open a session and log in, once."""
     run.value(pin)
-    key_options = run.value(access)
+    _, key_options = run.value(module)
     if run.opened is not None and run.opened.serves(key_options):
         return run.opened, ok("The device is open.")
     # Without recovery: a session that is lost must not cost a second login.

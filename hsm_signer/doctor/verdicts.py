@@ -43,31 +43,35 @@ class Verdict:
         status: the outcome.
         detail: what was found, or why the probe was skipped, in sentences. No PIN, token or assertion.
         fix: what to do about it, or None.
+        commands: what to type for that, or, where nothing is wrong, to use what was found.
+        waits_for: the name of the check that failed first, if that is why this one was skipped.
     """
 
     status: Status
     detail: str
     fix: str | None = None
+    commands: tuple[str, ...] = ()
+    waits_for: str | None = None
 
 
-def ok(detail: str) -> Verdict:
+def ok(detail: str, commands: tuple[str, ...] = ()) -> Verdict:
     """Return the verdict that the check passed."""
-    return Verdict(Status.OK, detail)
+    return Verdict(Status.OK, detail, commands=commands)
 
 
-def warning(detail: str, fix: str) -> Verdict:
+def warning(detail: str, fix: str | None, commands: tuple[str, ...] = ()) -> Verdict:
     """Return the verdict that the check passed, but something should be fixed."""
-    return Verdict(Status.WARNING, detail, fix)
+    return Verdict(Status.WARNING, detail, fix, commands)
 
 
-def failed(detail: str, fix: str | None) -> Verdict:
+def failed(detail: str, fix: str | None, commands: tuple[str, ...] = ()) -> Verdict:
     """Return the verdict that the check failed."""
-    return Verdict(Status.FAILED, detail, fix)
+    return Verdict(Status.FAILED, detail, fix, commands)
 
 
-def skipped(reason: str, fix: str | None = None) -> Verdict:
+def skipped(reason: str, fix: str | None = None, commands: tuple[str, ...] = ()) -> Verdict:
     """Return the verdict that this was not checked."""
-    return Verdict(Status.SKIPPED, reason, fix)
+    return Verdict(Status.SKIPPED, reason, fix, commands)
 
 
 def combined(verdicts: Sequence[Verdict]) -> Verdict:
@@ -76,7 +80,8 @@ def combined(verdicts: Sequence[Verdict]) -> Verdict:
     if not failures:
         return ok(" ".join(verdict.detail for verdict in verdicts if verdict.detail))
     fixes = [verdict.fix for verdict in failures if verdict.fix]
-    return failed(" ".join(verdict.detail for verdict in failures), " ".join(fixes) or None)
+    commands = tuple(command for verdict in failures for command in verdict.commands)
+    return failed(" ".join(verdict.detail for verdict in failures), " ".join(fixes) or None, commands)
 
 
 def judge_protection(protection: "Protection") -> Verdict:

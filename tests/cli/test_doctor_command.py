@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hsm_signer
+from hsm_signer.device.uri import Pkcs11Uri
 from tests.cli.conftest import key_uri
 from tests.support.names import PIN, WRONG_PIN
 from tests.support.program import Program, Settings, options
@@ -74,12 +76,23 @@ def test_the_example_in_the_readme_is_what_the_command_prints(program: Program, 
 
 def test_the_table_fits_80_columns_and_has_the_fix_under_the_detail(program: Program, exchange: Settings) -> None:
     lines = program("doctor", *options(exchange, key=key_uri("nothing"))).stdout.splitlines()
-    for line in lines:
+    text = [line for line in lines if not line.startswith("    --key ")]
+    for line in text:
         assert len(line) <= 80 or " " not in line[INDENT:], line
         assert line[:INDENT].strip() == "" or line[:INDENT].split()[0] in PROBES
     (row,) = (index for index, line in enumerate(lines) if line.startswith("key "))
     fixes = [line for line in lines[row + 1 :] if line.startswith(f"{' ' * INDENT}fix: ")]
-    assert fixes[0] == f"{' ' * INDENT}fix: Pass one of these URIs with --key."
+    assert fixes[0] == f"{' ' * INDENT}fix: Use one of these:"
+    under = lines[lines.index(fixes[0]) + 1 :]
+    listed = [shlex.split(line) for line in under[: under.index(next(line for line in under if "--key" not in line))]]
+    assert {Pkcs11Uri.parse(uri).object for _, uri in listed} >= {"good", "bare", "expired"}
+
+
+def test_rows_that_wait_for_the_same_one_are_one_row(program: Program, exchange: Settings) -> None:
+    stdout = program("doctor", *options(exchange, key=key_uri("nothing"))).stdout
+    assert list(table(stdout)) == [*PROBES[: PROBES.index("protection")], "clock", "openid", "protection"]
+    waiting = "protection, mechanisms, certificate, signature, token"
+    assert f"Not checked because key failed: {waiting}." in " ".join(stdout.split())
 
 
 def test_a_narrow_terminal_is_filled_and_not_exceeded(program: Program, signing: Settings) -> None:
@@ -149,10 +162,11 @@ def test_findings_are_shown_before_the_pin_prompt(program: Program, signing: Set
 def test_a_status_is_coloured_on_a_terminal_unless_no_color(
     program: Program, terminal: Terminal, environment: Settings, coloured: bool
 ) -> None:
-    # Nothing is set, so that all is said at once, and fits what a terminal holds back.
-    with program.start("doctor", environment=environment, stdout=terminal.program_side) as process:
+    # Little is set, so that all is said at once, and fits what a terminal holds back.
+    arguments = ("doctor", "--key", "pkcs11:", "--module", "/nowhere.so")
+    with program.start(*arguments, environment=environment, stdout=terminal.program_side) as process:
         process.communicate(timeout=60)
-    terminal.wait_for("token")
+    terminal.wait_for("token.")
     assert bool(COLOUR.search(terminal.seen)) is coloured
 
 

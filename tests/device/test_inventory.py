@@ -24,7 +24,8 @@ from hsm_signer.device.inventory.facts import (
     mechanism_facts,
 )
 from hsm_signer.device.inventory.inspect import examine
-from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
+from hsm_signer.device.inventory.survey import survey
+from hsm_signer.device.module_search import ModuleReference, modules_to_search
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import NO_LOGIN, FixedLogin
@@ -306,7 +307,7 @@ class TestSurvey:
     def test_a_module_that_hangs_where_python_cannot_run_is_killed(
         self, faulty: FaultyModule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("hsm_signer.device.inventory.survey._START", 3.0)
+        monkeypatch.setattr("hsm_signer.device.elsewhere._START", 3.0)
         faulty.rule("C_GetFunctionList", hang=float("inf"))
         facts = survey(ModuleReference(faulty.path), faulty.environment, 0.3)
         assert facts.problem is not None
@@ -374,18 +375,18 @@ class TestKnownModules:
         (configuration / "ours.module").write_text(f"module: {office.module}\n")
 
     def test_the_modules_configured_in_p11_kit_are_known(self, office: SoftHsm) -> None:
-        assert ModuleReference(office.module, "ours") in known_modules(None)
+        assert ModuleReference(office.module, "ours") in modules_to_search(None)
 
     def test_a_named_module_comes_first(self, tmp_path: Path) -> None:
         named = ModuleReference(tmp_path / "vendor.so")
-        assert known_modules(named.path) == [named, *known_modules(None)]
+        assert modules_to_search(named.path) == [named, *modules_to_search(None)]
 
     def test_no_module_is_listed_twice(self, office: SoftHsm, tmp_path: Path) -> None:
         link = tmp_path / "link.so"
         link.symlink_to(office.module)
-        found = known_modules(link)
+        found = modules_to_search(link)
         assert os.path.samefile(found[0].path, office.module)
-        assert sorted(found, key=str) == sorted(known_modules(None), key=str)
+        assert sorted(found, key=str) == sorted(modules_to_search(None), key=str)
 
     def test_the_uris_of_a_configured_module_name_it(self, office: SoftHsm) -> None:
         device = device_of(survey(ModuleReference(office.module, "ours"), office.environment, SECONDS))

@@ -99,7 +99,7 @@ def nss() -> Iterator[Nss]:
         )
 
         def run(lines: str, pin: str) -> list[str]:
-            proxy = find_module(None, Pkcs11Uri())
+            proxy = find_module(Path("p11-kit-proxy"), Pkcs11Uri())
             done = subprocess.run(
                 [sys.executable, "-c", _PRELUDE + textwrap.dedent(lines), URI, str(proxy), name, MESSAGE.decode()],
                 env={**os.environ, "HOME": name, "TEST_PIN": pin},

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_signer.crypto import Algorithm
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.inventory.survey import ModuleReference, survey
+from hsm_signer.device.inventory.survey import survey
+from hsm_signer.device.module_search import ModuleReference
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.device.worker.pool import open_worker
 from hsm_signer.errors import DeviceGone, DeviceTimeout, KeyNotFound, SignatureInvalid

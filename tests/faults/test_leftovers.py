@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hsm_signer.device.access import KeyAccess
-from hsm_signer.device.inventory.survey import ModuleReference, survey
+from hsm_signer.device.inventory.survey import survey
 from hsm_signer.device.module import load_module
+from hsm_signer.device.module_search import ModuleReference
 from hsm_signer.device.pin.pin import Pin
 from hsm_signer.device.pin.sources import FixedLogin
 from hsm_signer.device.uri import Pkcs11Uri

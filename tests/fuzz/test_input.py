@@ -279,5 +279,5 @@ def test_any_file_is_a_p11_kit_configuration_or_our_error(
         patch.setattr(module_search, "_CONFIGURATION_DIRECTORIES", (str(tmp_path),))
         for uri in (Pkcs11Uri(), Pkcs11Uri(module_name="vendor")):
             with only_errors_of_ours():
-                module_search.configured_modules()
+                module_search.modules_to_search()
                 module_search.find_module(None, uri)

@@ -12,11 +12,11 @@ from hsm_signer.cli.output import Output, print_as, print_json, print_note, prin
 from hsm_signer.config.profile import Profile, load_profile
 from hsm_signer.config.settings import SETTINGS
 from hsm_signer.device.uri import Pkcs11Uri
-from hsm_signer.errors import ModuleLoadError, PinError
+from hsm_signer.errors import PinError
 from hsm_signer.system.display import displayable
 
 _LIST_SETTINGS = {
-    "module": "PKCS#11 module to list besides those in p11-kit's configuration.",
+    "module": "PKCS#11 module to list besides those that are searched by default.",
     "device_timeout": SETTINGS["device_timeout"].help,
 }
 
@@ -39,14 +39,12 @@ def list_devices(profile: Profile, output: OutputOption = Output.TEXT) -> None:
     hsm-signer device list
     """
     from hsm_signer.cli.text.inventory import module_text, plain
-    from hsm_signer.device.inventory.survey import known_modules, survey
+    from hsm_signer.device.inventory.survey import survey
+    from hsm_signer.device.module_search import modules_to_search, no_modules
 
-    modules = known_modules(profile.module)
+    modules = modules_to_search(profile.module)
     if not modules:
-        raise ModuleLoadError(
-            "p11-kit's configuration names no PKCS#11 module, and --module names none.",
-            hint="Name the vendor's library with --module FILE, or install its package.",
-        )
+        raise no_modules()
     surveys = (survey(each, profile.module_environment, profile.device_timeout, show_slow) for each in modules)
     if output is Output.JSON:
         print_json({"modules": [plain(facts) for facts in surveys]})

@@ -10,11 +10,13 @@ from hsm_signer.doctor.verdicts import Verdict
 from hsm_signer.system.display import displayable
 
 _NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
+_FOR_COMMANDS = " " * 4
+"""Before a command that is too long to stand under its detail."""
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}
 
 
 def finding_lines(name: str, verdict: Verdict, stream: TextIO | None) -> Iterator[str]:
-    """Return name, status and detail side by side, and the fix under the detail.
+    """Return name, status and detail side by side, and the fix under the detail. Commands stand alone, in one piece.
 
     Args:
         stream: where they will be shown, which decides on colours.
@@ -26,6 +28,8 @@ def finding_lines(name: str, verdict: Verdict, stream: TextIO | None) -> Iterato
     yield f"{name:{_NAME}}{status}{detail[0]}"
     for line in detail[1:] + (_wrap(f"fix: {verdict.fix}", width - len(indent)) if verdict.fix else []):
         yield indent + line
+    for command in map(displayable, verdict.commands):
+        yield (indent if len(indent + command) <= width else _FOR_COMMANDS) + command
 
 
 def _wrap(text: str, width: int) -> list[str]:

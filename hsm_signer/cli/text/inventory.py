@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 
 from hsm_signer.cli.text.certificate import ATTESTATION
-from hsm_signer.cli.text.layout import heading, row, validity_in_words
+from hsm_signer.cli.text.layout import commands, heading, row, uri_line, validity_in_words
 from hsm_signer.device.inventory.facts import CertificateFacts, Contents, DeviceFacts, KeyFacts, ModuleFacts, Problem
 from hsm_signer.device.objects import Protection
 from hsm_signer.device.pin.state import PinState
@@ -18,7 +18,7 @@ def module_text(module: ModuleFacts) -> str:
     for device in module.devices:
         lines += _device(device)
     if not module.devices and not module.problem:
-        lines.append("  no device")
+        lines += _problem(2, module.absence, label="device") if module.absence else ["  no device"]
     return "\n".join(lines)
 
 
@@ -53,7 +53,7 @@ def _device(device: DeviceFacts) -> Iterator[str]:
     serial = f"serial {info.serial}" if info.serial else ""
     maker = ", ".join(part for part in (info.manufacturer, info.model, serial) if part)
     yield from heading(2, f"DEVICE {info.label or info.model or info.slot_description!r}", maker)
-    yield from row(4, "uri", device.uri)
+    yield from uri_line(4, device.uri)
     yield from row(4, "PIN", _pin(device))
     if device.contents is None or not device.mechanisms:
         yield from row(4, "signs", _algorithms(device))
@@ -109,7 +109,7 @@ def _key(key: KeyFacts) -> Iterator[str]:
     bits = f"{key.bits} bits" if key.bits else ""
     kind = " ".join(part for part in (key.kind, bits) if part)
     yield from heading(4, f"KEY {key.label!r}", ", ".join(part for part in (f"id {_id(key.id)}", kind) if part))
-    yield from row(6, "uri", key.uri)
+    yield from uri_line(6, key.uri)
     yield from row(6, "protected", ", ".join(_protection(key.protection)))
     yield from _problem(6, key.problem)
 
@@ -161,11 +161,12 @@ def _certified(certificate: CertificateFacts, contents: Contents) -> str:
     )
 
 
-def _problem(indent: int, problem: Problem | None) -> Iterator[str]:
+def _problem(indent: int, problem: Problem | None, label: str = "problem") -> Iterator[str]:
     if problem is not None:
-        yield from row(indent, "problem", problem.message)
+        yield from row(indent, label, problem.message)
         if problem.hint:
             yield from row(indent, "hint", problem.hint)
+        yield from commands(indent, problem.commands)
 
 
 def _id(octets: bytes) -> str:

@@ -4,8 +4,9 @@ Long text is wrapped, never cut. A URI or a thumbprint stays on one line, so tha
 """
 
 import json
+import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from hsm_signer.system.display import displayable
@@ -24,6 +25,17 @@ def row(indent: int, label: str, *values: str) -> Iterator[str]:
             before = under = " " * (indent + 2)
         yield from wrapped(value, before, under)
         before = under
+
+
+def uri_line(indent: int, uri: str) -> Iterator[str]:
+    """Return the line of a URI: alone, quoted for a shell, and in one piece."""
+    yield f"{' ' * indent}{displayable(shlex.quote(uri))}"
+
+
+def commands(indent: int, lines: Iterable[str]) -> Iterator[str]:
+    """Return the lines of commands, each alone and in one piece."""
+    for line in lines:
+        yield f"{' ' * (indent + 2)}{displayable(line)}"
 
 
 def heading(indent: int, title: str, rest: str) -> Iterator[str]:

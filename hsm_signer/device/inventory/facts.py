@@ -26,11 +26,12 @@ class Problem:
     code: str
     message: str
     hint: str | None
+    commands: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, error: HsmSignerError) -> Self:
         """Return an error as a fact."""
-        return cls(error.code, error.message, error.hint)
+        return cls(error.code, error.message, error.hint, error.commands)
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ class ModuleFacts:
     """A module and the devices that it shows.
 
     Attributes:
-        name: its name in p11-kit's configuration, or None.
+        name: what a URI's module-name takes for it, or None.
         library: None if it could not be loaded.
         problem: why it could not be loaded or examined, or None.
+        absence: why it shows no device, although nothing failed, if that is known.
+        uses_readers: whether it reaches its devices through smart-card readers.
     """
 
     name: str | None
@@ -146,6 +149,8 @@ class ModuleFacts:
     library: LibraryFacts | None
     devices: tuple[DeviceFacts, ...]
     problem: Problem | None = None
+    absence: Problem | None = None
+    uses_readers: bool = False
 
 
 def mechanism_facts(mechanisms: Collection[Mechanism]) -> tuple[MechanismFacts, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pkcs11
@@ -13,7 +13,7 @@ from pkcs11.types import Object, Session
 from hsm_signer.crypto import PublicKey
 from hsm_signer.device.access import KeyAccess
 from hsm_signer.device.device import Device, open_device
-from hsm_signer.device.failures import explain_failure
+from hsm_signer.device.failures import explain_failure, explain_module_failure
 from hsm_signer.device.inventory.facts import (
     CertificateFacts,
     Contents,
@@ -32,9 +32,9 @@ from hsm_signer.device.locate import (
     present_tokens,
     read_token,
 )
-from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris
+from hsm_signer.device.match import DeviceInfo, KeyInfo, device_uris, key_uris, led_by
 from hsm_signer.device.module import Module, load_module
-from hsm_signer.device.module_search import find_module
+from hsm_signer.device.module_search import find_module, way_to
 from hsm_signer.device.objects import (
     label_and_id,
     private_keys,
@@ -44,7 +44,9 @@ from hsm_signer.device.objects import (
     signing_key,
     signing_mechanisms,
 )
-from hsm_signer.device.pcscd import pcscd_problem
+from hsm_signer.device.search import find_way
+from hsm_signer.device.stack.pcscd import pcscd_problem, reader_library
+from hsm_signer.device.stack.stack import reason_of_absence
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import CertificateUnusable, HsmSignerError, KeyLookupError, KeyUnfit
 from hsm_signer.x509.certificate import Certificate, parse_certificates
@@ -53,13 +55,14 @@ from hsm_signer.x509.requirements import require_length, require_usable
 _READING = "reading its objects"
 
 
-def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
+def look_through(path: Path, name: str | None, timeout: float, *, contents: bool = False) -> ModuleFacts:
     """List the devices of a module in this process, without a login. Errors are part of the facts.
 
     Args:
         path: the shared library. The environment variables that it reads are set already.
-        name: its name in p11-kit's configuration, or None.
+        name: what a URI's module-name takes for it, or None.
         timeout: seconds one call into the module may take.
+        contents: whether to list the keys and certificates, too, as far as devices show them without a login.
     """
     facts = ModuleFacts(name, str(path), None, ())
     origin = Pkcs11Uri(module_name=name)
@@ -67,14 +70,20 @@ def look_through(path: Path, name: str | None, timeout: float) -> ModuleFacts:
         # Found in the same way as by the URIs that are returned.
         module = load_module(find_module(None if name else path, origin), {}, timeout)
         facts = replace(facts, path=str(module.path))
-        library = module.call("reading the module's name", lambda: describe_library(module), timeout)
-        facts = replace(facts, library=library)
+        facts = replace(facts, library=module.call("asking for its name", lambda: describe_library(module), timeout))
+        facts = replace(facts, uses_readers=reader_library() is not None)
+        origin = origin if name else way_to(path)
         devices = module.call("looking for devices", lambda: _devices(module, origin), timeout)
-        if not devices and (problem := module.call("checking pcscd", pcscd_problem, timeout)) is not None:
-            raise problem
+        if not devices:
+            if (complaint := module.call("asking pcscd", pcscd_problem, timeout)) is not None:
+                raise complaint
+            absence = module.call("looking for the reason", lambda: reason_of_absence(module.path), timeout)
+            return replace(facts, absence=None if absence is None else Problem.of(absence))
+        if contents:
+            devices = module.call(_READING, lambda: _with_contents(module, origin, devices), timeout)
         return replace(facts, devices=devices)
     except pkcs11.PKCS11Error as error:
-        failure = explain_failure(error, "looking for devices", f"The module {facts.path}")
+        failure = explain_module_failure(error, "looking for devices", facts.path)
         return replace(facts, problem=Problem.of(failure))
     except HsmSignerError as error:
         return replace(facts, problem=Problem.of(error))
@@ -95,8 +104,9 @@ def examine(access: KeyAccess, now: datetime, *, login: bool) -> ModuleFacts:
         PinError: the login did not succeed.
         DeviceTimeout: a call into the module did not return in time.
     """
+    access = find_way(access)
     if not login:
-        return browse(access, _READING, lambda module, session: _examine(module, session, access, now))
+        return browse(access, _READING, lambda module, session: _examine(module, session, access.uri, now))
     with open_device(access) as device:
         return examine_open(device, access, now)
 
@@ -107,18 +117,13 @@ def examine_open(device: Device, access: KeyAccess, now: datetime) -> ModuleFact
     Args:
         access: what it was opened with.
     """
-    return device.call(_READING, lambda session: _examine(device.module, session, access, now))
+    return device.call(_READING, lambda session: _examine(device.module, session, access.uri, now))
 
 
 def _devices(module: Module, origin: Pkcs11Uri) -> tuple[DeviceFacts, ...]:
     present = present_devices(module, origin)
     uris = device_uris([found.info for found in present])
-    return tuple(_device(found, _led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
-
-
-def _led_by(origin: Pkcs11Uri, uri: Pkcs11Uri) -> Pkcs11Uri:
-    """Return `uri` with the module attributes of `origin`, so that it can be used without --module."""
-    return replace(uri, module_name=origin.module_name, module_path=origin.module_path)
+    return tuple(_device(found, led_by(origin, uri)) for found, uri in zip(present, uris, strict=True))
 
 
 def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
@@ -136,11 +141,27 @@ def _device(found: PresentDevice, uri: Pkcs11Uri) -> DeviceFacts:
         return replace(facts, problem=Problem.of(failure))
 
 
-def _examine(module: Module, session: Session, access: KeyAccess, now: datetime) -> ModuleFacts:
+def _with_contents(module: Module, origin: Pkcs11Uri, devices: tuple[DeviceFacts, ...]) -> tuple[DeviceFacts, ...]:
+    now = datetime.now(UTC)
+
+    def read(present: PresentDevice, facts: DeviceFacts) -> DeviceFacts:
+        try:
+            session = read_token(present.slot).open()
+            try:
+                return _examine(module, session, origin, now).devices[0]
+            finally:
+                session.close()
+        except pkcs11.PKCS11Error as error:
+            return replace(facts, problem=Problem.of(explain_failure(error, _READING, str(facts.info))))
+
+    return tuple(map(read, present_devices(module, origin), devices))
+
+
+def _examine(module: Module, session: Session, origin: Pkcs11Uri, now: datetime) -> ModuleFacts:
     found = describe(module, read_token(session.token.slot))
-    others = [describe(module, token).info for token in present_tokens(module, access.uri)]
+    others = [describe(module, token).info for token in present_tokens(module, origin)]
     uri = device_uris([found.info, *(info for info in others if info != found.info)])[0]
-    uri = _led_by(access.uri, uri)
+    uri = led_by(origin, uri)
     keys = _keys(session, found.info, uri)
     nobody = session.user_type == UserType.NOBODY  # type: ignore[attr-defined]  # missing from the stubs
     contents = Contents(
@@ -149,7 +170,7 @@ def _examine(module: Module, session: Session, access: KeyAccess, now: datetime)
         certificates=tuple(_certificates(session, keys, now)),
     )
     device = replace(_device(found, uri), contents=contents)
-    return ModuleFacts(access.uri.module_name, str(module.path), describe_library(module), (device,))
+    return ModuleFacts(origin.module_name, str(module.path), describe_library(module), (device,))
 
 
 def _keys(session: Session, device: DeviceInfo, uri: Pkcs11Uri) -> list[tuple[KeyFacts, PublicKey | None]]:

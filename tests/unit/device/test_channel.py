@@ -100,7 +100,7 @@ def test_every_error_class_arrives_with_all_its_fields(error: HsmSignerError) ->
         PinAnswer(None),
         Sign(Algorithm.PS256, b""),
         ReadCertificate(),
-        LookThrough(Path("/x/\udcff.so"), None, 60.0),
+        LookThrough(Path("/x/\udcff.so"), None, 60.0, contents=True),
         Open(
             uri=Pkcs11Uri.parse("pkcs11:id=%FF;slot-id=18446744073709551615;x-vendor=1?module-name=softhsm2"),
             module=Path("/x.so"),

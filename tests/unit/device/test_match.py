@@ -1,6 +1,6 @@
 """Exactly one device and one key must match; otherwise the error names every candidate, so that one can be chosen."""
 
-import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ from hsm_signer.device.match import (
     KeyInfo,
     device_uris,
     key_uris,
+    led_by,
     matches_device,
     matches_key,
     select_device,
@@ -61,9 +62,19 @@ keys = st.lists(
 )
 
 
-def listed(error: HsmSignerError) -> set[Pkcs11Uri]:
-    """Return the URIs in a message, parsed: the one that was searched for, if present, and the candidates."""
-    return {Pkcs11Uri.parse(text) for text in re.findall(r"pkcs11:\S*?(?=[.,:;]*(?:\s|$))", error.message)}
+WAY = Pkcs11Uri(module_name="opensc")
+
+
+def candidates(error: HsmSignerError) -> list[Pkcs11Uri]:
+    """The URIs of the commands, read as a shell does."""
+    words = [shlex.split(command) for command in error.commands]
+    assert all(option == "--key" for option, _ in words)
+    return [Pkcs11Uri.parse(uri) for _, uri in words]
+
+
+def led(uris: list[Pkcs11Uri]) -> list[Pkcs11Uri]:
+    """The URIs with the way to their module, in the order of the alphabet."""
+    return sorted((led_by(WAY, uri) for uri in uris), key=str)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +129,17 @@ def test_if_there_is_no_device_the_message_says_what_was_searched_for_and_where(
 
 def test_if_no_device_matches_the_message_names_those_present() -> None:
     with pytest.raises(DeviceNotFound) as refused:
-        select_device(Pkcs11Uri(token="Another"), [OFFICE, HOME], MODULE)
-    assert listed(refused.value) == {Pkcs11Uri(token="Another"), *device_uris([OFFICE, HOME])}
+        select_device(led_by(WAY, Pkcs11Uri(token="Another")), [OFFICE, HOME], MODULE)
+    assert "pkcs11:token=Another;" in refused.value.message
+    assert candidates(refused.value) == led(device_uris([OFFICE, HOME]))
 
 
 def test_if_several_devices_match_the_message_names_only_those() -> None:
     third = replace(HOME, label="Third card", slot_id=2, model="Another")
     with pytest.raises(DeviceAmbiguous) as refused:
-        select_device(Pkcs11Uri(model="PIV"), [OFFICE, third, HOME], MODULE)
-    assert listed(refused.value) == {Pkcs11Uri(model="PIV"), *device_uris([OFFICE, HOME])}
+        select_device(led_by(WAY, Pkcs11Uri(model="PIV")), [OFFICE, third, HOME], MODULE)
+    assert "pkcs11:model=PIV." in refused.value.message
+    assert candidates(refused.value) == led(device_uris([OFFICE, HOME]))
 
 
 @given(devices)
@@ -176,8 +189,9 @@ def test_a_different_label_or_id_rules_a_key_out(uri: Pkcs11Uri) -> None:
 
 def test_if_no_key_matches_the_message_names_those_on_the_device() -> None:
     with pytest.raises(KeyNotFound) as refused:
-        select_key(Pkcs11Uri(object="other"), [SIGNING, BACKUP], OFFICE)
-    assert listed(refused.value) == {Pkcs11Uri(object="other"), *key_uris(OFFICE, [SIGNING, BACKUP])}
+        select_key(led_by(WAY, Pkcs11Uri(object="other")), [SIGNING, BACKUP], OFFICE)
+    assert "pkcs11:object=other;" in refused.value.message
+    assert candidates(refused.value) == led(key_uris(OFFICE, [SIGNING, BACKUP]))
 
 
 def test_the_message_says_if_the_device_has_no_keys() -> None:
@@ -190,8 +204,8 @@ def test_the_message_says_if_the_device_has_no_keys() -> None:
 def test_if_several_keys_match_the_message_names_only_those() -> None:
     renewed = KeyInfo("signing", b"\x03")
     with pytest.raises(KeyAmbiguous) as refused:
-        select_key(Pkcs11Uri(object="signing"), [SIGNING, BACKUP, renewed], OFFICE)
-    assert listed(refused.value) == set(key_uris(OFFICE, [SIGNING, renewed]))
+        select_key(led_by(WAY, Pkcs11Uri(object="signing")), [SIGNING, BACKUP, renewed], OFFICE)
+    assert candidates(refused.value) == led(key_uris(OFFICE, [SIGNING, renewed]))
 
 
 @given(keys)

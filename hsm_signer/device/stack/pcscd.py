@@ -3,14 +3,15 @@
 import ctypes
 import json
 import os
-import pwd
 import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-from hsm_signer.errors import DeviceError, HsmSignerError
+from hsm_signer.device.known_modules import install_commands
+from hsm_signer.device.stack.problem import problem
+from hsm_signer.errors import DeviceError
+from hsm_signer.system.operating_system import system_names, user_name
 
 _LIBRARY = "libpcsclite.so"
 _SOCKET = "/run/pcscd/pcscd.comm"
@@ -19,7 +20,6 @@ _PATIENCE = 2.0  # seconds; a pcscd that accepts us waits for our first message
 _SCOPE_SYSTEM, _SHARE_DIRECT, _LEAVE_CARD, _SECURITY_VIOLATION = 2, 3, 0, 0x8010006A
 # What polkit is asked for every client, and for every reader it opens (README.polkit of pcsc-lite).
 _ACTIONS = ["org.debian.pcsc-lite.access_pcsc", "org.debian.pcsc-lite.access_card"]
-E = TypeVar("E", bound=HsmSignerError)
 
 
 def reader_library() -> Path | None:
@@ -62,17 +62,19 @@ def require_pcscd(library: Path) -> str:
     if status == _SECURITY_VIOLATION:
         raise DeviceError(f"pcscd at {path} refuses this user.", hint=_polkit_hint())
     if not os.path.exists(path):
-        raise DeviceError(
+        raise problem(
             f"pcscd is not running: {path} does not exist.",
-            hint="Install pcscd, and start it: systemctl enable --now pcscd.socket",
+            "Smart card modules reach their readers through it. Start it:",
+            *_start_commands(),
         )
     if not os.access(path, os.R_OK | os.W_OK):
         raise DeviceError(
             f"This user may not use pcscd's socket {path}.", hint=f"Check its mode and owner: ls -l {shlex.quote(path)}"
         )
-    raise DeviceError(
+    raise problem(
         f"pcscd does not answer at {path} (0x{status:08X}).",
-        hint="Restart it: systemctl restart pcscd.socket pcscd.service",
+        "Restart it:",
+        "sudo systemctl restart pcscd.socket pcscd.service",
     )
 
 
@@ -85,19 +87,16 @@ def pcscd_problem() -> DeviceError | None:
     if library is not None:
         try:
             require_pcscd(library)
-        except DeviceError as problem:
-            return problem
+        except DeviceError as error:
+            return error
     return None
 
 
-def add_pcscd_problem(error: E) -> E:
-    """Return the error of a module that finds no device; if pcscd has a problem, it is added. Runs on the lane."""
-    problem = pcscd_problem()
-    if problem is None:
-        return error
-    # Perhaps another module of this process uses the readers, so keep both hints.
-    hint = " ".join(filter(None, (error.hint, problem.hint)))
-    return type(error)(f"{error.message} {problem.message}", hint=hint)
+def _start_commands() -> tuple[str, ...]:
+    """Return what starts pcscd here, and before it what installs it, where that is not done."""
+    is_installed = any(os.path.exists(f"{directory}/pcscd") for directory in ("/usr/sbin", "/usr/bin", "/sbin"))
+    install = () if is_installed else install_commands(["pcscd"], system_names())
+    return (*install, "sudo systemctl enable --now pcscd.socket")
 
 
 def _establish(pcsc: ctypes.CDLL) -> tuple[ctypes.c_long, int]:
@@ -139,11 +138,7 @@ def _opening(pcsc: ctypes.CDLL, context: ctypes.c_long, reader: bytes) -> int:
 
 
 def _polkit_hint() -> str:
-    user = os.geteuid()
-    try:
-        name = pwd.getpwuid(user).pw_name
-    except KeyError:
-        name = str(user)  # as polkit calls it
+    name = user_name()  # a number, where there is no name, as polkit calls it
     # No space after `return`: if the line is wrapped there, JavaScript ends the statement.
     rule = (
         f"polkit.addRule(function(action, subject) {{ if ({json.dumps(_ACTIONS)}.indexOf(action.id) >= 0 "
