@@ -51,12 +51,17 @@ def judge_machine(modules: Sequence[ModuleFacts]) -> Iterator[Row]:
         yield _name(problem), warning(f"{names}: {problem.message}", problem.hint, problem.commands)
     if any(module.uses_readers for module in modules) and "pcscd" not in {_name(problem) for problem, _ in problems}:
         yield "pcscd", ok("pcscd answers, and accepts this user.")
-    devices = [device for module in modules for device in module.devices]
+    devices = [(module, device) for module in modules for device in module.devices]
     if not devices:
         yield "device", failed("No device was found.", "Fix one of the above, or plug your device in.")
-        return
-    for device in devices:
-        yield from _judge_device(device)
+    in_readers: dict[str, ModuleFacts] = {}
+    for module, device in devices:
+        first = in_readers.setdefault(device.info.slot_description, module) if module.uses_readers else module
+        if first is module:
+            yield from _judge_device(device)
+        else:
+            same = f"{device.info}, seen through {module.name or module.path}, is the card above."
+            yield "device", ok(same, key_options([Pkcs11Uri.parse(device.uri)]))
 
 
 def _described(module: ModuleFacts) -> str:
@@ -83,23 +88,24 @@ def _name(problem: Problem) -> str:
 
 def _judge_device(device: DeviceFacts) -> Iterator[Row]:
     info = device.info
-    name = f"{info.label or info.model or info.slot_description!r}"
+    name = repr(info.label or info.model or info.slot_description)
     use = key_options([Pkcs11Uri.parse(device.uri)])
     if device.problem is not None:
         yield "device", warning(f"{info}: {device.problem.message}", device.problem.hint, device.problem.commands)
     else:
-        yield "device", replace(ok(f"{info}."), commands=use)
+        yield "device", ok(f"{info}.", use)
     yield "pin", _judge_pin(device, name)
     contents = device.contents
     if contents is None:
         return
     if contents.keys:
         for key in contents.keys:
-            what = f"{key.label or 'no label'!r} on {name}, id {key.id.hex() or 'none'}"
+            what = f"{key.label!r} on {name}, id {key.id.hex() or 'none'}"
             if key.problem is not None:
                 yield "key", warning(f"{what}: {key.problem.message}", key.problem.hint)
             else:
-                yield "key", replace(ok(f"{what}, {key.kind}, {key.bits} bits."), commands=_key_option(key.uri))
+                uri = Pkcs11Uri.parse(key.uri)
+                yield "key", ok(f"{what}, {key.kind}, {key.bits} bits.", key_options([uri]))
     elif contents.hidden:
         show = f"hsm-signer key list {use[0]}"
         yield "key", skipped(f"{name} shows its private keys only after a login.", "List them:", (show,))
@@ -121,10 +127,6 @@ def _judge_device(device: DeviceFacts) -> Iterator[Row]:
                 yield "certificate", warning(detail, "Create the next certificate before this one expires.")
             else:
                 yield "certificate", ok(detail)
-
-
-def _key_option(uri: str) -> tuple[str, ...]:
-    return key_options([Pkcs11Uri.parse(uri)])
 
 
 def _judge_pin(device: DeviceFacts, name: str) -> Verdict:
