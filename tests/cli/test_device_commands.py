@@ -168,7 +168,7 @@ class TestShow:
         assert re.search(
             r"""
     KEY 'good'  id 01, RSA 2048 bits
-      uri       pkcs11:token=office;serial=[0-9a-f]{16};object=good;id=%01
+      'pkcs11:token=office;serial=[0-9a-f]{16};object=good;id=%01\?module-path=\S+'
       protected sensitive, never extractable, generated on the device
 """,
             result.stdout,
