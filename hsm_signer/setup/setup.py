@@ -19,8 +19,8 @@ from hsm_signer.config.values import Source
 from hsm_signer.credential.client import resolve_client
 from hsm_signer.device.access import Operator
 from hsm_signer.device.inventory.facts import ModuleFacts
-from hsm_signer.device.inventory.survey import ModuleReference, known_modules, survey
-from hsm_signer.device.module_search import find_module
+from hsm_signer.device.inventory.survey import survey
+from hsm_signer.device.module_search import ModuleReference, find_module, modules_to_search
 from hsm_signer.device.piv import is_piv, slot_of
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.entra.authority import resolve_endpoint
@@ -150,11 +150,11 @@ class Setup:
     def _survey(self) -> list[ModuleFacts]:
         profile, uri = self._profile, self._wishes.key
         if profile.module is not None:
-            modules = known_modules(profile.module)[:1]
+            modules = modules_to_search(profile.module)[:1]
         elif uri is not None and (uri.module_path is not None or uri.module_name is not None):
             modules = [ModuleReference(find_module(None, uri), uri.module_name)]
         else:
-            modules = known_modules(None)
+            modules = modules_to_search()
         return [
             survey(module, profile.module_environment, profile.device_timeout, self._operator.slow)
             for module in modules
