@@ -24,7 +24,7 @@ def environment() -> Iterator[dict[str, str]]:
 
 
 def run(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    tests = ["tests/device/test_contract.py", "-k", "test_signatures_are_valid or test_a_wrong_pin"]
+    tests = ["tests/device/test_contract.py", "-k", "test_signatures_are_valid or wrong_pin_is_sent"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
 
