@@ -11,7 +11,7 @@ from hsm_signer.system.display import displayable
 
 _NAME, _STATUS = len("configuration") + 2, len("skipped") + 2
 _FOR_COMMANDS = " " * 4
-"""Before a command that is too long to stand under its detail."""
+"""Before the commands if one of them is too long to stand under the detail."""
 _COLOURS = {"ok": "32", "warning": "33", "failed": "31", "skipped": "2"}
 
 
@@ -28,8 +28,10 @@ def finding_lines(name: str, verdict: Verdict, stream: TextIO | None) -> Iterato
     yield f"{name:{_NAME}}{status}{detail[0]}"
     for line in detail[1:] + (_wrap(f"fix: {verdict.fix}", width - len(indent)) if verdict.fix else []):
         yield indent + line
-    for command in map(displayable, verdict.commands):
-        yield (indent if len(indent + command) <= width else _FOR_COMMANDS) + command
+    commands = [displayable(command) for command in verdict.commands]
+    fits = all(len(indent + command) <= width for command in commands)
+    for command in commands:
+        yield (indent if fits else _FOR_COMMANDS) + command
 
 
 def _wrap(text: str, width: int) -> list[str]:
