@@ -21,7 +21,8 @@ NAMES = {
     "ykcs11": "YubiKey PIV #12345678",
     "opensc": "virtual 9a",
 }
-TOOLS = {"softhsm": "softhsm2-util", "tpm": "tpm2_dictionarylockout", "ykcs11": "ykman", "opensc": "pkcs15-tool"}
+# SoftHSM never locks, and its own tool could only delete the keys.
+TOOLS = {"softhsm": None, "tpm": "tpm2_dictionarylockout", "ykcs11": "ykman", "opensc": "pkcs15-tool"}
 
 
 @pytest.fixture(params=NAMES)
@@ -60,7 +61,8 @@ def test_a_wrong_pin_says_which_device_and_names_the_tool_that_helps(stack: Stac
     refused = wrong_pin(stack)
     assert refused.message == f"Wrong PIN for {NAMES[stack.name]}. It was sent once and will not be sent again."
     assert refused.hint
-    assert refused.commands[-1].startswith(TOOLS[stack.name])
+    last = refused.commands[-1].split()[0] if refused.commands else None
+    assert last == TOOLS[stack.name]
 
 
 def test_the_last_try_is_announced_where_the_device_says_so(yubikey: Stack) -> None:

@@ -61,10 +61,6 @@ def pin_tool(device: DeviceInfo) -> PinTool:
             "the tries back, with the lockout password",
         )
     if device.manufacturer == "SoftHSM project":
-        return PinTool(
-            "SoftHSM never locks.",
-            None,
-            shlex.join(["softhsm2-util", "--init-token", "--token", device.label, "--label", device.label]),
-            "start over: DELETES its keys",
-        )
+        # Its tool cannot set a new PIN: it can only initialise the device again, which deletes the keys.
+        return PinTool("SoftHSM never locks.", None, None, "")
     return PinTool("A device locks after a few wrong PINs.", None, None, "")

@@ -1,6 +1,7 @@
 """After a wrong PIN a person is told what to do on this very device, by commands of its own tool."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,7 @@ UNKNOWN = device("office", "ACME", "HSM 9", "1")
         (PIV_BY_OPENSC, ["pkcs15-tool --reader 'Gemalto (00) 01' --unblock-pin"]),
         (CARD_BY_OPENSC, ["pkcs15-tool --reader 'Reader 0' --unblock-pin"]),
         (TPM, ["tpm2_getcap properties-variable | grep LOCKOUT", "tpm2_dictionarylockout --clear-lockout"]),
-        (SOFTHSM, ["softhsm2-util --init-token --token 'two words' --label 'two words'"]),
+        (SOFTHSM, []),
         (UNKNOWN, []),
     ],
     ids=["ykcs11", "PIV by OpenSC", "OpenSC", "TPM", "SoftHSM", "another"],
@@ -40,7 +41,7 @@ def test_the_commands_are_of_the_tool_for_this_device(known: DeviceInfo, command
     assert shown == commands
 
 
-@pytest.mark.parametrize("known", [YUBIKEY, PIV_BY_OPENSC, TPM, SOFTHSM], ids=str)
+@pytest.mark.parametrize("known", [YUBIKEY, PIV_BY_OPENSC, TPM], ids=str)
 def test_a_comment_says_what_each_command_is_for(known: DeviceInfo) -> None:
     for command in pin_tool(known).commands:
         assert len(shlex.split(command, comments=True)) < len(shlex.split(command))
@@ -51,7 +52,6 @@ def test_a_serial_that_ykman_would_not_take_is_left_out() -> None:
     assert pin_tool(odd).commands[0].startswith("ykman piv info ")
 
 
-def test_a_label_cannot_add_a_command() -> None:
-    hostile = device("x'; rm -rf ~; '", "SoftHSM project", "SoftHSM v2", "1")
-    (command,) = pin_tool(hostile).commands
-    assert shlex.split(command, comments=True)[3] == "x'; rm -rf ~; '"
+def test_the_name_of_a_reader_cannot_add_a_command() -> None:
+    (command,) = pin_tool(replace(CARD_BY_OPENSC, slot_description="x'; rm -rf ~; '")).commands
+    assert shlex.split(command, comments=True)[2] == "x'; rm -rf ~; '"
