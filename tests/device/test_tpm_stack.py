@@ -141,10 +141,10 @@ def test_a_key_id_is_the_text_given_to_tpm2_ptool_and_the_error_shows_it(stack: 
             try:
                 open_signer(device)
             except KeyNotFound as error:
-                tell(error)
+                tell(" ".join([error.message, *error.commands]))
         """,
     )
-    assert "id=%01; it has " in message
+    assert "matches pkcs11:id=%01" in message
     assert "object=key;id=%30%31" in message
 
 
