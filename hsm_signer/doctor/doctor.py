@@ -49,8 +49,8 @@ def examine(
             "configuration",
             skipped(
                 "Nothing is configured, so only this machine was checked: its modules and devices.",
-                "To check a key and its certificate as well, name the key:",
-                ("hsm-signer doctor --key URI",),
+                "Set up a profile, or name a key to check it as well:",
+                ("hsm-signer init", "hsm-signer doctor --key URI"),
             ),
         )
         yield from examine_machine(profile, operator)
