@@ -255,9 +255,9 @@ class TestConfiguration:
         assert "Unknown PIN source" in finding.detail
         assert "'common'" in finding.detail
 
-    def test_without_any_settings_everything_else_is_skipped(self) -> None:
+    def test_without_a_client_everything_else_is_skipped(self) -> None:
         names = list(FINE)[1:]
-        assert outcome(dict(examine(Profile()))) == {
+        assert outcome(dict(examine(Profile(tenant="contoso.example")))) == {
             "configuration": "failed",
             **unexamined(*names, because="configuration"),
         }
@@ -275,7 +275,7 @@ class TestModuleAndDevice:
     def test_a_missing_device_fails_and_the_existing_ones_are_named(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=elsewhere;id=%01")
         assert outcome(findings) == {**FINE, "device": "failed", **all_after("device")}
-        assert "token=doctor%20tests" in findings["device"].detail
+        assert "token=doctor%20tests" in findings["device"].commands[0]
 
     @pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
     def test_no_login_is_sent_to_a_device_on_its_last_pin_try(
@@ -336,7 +336,7 @@ class TestKey:
     def test_a_missing_key_fails_and_the_existing_ones_are_named(self, run: Examine) -> None:
         findings = run(key="pkcs11:token=doctor%20tests;object=other")
         assert outcome(findings) == {**FINE, "key": "failed", **all_after("key")}
-        assert "object=good" in findings["key"].detail
+        assert "object=good" in findings["key"].commands[0]
 
     @pytest.mark.parametrize(
         ("label", "private_key"),
