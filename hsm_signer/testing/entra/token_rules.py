@@ -100,22 +100,22 @@ def check_token_request(form: TokenForm, directory: Directory, now: float) -> Ac
         now: the time, in seconds since the epoch.
     """
     try:
-        applications = _tenant(directory)
-        _grant(form)
+        applications = _check_tenant(directory)
+        _check_grant(form)
         client_id, scope = _parameter(form, "client_id"), form.get("scope")
         if not scope:
             raise missing_field("scope")
         if client_id not in applications:
             raise _unknown_application(client_id, directory.tenant)
         jti = check_assertion(_assertion(form), client_id, applications[client_id], directory, now)
-        return Accepted(client_id, _resource(scope, directory), jti)
+        return Accepted(client_id, _check_resource(scope, directory), jti)
     except RequestRefused as refused:
         return refused.refusal
     except Malformed as malformed:
         return EntraRefusal(50027, "invalid_request", f"JWT token is invalid or malformed: {malformed}.")
 
 
-def _tenant(directory: Directory) -> Applications:
+def _check_tenant(directory: Directory) -> Applications:
     tenant = directory.tenant
     if directory.applications is not None:
         return directory.applications
@@ -156,7 +156,7 @@ def _unknown_application(client_id: str, tenant: str) -> RequestRefused:
     return RequestRefused(EntraRefusal(700016, "unauthorized_client", message))
 
 
-def _grant(form: TokenForm) -> None:
+def _check_grant(form: TokenForm) -> None:
     if form.repeated:  # RFC 6749 section 3.2: parameters must not be included more than once
         raise invalid_request(90013, f"Invalid input: the parameter '{form.repeated[0]}' is included more than once.")
     grant_type = _parameter(form, "grant_type")
@@ -184,7 +184,7 @@ def _assertion(form: TokenForm) -> str:
     return form["client_assertion"]
 
 
-def _resource(scope: str, directory: Directory) -> str:
+def _check_resource(scope: str, directory: Directory) -> str:
     scopes = [name for name in scope.split(" ") if name not in _IGNORED_SCOPES]
     for name in scopes or [scope]:
         if not name.removesuffix("/.default") or not name.endswith("/.default"):
