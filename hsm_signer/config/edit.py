@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_signer.config.file import config_files, profile_name
+from hsm_signer.config.values import absolute
 from hsm_signer.errors import ConfigError
 from hsm_signer.system.private_file import unwritable, write_private
 from hsm_signer.system.trusted_path import make_private_directory, read_trusted
@@ -53,8 +54,8 @@ def profile_place(config: Path | None, name: str | None, environ: Mapping[str, s
     chosen = profile_name(name, environ) or "default"
     existing = next((path for path in candidates if os.path.exists(path)), candidates[0])
     if existing != candidates[0] and not os.access(existing.parent, os.W_OK):
-        return ProfilePlace(candidates[0].absolute(), chosen, hides=existing)
-    return ProfilePlace(existing.absolute(), chosen)
+        return ProfilePlace(absolute(candidates[0], "--config"), chosen, hides=existing)
+    return ProfilePlace(absolute(existing, "--config"), chosen)
 
 
 def write_profile(place: ProfilePlace, values: Mapping[str, Value], *, replace: bool) -> None:
@@ -129,6 +130,12 @@ def toml_value(value: Value) -> str:
 
 
 def _string(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{text!r} cannot be written to the configuration file: it is not UTF-8.", hint="Give it as UTF-8."
+        ) from None
     # A JSON string is a TOML basic string, but for DEL (TOML v1.0.0, "String").
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -161,6 +161,7 @@ def base(
         "certificate show": options(device),
         "rotate": [*options({**exchange, "key": "file:key.json", "graph": entra.graph}), "--dry-run"],
         "doctor": [*options(signing), "--offline"],
+        "init": ["--config", "config.toml", *options(signing), "--offline", "--yes"],
         "emulator": ["--certificate", str(certificate), "--plain-http"],
     }
 

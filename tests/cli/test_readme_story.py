@@ -18,6 +18,7 @@ _VARIABLE = (
     (r"[0-9A-F]{40}", "THUMBPRINT"),
     (r"\d{4}-\d\d-\d\d(T[0-9:+]+| [0-9:]+ UTC)", "TIME"),
     (r"app-\d{8}", "app-DATE"),
+    (r"module-path=[^'\s]+", "module-path=MODULE"),
     (r"/\S+/key\.json", "FILE"),
 )
 

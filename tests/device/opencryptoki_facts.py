@@ -94,7 +94,7 @@ def test_if_the_daemon_is_stopped_the_hint_names_it(stack: Stack) -> None:
         try:
             open_device(access(KEY))
         except HsmSignerError as error:
-            tell(error.hint)
+            tell(" ".join([str(error.hint), *error.commands]))
         """,
     )
-    assert "systemctl start pkcsslotd" in hint
+    assert "systemctl enable --now pkcsslotd" in hint

@@ -351,7 +351,7 @@ ca_bundle = "{entra.ca_file}"
         assert [request.status for request in entra.requests] == [200]
 
     def test_a_missing_profile_is_named(self, config: Path) -> None:
-        with pytest.raises(ConfigError, match="no profile 'dev'; it has prod"):
+        with pytest.raises(ConfigError, match=r"no profile 'dev'\. It has prod"):
             HsmCredential.from_profile("dev", config=str(config))
 
     def test_arguments_of_the_program_complete_a_profile(self, config: Path) -> None:

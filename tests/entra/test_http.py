@@ -110,14 +110,14 @@ def test_a_repr_does_not_show_the_body() -> None:
 
 def test_a_redirect_is_not_followed(serve: Serve, received: list[bytes]) -> None:
     port = serve(status(302, "Location: https://user@evil.example/steal?x=1"))
-    with pytest.raises(NetworkError, match=r"answered 302, a redirect to evil\.example;"):
+    with pytest.raises(NetworkError, match=r"answered 302, a redirect to evil\.example\."):
         post(f"http://127.0.0.1:{port}/")
     assert len(received) == 1
 
 
 def test_a_redirect_within_the_host_is_not_followed_either(serve: Serve) -> None:
     port = serve(status(308, "Location: /elsewhere"))
-    with pytest.raises(NetworkError, match=f"redirect to 127.0.0.1:{port};"):
+    with pytest.raises(NetworkError, match=rf"redirect to 127\.0\.0\.1:{port}\."):
         post(f"http://127.0.0.1:{port}/")
 
 
@@ -355,7 +355,7 @@ def test_a_get_is_retried(serve: Serve, clock: Clock) -> None:
 
 def test_a_get_does_not_follow_a_redirect(serve: Serve, received: list[bytes]) -> None:
     port = serve(status(302, "Location: https://evil.example/"))
-    with pytest.raises(NetworkError, match=r"redirect to evil\.example; redirects"):
+    with pytest.raises(NetworkError, match=r"redirect to evil\.example\. hsm-signer does not follow redirects"):
         HttpClient(timeout=5).get(f"http://127.0.0.1:{port}/")
     assert len(received) == 1
 

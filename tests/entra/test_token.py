@@ -197,7 +197,7 @@ def test_throttling_is_waited_out(
         (Endless(), "more than 1048576 bytes"),
         (Html(), r"is not a token response \(status 200, text/html"),
         (Html(status=403), r"is not a token response \(status 403, text/html"),
-        (Redirect("https://evil.example/?x"), r"redirect to evil\.example;"),
+        (Redirect("https://evil.example/?x"), r"redirect to evil\.example\."),
         (NoAccessToken(), r"no usable access_token \(status 200, application/json"),
         (Throttled("3600"), "It accepts no request before"),
     ],
