@@ -29,6 +29,7 @@ from hsm_signer.device.match import (
 from hsm_signer.device.module_search import ModuleReference, find_module, is_name, modules_to_search, no_modules
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, DeviceError, DeviceNotFound, HsmSignerError
+from hsm_signer.system.threads import NO_THREAD_HINT
 
 _PROGRAM = "hsm_signer.device.search"
 
@@ -148,7 +149,11 @@ def look_through_all(
 
     for index, module in enumerate(modules):
         # A daemon: Ctrl-C does not wait for it, and its process dies with it.
-        threading.Thread(target=look, args=(index, module), daemon=True).start()
+        try:
+            threading.Thread(target=look, args=(index, module), daemon=True).start()
+        except RuntimeError:
+            message = f"No thread could be started to look through {module.path}."
+            answers.put((index, Seen(reason=DeviceError(message, hint=NO_THREAD_HINT))))
     found: dict[int, Seen] = {}
 
     def collect(seconds: float | None) -> None:

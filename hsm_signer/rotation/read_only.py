@@ -50,9 +50,11 @@ def _without_certificate(
     slot = _slot(context, uri)
     if slot is None:
         return DeviceReadOnly(what, hint="Store its certificate with the device's own tool. Then run rotate again.")
-    error = DeviceReadOnly(what, hint="Create its certificate with the card's own tool. Then run rotate again:")
-    error.commands = (f"ykman piv keys export {slot} public.pem", _make_certificate(context, current, slot))
-    return error
+    return DeviceReadOnly(
+        what,
+        hint="Create its certificate with the card's own tool. Then run rotate again:",
+        commands=(f"ykman piv keys export {slot} public.pem", _make_certificate(context, current, slot)),
+    )
 
 
 def _without_next_key(context: RotationContext, refusal: DeviceReadOnly, current: Pkcs11Uri) -> DeviceReadOnly:
@@ -66,16 +68,15 @@ def _without_next_key(context: RotationContext, refusal: DeviceReadOnly, current
     slot = slot_of(chosen) or ""
     # OpenSC shows no key without a certificate: a slot that looks free may have one.
     loses = "This replaces the key" if chosen in taken else "This replaces any key that is"
-    error = DeviceReadOnly(
+    return DeviceReadOnly(
         refusal.message,
         hint=f"Generate the next key with the card's own tool, and name it with --next. {loses} in slot {slot}:",
+        commands=(
+            f"ykman piv keys generate --algorithm RSA2048 {slot} public.pem",
+            _make_certificate(context, current, slot),
+            context.profile.command_line("rotate", "--next", str(replace(current, object=None, id=chosen))),
+        ),
     )
-    error.commands = (
-        f"ykman piv keys generate --algorithm RSA2048 {slot} public.pem",
-        _make_certificate(context, current, slot),
-        context.profile.command_line("rotate", "--next", str(replace(current, object=None, id=chosen))),
-    )
-    return error
 
 
 def _make_certificate(context: RotationContext, current: Pkcs11Uri, slot: str) -> str:

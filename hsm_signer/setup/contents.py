@@ -250,15 +250,14 @@ class OpenDevice:
 
         self.close()
         if not self._guide.wait_for_person(what.instruction, what.commands):
-            error = self._no_key("it is made by another tool")
-            error.commands = what.commands
-            raise error
+            raise self._no_key("another tool has to make it", what.commands)
         # OpenSC remembers what was on the card.
         load(self._access).reinitialize(self._access.timeout, self._access.operator.slow)
         raise LookAgain
 
-    def _no_key(self, why: str) -> KeyNotFound:
+    def _no_key(self, why: str, commands: tuple[str, ...] = ()) -> KeyNotFound:
         return KeyNotFound(
             f"{self.candidate.name} has no key that Entra can use, and {why}.",
-            hint="Make an RSA key of at least 2048 bits, then run the command again:",
+            hint=f"Make an RSA key of at least 2048 bits, then run the command again{':' if commands else '.'}",
+            commands=commands,
         )

@@ -1,13 +1,15 @@
 """Of all modules, the one that shows the device is chosen; never one of two devices."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hsm_signer.device.lane import log_slow
 from hsm_signer.device.match import DeviceInfo
 from hsm_signer.device.module_search import ModuleReference
-from hsm_signer.device.search import Seen, choose_module
+from hsm_signer.device.search import Seen, choose_module, look_through_all
 from hsm_signer.device.uri import Pkcs11Uri
 from hsm_signer.errors import DeviceAmbiguous, DeviceError, DeviceNotFound
 
@@ -85,3 +87,14 @@ def test_if_they_wait_for_different_things_doctor_tells_each() -> None:
         choose_module(Pkcs11Uri(), [(OPENSC, Seen(reason=reasons[0])), (VENDOR, Seen(reason=reasons[1]))])
     assert refused.value.message == "No device was found through opensc-pkcs11, /opt/vendor.so."
     assert refused.value.commands == ("hsm-signer doctor",)
+
+
+def test_if_no_thread_can_be_started_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    (seen,) = look_through_all([ModuleReference(Path("/x.so"))], {}, 1, log_slow)
+    assert seen.reason is not None
+    assert "No thread could be started" in seen.reason.message
+    assert "ulimit -u" in str(seen.reason.hint)
