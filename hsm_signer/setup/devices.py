@@ -95,19 +95,23 @@ def variables_of(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
 def none_found(modules: Sequence[ModuleFacts], wanted: Pkcs11Uri | None) -> DeviceError:
     """Return the error for a search that found no device."""
     looked = ", ".join(module.name or module.path for module in modules) or "no module"
-    problems = [module.problem for module in modules if module.problem is not None]
     if wanted is not None:
         seen = ", ".join(str(each.uri) for each in candidates(modules)) or "none"
         return DeviceNotFound(
             f"No device matches --key {wanted.redacted}. Devices found: {seen}.",
             hint="Plug the device in, or correct --key.",
         )
-    if problems:
-        first = problems[0]
-        return DeviceNotFound(f"No device was found (looked through {looked}). {first.message}", hint=first.hint)
+    known = [reason for module in modules for reason in (module.problem, module.absence) if reason is not None]
+    reasons = {reason.message: reason for reason in known}
+    message = f"No device was found (looked through {looked})."
+    if len(reasons) == 1:
+        (reason,) = reasons.values()
+        return DeviceNotFound(f"{message} {reason.message}", hint=reason.hint, commands=reason.commands)
     return DeviceNotFound(
-        f"No device was found (looked through {looked}).",
-        hint="Plug the device in and run the command again, or name the vendor's library with --module.",
+        message,
+        hint="Plug the device in and run the command again, or name the vendor's library with --module. If it is "
+        "plugged in, see what is missing:",
+        commands=("hsm-signer doctor",),
     )
 
 

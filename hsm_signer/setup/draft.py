@@ -10,7 +10,7 @@ from hsm_signer.config.edit import ProfilePlace, Value, profile_place
 from hsm_signer.config.file import ProfileTable, read_profile_table
 from hsm_signer.config.profile import Profile, draft_profile
 from hsm_signer.config.settings import SETTINGS
-from hsm_signer.config.values import KeySetting, Source
+from hsm_signer.config.values import KeySetting, Source, absolute
 from hsm_signer.errors import ConfigError
 
 SUGGESTIONS = ("tenant", "client_id")
@@ -127,7 +127,6 @@ def conflict_error(draft: Draft) -> ConfigError:
 
 
 def _stored(name: str, value: object) -> Value:
-    here = Path.cwd()
     match value:
         case bool():
             return value
@@ -135,7 +134,7 @@ def _stored(name: str, value: object) -> Value:
             return value[0] if len(value) == 1 else [str(each) for each in value]
     text = str(value)
     if name in ("certificate", "ca_bundle"):
-        return str(here / os.path.expanduser(text))
+        return str(absolute(Path(os.path.expanduser(text)), SETTINGS[name].option))
     if name == "pin_source" and text.startswith("file:") and not text.startswith("file:/"):
-        return f"file:{here / text.removeprefix('file:')}"
+        return f"file:{absolute(Path(text.removeprefix('file:')), SETTINGS[name].option)}"
     return float(text) if name in ("device_timeout", "network_timeout", "lifetime", "grace") else text

@@ -109,6 +109,7 @@ class Setup:
         Raises:
             HsmSignerError: it cannot be done, and the message says what to do.
         """
+        self._check_given()
         candidate = self._choose_device()
         self._ask_about_app()
         opened, option = self._find_key(candidate)
@@ -160,6 +161,13 @@ class Setup:
             for module in modules
         ]
 
+    def _check_given(self) -> None:
+        """Refuse what cannot be right before a device is looked for."""
+        if self._profile.client_id:
+            _require_guid(self._profile)
+        if not missing_settings(self._profile, "tenant"):
+            _require_endpoint(self._profile)
+
     def _ask_about_app(self) -> None:
         for name in missing_settings(self._profile, "tenant", "client_id", "scope"):
             default = DEFAULT_SCOPE if name == "scope" else self._draft.suggestions.get(name)
@@ -175,9 +183,7 @@ class Setup:
             read = setting.read(answer, Source(setting.option))
             known = replace(profile, **{name: read})
             if name == "tenant":
-                resolve_endpoint(
-                    tenant=known.tenant, cloud=known.cloud, authority=known.authority, audience=known.audience
-                )
+                _require_endpoint(known)
             elif name == "client_id":
                 _require_guid(known)
             elif name == "scope":
@@ -272,6 +278,16 @@ class Setup:
 def _typed_pin_source(profile: Profile) -> str | None:
     """Return the PIN source that the URI of the key has: the URI that is written names the key alone."""
     return profile.key[0].pin_source if profile.key else None
+
+
+def _require_endpoint(profile: Profile) -> None:
+    resolve_endpoint(
+        tenant=profile.tenant,
+        cloud=profile.cloud,
+        authority=profile.authority,
+        token_endpoint=profile.token_endpoint,
+        audience=profile.audience,
+    )
 
 
 def _require_guid(profile: Profile) -> None:

@@ -275,3 +275,16 @@ def test_a_relative_path_is_the_same_path_in_the_next_run(program: Program, answ
     for _ in range(2):
         result = set_up(program, answers, "--offline", "--certificate", "app.der")
         assert result.status == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"tenant": "common"}, "common"), ({"client_id": "x"}, "not a GUID")],
+)
+def test_a_tenant_or_client_that_cannot_be_right_is_refused_before_a_device_is_looked_for(
+    program: Program, changes: dict[str, str], said: str
+) -> None:
+    given = {"tenant": TENANT, "client_id": CLIENT, "key": "pkcs11:token=nowhere", **changes}
+    result = program("init", "--yes", *options(given))
+    assert (result.status, result.stdout) == (2, "")
+    assert said in result.stderr
