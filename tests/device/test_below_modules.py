@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,42 @@ import pytest
 import hsm_signer
 from tests.support.stacks.tpm import TpmStack
 
-# Root may write everywhere. Without these capabilities it is bound to modes and owners as every user is.
-_ORDINARY = "-dac_override,-dac_read_search"
+# Root may write everywhere. Without this capability, modes and owners bind it as they bind every user. It keeps the one
+# to read everywhere, because the checkout may be in a home directory that only its owner may enter.
+_ORDINARY = "-dac_override"
+# The same for reading, once everything is imported: capset(2), CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+_UNABLE_TO_READ = """
+import ctypes, importlib, pkgutil
+import hsm_signer, typer
+for package in (hsm_signer, typer):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith(("__main__", "_winconsole")):
+            importlib.import_module(module.name)
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capget(header, sets) == 0
+for index in range(3):
+    sets[index] &= ~0b110
+assert ctypes.CDLL(None).capset(header, sets) == 0
+"""
 _NOBODY = 65534
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody with nothing in the home directory."""
+    """Somebody with nothing in the home directory.
+
+    Attributes:
+        reads_everything: whether root may read every file. If not, its commands can start no process of ours.
+    """
 
     home: Path
+    reads_everything: bool = True
 
     def runs(self, *arguments: str, **environment: str) -> dict[str, Any]:
         """Run the command line with ``-o json``, and return its answer, or its error."""
         within = ("setpriv", f"--bounding-set={_ORDINARY}", f"--inh-caps={_ORDINARY}") if os.geteuid() == 0 else ()
-        program = (sys.executable, "-c", "from hsm_signer.cli import main; main()", *arguments, "-o", "json")
+        before = "" if self.reads_everything or os.geteuid() != 0 else _UNABLE_TO_READ
+        program = (sys.executable, "-c", f"{before}from hsm_signer.cli import main; main()", *arguments, "-o", "json")
         root = str(Path(hsm_signer.__file__).parents[1])
         done = subprocess.run(
             [*within, *program],
@@ -169,7 +190,7 @@ class TestSoftHsm:
 
     def test_a_configuration_that_cannot_be_read(self, person: Person, tmp_path: Path) -> None:
         file = closed(self.configured(tmp_path, tmp_path))
-        error = person.tries("softhsm2", SOFTHSM2_CONF=str(file))
+        error = replace(person, reads_everything=False).tries("softhsm2", SOFTHSM2_CONF=str(file))
         assert f"may not read SoftHSM's configuration, {file}" in error["message"]
 
     def test_a_directory_that_does_not_exist(self, person: Person, tmp_path: Path) -> None:
@@ -181,7 +202,7 @@ class TestSoftHsm:
         tokens = tmp_path / "tokens"
         tokens.mkdir()
         file = self.configured(tmp_path, closed(tokens))
-        error = person.tries("softhsm2", SOFTHSM2_CONF=str(file))
+        error = replace(person, reads_everything=False).tries("softhsm2", SOFTHSM2_CONF=str(file))
         assert f"may not use the directory of SoftHSM's devices, {tokens}" in error["message"]
 
 
