@@ -68,7 +68,7 @@ def no_device(module: ModuleFacts, label: str) -> Advice | None:
         return None
     if "tpm2_pkcs11" in file:
         return Advice(
-            "The TPM's store holds no token yet. Choose a PIN, and run these in another terminal:",
+            "The TPM's store has no device yet. Choose a PIN, and run these in another terminal:",
             (
                 "tpm2_ptool init",
                 f"tpm2_ptool addtoken --pid=1 --label={shlex.quote(label)} --userpin=PIN --sopin=SOPIN",
@@ -76,7 +76,7 @@ def no_device(module: ModuleFacts, label: str) -> Advice | None:
         )
     if "softhsm" in file:
         return Advice(
-            "SoftHSM holds no token yet. Run this in another terminal. It asks for the PINs:",
+            "SoftHSM has no device yet. Run this in another terminal. It asks for the PINs:",
             (f"softhsm2-util --init-token --free --label {shlex.quote(label)}",),
         )
     return None

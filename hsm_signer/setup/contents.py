@@ -174,7 +174,7 @@ class OpenDevice:
         if certificate.is_attestation:
             raise CertificateUnusable(
                 f"{file} holds only the device's attestation certificate, which cannot be used to sign in.",
-                hint="Leave out --certificate to have one made.",
+                hint="Omit --certificate: then init makes one.",
             )
         require_usable(certificate, signer.public_key, self._now())
         return certificate

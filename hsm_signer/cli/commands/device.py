@@ -105,7 +105,7 @@ def forget_pin_failures(
     print_as(output, {"forgotten": forgotten}, "\n".join(lines) or f"There is nothing to forget in {directory}.")
     if not forgotten and output is Output.TEXT:
         print_note(
-            "Nothing was forgotten. Each user and each service has a record of its own: for a service, run this as its "
+            "Nothing was forgotten. Each user and each service has its own record: for a service, run this as its "
             "user\nwith its state directory, for example:\n"
             f"  {format_forget_command(Path('/var/lib/hsm-signer'), 'svc', is_reader=False)}"
         )
